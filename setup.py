@@ -1,0 +1,66 @@
+"""Packaging. The versions that the tests ran with are pinned in constraints.txt."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+TEST = [
+    "beartype>=0.22",
+    "pytest>=9.0",
+    "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
+    "ipykernel>=7.0",
+    "matplotlib>=3.10",
+    "nbclient>=0.10.4",
+]
+LINT = ["import-linter>=2.10", "pyright[nodejs]>=1.1.400", "ruff>=0.14"]
+
+setup(
+    name="vit_jax",
+    version="0.1.0",
+    description="Vision Transformers in JAX and Flax: pretrain, fine-tune, predict.",
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["vit_jax", "vit_jax.*"]),
+    package_data={"vit_jax": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.3",
+        "filelock>=3.20",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        # tensorflow-datasets imports it without declaring it.
+        "importlib_resources>=6.5",
+        "jax>=0.10.2",
+        "jaxtyping>=0.3.5",
+        "ml-collections>=1.1.0",
+        "ml_dtypes>=0.5",
+        "numpy>=2.0",
+        "opencv-python-headless>=4.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "pillow>=12.0",
+        "requests>=2.32",
+        "rich>=14.0",
+        "safetensors>=0.6",
+        # Carries the embedded digits.
+        "scikit-learn>=1.7",
+        "tensorboardX>=2.6.4",
+        "tensorflow-datasets>=4.9.10",
+        "urllib3>=2.2",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda12": ["jax[cuda12]>=0.10.2"],
+        "cuda13": ["jax[cuda13]>=0.10.2"],
+        # TensorFlow, once, to prepare a set of tensorflow-datasets.
+        "prepare": ["tensorflow>=2.20"],
+        # Compiles for TPUs that are not there.
+        "plan": ["libtpu>=0.0.52"],
+        "notebook": ["ipykernel>=7.0", "matplotlib>=3.10"],
+        "test": TEST,
+        "dev": TEST + LINT,
+    },
+)

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from vit_jax.checkpoints.description import SCHEMA_VERSION, Description
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.errors import UserError
+from vit_jax.models.architecture import Architecture
+
+
+@pytest.fixture
+def description():
+    architecture = Architecture.from_variant(
+        "Ti/16", image_size=(32, 48), num_classes=2
+    )
+    return Description(
+        architecture,
+        Preprocessing(
+            image_size=(32, 48), eval_transform="resize", mean=(0.1, 0.2, 0.3)
+        ),
+        ("Katze", "犬"),
+        {"image_size": (32, 48), "learning_rate": 0.1, "model": {"variant": "Ti/16"}},
+        step=12,
+    )
+
+
+def test_survives_json(description):
+    text = json.dumps(description.to_dict())
+    assert Description.from_dict(json.loads(text)) == description
+    assert json.loads(text)["schema_version"] == SCHEMA_VERSION == 1
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+def test_other_schema_versions_are_refused(description, version):
+    values = description.to_dict() | {"schema_version": version}
+    with pytest.raises(
+        UserError, match=f"schema version {version!r}.* reads version 1"
+    ):
+        Description.from_dict(values)
+
+
+def test_unknown_and_missing_keys_are_refused(description):
+    values = description.to_dict()
+    del values["class_names"]
+    with pytest.raises(
+        UserError, match=r"missing or unknown are \['class_names', 'x'\]"
+    ):
+        Description.from_dict(values | {"x": 1})
+    values = description.to_dict()
+    values["architecture"]["flavour"] = 1
+    with pytest.raises(UserError, match=r"cannot be read by this.*flavour"):
+        Description.from_dict(values)
+
+
+def test_does_not_change_with_the_config_it_was_given(description):
+    config = {"model": {"variant": "Ti/16"}}
+    copy = Description(
+        description.architecture, description.preprocessing, ("a",), config, 1
+    )
+    config["model"]["variant"] = "B/16"
+    assert copy.config == {"model": {"variant": "Ti/16"}}

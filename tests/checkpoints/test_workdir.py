@@ -1,0 +1,122 @@
+import json
+import os
+
+import pytest
+
+from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints.workdir import claim, locate, write_atomically
+from vit_jax.errors import UserError
+
+CONFIG = {"lr": 0.1, "image_size": (32, 48), "model": {"variant": "B/16", "rate": 0.0}}
+
+
+def test_the_first_run_writes_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    claim("runs/a", CONFIG)
+    assert sorted(os.listdir("runs/a")) == ["config.json"]
+    written = json.loads((tmp_path / "runs/a/config.json").read_text())
+    assert written == {**CONFIG, "image_size": [32, 48]}
+
+
+def test_the_same_config_goes_on(tmp_path):
+    claim(tmp_path, CONFIG)
+    claim(tmp_path, {**CONFIG, "image_size": [32, 48]})
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_a_directory_without_any_training_may_be_claimed_anew(tmp_path):
+    claim(tmp_path, CONFIG)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    claim(tmp_path, {**CONFIG, "lr": 0.2})
+    assert json.loads((tmp_path / "config.json").read_text())["lr"] == 0.2
+    (tmp_path / "checkpoints/0").mkdir()
+    with pytest.raises(UserError, match=r"lr: 0.2 → 0.1"):
+        claim(tmp_path, CONFIG)
+
+
+def test_another_config_is_refused_with_every_difference(tmp_path):
+    claim(tmp_path, {**CONFIG, "old": None, "flag": True})
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    other = {**CONFIG, "flag": 1, "model": {"variant": "B/32", "rate": 0.0}, "new": {}}
+    with pytest.raises(UserError) as error:
+        claim(tmp_path, other)
+    _, *lines, _ = str(error.value).splitlines()
+    assert "4 keys differ (there → here)" in str(error.value)
+    assert lines == [
+        "  flag: true → 1",
+        '  model.variant: "B/16" → "B/32"',
+        "  new: (absent) → {}",
+        "  old: null → (absent)",
+    ]
+    with pytest.raises(UserError, match=r"1 key differs.*\n  lr: 0.1 → 0.2\n"):
+        claim(tmp_path, {**CONFIG, "old": None, "flag": True, "lr": 0.2})
+    claim(tmp_path, {**CONFIG, "old": None, "flag": True})  # nothing was overwritten
+
+
+@pytest.mark.parametrize(("count", "last"), [(10, "k9: 0 → 1"), (13, "… and 3 more")])
+def test_ten_differences_are_listed(tmp_path, count, last):
+    keys = [f"k{i}" for i in range(count)]
+    claim(tmp_path, dict.fromkeys(keys, 0))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=f"{count} keys differ") as error:
+        claim(tmp_path, dict.fromkeys(keys, 1))
+    lines = str(error.value).splitlines()[1:-1]
+    assert sum("→" in line for line in lines) == 10
+    assert lines[-1].strip() == last
+
+
+def test_what_cannot_be_a_work_directory(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/config.json").write_text('{"lr": ')
+    (tmp_path / "torn/metrics.jsonl").write_text("{}\n")
+    (tmp_path / "stray/checkpoints/3").mkdir(parents=True)
+    expected = {
+        tmp_path / "file": "file is a file",
+        tmp_path / "file/run": "cannot be written to.*Not a directory",
+        tmp_path / "torn": "is not the config of a run",
+        tmp_path / "stray": "holds checkpoints but no config.json",
+        "/proc/run": "cannot be written to",  # for root, too
+        "gs://bucket/run": "gcsfuse",
+        "": "is empty",
+    }
+    for path, text in expected.items():
+        with pytest.raises(UserError, match=text):
+            claim(path, CONFIG)
+
+
+def test_a_directory_that_became_read_only_is_refused(tmp_path, monkeypatch):
+    claim(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(workdir.Path, "touch", refuse)  # permissions do not bind root
+    with pytest.raises(UserError, match=r"cannot be written to \(Permission denied\)"):
+        claim(tmp_path, CONFIG)
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    write_atomically(file, "old")
+    write_atomically(file, "new ×")
+    assert file.read_text(encoding="utf-8") == "new ×"
+
+    def disk_full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workdir.os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, "newer")
+    assert file.read_text(encoding="utf-8") == "new ×"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert locate("out") == tmp_path / "out"
+    assert locate(tmp_path / "a/../b") == tmp_path / "b"
+    assert str(locate("~/run")) == "/home/me/run"

@@ -1,0 +1,152 @@
+"""Every shipped recipe: resolved, checked, lowered, and trained small."""
+
+import pathlib
+
+import jax
+import pytest
+
+from vit_jax.data.datasets import PRESETS
+from vit_jax.main import load_recipe
+from vit_jax.train import build
+from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.setup import set_up
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+# Every recipe with the arguments it knows; the first is its default.
+ARGUMENTS = {
+    "b16": ["", *(name for name in PRESETS if "imagenet21k" != name != "jft300m")],
+    "cifar": ["", "cifar10", "cifar100", "digits"],
+    "pretrain": [
+        "",
+        "B/16,imagenet21k",
+        "B/32,jft300m",
+        "L/32,jft300m",
+        "L/16,jft300m",
+        "H/14,jft300m",
+        "L/16,imagenet21k",
+        "S/16,imagenet2012",
+        "B/16,digits",
+    ],
+    "quickstart": ["pretrain", "finetune", "control"],
+}
+ALL = [(name, argument) for name, some in ARGUMENTS.items() for argument in some]
+
+# What makes any recipe small enough to train here.
+REDUCED = (
+    "--config.dataset=digits",
+    "--config.train_split=train",
+    "--config.eval_split=test",
+    "--config.pretrained=",
+    "--config.image_size=8",
+    "--config.batch_size=16",
+    "--config.accum_steps=2",
+    "--config.eval_batch_size=360",
+    "--config.total_steps=2",
+    "--config.warmup_steps=1",
+    "--config.augment.eval=resize",
+    "--config.augment.train=resize(10)|random_crop",
+    "--config.model.variant=Ti/4",
+    "--config.model.width=16",
+    "--config.model.depth=1",
+    "--config.model.mlp_dim=32",
+    "--config.model.num_heads=2",
+)
+
+
+def load(name, argument="", *overrides):
+    suffix = f":{argument}" if argument else ""
+    return load_recipe(["main", f"--config={CONFIGS / name}.py{suffix}", *overrides])[0]
+
+
+def test_every_recipe_is_listed_here():
+    assert sorted(ARGUMENTS) == sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+@pytest.mark.parametrize(("name", "argument"), ALL)
+def test_resolves_without_weights_or_data(name, argument):
+    setup = set_up(load(name, argument))
+    assert setup.config.total_steps > setup.config.warmup_steps
+    state = setup.abstract_state()
+    assert state.params["head"]["kernel"].shape[-1] == setup.info.num_classes
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_lowers_at_full_size(name):
+    config = load(name, ARGUMENTS[name][0])
+    mesh = set_up(config).mesh
+    step, arguments = build(config, mesh)
+    text = step.lower(*arguments).as_text()
+    assert "stablehlo.dot_general" in text
+    assert f"tensor<{config.batch_size}x" in text
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_trains_small(name, tmp_path):
+    config = load(name, ARGUMENTS[name][0], *REDUCED)
+    numbers = train_and_evaluate(config, str(tmp_path))
+    assert numbers["examples"] == 360
+    assert 0 < numbers["loss"] < 100
+
+
+@pytest.mark.parametrize(
+    ("argument", "epochs", "rate", "schedule", "decay", "dropout", "clip"),
+    [
+        # ViT paper, table 3.
+        ("B/32,jft300m", 7, 8e-4, "linear", 0.1, 0.0, 0.0),
+        ("L/32,jft300m", 7, 6e-4, "linear", 0.1, 0.0, 0.0),
+        ("L/16,jft300m", 14, 4e-4, "linear", 0.1, 0.0, 0.0),
+        ("H/14,jft300m", 14, 3e-4, "linear", 0.1, 0.0, 0.0),
+        ("B/16,imagenet21k", 90, 1e-3, "linear", 0.03, 0.1, 0.0),
+        ("L/16,imagenet21k", 90, 1e-3, "linear", 0.03, 0.1, 0.0),
+        ("B/16,imagenet2012", 300, 3e-3, "cosine", 0.3, 0.1, 1.0),
+    ],
+)
+def test_pretraining_rows_of_the_paper(
+    argument, epochs, rate, schedule, decay, dropout, clip
+):
+    config = load("pretrain", argument)
+    assert config.total_epochs == epochs
+    assert config.learning_rate == rate
+    assert config.schedule == schedule
+    assert config.weight_decay == decay
+    assert config.model.dropout_rate == dropout
+    assert config.grad_clip_norm == clip
+    assert (config.batch_size, config.warmup_steps) == (4096, 10_000)
+    assert (config.loss, config.model.head_bias) == ("sigmoid", -10.0)
+    assert (config.b1, config.b2) == (0.9, 0.999)
+    architecture = set_up(config).architecture
+    assert architecture.pre_logits == architecture.width
+
+
+def test_fine_tuning_of_the_paper():
+    config = load("b16")
+    assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 0)
+    assert (config.batch_size, config.grad_clip_norm) == (512, 1.0)
+    assert (config.schedule, config.image_size) == ("cosine", (384,))
+    assert config.posemb_resize == "google"
+    assert config.reset_head
+    steps = {name: load("b16", name).total_steps for name in ARGUMENTS["b16"] if name}
+    assert steps == {
+        "cifar10": 10_000,
+        "cifar100": 10_000,
+        "imagenet2012": 20_000,
+        "oxford_iiit_pet": 500,
+        "oxford_flowers102": 500,
+        "digits": 500,
+    }
+    setup = set_up(config)
+    assert setup.architecture.grid == (24, 24)
+    # Published: 86,859,496 parameters at 384 with a thousand classes; here are ten.
+    params = sum(x.size for x in jax.tree.leaves(setup.abstract_state().params))
+    assert params == 86_859_496 - 990 * 769
+
+
+def test_the_small_model_has_64_and_one_tokens():
+    architecture = set_up(load("cifar")).architecture
+    assert (architecture.width, architecture.num_tokens) == (128, 65)
+
+
+def test_another_folder_gets_the_documented_default(tmp_path):
+    config = load("b16", str(tmp_path))
+    assert (config.dataset, config.total_steps) == (str(tmp_path), 500)

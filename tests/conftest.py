@@ -1,0 +1,134 @@
+"""Eight simulated devices on the CPU, and the strict settings every test runs with."""
+
+import copy
+import dataclasses
+import os
+import pathlib
+import sys
+
+# Child processes of the tests inherit all of this from the environment.
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Eight devices; and no time spent on making programs fast that run for milliseconds.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+# Many tests and their child processes compile the same small programs.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+import jax
+import pytest
+from absl import flags
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The shapes in the signatures of the mathematics are checked at every call.
+install_import_hook("vit_jax.models", "beartype.beartype")
+
+# Grain reads absl flags; pytest's own arguments are none of them.
+flags.FLAGS(["pytest"])
+
+
+@pytest.fixture
+def rng_key():
+    """The key that a test splits as it needs."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def run_command(monkeypatch):
+    """Runs a command's module as its user would, every call with flags of its own.
+
+    A command keeps its flags in the module: parsed there, they would reach later tests.
+    """
+    untouched = {}
+
+    def run(module, *arguments):
+        """Raises SystemExit with the message of a user error."""
+        from vit_jax import command
+
+        flag_values = copy.deepcopy(untouched.setdefault(module, module.FLAGS))
+        monkeypatch.setattr(module, "FLAGS", flag_values)
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        command.run(module.main, flag_values)
+
+    return run
+
+
+@pytest.fixture
+def make_workdir():
+    """Writes a work directory with a small model of random weights, and returns it."""
+    return _make_workdir
+
+
+def _make_workdir(
+    workdir, *, class_names=(), config=(), preprocessing=(), steps=(3,), **fields
+):
+    """`config`, `preprocessing` and `fields` (architecture) override single values."""
+    from vit_jax.checkpoints.description import Description
+    from vit_jax.checkpoints.steps import Checkpoints
+    from vit_jax.checkpoints.workdir import claim
+    from vit_jax.config import default_config, to_plain
+    from vit_jax.data.preprocessing import Preprocessing
+    from vit_jax.models.architecture import Architecture
+    from vit_jax.models.vit import VisionTransformer
+
+    sizes = {"width": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2}
+    inputs = {"patch_size": (4, 4), "image_size": (8, 8)}
+    classes = {"num_classes": len(class_names) or 10}
+    architecture = Architecture(**{**sizes, **inputs, **classes, **fields})
+    images = jax.numpy.zeros((1, *architecture.image_size, architecture.channels))
+    key, head_key = jax.random.split(jax.random.key(0))
+    params = jax.jit(VisionTransformer(architecture).init)(key, images)["params"]
+    if "head" in params:  # which starts at zero, and would make all logits alike
+        kernel = params["head"]["kernel"]
+        params["head"]["kernel"] = jax.random.normal(head_key, kernel.shape)
+    plain = to_plain(default_config()) | dict(config)
+    claim(workdir, plain)
+    description = Description(
+        architecture=architecture,
+        preprocessing=Preprocessing(
+            architecture.image_size, architecture.channels, **dict(preprocessing)
+        ),
+        class_names=tuple(class_names),
+        config=plain,
+        step=steps[0],
+    )
+    with Checkpoints(workdir, keep=len(steps)) as checkpoints:
+        for step in steps:
+            opt_state = {"count": jax.numpy.zeros(())}
+            saved = dataclasses.replace(description, step=step)
+            checkpoints.save(step, params, opt_state, saved)
+    return workdir
+
+
+@pytest.fixture
+def tiny_config():
+    """A function of overrides: a recipe on the digits that trains in a second."""
+    from vit_jax.config import default_config
+
+    def make(**values):
+        config = default_config()
+        config.name = "tiny"
+        config.dataset = "digits"
+        config.image_size = (8,)
+        config.batch_size = 16
+        config.eval_batch_size = 360
+        config.total_steps = 4
+        config.log_every = 1
+        config.checkpoint_every = 2
+        config.learning_rate = 1e-2
+        config.augment.train = "resize(10)|random_crop"
+        config.model.variant = "Ti/4"
+        config.model.width = 16
+        config.model.depth = 2
+        config.model.mlp_dim = 32
+        config.model.num_heads = 2
+        config.loader_threads = 2
+        config.update_from_flattened_dict(values)
+        return config
+
+    return make

@@ -1,0 +1,163 @@
+"""Prepared tensorflow-datasets sets, read where TensorFlow is not installed."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from vit_jax import prepare
+from vit_jax.data import tfds_sets
+from vit_jax.data.datasets import describe
+from vit_jax.data.decode import decode
+from vit_jax.data.pipeline import eval_batches
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.sources import open_source
+from vit_jax.errors import UserError
+
+SETS = str(pathlib.Path(__file__).parents[1] / "fixtures" / "tfds")
+DIGITS = f"{SETS}/tiny_digits"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "data_dir"),
+    [("tiny_digits", SETS), (DIGITS, ""), (f"{DIGITS}/1.0.0", "")],
+)
+def test_a_set_by_name_and_by_folder(dataset, data_dir):
+    info = describe(dataset, data_dir=data_dir)
+    assert info.num_examples == {"train": 16, "test": 8}
+    assert (info.num_classes, info.multi_label) == (3, False)
+    source = open_source(dataset, "test", data_dir)
+    assert source.class_names == ("zero", "one", "two")
+    assert len(source) == 8
+    example = source[5]
+    assert example.name == "tiny_digits/test[5]"
+    assert isinstance(example.image, bytes)
+    assert decode(example.image).shape == (12, 12, 3)
+    assert {source[i].label for i in range(8)} == {0, 1, 2}
+    kinds = {open_source(dataset, "train", data_dir)[i].image[1:4] for i in range(16)}
+    assert kinds == {b"PNG", b"\xd8\xff\xe0"}  # PNG and JPEG, still encoded
+    assert "tensorflow" not in sys.modules
+
+
+def test_slices_are_parts_of_the_split():
+    whole = open_source(DIGITS, "train")
+    images = [whole[i].image for i in range(16)]
+    for split, part in {
+        "train[:75%]": slice(0, 12),
+        "train[4:]": slice(4, 16),
+        "train[-3:]": slice(13, 16),
+    }.items():
+        source = open_source(DIGITS, split)
+        assert [source[i].image for i in range(len(source))] == images[part]
+    assert len(open_source(DIGITS, "train+test[:2]")) == 18
+    with pytest.raises(UserError, match=r"splits .*train \(16\)"):
+        open_source(DIGITS, "validation")
+
+
+def test_several_labels_become_a_multi_hot_row():
+    info = describe("tiny_tags", data_dir=SETS)
+    assert info.multi_label
+    assert info.class_names == ("round", "straight", "even", "odd")
+    # One split only: the last tenth is held out.
+    assert info.num_examples == {"train[:90%]": 5, "train[90%:]": 1}
+    source = open_source("tiny_tags", "train", SETS)
+    labels = [source[i].label for i in range(6)]
+    assert sorted(labels) == [(), (), (0, 2), (0, 2), (1, 3), (1, 3)]
+    batches = eval_batches(source, batch_size=6, preprocessing=Preprocessing((12, 12)))
+    with batches:
+        batch = next(batches)
+    assert batch["label"].dtype == np.float32
+    expected = [[float(k in label) for k in range(4)] for label in labels]
+    np.testing.assert_array_equal(batch["label"], expected)
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(UserError, match=r"'cifar1' is neither .* mean cifar10 or ci"):
+        open_source("cifar1")
+    with pytest.raises(UserError, match=r"'cifar10/nosuch' cannot be opened: .*nosuch"):
+        open_source("cifar10/nosuch")
+
+
+def test_a_set_without_random_access_gets_the_command():
+    for dataset, data_dir in (
+        ("tiny_tfrecord", SETS),
+        (f"{SETS}/tiny_tfrecord", ""),
+        (f"{SETS}/tiny_tfrecord/1.0.0", ""),
+    ):
+        with pytest.raises(UserError) as error:
+            open_source(dataset, data_dir=data_dir)
+        found = str(error.value)
+        assert "prepared as tfrecord, which cannot be read at random" in found
+        assert "pip install 'vit_jax[prepare]'" in found
+        assert found.endswith(f"-m vit_jax.prepare tiny_tfrecord --data_dir={SETS}")
+
+
+def test_several_prepared_sets_in_one_folder_are_listed(tmp_path):
+    for version in ("1.0.0", "1.0.1"):
+        shutil.copytree(f"{DIGITS}/1.0.0", tmp_path / version)
+    with pytest.raises(UserError, match=r"holds 2 prepared sets.*1\.0\.0, .*1\.0\.1"):
+        open_source(str(tmp_path))
+
+
+def tensorflow_installed(monkeypatch, answer: bool):
+    monkeypatch.setattr(tfds_sets, "tensorflow_is_installed", lambda: answer)
+
+
+def test_an_unprepared_set_gets_both_commands(tmp_path, monkeypatch):
+    tensorflow_installed(monkeypatch, False)
+    with pytest.raises(UserError) as error:
+        open_source("cifar10", data_dir=str(tmp_path))
+    lines = str(error.value).splitlines()
+    assert str(tmp_path) in lines[0]
+    assert lines[1].strip() == "pip install 'vit_jax[prepare]'"
+    command = f"python -m vit_jax.prepare cifar10 --data_dir={tmp_path}"
+    assert lines[2].strip() == command
+    with pytest.raises(UserError) as error:
+        prepare.prepare("cifar10", str(tmp_path))
+    assert str(error.value).splitlines()[1:] == lines[1:]
+
+
+def test_an_unprepared_set_is_prepared_in_another_process(tmp_path, monkeypatch):
+    # Stands in for the command, which needs TensorFlow: it finishes the folder.
+    data_dir = tmp_path / "data"
+    folder = data_dir / "cifar10" / "3.0.2"
+    calls = []
+
+    def run(command, **options):
+        calls.append(command)
+        shutil.copytree(f"{DIGITS}/1.0.0", folder)
+        for file in folder.iterdir():
+            file.rename(file.with_name(file.name.replace("tiny_digits", "cifar10")))
+        info = folder / "dataset_info.json"
+        text = info.read_text().replace("tiny_digits", "cifar10")
+        info.write_text(text.replace('"1.0.0"', '"3.0.2"'))
+        return subprocess.CompletedProcess(command, 0)
+
+    tensorflow_installed(monkeypatch, True)
+    monkeypatch.setattr(tfds_sets.subprocess, "run", run)
+    source = open_source("cifar10", "test", str(data_dir))
+    assert len(source) == 8
+    arguments = ["-m", "vit_jax.prepare", "cifar10", f"--data_dir={data_dir}"]
+    assert calls == [[sys.executable, *arguments]]
+
+
+def test_a_failed_preparation_is_an_error(tmp_path, monkeypatch):
+    def run(command, **options):
+        return subprocess.CompletedProcess(command, 1)
+
+    tensorflow_installed(monkeypatch, True)
+    monkeypatch.setattr(tfds_sets.subprocess, "run", run)
+    with pytest.raises(UserError, match=r"could not be prepared \(exit status 1; the"):
+        open_source("cifar10", data_dir=str(tmp_path))
+
+
+def test_the_command_refuses_without_a_traceback():
+    outcome = subprocess.run(
+        [sys.executable, "-m", "vit_jax.prepare"], capture_output=True, text=True
+    )
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith("error: expected the name of one dataset, found 0")
+    assert outcome.stdout == ""

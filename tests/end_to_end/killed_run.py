@@ -1,0 +1,81 @@
+"""Runs the training command and kills its own process at a chosen point.
+
+    killed_run.py POINT ARGUMENTS...
+
+POINT is `none`, `write:STEP:SPLIT` (before that line of the metrics), `torn:STEP`
+(half a line written), `evaluating:STEP` (after the first batch), `save:STEP` (before
+the arrays of that checkpoint are written) or `rename:STEP` (before it is visible).
+"""
+
+import os
+import signal
+import sys
+
+from vit_jax import main
+from vit_jax.train import evaluation, metrics
+
+
+def kill(*_args, **_options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(kind, step="", split="train"):
+    from orbax.checkpoint._src.path import atomicity
+
+    if kind in ("write", "torn"):
+        write = metrics.MetricWriter.write
+
+        def patched_write(self, at, of, values):
+            if (at, of) == (int(step), split):
+                if kind == "torn":
+                    self._stream.write(f'{{"step": {at}, "spl')
+                    self._stream.flush()
+                kill()
+            write(self, at, of, values)
+
+        metrics.MetricWriter.write = patched_write
+    elif kind == "evaluating":
+        count = iter(range(1, 100))
+        evaluate = evaluation.evaluate
+
+        def patched_evaluate(eval_step, params, batches, mesh, **options):
+            at = next(count) * EVAL_EVERY
+
+            def some():
+                for number, batch in enumerate(batches):
+                    if number == 1 and at == int(step):
+                        kill()
+                    yield batch
+
+            return evaluate(eval_step, params, some(), mesh, **options)
+
+        evaluation.evaluate = patched_evaluate
+    elif kind == "rename":
+        finalize = atomicity.AtomicRenameTemporaryPath.finalize
+
+        async def patched_finalize(self):
+            if self.get_final().name == step:
+                kill()
+            await finalize(self)
+
+        atomicity.AtomicRenameTemporaryPath.finalize = patched_finalize
+    elif kind == "save":
+        from vit_jax.train import reports
+
+        save = reports.Checkpoints.save
+
+        def patched_save(self, at, *state):
+            if at == int(step):
+                kill()
+            save(self, at, *state)
+
+        reports.Checkpoints.save = patched_save
+
+
+EVAL_EVERY = 4
+
+if __name__ == "__main__":
+    point, *arguments = sys.argv[1:]
+    arm(*point.split(":"))
+    sys.argv = ["vit_jax.main", *arguments]
+    main.main()

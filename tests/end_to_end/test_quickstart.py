@@ -1,0 +1,87 @@
+"""The quickstart's course, with a recipe that trains next to nothing."""
+
+import json
+import pathlib
+
+import pytest
+
+from vit_jax import quickstart
+
+RECIPE = """
+import runpy
+full = runpy.run_path({path!r})["get_config"]
+
+def get_config(part):
+    config = full(part)
+    config.image_size = (8,) if part == "pretrain" else (12,)
+    config.augment.train = "resize"
+    config.model.variant = "Ti/4"
+    config.model.width = 16
+    config.model.depth = 1
+    config.model.mlp_dim = 32
+    config.model.num_heads = 2
+    config.batch_size = 16
+    config.total_steps = 6
+    config.warmup_steps = 1
+    return config
+"""
+
+
+@pytest.fixture
+def reduced(tmp_path, monkeypatch):
+    recipe = tmp_path / "reduced.py"
+    path = pathlib.Path(__file__).parents[2] / quickstart.RECIPE
+    recipe.write_text(RECIPE.format(path=str(path)))
+    monkeypatch.setattr(quickstart, "RECIPE", recipe)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def call(run_command):
+    def call(workdir, *flags):
+        run_command(quickstart, f"--workdir={workdir}", *flags)
+
+    return call
+
+
+def test_runs_shows_goes_on_and_starts_afresh(reduced, call, capfd):
+    call(reduced)
+    shown = capfd.readouterr()
+    numbers = json.loads((reduced / "quickstart.json").read_text())
+    assert set(numbers) == {"pretrained", "finetuned", "control", "seconds"}
+    for name in ("pretrained", "finetuned", "control"):
+        assert 0 <= numbers[name] <= 1
+        assert f"{numbers[name]:.1%}" in shown.out
+    assert 5 < numbers["seconds"] < 600
+    # Every part is one of the public commands; the pictures got class names.
+    commands = [line.split()[3] for line in shown.err.splitlines() if line[:2] == "$ "]
+    assert commands == ["vit_jax.main"] * 3 + ["vit_jax.evaluate"] * 3 + [
+        "vit_jax.predict"
+    ]
+    assert len(list((reduced / "images").glob("*_is_?.png"))) == 5
+    assert shown.err.count("_is_") >= 10  # in the command and in what it prints
+    assert "position embeddings resized from 2×2 to 3×3" in shown.err
+
+    call(reduced)
+    again = capfd.readouterr()
+    assert again.out == shown.out
+    assert "$ python" not in again.err  # nothing is trained twice
+
+    # Cut off before the end: what is finished stays, only the rest is done.
+    (reduced / "quickstart.json").unlink()
+    finished = json.loads((reduced / "finished.json").read_text())
+    del finished["predict"]
+    (reduced / "finished.json").write_text(json.dumps(finished))
+    call(reduced)
+    rest = capfd.readouterr().err
+    assert "vit_jax.predict" in rest
+    assert "vit_jax.main" not in rest
+
+    (reduced / "stray").touch()
+    # The recipe is broken: the first part fails, and the quickstart with its status.
+    pathlib.Path(quickstart.RECIPE).write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        call(reduced, "--fresh")
+    assert stopped.value.code == 1
+    assert not (reduced / "stray").exists()
+    assert "has no function get_config" in capfd.readouterr().err

@@ -1,0 +1,161 @@
+"""A run that is killed and started again ends exactly as one that was left alone."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from vit_jax.checkpoints.steps import load_description, load_params
+
+HERE = pathlib.Path(__file__).parent
+STEPS = 10
+
+RECIPE = """
+from vit_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.name = "resume"
+    config.image_size = (8,)
+    config.batch_size = 16
+    config.eval_batch_size = 120
+    config.total_steps = 10
+    config.log_every = 1
+    config.eval_every = 4
+    config.checkpoint_every = 3
+    config.warmup_steps = 2
+    config.weight_decay = 0.1
+    config.learning_rate = 0.01
+    config.augment.train = "resize(10)|random_crop"
+    config.model.variant = "Ti/4"
+    config.model.width = 16
+    config.model.depth = 1
+    config.model.mlp_dim = 32
+    config.model.num_heads = 2
+    config.model.dropout_rate = 0.1
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe):
+    workdir = recipe.parent / "uninterrupted"
+    done = run(recipe, workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def run(recipe, workdir, point="none", *options):
+    return subprocess.run(
+        command(recipe, workdir, point, *options),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=environment(recipe),
+    )
+
+
+def environment(recipe):
+    # A kill may tear an entry of the cache of compiled programs: not that of all tests.
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(recipe.parent / "compiled")}
+
+
+def command(recipe, workdir, point="none", *options):
+    script = str(HERE / "killed_run.py")
+    flags = [f"--config={recipe}", f"--workdir={workdir}", *options]
+    return [sys.executable, script, point, *flags]
+
+
+def assert_same_end(workdir, reference):
+    ours, theirs = load_params(workdir, STEPS), load_params(reference, STEPS)
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+    lines, expected = (
+        (folder / "metrics.jsonl").read_text().splitlines()
+        for folder in (workdir, reference)
+    )
+    assert lines == expected
+    keys = [(line["step"], line["split"]) for line in map(json.loads, lines)]
+    assert len(keys) == len(set(keys)) == STEPS + 3  # evaluated at 4, 8 and 10
+    images = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(3)]
+    assert vit_jax.load(workdir).predict(images) == vit_jax.load(reference).predict(
+        images
+    )
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        # Killed again and again: each restart comes a little further.
+        ("write:2:train", "save:3", "torn:5", "rename:6", "write:8:eval"),
+        ("evaluating:4", "rename:10"),
+    ],
+)
+def test_killed_at_any_point(recipe, uninterrupted, tmp_path, points):
+    workdir = tmp_path / "run"
+    for point in points:
+        done = run(recipe, workdir, point)
+        assert done.returncode == -signal.SIGKILL, (point, done.stderr)
+    done = run(recipe, workdir)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(workdir, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits(recipe, uninterrupted, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(recipe, workdir),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=environment(recipe),
+    )
+    metrics = workdir / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    match = re.search(rf"stopped by {number.name} at step (\d+)", errors)
+    assert match
+    step = int(match[1])
+    assert 1 <= step <= STEPS
+    assert load_description(workdir).step == step  # that very step was saved
+    assert run(recipe, workdir).returncode == 0
+    assert_same_end(workdir, uninterrupted)
+
+
+def test_a_finished_run_is_left_as_it_is(recipe, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    done = run(recipe, uninterrupted)
+    assert done.returncode == 0, done.stderr
+    assert (uninterrupted / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_in_the_same_directory_is_refused(recipe, uninterrupted):
+    done = run(
+        recipe, uninterrupted, "none", "--config.seed=1", "--config.momentum=0.8"
+    )
+    assert done.returncode == 1
+    assert "2 keys differ (there → here)" in done.stderr
+    assert "seed: 0 → 1" in done.stderr
+    assert "momentum: 0.9 → 0.8" in done.stderr
+    assert "Traceback" not in done.stderr

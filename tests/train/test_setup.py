@@ -1,0 +1,195 @@
+"""What a config makes: models of every kind, and what is refused before compiling."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import sharding
+from vit_jax.checkpoints.description import Description
+from vit_jax.config import ARCHITECTURE_KEYS, default_config
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.errors import UserError
+from vit_jax.models import (
+    Architecture,
+    MixerArchitecture,
+    MlpMixer,
+    VisionTransformer,
+    architecture_from_variant,
+)
+from vit_jax.train.setup import set_up
+
+TINY_MIXER = {
+    "model.variant": "Mixer-B/4",
+    "model.num_heads": 0,
+    "model.tokens_mlp_dim": 6,
+}
+# The features of a trunk: two tokens of 16 pixels.
+TINY_HYBRID = {
+    "model.variant": "R50+B/16",
+    "image_size": (16, 32),
+    "augment.train": "resize",
+}
+SMALLEST_HYBRID = TINY_HYBRID | {
+    "model.variant": "R+Ti/16",
+    "image_size": (32,),
+}
+
+
+def test_a_hybrid_of_a_config(tiny_config):
+    setup = set_up(tiny_config(**TINY_HYBRID, **{"model.pooling": "gap"}))
+    architecture = setup.architecture
+    assert isinstance(setup.model, VisionTransformer)
+    assert (architecture.trunk, architecture.grid) == ((3, 4, 9), (1, 2))
+    assert (architecture.width, architecture.depth, architecture.num_heads) == (
+        16,
+        2,
+        2,
+    )
+    assert not architecture.class_token
+    shapes = setup.abstract_state().params
+    assert set(shapes["trunk"]["block3"]) == {f"unit{i}" for i in range(1, 10)}
+    assert shapes["patch_embed"]["kernel"].shape == (1, 1, 1024, 16)
+
+
+def test_a_mixer_of_a_config(tiny_config):
+    values = {"model.scan": True, "model.gelu": "exact", "model.head_bias": -3.0}
+    setup = set_up(tiny_config(**TINY_MIXER, **values))
+    assert setup.architecture == MixerArchitecture(
+        width=16,
+        depth=2,
+        tokens_mlp_dim=6,
+        mlp_dim=32,
+        patch_size=(4, 4),
+        image_size=(8, 8),
+        num_classes=10,
+        gelu="exact",
+    )
+    assert setup.model == MlpMixer(
+        setup.architecture, setup.model.dtype, scan=True, head_bias=-3.0
+    )
+
+
+@pytest.mark.parametrize(
+    "values", [TINY_MIXER, SMALLEST_HYBRID], ids=["mixer", "hybrid"]
+)
+def test_two_steps_change_every_kernel(values, tiny_config):
+    config = tiny_config(
+        **values,
+        **{"model.depth": 1, "batch_size": 2, "mesh.data": 1, "weight_decay": 0.1},
+    )
+    setup = set_up(config)
+    # Random everywhere: the zero head of a new model stops most gradients.
+    rng = np.random.default_rng(0)
+    before = jax.tree.map(
+        lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32),
+        setup.abstract_state().params,
+    )
+    everywhere = sharding.replicated(setup.mesh)
+    state = setup.new_state(jax.device_put(before, everywhere))
+    step = setup.train_step()
+    rows = setup.abstract_batch()["image"].shape
+    images = rng.integers(0, 256, rows, dtype=np.uint8)
+    ones = np.ones(len(images), np.float32)
+    labels = np.arange(len(images), dtype=np.int32)
+    batch = {"image": images, "label": labels, "mask": ones, "bad": np.int32(0 * ones)}
+    for _ in range(2):
+        state, metrics = step(state, sharding.place(batch, setup.mesh))
+    assert np.isfinite(metrics["loss"])
+    for (path, old), new in zip(
+        jax.tree.leaves_with_path(before),
+        jax.tree.leaves(jax.device_get(state.params)),
+        strict=True,
+    ):
+        if path[-1].key == "kernel":
+            assert np.abs(new - old).max() > 1e-5, jax.tree_util.keystr(path)
+
+
+def test_keys_that_a_mixer_has_not_are_listed(tiny_config):
+    values = {
+        "model.num_heads": 2,
+        "model.pooling": "gap",
+        "model.pre_logits": -1,
+        "model.attention": "xla",
+        "model.registers": 1,
+    }
+    with pytest.raises(UserError, match=r"1 problem\(s\)") as error:
+        set_up(tiny_config(**(TINY_MIXER | values)))
+    message = str(error.value)
+    assert "MlpMixer has no such choice: " in message
+    for name, default in (
+        ("num_heads=2", "0"),
+        ("pooling='gap'", "'cls'"),
+        ("pre_logits=-1", "0"),
+        ("attention='xla'", "'auto'"),
+        ("registers=1", "0"),
+    ):
+        assert f"model.{name} (leave it at {default})" in message
+
+
+def test_keys_that_a_vision_transformer_has_not_are_listed(tiny_config):
+    with pytest.raises(
+        UserError, match=r"VisionTransformer .* model\.tokens_mlp_dim=6 "
+    ):
+        set_up(tiny_config(**{"model.tokens_mlp_dim": 6}))
+
+
+def test_an_unknown_variant_and_a_size_that_does_not_fit_are_listed(tiny_config):
+    with pytest.raises(UserError, match=r"'R50\+B'.* nearest: R50\+B/16, "):
+        set_up(tiny_config(**{"model.variant": "R50+B"}))
+    with pytest.raises(UserError, match=r"image height 8 is not a multiple .* are: 32"):
+        set_up(tiny_config(**{"model.variant": "R+Ti/16"}))
+
+
+def test_every_field_of_an_architecture_comes_from_its_key(tiny_config):
+    values = {
+        "width": 24,
+        "depth": 3,
+        "mlp_dim": 20,
+        "num_heads": 3,
+        "channels": 1,
+        "pooling": "map",
+        "posemb": "sincos2d",
+        "registers": 2,
+        "gelu": "exact",
+        "layernorm_epsilon": 1e-5,
+        "layer_scale": 0.1,
+    }
+    assert {*values, "tokens_mlp_dim"} == set(ARCHITECTURE_KEYS)
+    config = tiny_config(**{f"model.{key}": value for key, value in values.items()})
+    architecture = set_up(config).architecture
+    for key, value in (values | {"layer_scale": True}).items():
+        assert getattr(architecture, key) == value, key
+
+
+def test_the_config_s_defaults_are_the_architecture_s():
+    model = default_config().model
+    default = Architecture.from_variant("B/16", image_size=(32, 32), num_classes=1)
+    for key in ("channels", "pooling", "posemb", "registers", "gelu", "pre_logits"):
+        assert model[key] == getattr(default, key)
+    assert model.layernorm_epsilon == default.layernorm_epsilon
+
+
+@pytest.mark.parametrize("name", ["Mixer-S/4", "R+Ti/16"])
+def test_without_a_variant_the_pretrained_architecture_stays(name, tiny_config):
+    fields = {"width": 16, "depth": 1, "mlp_dim": 8, "channels": 1}
+    fields |= {} if name.startswith("Mixer") else {"num_heads": 2}
+    pretrained = architecture_from_variant(
+        name, image_size=(32, 32), num_classes=3, **fields
+    )
+    description = Description(pretrained, Preprocessing((32, 32), 1), (), {}, 1)
+    config = tiny_config(
+        **{f"model.{key}": 0 for key in ("width", "depth", "mlp_dim", "num_heads")},
+        **{"model.variant": "", "pretrained": "x", "augment.train": "resize(32)"},
+        image_size=(32,),
+    )
+    setup = set_up(config, pretrained=description)
+    assert setup.architecture == dataclasses.replace(pretrained, num_classes=10)
+    assert setup.preprocessing.channels == 1
+    config.model.pre_logits = 5
+    if name.startswith("Mixer"):
+        with pytest.raises(UserError, match=r"MlpMixer has .* model\.pre_logits=5"):
+            set_up(config, pretrained=description)
+    else:
+        assert set_up(config, pretrained=description).architecture.pre_logits == 5

@@ -1,0 +1,189 @@
+"""The step's arithmetic: accumulation, devices, masks, precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import sharding
+from vit_jax.train.setup import set_up
+
+
+def batch_of(setup, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = setup.abstract_batch()
+    rows = shapes["image"].shape
+    labels = rng.integers(0, setup.info.num_classes, shapes["label"].shape)
+    return {
+        "image": rng.integers(0, 256, rows, dtype=np.uint8),
+        "label": labels.astype(np.int32),
+        "mask": np.ones(rows[0], np.float32),
+        "bad": np.zeros(rows[0], np.int32),
+    }
+
+
+def train(config, steps=1, devices=8, batches=None):
+    """Parameters after some steps, and the metrics of the last one."""
+    config.mesh.data = devices
+    setup = set_up(config)
+    state = setup.new_state(some_params(setup))
+    state = jax.device_put(state, sharding.replicated(setup.mesh))
+    step = setup.train_step()
+    for k in range(steps):
+        batch = batches[k] if batches else batch_of(setup, seed=k)
+        state, metrics = step(state, sharding.place(batch, setup.mesh))
+    return jax.device_get(state.params), jax.device_get(metrics)
+
+
+def some_params(setup):
+    """Random everywhere: with the zero head of a new model most gradients are zero."""
+    params = jax.device_get(setup.init_params())
+    rng = np.random.default_rng(7)
+    return jax.tree.map(
+        lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params
+    )
+
+
+def assert_trees_close(a, b, *, of_largest):
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(b))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=of_largest * largest)
+
+
+PLAIN_SGD = {
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "grad_clip_norm": 0.0,
+    "schedule": "constant",
+    "learning_rate": 1.0,
+}
+
+
+@pytest.mark.parametrize("accum_steps", [2, 4])
+def test_accumulation_gives_the_large_batch_s_gradients(tiny_config, accum_steps):
+    # With a learning rate of 1 the parameters' difference is the gradient.
+    values = {**PLAIN_SGD, "batch_size": 32}
+    start = some_params(set_up(tiny_config(**values)))
+    whole, metrics = train(tiny_config(**values))
+    parts, their_metrics = train(tiny_config(**values, accum_steps=accum_steps))
+    subtract = lambda a, b: jax.tree.map(np.subtract, a, b)  # noqa: E731
+    assert_trees_close(subtract(start, parts), subtract(start, whole), of_largest=1e-6)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], their_metrics[name], rtol=1e-5)
+
+
+def test_accumulation_gives_the_large_batch_s_parameters(tiny_config):
+    values = {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 32}
+    whole, _ = train(tiny_config(**values), steps=3)
+    parts, _ = train(tiny_config(**values, accum_steps=4), steps=3)
+    assert_trees_close(parts, whole, of_largest=1e-6)
+
+
+@pytest.mark.parametrize("accum_steps", [1, 2])
+def test_eight_devices_equal_one(tiny_config, accum_steps):
+    values = {
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "accum_steps": accum_steps,
+        "model.dropout_rate": 0.1 if accum_steps == 1 else 0.0,
+    }
+    eight, metrics = train(tiny_config(**values), steps=3, devices=8)
+    one, their_metrics = train(tiny_config(**values), steps=3, devices=1)
+    assert_trees_close(eight, one, of_largest=1e-5)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], their_metrics[name], rtol=1e-4)
+
+
+def test_the_batch_is_spread_and_the_parameters_are_not(tiny_config):
+    setup = set_up(tiny_config())
+    batch = sharding.place(batch_of(setup), setup.mesh)
+    assert batch["image"].sharding.shard_shape(batch["image"].shape)[0] == 16 // 8
+    state, _ = setup.train_step()(
+        jax.device_put(
+            setup.new_state(setup.init_params()), sharding.replicated(setup.mesh)
+        ),
+        batch,
+    )
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.is_fully_replicated
+        assert len(leaf.sharding.device_set) == 8
+
+
+def test_microbatches_take_rows_of_every_device(tiny_config):
+    config = tiny_config(batch_size=32, accum_steps=2)
+    setup = set_up(config)
+    text = setup.lower().compile().as_text()
+    # Spreading a microbatch anew would move images between devices.
+    assert "all-to-all" not in text
+    assert "all-gather" not in text
+    assert "all-reduce" in text  # of the gradients
+
+
+def test_examples_that_were_skipped_do_not_count(tiny_config):
+    values = {**PLAIN_SGD, "bad_images": "skip"}
+    setup = set_up(tiny_config(**values, **{"mesh.data": 1}))
+    batch = batch_of(setup)
+    batch["mask"][8:] = 0.0
+    batch["bad"][8:] = 1
+    half = {name: rows[:8] for name, rows in batch.items()}
+    masked, metrics = train(tiny_config(**values), devices=1, batches=[batch])
+    alone, their_metrics = train(
+        tiny_config(**values, batch_size=8), devices=1, batches=[half]
+    )
+    assert_trees_close(masked, alone, of_largest=1e-6)
+    assert metrics["loss"] == pytest.approx(their_metrics["loss"], rel=1e-5)
+    assert metrics["bad_images"] == 8
+
+
+def test_metrics_by_hand(tiny_config):
+    config = tiny_config(**{"model.head_bias": 0.0, "schedule": "constant"})
+    config.mesh.data = 1
+    setup = set_up(config)
+    params = setup.init_params()  # a zero head: every class has probability 1/10
+    batch = batch_of(setup)
+    step = setup.train_step()
+    _, metrics = step(setup.new_state(params), sharding.place(batch, setup.mesh))
+    assert float(metrics["loss"]) == pytest.approx(np.log(10), rel=1e-6)
+    # Ties go to class 0.
+    assert float(metrics["accuracy"]) == pytest.approx(np.mean(batch["label"] == 0))
+    assert float(metrics["learning_rate"]) == pytest.approx(0.01)
+
+
+def test_dropout_differs_from_step_to_step_and_not_from_run_to_run(tiny_config):
+    values = {**PLAIN_SGD, "learning_rate": 1e-3, "model.dropout_rate": 0.5}
+    setup = set_up(tiny_config(**values))
+    batches = [batch_of(setup)] * 2
+    once, first = train(tiny_config(**values), steps=1, batches=batches)
+    again, _ = train(tiny_config(**values), steps=1, batches=batches)
+    assert jax.tree.all(jax.tree.map(np.array_equal, once, again))
+    _, second = train(tiny_config(**values), steps=2, batches=batches)
+    assert abs(first["loss"] - second["loss"]) > 1e-3
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_state(tiny_config):
+    config = tiny_config(compute_dtype="bfloat16")
+    setup = set_up(config)
+    assert setup.model.dtype == jnp.bfloat16
+    text = setup.lower().as_text()
+    assert "bf16" in text
+    dtypes = {x.dtype for x in jax.tree.leaves(setup.abstract_state())}
+    assert dtypes == {jnp.dtype("float32"), jnp.dtype("int32")}
+    low, metrics = train(tiny_config(compute_dtype="bfloat16"))
+    high, their_metrics = train(tiny_config())
+    assert metrics["loss"].dtype == np.float32
+    assert metrics["loss"] == pytest.approx(their_metrics["loss"], rel=0.02)
+    assert not jax.tree.all(jax.tree.map(np.array_equal, low, high))
+
+
+def test_compute_dtype_follows_the_devices(tiny_config):
+    assert set_up(tiny_config()).model.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_twenty_steps_fit_one_batch(tiny_config, loss):
+    values = {"loss": loss, "total_steps": 30, "learning_rate": 1e-2}
+    setup = set_up(tiny_config(**values))
+    batches = [batch_of(setup)] * 30
+    _, first = train(tiny_config(**values), steps=1, batches=batches)
+    _, last = train(tiny_config(**values), steps=30, batches=batches)
+    assert last["loss"] < 0.5 * first["loss"]

@@ -1,0 +1,567 @@
+import concurrent.futures
+import dataclasses
+import hashlib
+import http.server
+import io
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.weights.published import download, transfer, zoo
+from vit_jax.weights.published.download import cache_dir, fetch, resolve
+from vit_jax.weights.published.families import Mirror, Published
+
+
+def npz(count=300_000):
+    """An archive larger than the pieces in which a socket gives it."""
+    file = io.BytesIO()
+    rng = np.random.default_rng(0)
+    np.savez(file, cls=rng.standard_normal(count).astype(np.float32))
+    return file.getvalue()
+
+
+NPZ = npz()
+SHA256 = hashlib.sha256(NPZ).hexdigest()
+HTML = b"<!DOCTYPE html><html><body>Sign in</body></html>"
+
+
+@dataclasses.dataclass
+class File:
+    """What the server answers at a path."""
+
+    content: bytes = NPZ
+    statuses: list = dataclasses.field(default_factory=list)  # of the first answers
+    drops: list = dataclasses.field(
+        default_factory=list
+    )  # bytes after which to hang up
+    ranges: bool = True
+    etag: str = '"one"'
+    headers: dict = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0  # before the content
+    announced: int = 0  # length, if not the true one
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.requests.append((self.path, dict(self.headers)))
+        file = self.server.files.get(self.path, File(statuses=[404] * 99))
+        status = file.statuses.pop(0) if file.statuses else 200
+        if status != 200:
+            self.answer(status, file.headers | {"Content-Length": "0"})
+            return
+        asked, headers = self.headers.get("Range"), dict(file.headers)
+        content, length = file.content, len(file.content)
+        same = self.headers.get("If-Range") in (None, file.etag)
+        if asked and file.ranges and same:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= length:
+                self.answer(416, {"Content-Length": "0"})
+                return
+            content, status = content[start:], 206
+            headers["Content-Range"] = f"bytes {start}-{length - 1}/{length}"
+        if file.etag:
+            headers["ETag"] = file.etag
+        headers["Content-Length"] = str(file.announced or len(content))
+        self.answer(status, headers)
+        time.sleep(file.seconds)
+        if file.drops:
+            content = content[: file.drops.pop(0)]
+            self.close_connection = True
+        self.wfile.write(content)
+        if file.announced:
+            self.close_connection = True
+
+    def answer(self, status, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.requests = {}, []
+
+    def put(self, path, **what):
+        """The address of a file that is answered so."""
+        self.files[path] = File(**what)
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+    def asked(self, path):
+        return [headers for found, headers in self.requests if found == path]
+
+    def handle_error(self, request, client_address):
+        pass  # a client that hung up
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch, tmp_path, caplog):
+    """A cache of the test's own, no proxy, no token, no waiting between tries."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("VIT_JAX_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(transfer, "_RETRY", transfer._RETRY.new(backoff_factor=0))
+    caplog.set_level(logging.INFO, "vit_jax")
+
+
+def row(*urls, sha256=None, name="model"):
+    return Published(name, tuple(Mirror(url, sha256) for url in urls))
+
+
+def left(cache):
+    """What a user sees in the cache."""
+    return sorted(
+        path.name
+        for path in cache.rglob("*")
+        if path.is_file() and not path.name.endswith(".lock")
+    )
+
+
+def test_a_file_is_downloaded_once(server, tmp_path, caplog):
+    url = server.put("/models/a.npz")
+    path = fetch(url)
+    assert path == tmp_path / "cache" / f"127.0.0.1_{server.server_port}/models/a.npz"
+    assert path.read_bytes() == NPZ
+    assert fetch(url) == path
+    assert len(server.requests) == 1
+    assert left(tmp_path) == ["a.npz"]
+    assert f"#sha256={SHA256}" in caplog.text
+
+
+def test_the_first_mirror_refuses_and_the_second_is_used(server, caplog):
+    first = server.put("/first/a.npz", statuses=[403])
+    second = server.put("/second/a.npz")
+    assert fetch(row(first, second)).read_bytes() == NPZ
+    assert f"not downloaded from {first}: 403 Forbidden" in caplog.text
+    assert f"downloaded a.npz from {second}" in caplog.text
+
+
+def test_when_all_mirrors_fail_one_message_says_everything(server, tmp_path):
+    urls = [
+        server.put("/one/a.npz", statuses=[403]),
+        server.put("/two/a.npz", statuses=[404]),
+        server.put("/three/a.npz", content=HTML),
+        server.put("/four/a.npz", content=NPZ[:1000] + b"changed" + NPZ[1007:]),
+        "http://127.0.0.1:9/a.npz",
+    ]
+    with pytest.raises(UserError) as caught:
+        fetch(row(*urls, sha256=SHA256))
+    message = str(caught.value)
+    assert message.startswith("model could not be downloaded:\n")
+    for url, status in zip(
+        urls,
+        (
+            "403 Forbidden",
+            "404 Not Found",
+            "what came is an HTML or XML page",
+            "its SHA-256 is ",
+            "no answer: ",
+        ),
+        strict=True,
+    ):
+        assert f"  {url}: {status}" in message
+    by_hand = tmp_path / "cache" / f"127.0.0.1_{server.server_port}" / "one" / "a.npz"
+    assert f"belongs at {by_hand} (its SHA-256 is {SHA256})" in message
+    assert left(tmp_path) == []
+    by_hand.write_bytes(NPZ)  # as told
+    assert fetch(row(*urls, sha256=SHA256)) == by_hand
+
+
+def test_a_broken_connection_is_resumed(server):
+    url = server.put("/a.npz", drops=[500_000, 400_000])
+    assert fetch(url).read_bytes() == NPZ
+    first, second, third = server.asked("/a.npz")
+    assert "Range" not in first
+    assert second["If-Range"] == third["If-Range"] == '"one"'
+    starts = [int(headers["Range"].strip("bytes=-")) for headers in (second, third)]
+    assert 0 < starts[0] < starts[1] < len(NPZ)
+
+
+def test_it_is_resumed_by_a_later_call(server, monkeypatch, tmp_path):
+    url = server.put("/a.npz", drops=[300_000] * 9)
+    with monkeypatch.context() as patched:
+        patched.setattr(transfer, "_RETRY", transfer._RETRY.new(total=0))
+        with pytest.raises(UserError, match="broke off"):
+            fetch(url)
+    assert left(tmp_path) == ["a.npz.partial", "a.npz.partial.json"]
+    server.files["/a.npz"] = File()
+    assert fetch(url).read_bytes() == NPZ
+    assert server.asked("/a.npz")[-1]["Range"].startswith("bytes=")
+    assert left(tmp_path) == ["a.npz"]
+
+
+def test_it_gives_up_when_it_does_not_get_on(server):
+    url = server.put("/a.npz", drops=[0] * 99)
+    with pytest.raises(UserError, match="broke off"):
+        fetch(url)
+    assert len(server.requests) == 1 + transfer._RETRY.total
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ranges": False}, {"etag": ""}, {"etag": 'W/"one"'}]
+)
+def test_what_cannot_be_resumed_starts_again(server, changes):
+    url = server.put("/a.npz", drops=[300_000], **changes)
+    assert fetch(url).read_bytes() == NPZ
+    url = server.put("/b.npz", drops=[300_000] * 99, **changes)
+    with pytest.raises(UserError, match="broke off"):  # the same bytes are no progress
+        fetch(url)
+
+
+def left_by_another_process(url, content, etag, length=None):
+    path = cache_dir() / download._place(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f"{path.name}.partial").write_bytes(content)
+    note = transfer._Note(etag, length or len(NPZ))
+    note_path = path.with_name(f"{path.name}.partial.json")
+    note_path.write_text(json.dumps(note._asdict()))
+    return note_path
+
+
+def test_another_file_at_the_same_address_starts_again(server):
+    url = server.put("/a.npz", etag='"two"')
+    left_by_another_process(url, b"\0" * 300_000, '"one"')
+    assert fetch(url).read_bytes() == NPZ
+    assert server.asked("/a.npz")[0]["If-Range"] == '"one"'
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"x": 1}', '{"checksums": {"no": ""}}'])
+def test_a_damaged_note_is_no_obstacle(server, note):
+    url = server.put("/a.npz")
+    left_by_another_process(url, b"\0" * 100, '"one"').write_text(note)
+    assert fetch(url).read_bytes() == NPZ
+
+
+def test_a_partial_file_longer_than_the_file_starts_again(server):
+    url = server.put("/a.npz")
+    left_by_another_process(url, NPZ + b"more", '"one"', len(NPZ) + 99)
+    assert fetch(url).read_bytes() == NPZ
+
+
+def test_a_complete_partial_file_needs_only_its_checks(server):
+    url = server.put("/a.npz")
+    left_by_another_process(url, NPZ, '"one"')
+    assert fetch(url).read_bytes() == NPZ
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status"),
+    [
+        ("a.npz", HTML, "an HTML or XML page, such as a server's error message"),
+        ("a.npz", b"", "an empty file"),
+        ("a.npz", NPZ[:-50], "a damaged archive"),
+        ("a.safetensors", NPZ, "a NumPy archive (.npz) of 1 arrays"),
+        ("config.json", HTML, "an HTML or XML page"),
+        ("a.pth", b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
+        ("download", HTML, "an HTML or XML page"),
+    ],
+)
+def test_another_file_than_its_name_says_is_refused(
+    server, tmp_path, name, content, status
+):
+    with pytest.raises(UserError) as caught:
+        fetch(server.put(f"/{name}", content=content))
+    assert f"/{name}: what came is {status}" in str(caught.value)
+    assert left(tmp_path) == []
+
+
+def test_a_wrong_length_is_refused(server, tmp_path):
+    url = server.put("/a.npz", announced=len(NPZ) + 5, etag="")
+    with pytest.raises(UserError, match="broke off"):
+        fetch(url)
+    url = server.put("/b.npz", announced=10)
+    left_by_another_process(url, NPZ[:100], '"one"')
+    with pytest.raises(UserError, match=f"110 bytes came, {len(NPZ):,} were announced"):
+        fetch(url)
+    assert not [name for name in left(tmp_path) if name.startswith("b.npz")]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Linked-ETag": f'"{"0" * 64}"'},
+        {"x-goog-hash": "crc32c=AAAAAA==,md5=AAAAAAAAAAAAAAAAAAAAAA=="},
+    ],
+)
+def test_the_servers_own_checksum_is_checked(server, headers):
+    with pytest.raises(UserError, match=r"(SHA-256|MD5) is .*, expected 0{32}"):
+        fetch(server.put("/a.npz", headers=headers))
+
+
+def test_a_checksum_can_be_asked_for(server):
+    url = server.put("/a.npz")
+    with pytest.raises(UserError, match=f"SHA-256 is {SHA256}, expected 000"):
+        resolve(f"{url}#sha256={'0' * 64}")
+    path = resolve(f"{url}#sha256={SHA256.upper()}").path
+    with pytest.raises(UserError, match="Remove it to download it again"):
+        resolve(f"{url}#sha256={'0' * 64}")
+    assert path.is_file()
+    with pytest.raises(UserError, match="64 hexadecimal digits"):
+        resolve(f"{url}#sha256=abc")
+
+
+def test_a_checksum_may_be_known_by_its_beginning(server):
+    url = server.put("/a.npz")
+    assert fetch(row(url, sha256=SHA256[:8])).is_file()
+    with pytest.raises(UserError, match="its SHA-256 begins with 00000000"):
+        fetch(row(server.put("/b.npz"), sha256="00000000"))
+
+
+def test_transient_errors_are_tried_again(server):
+    url = server.put("/a.npz", statuses=[503, 500, 429])
+    assert fetch(url).read_bytes() == NPZ
+    url = server.put("/b.npz", statuses=[503] * 9)
+    with pytest.raises(UserError, match="503 Service Unavailable"):
+        fetch(url)
+
+
+def test_a_slow_server_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(transfer, "_TIMEOUT", (1, 0.05))
+    monkeypatch.setattr(transfer, "_RETRY", transfer._RETRY.new(total=1))
+    with pytest.raises(UserError, match="timed out"):
+        fetch(server.put("/a.npz", seconds=0.3))
+
+
+def test_redirects_are_followed_and_must_stay_secure(server, monkeypatch):
+    target = server.put("/b.npz")
+    url = server.put("/a.npz", statuses=[302], headers={"Location": target})
+    assert fetch(url).name == "a.npz"
+    monkeypatch.setattr(transfer, "_LOCAL", ("127.0.0.1",))
+    elsewhere = target.replace("127.0.0.1", "localhost")
+    url = server.put("/c.npz", statuses=[302], headers={"Location": elsewhere})
+    with pytest.raises(UserError, match="http:// is not secure"):
+        fetch(url)
+    with pytest.raises(UserError, match="http:// is not secure"):
+        fetch("http://example.org/a.npz")
+
+
+@pytest.mark.parametrize("name", ["VIT_JAX_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_only_the_cache_is_used(server, monkeypatch, name):
+    url, other = server.put("/a.npz"), server.put("/b.npz")
+    path = fetch(url)
+    monkeypatch.setenv(name, "1")
+    assert fetch(url) == path
+    with pytest.raises(UserError, match="not in the cache, and nothing is downloaded"):
+        fetch(other)
+    assert len(server.requests) == 1
+
+
+def test_threads_that_want_the_same_file_download_it_once(server):
+    url = server.put("/a.npz", seconds=0.1)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(fetch, [url] * 4))
+    assert len(set(paths)) == 1
+    assert paths[0].read_bytes() == NPZ
+    assert len(server.requests) == 1
+
+
+def test_processes_that_want_the_same_file_download_it_once(server, tmp_path):
+    url = server.put("/a.npz", seconds=0.5)
+    path = tmp_path / "a.npz"
+    program = (
+        "import pathlib, sys; from vit_jax.weights.published.transfer import transfer; "
+        "transfer(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, url, str(path)]
+    children = [subprocess.Popen(command) for _ in range(2)]
+    assert [child.wait(60) for child in children] == [0, 0]
+    assert path.read_bytes() == NPZ
+    assert len(server.requests) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_message(server, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder belongs")
+    with pytest.raises(
+        UserError, match=r"cache .* cannot be written: .* VIT_JAX_CACHE"
+    ):
+        fetch(server.put("/a.npz"))
+
+
+def test_a_full_disk_is_one_clear_message(server, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transfer, "_new_note", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        fetch(server.put("/a.npz"))
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("VIT_JAX_CACHE", "~/weights")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "weights"
+    monkeypatch.delenv("VIT_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert str(cache_dir()) == "/var/cache/vit_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == tmp_path / ".cache" / "vit_jax"
+
+
+def test_addresses_that_only_their_queries_distinguish_are_two_files(server):
+    one, two = server.put("/get.npz?id=1"), server.put("/get.npz?id=2")
+    assert fetch(one) != fetch(two)
+    assert fetch(one).name == "get.npz"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://host/../../x.npz", "https://host/", "https://[x/y", "hf:a/b/../../../x"],
+)
+def test_no_address_leads_out_of_the_cache(url):
+    with pytest.raises(UserError, match="no address"):
+        resolve(url)
+
+
+def test_any_text_is_a_name_or_refused():
+    for text in ("a" * 999, "https:" + "a" * 999, "", "~nobody here/x", "\0"):
+        with pytest.raises(UserError):
+            resolve(text)
+
+
+def test_addresses_of_googles_buckets(monkeypatch):
+    monkeypatch.setenv("VIT_JAX_OFFLINE", "1")
+    with pytest.raises(
+        UserError, match=r"storage\.googleapis\.com/vit_models/sam/x.npz"
+    ):
+        resolve("gs://vit_models/sam/x.npz")
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
+
+    def put(repository, revision="main", **files):
+        for name, content in files.items():
+            name = name.replace("__", ".")
+            server.put(f"/{repository}/resolve/{revision}/{name}", content=content)
+
+    return put
+
+
+def safetensors(**arrays):
+    from safetensors.numpy import save
+
+    return save(arrays)
+
+
+TENSOR = np.zeros(3, np.float32)
+
+
+def test_the_hub_gives_weights_and_what_belongs_to_them(hub, server, tmp_path):
+    hub("me/vit", model__safetensors=safetensors(a=TENSOR), config__json=b'{"a": 1}')
+    path, published = resolve("hf:me/vit")
+    assert path.parent == tmp_path / "cache/huggingface.co/me/vit/resolve/main"
+    assert sorted(left(path.parent)) == ["config.json", "model.safetensors"]
+    assert published.name == "hf:me/vit"
+    asked = len(server.requests)
+    assert resolve("hf:me/vit").path == path
+    assert len(server.requests) == asked
+
+
+def test_the_hub_gives_a_revision_and_a_file(hub):
+    hub("me/vit", "v2", weights__npz=NPZ)
+    assert resolve("hf:me/vit@v2/weights.npz").path.read_bytes() == NPZ
+
+
+def test_the_hub_gives_shards(hub):
+    index = {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}
+    hub(
+        "me/big",
+        **{
+            "model__safetensors__index__json": json.dumps(index).encode(),
+            "m-1__safetensors": safetensors(a=TENSOR),
+            "m-2__safetensors": safetensors(b=TENSOR),
+        },
+    )
+    path = resolve("hf:me/big").path
+    assert path.name == "model.safetensors.index.json"
+    assert {"m-1.safetensors", "m-2.safetensors"} < set(left(path.parent))
+    path.with_name("m-2.safetensors").unlink()
+    resolve("hf:me/big")
+    assert path.with_name("m-2.safetensors").is_file()
+
+
+@pytest.mark.parametrize("index", [{"weight_map": {"a": "../../x"}}, {}, []])
+def test_an_index_may_not_name_what_lies_elsewhere(hub, index):
+    hub("me/bad", model__safetensors__index__json=json.dumps(index).encode())
+    with pytest.raises(UserError, match="no index of shards"):
+        resolve("hf:me/bad")
+
+
+def test_the_token_is_sent_to_the_hub_alone(hub, server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    hub("me/vit", model__safetensors=safetensors(a=TENSOR))
+    resolve("hf:me/vit")
+    fetch(server.put("/a.npz"))
+    sent = [headers.get("Authorization") for _, headers in server.requests]
+    assert sent == ["Bearer secret"] * (len(sent) - 1) + [None]
+
+
+def test_a_private_model_says_how_to_open_it(hub, server):
+    for name in ("config.json", "model.safetensors"):
+        server.put(f"/me/secret/resolve/main/{name}", statuses=[401])
+    with pytest.raises(UserError, match=r"401 Unauthorized \(private.*HF_TOKEN"):
+        resolve("hf:me/secret")
+
+
+def test_paths_are_not_downloaded(tmp_path):
+    path = tmp_path / "ViT-B_16.npz"
+    with pytest.raises(UserError, match=r"published at https://storage.*ViT-B_16.npz"):
+        resolve(path)
+    with pytest.raises(UserError, match="there is nothing at"):
+        resolve(f"file://{path}")
+    path.write_bytes(NPZ)
+    for source in (path, str(path), f"file://{path}"):
+        assert resolve(source) == (path, None)
+
+
+def test_a_published_name_is_downloaded(server, monkeypatch):
+    url = server.put("/B_16.npz")
+    known = dataclasses.replace(zoo.MODELS["sam/ViT-B_16"], mirrors=(Mirror(url),))
+    monkeypatch.setitem(zoo.MODELS, "sam/ViT-B_16", known)
+    path, published = resolve("sam/ViT-B_16")
+    assert path.read_bytes() == NPZ
+    assert published is known
+
+
+def test_a_failure_names_like_weights_that_others_have(server):
+    url = server.put("/L_16.npz", statuses=[403])
+    name = "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0"
+    with pytest.raises(UserError, match=r"vit_large_patch16_224.augreg_in21k\b"):
+        fetch(dataclasses.replace(zoo.MODELS[name], mirrors=(Mirror(url),)))
+
+
+def test_secrets_in_an_address_are_not_shown(server):
+    url = server.put("/a.npz?key=hidden", statuses=[403])
+    with pytest.raises(UserError) as caught:
+        fetch(url.replace("http://", "http://me:password@"))
+    assert "hidden" not in str(caught.value)
+    assert "password" not in str(caught.value)

@@ -1,0 +1,20 @@
+"""A Vision Transformer in JAX: pretrain, fine-tune at a higher resolution, use it."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_jax.api import Model as Model
+    from vit_jax.api import load as load
+    from vit_jax.api import save as save
+
+__version__ = "0.1.0"
+__all__ = ["Model", "__version__", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    # `import vit_jax` stays instant: JAX and Orbax are imported on first use.
+    if name in ("Model", "load", "save"):
+        from vit_jax import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Work directories: what a run wrote, and how it goes on from there."""

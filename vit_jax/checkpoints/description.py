@@ -1,0 +1,69 @@
+"""What a checkpoint says of itself: everything needed to use it, besides its arrays."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from vit_jax.checkpoints.workdir import normalised
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.errors import UserError
+from vit_jax.models import AnyArchitecture, architecture_from_dict
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """Saved beside the parameters of every checkpoint."""
+
+    architecture: AnyArchitecture
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]  # empty where nobody knows them
+    config: dict[str, Any]  # resolved; as JSON gives it back, so tuples are lists
+    step: int  # finished updates, which is also the number of batches consumed
+
+    def __post_init__(self):
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "config", normalised(self.config))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `from_dict` gives an equal description back."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "step": self.step,
+            "architecture": normalised(self.architecture.to_dict()),
+            "preprocessing": normalised(self.preprocessing.to_dict()),
+            "class_names": list(self.class_names),
+            "config": self.config,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` gave.
+
+        Raises:
+          UserError: another schema version, unknown or missing keys, impossible values.
+        """
+        values = dict(values)
+        version = values.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"the checkpoint's description has schema version {version!r}, and "
+                f"this vit_jax reads version {SCHEMA_VERSION}; use the release of "
+                "vit_jax that wrote it, or a newer one."
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        if wrong := sorted(names ^ values.keys()):
+            raise UserError(
+                "the checkpoint's description is damaged: it should have the keys "
+                f"{sorted(names)}; missing or unknown are {wrong}."
+            )
+        try:
+            values["architecture"] = architecture_from_dict(values["architecture"])
+            values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                "the checkpoint's description cannot be read by this release of "
+                f"vit_jax: {error}"
+            ) from error
+        return cls(**values)

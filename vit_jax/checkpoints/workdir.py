@@ -1,0 +1,178 @@
+"""A run's directory: claiming it for one config, and writing small files safely."""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+METRICS_FILE = "metrics.jsonl"
+_MOST_LISTED = 10
+
+
+def locate(workdir: str | os.PathLike[str]) -> Path:
+    """The absolute path of a work directory, which may not exist yet.
+
+    Orbax takes only absolute paths, and people type relative ones.
+
+    Raises:
+      UserError: an address such as gs://bucket/run; as a path it would quietly become
+        a local folder of that name.
+    """
+    text = os.fspath(workdir)
+    if "://" in text:
+        raise UserError(
+            f"work directory {text}: only paths of a file system can be used; mount "
+            "the bucket (for example with gcsfuse) and pass the path it is mounted at."
+        )
+    if not text:
+        raise UserError(
+            "the work directory's name is empty; pass the path of a folder."
+        )
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def claim(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    """Makes `workdir` the directory of the run that `config` describes.
+
+    The first run creates it and writes config.json before anything else. A later run
+    must have the same config, key by key: none is ignored. Only a directory in which
+    nothing was trained yet (a first try that failed early) may be claimed anew.
+
+    Args:
+      workdir: where it is or will be.
+      config: nested, of values JSON can hold; tuples equal lists.
+
+    Raises:
+      UserError: another run's directory (names the keys that differ), one that cannot
+        be written to, or a file of that name.
+    """
+    directory = locate(workdir)
+    config = normalised(config)
+    file = directory / CONFIG_FILE
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if file.exists() and _trained(directory):
+            _compare(directory, _read_config(file), config)
+            _check_writable(directory)
+        elif any((directory / CHECKPOINTS).glob("[0-9]*")):
+            raise UserError(
+                f"{directory} holds checkpoints but no {CONFIG_FILE}, so nobody can "
+                "tell which run they belong to; put the file back or pass another "
+                "--workdir."
+            )
+        else:
+            write_atomically(file, json.dumps(config, indent=2) + "\n")
+    except FileExistsError as error:
+        raise UserError(
+            f"work directory {directory}: {error.filename} is a file, and a folder is "
+            "needed; pass another --workdir."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"work directory {directory} cannot be written to ({error.strerror}); make "
+            "it writable or pass another --workdir."
+        ) from None
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Writes `text` so that a kill or a full disk leaves the old file or the new one.
+
+    Raises:
+      OSError: nothing was changed.
+    """
+    # A name of its own: several processes of one run may share the directory.
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(file.parent)
+
+
+def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` as JSON gives it back: tuples become lists.
+
+    Raises:
+      TypeError: a value that JSON cannot hold.
+    """
+    return json.loads(json.dumps(config))
+
+
+def _trained(directory: Path) -> bool:
+    """Whether a run has left more here than its config."""
+    metrics = directory / METRICS_FILE
+    return (metrics.exists() and metrics.stat().st_size > 0) or any(
+        (directory / CHECKPOINTS).glob("[0-9]*")
+    )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            return config
+    except ValueError:
+        pass
+    raise UserError(
+        f"{file} is not the config of a run (not a JSON object); put the right file "
+        "back or pass another --workdir."
+    )
+
+
+def _compare(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    # Compared as text, so that True is not 1 and NaN is NaN.
+    before = {key: json.dumps(value) for key, value in _flat(old)}
+    after = {key: json.dumps(value) for key, value in _flat(new)}
+    lines = [
+        f"  {key}: {before.get(key, '(absent)')} → {after.get(key, '(absent)')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if not lines:
+        return
+    count = "1 key differs" if len(lines) == 1 else f"{len(lines)} keys differ"
+    if (more := len(lines) - _MOST_LISTED) > 0:
+        lines[_MOST_LISTED:] = [f"  … and {more} more"]
+    raise UserError(
+        f"{directory} belongs to a run with another config; {count} (there → here):\n"
+        + "\n".join(lines)
+        + "\nTo go on with that run, give its values; to start this one, pass another "
+        "--workdir (or remove that directory)."
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_writable(directory: Path) -> None:
+    probe = directory / f".{uuid.uuid4().hex}.tmp"
+    probe.touch()
+    probe.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes a rename outlive a power cut; not every file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,71 @@
+"""What every command shares: flags without tracebacks, errors a user can read."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from vit_jax.errors import UserError
+
+
+def run(main: Callable[[list[str]], None], flag_values: flags.FlagValues) -> None:
+    """Parses the command line and runs `main(positional arguments)` under `guard`.
+
+    Args:
+      main: the command. It reads its flags from `flag_values`.
+      flag_values: a command's own flags, so that two commands can be imported at once.
+    """
+    usage = sys.modules["__main__"].__doc__ or ""
+    guard(lambda: main(parse(sys.argv, flag_values, usage)))
+
+
+def guard(action: Callable[[], None]) -> None:
+    """Runs a command's action and turns its end into an exit status.
+
+    0 = done; 1 = something the user can mend, in one message on standard error; 130 =
+    Ctrl-C. Anything else is a bug of ours and shows its traceback.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("vit_jax").setLevel(logging.INFO)
+    # Our own messages say which addresses did not answer.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    sys.unraisablehook = _show
+    try:
+        action()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parse(argv: Sequence[str], flag_values: flags.FlagValues, usage: str) -> list[str]:
+    """Parses `argv`; flags and positional arguments may come in any order.
+
+    Returns:
+      The positional arguments.
+
+    Raises:
+      UserError: an unknown flag, or a value of the wrong type.
+      SystemExit: after `--help` has been shown.
+    """
+    flag_values.set_gnu_getopt(True)
+    if "--help" in argv[1:] or "-h" in argv[1:]:
+        options = flag_values.get_help(include_special_flags=False)
+        print(f"{usage.strip()}\n\nFlags:\n{options}")
+        sys.exit(0)
+    try:
+        return list(flag_values(list(argv)))[1:]
+    except flags.Error as error:
+        raise UserError(f"{str(error).rstrip('.')}. See --help.") from None
+
+
+def _show(unraisable: Any) -> None:
+    """Shows an exception that nobody can catch, unless it is known to say nothing.
+
+    When a full disk has ended a save, TensorStore's threads report every single write
+    to an event loop of Orbax that is gone. The failed save itself is explained.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

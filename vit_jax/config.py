@@ -1,0 +1,424 @@
+"""Every configuration key, once; what depends on others is derived; all is checked.
+
+A recipe is a function `get_config(argument)` that starts from `default_config()` and
+sets what differs. The command line overrides it; then `resolve` fills in what depends
+on other keys, and `problems` names everything that cannot work, before any compilation.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ml_collections import ConfigDict, config_dict
+
+from vit_jax.errors import UserError
+
+# ml_collections gives every value the union of all types there are, so that no
+# arithmetic with it would pass; a type checker takes a config for anything.
+if TYPE_CHECKING:
+    Config: TypeAlias = Any
+else:
+    Config = ConfigDict
+
+
+def default_config() -> Config:
+    """Every key with its default. Recipes set what differs."""
+    config: Config = ConfigDict()
+
+    # The recipe's name; the default work directory starts with it.
+    config.name = "custom"
+    # Decides initialisation, order of the examples, augmentation and dropout.
+    config.seed = 0
+
+    # --- Data ---
+    # "digits" (embedded), a folder of images, or a tensorflow-datasets name or folder.
+    config.dataset = "digits"
+    # Where tensorflow-datasets keeps its sets; empty = its own default.
+    config.data_dir = ""
+    # Splits as tensorflow-datasets writes them ("train[:98%]"); empty = the dataset's.
+    config.train_split = ""
+    config.eval_split = ""
+    # (size,) or (height, width) in pixels.
+    config.image_size = (224,)
+    # Global: all devices and processes together, all microbatches together.
+    config.batch_size = 512
+    # Any number; rounded up to a multiple of the devices.
+    config.eval_batch_size = 512
+    # A training image that cannot be read: "replace" by another, "skip", or "error".
+    config.bad_images = "replace"
+    # The same in evaluation, where nothing may stand in for an image: "error", "skip".
+    config.eval_bad_images = "error"
+    # Threads that read and decode.
+    config.loader_threads = 8
+
+    config.augment = ConfigDict()
+    # Chains of operations joined by "|"; see vit_jax/data/augment.py for the names.
+    config.augment.train = "inception_crop|flip_lr"
+    config.augment.eval = "resize"
+
+    # --- Model ---
+    config.model = ConfigDict()
+    # "B/16", "R50+B/16", "Mixer-B/16" and so on (vit_jax/models/variants.py);
+    # empty = as in `pretrained`.
+    config.model.variant = "B/16"
+    # Sizes that differ from the variant's row; 0 = as in the row. Heads are a Vision
+    # Transformer's, the hidden width across tokens an MLP-Mixer's.
+    config.model.width = 0
+    config.model.depth = 0
+    config.model.mlp_dim = 0
+    config.model.num_heads = 0
+    config.model.tokens_mlp_dim = 0
+    config.model.channels = 3
+    # What the head reads: "cls" token, "gap" (mean over patches), "map" (attention).
+    config.model.pooling = "cls"
+    # "learned" or "sincos2d" position embeddings.
+    config.model.posemb = "learned"
+    config.model.registers = 0
+    # Width of the tanh layer before the head; −1 = the model's width, 0 = none.
+    config.model.pre_logits = 0
+    # "tanh" approximation (Google's models) or "exact" (PyTorch's).
+    config.model.gelu = "tanh"
+    config.model.layernorm_epsilon = 1e-6
+    # Initial value of LayerScale; 0 = no LayerScale.
+    config.model.layer_scale = 0.0
+    # Initial bias of the head; −10 suits the sigmoid loss over many classes.
+    config.model.head_bias = 0.0
+    config.model.dropout_rate = 0.0
+    # Rate of stochastic depth in the last block; it grows linearly from 0.
+    config.model.stochastic_depth = 0.0
+    # Formulation of attention: "auto", "xla" or "explicit".
+    config.model.attention = "auto"
+    # Compile one block and loop over it: for deep models, with remat.
+    config.model.scan = False
+    # Recompute activations in the backward pass: "none" or "full".
+    config.model.remat = "none"
+
+    # --- Starting point ---
+    # Weights to start from: a work directory, a file or directory in Google's,
+    # big_vision's, timm's or Hugging Face's format, a published name
+    # (python -m vit_jax.models), hf:owner/name, an address; empty = random weights.
+    config.pretrained = ""
+    # Start with a new, zero head, as the paper fine-tunes; False keeps the pretrained
+    # head, which needs the same classes.
+    config.reset_head = True
+    # How position embeddings move to another grid: "bicubic", "bicubic_torch",
+    # "bilinear", "google" (vit_jax/models/posemb.py).
+    config.posemb_resize = "bicubic"
+
+    # --- Loss and optimiser ---
+    # "softmax", or "sigmoid": one yes-or-no question a class.
+    config.loss = "softmax"
+    config.label_smoothing = 0.0
+    # "adamw" or "sgd" (with momentum).
+    config.optimizer = "adamw"
+    config.b1 = 0.9
+    config.b2 = 0.999
+    config.momentum = 0.9
+    # Of the first moment or momentum: "float32" or "bfloat16".
+    config.momentum_dtype = "float32"
+    # Decoupled: multiplied by the learning rate, as in optax.adamw.
+    config.weight_decay = 0.0
+    # Regular expression: which parameters decay, by full path ("blocks_00/mlp/fc1/…").
+    config.weight_decay_on = ".*kernel"
+    # Global norm; 0 = no clipping.
+    config.grad_clip_norm = 1.0
+    # Microbatches a step; the gradients are those of the whole batch.
+    config.accum_steps = 1
+
+    # --- Schedule ---
+    # The peak; reached after the warm-up.
+    config.learning_rate = 1e-3
+    # After the warm-up: "constant", "linear", "cosine", "rsqrt".
+    config.schedule = "cosine"
+    config.warmup_steps = 0
+    # Where "linear" ends.
+    config.end_learning_rate = 0.0
+    # "rsqrt": 1/√(1 + t/timescale), then linearly to 0 over the last cooldown_steps.
+    config.rsqrt_timescale = 10_000
+    config.cooldown_steps = 0
+    # Give one of the two; on the command line one clears the recipe's other.
+    config.total_steps = config_dict.placeholder(int)
+    config.total_epochs = config_dict.placeholder(float)
+
+    # --- Devices and numbers ---
+    config.mesh = ConfigDict()
+    # Devices the batch is spread over; −1 = all.
+    config.mesh.data = -1
+    # Of activations: "float32", "bfloat16"; "auto" = bfloat16 on TPU and GPU.
+    config.compute_dtype = "auto"
+    # Go on although an accelerator is there and JAX sees only the CPU.
+    config.allow_cpu = False
+
+    # --- Reports and checkpoints, in steps ---
+    config.log_every = 50
+    # 0 = only at the end.
+    config.eval_every = 0
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 2
+    # Also write each class's accuracy to metrics.jsonl.
+    config.per_class = False
+    return config.lock()
+
+
+# Keys with a few valid values.
+CHOICES = {
+    "bad_images": ("replace", "skip", "error"),
+    "eval_bad_images": ("error", "skip"),
+    "model.pooling": ("cls", "gap", "map"),
+    "model.posemb": ("learned", "sincos2d"),
+    "model.gelu": ("tanh", "exact"),
+    "model.attention": ("auto", "xla", "explicit"),
+    "model.remat": ("none", "full"),
+    "posemb_resize": ("bicubic", "bicubic_torch", "bilinear", "google"),
+    "loss": ("softmax", "sigmoid"),
+    "optimizer": ("adamw", "sgd"),
+    "momentum_dtype": ("float32", "bfloat16"),
+    "schedule": ("constant", "linear", "cosine", "rsqrt"),
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+}
+
+# Keys with a range: (smallest, largest), both allowed.
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    "batch_size": (1, math.inf),
+    "eval_batch_size": (1, math.inf),
+    "loader_threads": (1, 1024),
+    "model.width": (0, math.inf),
+    "model.depth": (0, math.inf),
+    "model.mlp_dim": (0, math.inf),
+    "model.num_heads": (0, math.inf),
+    "model.tokens_mlp_dim": (0, math.inf),
+    "model.channels": (1, math.inf),
+    "model.registers": (0, math.inf),
+    "model.pre_logits": (-1, math.inf),
+    "model.layernorm_epsilon": (1e-12, 1e-2),
+    "model.layer_scale": (0.0, math.inf),
+    "model.dropout_rate": (0.0, 0.99),
+    "model.stochastic_depth": (0.0, 0.99),
+    "label_smoothing": (0.0, 1.0),
+    "b1": (0.0, 0.999999),
+    "b2": (0.0, 0.999999),
+    "momentum": (0.0, 0.999999),
+    "weight_decay": (0.0, math.inf),
+    "grad_clip_norm": (0.0, math.inf),
+    "accum_steps": (1, math.inf),
+    "learning_rate": (0.0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "end_learning_rate": (0.0, math.inf),
+    "rsqrt_timescale": (1, math.inf),
+    "cooldown_steps": (0, math.inf),
+    "total_steps": (1, math.inf),
+    "total_epochs": (1e-9, math.inf),
+    "mesh.data": (-1, math.inf),
+    "log_every": (1, math.inf),
+    "eval_every": (0, math.inf),
+    "checkpoint_every": (1, math.inf),
+    "keep_checkpoints": (1, math.inf),
+}
+
+# Keys that say what the model is. With an empty variant the pretrained file says it.
+SIZE_KEYS = ("width", "depth", "mlp_dim", "num_heads", "tokens_mlp_dim")
+ARCHITECTURE_KEYS = (
+    *SIZE_KEYS,
+    "channels",
+    "pooling",
+    "posemb",
+    "registers",
+    "gelu",
+    "layernorm_epsilon",
+    "layer_scale",
+)
+
+
+def image_size(config: Config) -> tuple[int, int]:
+    """The image size as (height, width)."""
+    return (config.image_size[0], config.image_size[-1])
+
+
+def override_length(config: Config, overridden: Collection[str]) -> Config:
+    """The length on the command line, in steps or epochs, clears the recipe's other.
+
+    Args:
+      config: a recipe with the command line's overrides applied.
+      overridden: the dotted keys that the command line has set.
+    """
+    given = {"total_steps", "total_epochs"} & set(overridden)
+    config = config.copy_and_resolve_references()
+    if given == {"total_steps"}:
+        config.total_epochs = None
+    if given == {"total_epochs"}:
+        config.total_steps = None
+    return config
+
+
+def resolve(config: Config, num_examples: int) -> Config:
+    """Turns total_epochs into total_steps; the result is what a run is saved with.
+
+    Args:
+      config: a complete config.
+      num_examples: size of the training split.
+    """
+    config = config.copy_and_resolve_references()
+    if config.total_steps is None and config.total_epochs is not None:
+        steps = config.total_epochs * num_examples / max(config.batch_size, 1)
+        config.total_steps = max(1, round(steps))
+        config.total_epochs = None
+    return config
+
+
+def problems(config: Config, *, num_devices: int) -> list[str]:
+    """Everything that is wrong with the values of a resolved config, one line each."""
+    found = list(wrong_values(config).values()) + _wrong_length(config)
+    if config.batch_size >= 1 and config.accum_steps >= 1:
+        unit = num_devices * config.accum_steps
+        if config.batch_size % unit:
+            below = config.batch_size // unit * unit
+            nearest = f"{below} or {below + unit}" if below else f"{unit}"
+            found.append(
+                f"batch_size={config.batch_size} must be divisible by {num_devices} "
+                f"devices × accum_steps={config.accum_steps} = {unit}: use {nearest}"
+            )
+    if not config.model.variant:
+        found += _architecture_without_variant(config)
+    return found
+
+
+def wrong_values(config: Config) -> dict[str, str]:
+    """Keys whose value can never be right, whatever the others are, and why not."""
+    found = _wrong_choices(config) | _out_of_range(config)
+    size = config.image_size
+    whole = all(type(side) is int and side > 0 for side in size)
+    if not 1 <= len(size) <= 2 or not whole:
+        found["image_size"] = (
+            f"image_size={size}: give one size or height,width in pixels, "
+            "as in --config.image_size=384 or =384,256"
+        )
+    try:
+        re.compile(config.weight_decay_on)
+    except re.error as error:
+        found["weight_decay_on"] = (
+            f"weight_decay_on={config.weight_decay_on!r} is no regular expression: "
+            f"{error}"
+        )
+    return found
+
+
+def with_defaults(config: Config, keys: Iterable[str]) -> Config:
+    """The config with some of its keys, by dotted name, at their defaults."""
+    config, default = config.copy_and_resolve_references(), default_config()
+    config.update_from_flattened_dict({key: _get(default, key) for key in keys})
+    return config
+
+
+def check(found: Iterable[str]) -> None:
+    """Raises one UserError that lists all problems, if there are any."""
+    found = list(found)
+    if found:
+        lines = "\n".join(f"  - {line}" for line in found)
+        raise UserError(f"the config has {len(found)} problem(s):\n{lines}")
+
+
+def default_workdir(config: Config) -> str:
+    """A work directory's name; the same config always has the same."""
+    text = json.dumps(to_plain(config), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    dataset = re.sub(r"[^\w.-]+", "-", config.dataset).strip("-")[-40:]
+    return f"runs/{config.name}-{dataset}-{digest}"
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The config as a nested dict of JSON values."""
+    return json.loads(config.to_json())
+
+
+def flat_keys(config: Config) -> list[str]:
+    """All dotted key names."""
+    return [
+        f"{key}.{inner}" if inner else key
+        for key, value in config.items()
+        for inner in (flat_keys(value) if isinstance(value, ConfigDict) else [""])
+    ]
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
+    """The choices most like `name`; all of them if none is alike and they are few."""
+    choices = list(choices)
+    close = difflib.get_close_matches(name, choices, n=count, cutoff=0.5)
+    return close or (choices if len(choices) <= 10 else [])
+
+
+def _wrong_choices(config: Config) -> dict[str, str]:
+    found = {}
+    for key, choices in CHOICES.items():
+        value = _get(config, key)
+        if value not in choices:
+            hint = difflib.get_close_matches(str(value), choices, n=1)
+            did_you_mean = f"; did you mean {hint[0]!r}?" if hint else ""
+            found[key] = (
+                f"{key}={value!r}: choose from {', '.join(choices)}{did_you_mean}"
+            )
+    return found
+
+
+def _out_of_range(config: Config) -> dict[str, str]:
+    found = {}
+    for key, (low, high) in RANGES.items():
+        value = _get(config, key)
+        if value is None:
+            continue
+        if not math.isfinite(value):
+            found[key] = f"{key}={value}: must be a finite number"
+        elif not low <= value <= high:
+            limit = f"from {low} to {high}" if high != math.inf else f"at least {low}"
+            use = low if value < low else high
+            found[key] = f"{key}={value}: must be {limit}; nearest is {use}"
+    if config.mesh.data == 0:
+        found["mesh.data"] = "mesh.data=0: must be -1 (all devices) or at least 1"
+    return found
+
+
+def _wrong_length(config: Config) -> list[str]:
+    if config.total_steps is not None and config.total_epochs is not None:
+        return ["total_steps and total_epochs are both given; give one"]
+    if config.total_steps is None:
+        return ["total_steps and total_epochs are both empty; give one"]
+    found = []
+    if config.warmup_steps >= config.total_steps:
+        found.append(
+            f"warmup_steps={config.warmup_steps} must be less than "
+            f"total_steps={config.total_steps}"
+        )
+    if config.warmup_steps + config.cooldown_steps > config.total_steps:
+        found.append(
+            f"warmup_steps + cooldown_steps = "
+            f"{config.warmup_steps + config.cooldown_steps} must not exceed "
+            f"total_steps={config.total_steps}"
+        )
+    return found
+
+
+def _architecture_without_variant(config: Config) -> list[str]:
+    if not config.pretrained:
+        return [
+            "model.variant is empty and so is pretrained: name a variant "
+            '(such as "B/16") or a pretrained checkpoint that has one'
+        ]
+    default = default_config()
+    return [
+        f"model.{key}={config.model[key]!r}: with an empty model.variant the "
+        "architecture is that of the pretrained file; leave this key alone, or name "
+        "the variant"
+        for key in ARCHITECTURE_KEYS
+        # Not every file says how many heads there are, so they may be given.
+        if key != "num_heads" and config.model[key] != default.model[key]
+    ]
+
+
+def _get(config: Config, dotted: str) -> Any:
+    for part in dotted.split("."):
+        config = config[part]
+    return config

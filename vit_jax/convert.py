@@ -1,0 +1,55 @@
+"""Converts weights from any format that vit_jax reads to one that it writes.
+
+    python -m vit_jax.convert SOURCE DESTINATION --to=FORMAT
+
+SOURCE is what vit_jax.load takes: a work directory, a file, a directory of timm or
+Hugging Face, a published name (python -m vit_jax.models), hf:owner/name, an address.
+FORMAT is google or big_vision (DESTINATION is a file NAME.npz), timm (a file
+NAME.safetensors or a directory), huggingface (a directory) or vit_jax (a file
+NAME.safetensors).
+"""
+
+from absl import flags
+
+from vit_jax import command
+from vit_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("to", None, "the format to write", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_heads",
+    None,
+    "attention heads, for a file that does not say it",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+
+
+def main(arguments: list[str]) -> None:
+    """The command; see the module's docstring."""
+    if len(arguments) != 2 or not FLAGS.to:
+        raise UserError(
+            f"expected SOURCE DESTINATION --to=FORMAT, got {len(arguments)} "
+            f"argument(s) and {'no --to' if not FLAGS.to else f'--to={FLAGS.to}'}. "
+            "See --help."
+        )
+    from vit_jax.weights.formats.known import FORMATS, find_format
+    from vit_jax.weights.loading import load_weights
+    from vit_jax.weights.saving import save_weights
+
+    if FLAGS.to != "vit_jax":
+        find_format(FLAGS.to)  # before anything is downloaded
+    source, destination = arguments
+    weights = load_weights(source, num_heads=FLAGS.num_heads)
+    path = save_weights(*weights, destination, FLAGS.to)
+    title = FORMATS[FLAGS.to].title if FLAGS.to in FORMATS else "vit_jax's own"
+    a = weights.description.architecture
+    print(
+        f"wrote {path} in {title} format: {a.depth} blocks of width {a.width}, patches "
+        f"{'×'.join(map(str, a.patch_size))}, images "
+        f"{'×'.join(map(str, a.image_size))}, {a.num_classes} classes"
+    )
+
+
+if __name__ == "__main__":
+    command.run(main, FLAGS)

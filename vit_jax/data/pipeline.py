@@ -1,0 +1,326 @@
+"""Order, batches, padding and masks; Grain does the reading and prefetching.
+
+Batch k of training is a function of the seed and k alone: example `row` of it is at
+position k · batch_size + row of an endless sequence of shuffled epochs, and its
+augmentation draws from a generator of (seed, position). So any number of threads or
+processes, and any batch to start at, give the same stream.
+"""
+
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.augment import Chain, Size
+from vit_jax.data.decode import DecodeError
+from vit_jax.data.examples import Example, Source
+from vit_jax.data.preprocessing import Preprocessing, to_pixels
+from vit_jax.errors import UserError
+
+TRAIN_POLICIES = ("replace", "skip", "error")
+EVAL_POLICIES = ("error", "skip")
+REPLACEMENT_TRIES = 16
+# Rows that one task of a thread loads: fewer cost more in passing them around than
+# small images take to load, more make the first batch late.
+_ROWS_PER_TASK = 16
+_PREFETCHED_BATCHES = 2  # at least; bounds the memory that waiting images take
+
+_log = logging.getLogger(__name__)
+Row = dict[str, Any]  # arrays and numpy scalars of one example
+Batch = dict[str, np.ndarray]
+
+
+class Batches(Iterator[Batch]):
+    """An iterator over batches that owns the threads which load them.
+
+    Use it as a context manager, or call `close`; its end and an error close it too.
+    Afterwards none of its threads is alive.
+    """
+
+    def __init__(
+        self,
+        load_row: Callable[[int, int], Row],
+        *,
+        start: int,
+        stop: int,
+        rows: int,
+        num_threads: int | None,
+    ):
+        """Starts nothing yet; loading begins with the first batch asked for.
+
+        Args:
+          load_row: (number of the batch, row in this process's part of it) → arrays.
+          start: number of the first batch.
+          stop: number after the last batch.
+          rows: a batch has in this process.
+          num_threads: None = one a core, 0 = load in the caller's thread when asked.
+        """
+        import grain  # not at import time: it takes a second
+
+        self._load_row = load_row
+        self._rows = rows
+        self._tasks_per_batch = tasks = -(-rows // _ROWS_PER_TASK)
+        self._threads: set[threading.Thread] = set()
+        threads = _cores() if num_threads is None else num_threads
+        buffer = max(_PREFETCHED_BATCHES * tasks, threads) if threads else 0
+        self._iterator = iter(
+            grain.MapDataset.range(start * tasks, stop * tasks)
+            .map(self._load_task)
+            .to_iter_dataset(
+                grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+            )
+            .batch(tasks, batch_fn=_joined)
+        )
+        self._closed = False
+
+    def __next__(self) -> Batch:
+        if self._closed:
+            raise StopIteration
+        try:
+            return next(self._iterator)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops loading and waits for the threads; calling it again does nothing."""
+        self._closed = True
+        self._iterator.close()
+        while self._threads:
+            self._threads.pop().join()
+
+    def _load_task(self, task: int) -> Batch:
+        thread = threading.current_thread()
+        if thread.name.startswith("grain"):
+            self._threads.add(thread)
+        batch, part = divmod(int(task), self._tasks_per_batch)
+        first = part * _ROWS_PER_TASK
+        last = min(first + _ROWS_PER_TASK, self._rows)
+        loaded = [self._load_row(batch, row) for row in range(first, last)]
+        return {key: np.stack([row[key] for row in loaded]) for key in loaded[0]}
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    transform: Chain,
+    seed: int,
+    start: int,
+    stop: int,
+    channels: int = 3,
+    bad_images: str = "replace",
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int | None = None,
+) -> Batches:
+    """Batches `start` to before `stop` of an endless, shuffled stream.
+
+    Every epoch has every example once; a batch may span the border of two.
+
+    Args:
+      source: the examples.
+      batch_size: of all processes together.
+      transform: training chain, applied to the decoded image.
+      seed: of order and augmentation.
+      start: number of the first batch; to resume, the number of those consumed.
+      stop: number after the last batch.
+      channels: of the images.
+      bad_images: what becomes of an image that cannot be read. "replace": the next
+        readable example of the source stands in; "skip": a black image with mask 0;
+        "error": DecodeError.
+      process_index: which rows of every batch this process gets.
+      process_count: how many processes share a batch.
+      num_threads: that load images; None = one a core, 0 = none.
+
+    Returns:
+      Iterator of this process's rows (b = batch_size / process_count): image uint8
+      [b, h, w, c]; label int32 [b], or float32 [b, classes] of zeros and ones; mask
+      float32 [b]; bad int32 [b], 1 where the image could not be read.
+
+    Raises:
+      UserError: a wrong argument; while iterating, what loading an image raises.
+    """
+    _check_policy(bad_images, TRAIN_POLICIES)
+    rows = _rows_per_process(batch_size, process_count)
+    if seed < 0:
+        raise UserError(f"seed={seed}: expected a number of at least 0")
+    order = _Order(len(source), seed)
+    loader = _Loader(source, channels, transform.image_size, bad_images)
+
+    def load_row(batch: int, row: int) -> Row:
+        position = batch * batch_size + process_index * rows + row
+
+        def pixels(example: Example) -> np.ndarray:
+            image = to_pixels(example.image, channels, example.name)
+            rng = np.random.default_rng((seed, position))
+            return transform(image, rng, example.name)
+
+        return loader.load(order[position], pixels)
+
+    return Batches(load_row, start=start, stop=stop, rows=rows, num_threads=num_threads)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    preprocessing: Preprocessing,
+    bad_images: str = "error",
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int | None = None,
+) -> Batches:
+    """Every example exactly once, in order; the last batch is padded.
+
+    Args:
+      source: the examples.
+      batch_size: of all processes together; need not divide the number of examples.
+      preprocessing: decoding and the evaluation's transform.
+      bad_images: "error", or "skip" to mask images that cannot be read.
+      process_index: which rows of every batch this process gets.
+      process_count: how many processes share a batch; all get as many batches.
+      num_threads: as in `train_batches`.
+
+    Returns:
+      Iterator as of `train_batches`, and index int32 [b]: which example of the source,
+      −1 for padding. Padding is black with label 0, mask 0.
+
+    Raises:
+      UserError: a wrong argument; DecodeError while iterating.
+    """
+    _check_policy(bad_images, EVAL_POLICIES)
+    rows = _rows_per_process(batch_size, process_count)
+    image_size, channels = preprocessing.image_size, preprocessing.channels
+    loader = _Loader(source, channels, image_size, bad_images)
+
+    def pixels(example: Example) -> np.ndarray:
+        return preprocessing.prepare(example.image, example.name)
+
+    def load_row(batch: int, row: int) -> Row:
+        index = batch * batch_size + process_index * rows + row
+        if index >= len(source):
+            return {**loader.blank(), "index": np.int32(-1)}
+        return {**loader.load(index, pixels), "index": np.int32(index)}
+
+    stop = -(-len(source) // batch_size)
+    return Batches(load_row, start=0, stop=stop, rows=rows, num_threads=num_threads)
+
+
+class _Order:
+    """Position in the endless stream → index of the example."""
+
+    def __init__(self, num_examples: int, seed: int):
+        import grain
+
+        # Grain shuffles epoch e with seed + e: spread the seeds out, or the second
+        # epoch of seed 0 would be the first of seed 1. It takes 32 bits.
+        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self._order = grain.MapDataset.range(num_examples).shuffle(spread).repeat()
+        self._order[0]  # what Grain creates at the first use is not safe from threads
+
+    def __getitem__(self, position: int) -> int:
+        index: Any = self._order[position]
+        return int(index)
+
+
+@dataclasses.dataclass
+class _Loader:
+    """Loads single examples; keeps account of those that cannot be read."""
+
+    source: Source
+    channels: int
+    image_size: Size
+    bad_images: str
+    _named: set[str] = dataclasses.field(default_factory=set)
+    _lock: Any = dataclasses.field(default_factory=threading.Lock)
+
+    def load(self, index: int, pixels: Callable[[Example], np.ndarray]) -> Row:
+        try:
+            return self._read(index, pixels, bad=0)
+        except DecodeError as error:
+            if self.bad_images == "error":
+                raise
+            self._name(error)
+            if self.bad_images == "skip":
+                return {**self.blank(), "bad": np.int32(1)}
+        for step in range(1, REPLACEMENT_TRIES + 1):
+            try:
+                return self._read((index + step) % len(self.source), pixels, bad=1)
+            except DecodeError as error:
+                self._name(error)
+        raise UserError(
+            f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the last ones "
+            "are named above. Check that the dataset was copied completely."
+        )
+
+    def blank(self) -> Row:
+        if self.source.multi_label:
+            label = np.zeros(self.source.num_classes, np.float32)
+        else:
+            label = np.int32(0)
+        return {
+            "image": np.zeros((*self.image_size, self.channels), np.uint8),
+            "label": label,
+            "mask": np.float32(0),
+            "bad": np.int32(0),
+        }
+
+    def _read(self, index: int, pixels, bad: int) -> Row:
+        example = self.source[index]
+        row = self.blank()
+        classes = np.asarray(example.label, np.int32)
+        if self.source.multi_label:
+            row["label"][classes] = 1
+        else:
+            row["label"] = classes
+        row.update(image=pixels(example), mask=np.float32(1), bad=np.int32(bad))
+        return row
+
+    def _name(self, error: DecodeError) -> None:
+        with self._lock:
+            new = str(error) not in self._named
+            self._named.add(str(error))
+        if new:
+            _log.warning("%s (%s)", error, _CONSEQUENCES[self.bad_images])
+
+
+_CONSEQUENCES = {"replace": "another image stands in", "skip": "left out"}
+
+
+def _joined(parts) -> Batch:
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux only; knows of containers' limits
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_policy(bad_images: str, allowed: tuple[str, ...]) -> None:
+    if bad_images not in allowed:
+        raise UserError(
+            f"bad_images={bad_images!r}: expected one of {', '.join(allowed)}"
+        )
+
+
+def _rows_per_process(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        below = batch_size // process_count * process_count
+        nearest = [size for size in (below, below + process_count) if size > 0]
+        raise UserError(
+            f"batch size {batch_size} cannot be shared by {process_count} processes; "
+            f"use {' or '.join(map(str, nearest))}"
+        )
+    return batch_size // process_count

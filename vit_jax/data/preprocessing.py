@@ -1,0 +1,159 @@
+"""What a model expects of its input images; saved with its weights."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.augment import Chain, parse_chain, rescale_chain
+from vit_jax.data.decode import DecodeError, decode, with_channels
+from vit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How an image file becomes the model's input.
+
+    Attributes:
+      image_size: (height, width).
+      channels: 3 for colour, 1 for grey.
+      eval_transform: chain of operations without chance (vit_jax/data/augment.py).
+      mean, std: one number, or one a channel, in units of [0, 1]. Half and half makes
+        the model's value range [−1, 1].
+    """
+
+    image_size: tuple[int, int]
+    channels: int = 3
+    eval_transform: str = "resize"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self):
+        for name in ("image_size", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        problems = []
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            problems.append(f"image_size={self.image_size}: (height, width) in pixels")
+        if self.channels < 1:
+            problems.append(f"channels={self.channels}: at least 1")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(set(values)) == 1:  # the same for every channel, however many
+                object.__setattr__(self, name, values[:1] * self.channels)
+            elif len(values) != self.channels:
+                problems.append(
+                    f"{name}={values}: one number, or {self.channels} (channels)"
+                )
+        if not all(value > 0 for value in self.std):
+            problems.append(f"std={self.std}: above 0")
+        if problems:
+            raise UserError("preprocessing cannot be used: " + "; ".join(problems))
+        if self.chain.random:
+            raise UserError(
+                f"evaluation must not depend on chance: the chain "
+                f"{self.eval_transform!r} has a random operation. "
+                "Use 'resize' or 'resize_small(256)|central_crop'."
+            )
+
+    @property
+    def chain(self) -> Chain:
+        return parse_chain(self.eval_transform, self.image_size)
+
+    def for_images(self, image_size: tuple[int, int], channels: int) -> "Preprocessing":
+        """The same for images of another size, or with other channels.
+
+        Explicit sizes in the transform change in proportion. A number of channels that
+        differs gets the average of the old ones' mean and standard deviation.
+        """
+        transform = rescale_chain(self.eval_transform, self.image_size, image_size)
+        values: dict[str, Any] = {"image_size": image_size, "channels": channels}
+        values["eval_transform"] = transform
+        if channels != self.channels:
+            values["mean"] = (sum(self.mean) / self.channels,)
+            values["std"] = (sum(self.std) / self.channels,)
+        return dataclasses.replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        fields = dataclasses.asdict(self)
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in fields.items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """The inverse of `to_dict`.
+
+        Raises:
+          UserError: a key is missing or unknown.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
+            raise UserError(
+                "preprocessing has other keys than this version of vit_jax writes: "
+                f"missing {sorted(names - set(values))}, "
+                f"unknown {sorted(set(values) - names)}"
+            )
+        return cls(**values)
+
+    def normalize(self, images):
+        """(image / 255 − mean) / std, for numpy and JAX arrays alike.
+
+        Args:
+          images: uint8 [..., c].
+
+        Returns:
+          float32 [..., c]. With mean and std 0.5, 0 becomes −1 and 255 becomes 1,
+          exactly.
+        """
+        # In units of 0…255, so that both ends of the range are exact; same rank as the
+        # images, because JAX may be told to refuse implicit broadcasting.
+        shape = (1,) * (images.ndim - 1) + (self.channels,)
+        mean = (np.asarray(self.mean) * 255).astype(np.float32).reshape(shape)
+        std = (np.asarray(self.std) * 255).astype(np.float32).reshape(shape)
+        return (images.astype(np.float32) - mean) / std
+
+    def prepare(
+        self, image: bytes | str | pathlib.Path | np.ndarray, name: str = ""
+    ) -> np.ndarray:
+        """Decodes an image and applies the evaluation's transform.
+
+        Args:
+          image: an encoded file's bytes, a path, or uint8 [h, w, c].
+          name: what to call the image in an error; a path names itself.
+
+        Returns:
+          uint8 [*image_size, channels], ready for `normalize`.
+
+        Raises:
+          DecodeError: the file cannot be read or decoded.
+          UserError: an array of another type or shape.
+        """
+        if isinstance(image, (str, pathlib.Path)):
+            name = name or str(image)
+            image = read_file(image)
+        return self.chain(to_pixels(image, self.channels, name), name=name)
+
+
+def to_pixels(image: bytes | np.ndarray, channels: int, name: str = "") -> np.ndarray:
+    """An encoded or decoded image → uint8 [h, w, channels]."""
+    if isinstance(image, bytes):
+        return decode(image, channels, name)
+    if isinstance(image, np.ndarray):
+        return with_channels(image, channels, name)
+    raise UserError(
+        f"{name or 'image'} is a {type(image).__name__}; expected a path, the bytes of "
+        "an image file, or a uint8 array [height, width, channels]"
+    )
+
+
+def read_file(path: str | pathlib.Path) -> bytes:
+    """The bytes of an image file; DecodeError names the file and the reason."""
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise DecodeError(
+            f"{path} cannot be read: {error.strerror or error}"
+        ) from error

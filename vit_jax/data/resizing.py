@@ -1,0 +1,51 @@
+"""Resizing of decoded images, by OpenCV or by Pillow."""
+
+import functools
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from PIL import Image
+
+Size = tuple[int, int]
+
+
+def resize_image(
+    image: np.ndarray, size: Size, interpolation: str = "bilinear"
+) -> np.ndarray:
+    """Resizes uint8 [h, w, c] to uint8 [*size, c]; the aspect is not kept.
+
+    Args:
+      image: the pixels.
+      size: (height, width).
+      interpolation: a key of INTERPOLATIONS.
+    """
+    if image.shape[:2] == tuple(size):
+        return image
+    return INTERPOLATIONS[interpolation](image, size)
+
+
+def _by_opencv(flag: int, image: np.ndarray, size: Size) -> np.ndarray:
+    resized = cv2.resize(image, (size[1], size[0]), interpolation=flag)
+    return resized.reshape(*size, image.shape[2])  # OpenCV drops a single channel
+
+
+def _by_pillow(resample: Image.Resampling, image: np.ndarray, size: Size) -> np.ndarray:
+    # Pillow takes four channels for colour and alpha, and multiplies one by the other.
+    planes = [image] if image.shape[2] == 3 else np.moveaxis(image, 2, 0)
+    return np.dstack(
+        [
+            np.asarray(Image.fromarray(plane).resize((size[1], size[0]), resample))
+            for plane in planes
+        ]
+    )
+
+
+INTERPOLATIONS: dict[str, Callable[[np.ndarray, Size], np.ndarray]] = {
+    "nearest": functools.partial(_by_opencv, cv2.INTER_NEAREST_EXACT),
+    "bilinear": functools.partial(_by_opencv, cv2.INTER_LINEAR),
+    "bicubic": functools.partial(_by_opencv, cv2.INTER_CUBIC),
+    "area": functools.partial(_by_opencv, cv2.INTER_AREA),
+    "bilinear_antialias": functools.partial(_by_pillow, Image.Resampling.BILINEAR),
+    "bicubic_antialias": functools.partial(_by_pillow, Image.Resampling.BICUBIC),
+}

@@ -1,0 +1,47 @@
+"""Which examples an expression such as "train[:98%]" or "train+test" means."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+
+from vit_jax.errors import UserError
+
+
+def resolve(
+    spec: str, num_examples: Mapping[str, int], dataset: str
+) -> list[tuple[str, range]]:
+    """The parts that `spec` joins: (name of the split, positions in it).
+
+    The notation is tensorflow-datasets' own and tensorflow-datasets parses it.
+
+    Raises:
+      UserError: unknown split, malformed slice, or nothing left of the split.
+    """
+    if spec in num_examples:  # the common case does without tensorflow-datasets
+        return [(spec, range(num_examples[spec]))]
+    import tensorflow_datasets as tfds
+
+    known = {
+        name: SimpleNamespace(num_examples=count, shard_lengths=[count])
+        for name, count in num_examples.items()
+    }
+    listed = ", ".join(f"{name} ({count:,})" for name, count in num_examples.items())
+    help_text = (
+        f"{dataset} has the splits {listed}. Name one of them, a part of one such as "
+        "'train[:98%]' or 'train[100:]', or several joined by '+'."
+    )
+    try:
+        instructions = tfds.core.ReadInstruction.from_spec(spec).to_absolute(known)
+        parts = [
+            (part.splitname, range(num_examples[part.splitname])[part.from_ : part.to])
+            for part in instructions
+        ]
+    except (ValueError, AssertionError):
+        raise UserError(f"split {spec!r} cannot be read. {help_text}") from None
+    if not any(len(positions) for _, positions in parts):
+        raise UserError(f"split {spec!r} selects no example. {help_text}")
+    return parts
+
+
+def count(spec: str, num_examples: Mapping[str, int], dataset: str) -> int:
+    """Number of examples of `spec`; see `resolve`."""
+    return sum(len(part) for _, part in resolve(spec, num_examples, dataset))

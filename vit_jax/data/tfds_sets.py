@@ -1,0 +1,247 @@
+"""tensorflow-datasets sets, read from ArrayRecord files without TensorFlow."""
+
+import difflib
+import glob
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+from vit_jax.data import splits
+from vit_jax.data.examples import Example
+from vit_jax.errors import UserError
+
+# What to evaluate on, in order of preference; a set with one split is divided.
+EVALUATION_SPLITS = ("validation", "val", "valid", "test")
+TRAIN_PART, HELD_OUT_PART = "[:90%]", "[90%:]"
+
+_STANDARD_ERROR = 2  # by number: notebooks and tests replace sys.stderr
+
+
+class TfdsSet:
+    """One split of a prepared set; images stay encoded until they are asked for."""
+
+    def __init__(self, builder, split: str):
+        import tensorflow_datasets as tfds
+
+        features = builder.info.features
+        self._name = f"{builder.info.name}/{split}"
+        self._image_key = _feature_key(builder, tfds.features.Image, "image")
+        self._label_key, self.multi_label, classes = _labels(builder)
+        self.class_names = tuple(classes.names)
+        # A wrong split gets our message, not tensorflow-datasets'.
+        splits.resolve(split, num_examples(builder), builder.info.full_name)
+        self._records = builder.as_data_source(
+            split,
+            # Every image stays as it is: ours is decoded later, others never.
+            decoders={
+                key: tfds.decode.SkipDecoding()
+                for key, feature in features.items()
+                if isinstance(feature, tfds.features.Image)
+            },
+        )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records[index]
+        label = record[self._label_key]
+        return Example(
+            record[self._image_key],
+            tuple(int(one) for one in label) if self.multi_label else int(label),
+            f"{self._name}[{index}]",
+        )
+
+
+def class_names(builder) -> tuple[str, ...]:
+    return tuple(_labels(builder)[2].names)
+
+
+def is_multi_label(builder) -> bool:
+    return _labels(builder)[1]
+
+
+def num_examples(builder) -> dict[str, int]:
+    return {name: info.num_examples for name, info in builder.info.splits.items()}
+
+
+def default_splits(builder) -> tuple[str, str]:
+    """What to train and to evaluate on unless told otherwise."""
+    names = list(builder.info.splits)
+    train = "train" if "train" in names else names[0]
+    for name in EVALUATION_SPLITS:
+        if name in names and name != train:
+            return train, name
+    return train + TRAIN_PART, train + HELD_OUT_PART
+
+
+def prepared_folder(path: str) -> str | None:
+    """The folder of a prepared set, where `path` is one or holds one version of one.
+
+    Raises:
+      UserError: it holds several.
+    """
+    for depth in ("", "*"):
+        pattern = os.path.join(glob.escape(path), depth, "dataset_info.json")
+        found = sorted(os.path.dirname(file) for file in glob.glob(pattern))
+        if len(found) > 1:
+            raise UserError(
+                f"{path} holds {len(found)} prepared sets. Name one of them: "
+                + ", ".join(found[:10])
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def open_folder(path: str):
+    """The builder of the prepared set in the folder `path`."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(path)
+    # DIR/name[/config]/version: the command that converts it takes DIR.
+    name, levels = str(builder.info.name), str(builder.info.full_name).count("/")
+    root = pathlib.Path(path).absolute().parents[levels]
+    _check_format(builder, name, str(root))
+    return builder
+
+
+def open_name(name: str, data_dir: str = ""):
+    """The builder of the set `name`, prepared first where that is possible.
+
+    Raises:
+      UserError: tensorflow-datasets knows no such set, it is not prepared and cannot
+        be here, or it is in a format without random access.
+    """
+    builder = find(name, data_dir)
+    if not builder.is_prepared():
+        _prepare(name, data_dir, str(builder.data_dir))
+        builder = find(name, data_dir)
+    _check_format(builder, name, data_dir)
+    return builder
+
+
+def find(name: str, data_dir: str = ""):
+    """The builder of the set `name`, prepared or not.
+
+    Raises:
+      UserError: there is no such set; names the nearest ones.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir or None)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(
+            f"{name!r} is neither 'digits', nor a folder that exists, nor a name that "
+            f"tensorflow-datasets knows.{hint} Their names are listed at "
+            "https://www.tensorflow.org/datasets/catalog"
+        ) from None
+    except (ValueError, AssertionError, RuntimeError) as error:
+        # An unknown configuration or version; the first lines say which there are.
+        raise UserError(
+            f"the dataset {name!r} cannot be opened: {str(error)[:1000]}"
+        ) from error
+
+
+def tensorflow_is_installed() -> bool:
+    """Looks without importing it."""
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def prepare_command(name: str, data_dir: str) -> list[str]:
+    """The arguments after `python` that prepare a set."""
+    return ["-m", "vit_jax.prepare", name] + (
+        [f"--data_dir={data_dir}"] if data_dir else []
+    )
+
+
+def _prepare(name: str, data_dir: str, expected_in: str) -> None:
+    command = prepare_command(name, data_dir)
+    shown = " ".join(["python", *command])
+    if not tensorflow_is_installed():
+        raise UserError(
+            f"the dataset {name!r} is not prepared: looked in {expected_in}. Preparing "
+            "it needs TensorFlow, once (reading it does not):\n"
+            f"  pip install 'vit_jax[prepare]'\n  {shown}"
+        )
+    print(f"{name} is not prepared yet; running: {shown}", file=sys.stderr)
+    # In a process of its own, so that TensorFlow never meets JAX's devices; what it
+    # prints goes to standard error, because standard output is for results.
+    finished = subprocess.run(
+        [sys.executable, *command], stdout=_STANDARD_ERROR, check=False
+    )
+    if finished.returncode != 0:
+        raise UserError(
+            f"the dataset {name!r} could not be prepared (exit status "
+            f"{finished.returncode}; the reason is printed above). To try again: "
+            f"{shown}"
+        )
+
+
+def _check_format(builder, name: str, data_dir: str) -> None:
+    found = {one.value for one in builder.info.available_file_formats()}
+    if not found & {"array_record", "parquet"}:
+        raise UserError(
+            f"the dataset {name!r} in {builder.data_dir} is prepared as "
+            f"{', '.join(sorted(found)) or 'nothing'}, which cannot be read at random; "
+            "expected array_record. To convert it (this needs TensorFlow, once):\n"
+            f"  pip install 'vit_jax[prepare]'\n"
+            f"  python {' '.join(prepare_command(name, data_dir))}"
+        )
+
+
+def _labels(builder):
+    """Key of the labels, whether an example has several, and the ClassLabel feature."""
+    import tensorflow_datasets as tfds
+
+    several = {
+        key: feature.feature
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Sequence)
+        and isinstance(feature.feature, tfds.features.ClassLabel)
+    }
+    single = {
+        key: feature
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.ClassLabel)
+    }
+    # One label is the rule: a Sequence counts only where there is no single label.
+    for multi_label, found in ((False, single), (True, several)):
+        key = "label" if "label" in found else next(iter(found), None)
+        if key is not None and (key == "label" or len(found) == 1):
+            return key, multi_label, found[key]
+    raise _unsuitable(builder, "one feature of class labels (ClassLabel)")
+
+
+def _feature_key(builder, kind, preferred: str) -> str:
+    found = [
+        key
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, kind)
+    ]
+    if preferred in found:
+        return preferred
+    if len(found) == 1:
+        return found[0]
+    raise _unsuitable(builder, f"one {preferred}")
+
+
+def _unsuitable(builder, expected: str) -> UserError:
+    features = ", ".join(
+        f"{key} ({type(feature).__name__})"
+        for key, feature in builder.info.features.items()
+    )
+    return UserError(
+        f"the dataset {builder.info.full_name} cannot be classified: expected "
+        f"{expected}, found {features}. Choose a set for image classification."
+    )

@@ -1,0 +1,1 @@
+"""Exact evaluation, in training and as `python -m vit_jax.evaluate`."""

@@ -1,0 +1,31 @@
+"""The mathematics: modules and array functions, which import no other room."""
+
+from vit_jax.models.architecture import (
+    AnyArchitecture,
+    Architecture,
+    MixerArchitecture,
+    architecture_from_dict,
+    architecture_from_variant,
+)
+from vit_jax.models.building import abstract_params, build
+from vit_jax.models.mixer import MlpMixer
+from vit_jax.models.patch_model import PatchModel
+from vit_jax.models.variants import HYBRIDS, MIXERS, VARIANTS, parse_variant
+from vit_jax.models.vit import VisionTransformer
+
+__all__ = [
+    "HYBRIDS",
+    "MIXERS",
+    "VARIANTS",
+    "AnyArchitecture",
+    "Architecture",
+    "MixerArchitecture",
+    "MlpMixer",
+    "PatchModel",
+    "VisionTransformer",
+    "abstract_params",
+    "architecture_from_dict",
+    "architecture_from_variant",
+    "build",
+    "parse_variant",
+]

@@ -1,0 +1,373 @@
+"""The function that a model's parameters compute, as plain data."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from vit_jax.models.posemb import DENOMINATORS
+from vit_jax.models.variants import parse_variant
+
+CHOICES = {
+    "pooling": ("cls", "gap", "map"),
+    "posemb": ("learned", "sincos2d"),
+    "sincos_denominator": tuple(DENOMINATORS),
+    "gelu": ("tanh", "exact"),
+    "norm": ("before_pool", "after_pool"),
+    "trunk_numerics": ("google", "timm"),
+}
+
+Kind = TypeVar("Kind", bound="_OfPatches")
+
+
+class _OfPatches:
+    """What architectures share whose input is a grid of patches."""
+
+    patch_size: tuple[int, int]
+    image_size: tuple[int, int]
+    channels: int
+
+    def __post_init__(self):
+        if problems := _wrong_values(self) or self._wrong_combinations():
+            raise ValueError("impossible architecture: " + "; ".join(problems))
+
+    @classmethod
+    def from_variant(
+        cls: type[Kind],
+        name: str,
+        *,
+        image_size: tuple[int, int],
+        num_classes: int,
+        **fields: Any,
+    ) -> Kind:
+        """The architecture of a variant such as "B/16".
+
+        Of `fields` left out, `class_token` is true when the pooling needs it, and
+        `class_token_position` when there is a class token and positions are learned.
+
+        Raises:
+          ValueError: an unknown name (says the nearest), a field that this kind of
+            architecture has not, or a value that cannot be.
+        """
+        given = {"image_size": image_size, "num_classes": num_classes, **fields}
+        fields = parse_variant(name) | given
+        names = [field.name for field in _fields(cls)]
+        if unknown := [field for field in fields if field not in names]:
+            raise ValueError(
+                f"{name} cannot be made with {', '.join(unknown)}: the fields of "
+                f"{cls.__name__} are {', '.join(names)}"
+            )
+        return cls(**cls._implied(fields))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along height and width."""
+        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        return height // patch_height, width // patch_width
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches."""
+        return 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a block sees."""
+        return self.num_prefix_tokens + self.grid[0] * self.grid[1]
+
+    @property
+    def embed_kernel(self) -> tuple[int, int]:
+        """(height, width) of the kernel that makes tokens, in its input's pixels."""
+        return self.patch_size
+
+    @property
+    def embed_channels(self) -> int:
+        """Input channels of the kernel that makes tokens."""
+        return self.channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold; `from_dict` reads it back."""
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in _fields(self)
+            for value in [getattr(self, field.name)]
+        }
+
+    @classmethod
+    def from_dict(cls: type[Kind], fields: dict[str, Any]) -> Kind:
+        """Reads what `to_dict` gave, also before a field with a default was added.
+
+        Raises:
+          ValueError: an unknown name, one without default is missing, or a value that
+            cannot be.
+        """
+        names = {field.name for field in _fields(cls)}
+        needed = {
+            field.name for field in _fields(cls) if field.default is dataclasses.MISSING
+        }
+        if problems := [
+            f"{what} {', '.join(sorted(found))}"
+            for what, found in (
+                ("missing", needed - fields.keys()),
+                ("unknown", fields.keys() - names),
+            )
+            if found
+        ]:
+            raise ValueError(f"not an architecture: {'; '.join(problems)}")
+        return cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        )
+
+    @classmethod
+    def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a variant, and what follows from them."""
+        return fields
+
+    def _wrong_combinations(self) -> list[str]:
+        """Fields that are impossible together."""
+        problems = []
+        for side, size, patch in zip(
+            ("height", "width"), self.image_size, self.patch_size, strict=True
+        ):
+            if size % patch:
+                below = size // patch * patch
+                nearest = f"{below} and {below + patch}" if below else str(patch)
+                problems.append(
+                    f"image {side} {size} is not a multiple of the patch {side} "
+                    f"{patch}, the nearest that are: {nearest}"
+                )
+        return problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture(_OfPatches):
+    """A Vision Transformer: all that its parameters' shapes say, and do not say.
+
+    Published families differ in each field from `pooling` on; the defaults are those of
+    google-research/vision_transformer. Sizes are (height, width) in pixels.
+
+    Raises:
+      ValueError: one message that lists every field whose value cannot be.
+    """
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    patch_size: tuple[int, int]
+    image_size: tuple[int, int]
+    num_classes: int  # 0: no head, the model returns what the head would get
+    channels: int = 3
+    pooling: str = "cls"  # token to head: class token, mean of patches, attention
+    class_token: bool = True
+    class_token_position: bool = True  # the class token adds a position of its own
+    registers: int = 0  # extra tokens (arXiv:2309.16588)
+    posemb: str = "learned"
+    sincos_denominator: str = "big_vision"
+    pre_logits: int = 0  # width of a tanh layer before the head; 0: none
+    gelu: str = "tanh"
+    layernorm_epsilon: float = 1e-6
+    layer_scale: bool = False  # a learned factor a channel on both branches
+    norm: str = "before_pool"
+    distillation_token: bool = False  # a second token (arXiv:2012.12877)
+    register_positions: bool = False  # registers add positions of their own
+    # A ResNet makes the features that patches are cut from: residual units a stage; ()
+    # is its root alone, None no trunk. `patch_size` is still in pixels of the image.
+    trunk: tuple[int, ...] | None = None
+    trunk_numerics: str = "google"
+    # The second token has a head of its own, and logits are the mean; else it is read
+    # by other tokens alone.
+    distillation_head: bool = True
+
+    @classmethod
+    def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        class_token = fields.get("pooling", "cls") == "cls"
+        fields = {"class_token": class_token} | fields
+        position = fields["class_token"] and fields.get("posemb") != "sincos2d"
+        return {"class_token_position": position} | fields
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: class token, distillation token, registers."""
+        return int(self.class_token) + int(self.distillation_token) + self.registers
+
+    @property
+    def mixing(self) -> str:
+        """How tokens reach each other, in words."""
+        return f"{self.num_heads} heads"
+
+    @property
+    def num_pooled(self) -> int:
+        """Vectors that heads read, a head each."""
+        return 1 + int(self.distillation_token and self.distillation_head)
+
+    @property
+    def num_position_prefix(self) -> int:
+        """Rows of `pos_embed_prefix`: tokens before the patches that add positions."""
+        position = int(self.class_token_position)
+        return (
+            position * (1 + int(self.distillation_token))
+            + int(self.register_positions) * self.registers
+        )
+
+    @property
+    def trunk_stride(self) -> int:
+        """Pixels of the image a pixel that the trunk gives; 1 without a trunk."""
+        if self.trunk is None:
+            return 1
+        return 4 * 2 ** max(len(self.trunk) - 1, 0)
+
+    @property
+    def embed_kernel(self) -> tuple[int, int]:
+        """(height, width) of the kernel that makes tokens, in its input's pixels."""
+        height, width = self.patch_size
+        return height // self.trunk_stride, width // self.trunk_stride
+
+    @property
+    def embed_channels(self) -> int:
+        """Input channels of the kernel that makes tokens."""
+        if self.trunk is None:
+            return self.channels
+        return 128 * 2 ** len(self.trunk) if self.trunk else 64
+
+    def _wrong_combinations(self) -> list[str]:
+        problems = []
+        if self.width % self.num_heads:
+            problems.append(
+                f"width {self.width} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.posemb == "sincos2d" and (self.width % 4 or self.width < 8):
+            problems.append(
+                f"posemb sincos2d needs a width of 8, 12, …, got {self.width}"
+            )
+        if self.pooling == "cls" and not self.class_token:
+            problems.append("pooling cls needs class_token; without it use gap or map")
+        if self.class_token_position and not self.class_token:
+            problems.append("class_token_position needs class_token")
+        if self.distillation_token and self.pooling != "cls":
+            problems.append("distillation_token needs pooling cls")
+        if not self.distillation_token and not self.distillation_head:
+            problems.append("distillation_head False needs distillation_token")
+        if self.num_pooled > 1 and self.pre_logits:
+            problems.append("distillation_head leaves no place for pre_logits")
+        if self.register_positions and not self.registers:
+            problems.append("register_positions needs registers")
+        if any(patch % self.trunk_stride for patch in self.patch_size):
+            problems.append(
+                f"patch_size {self.patch_size} is not a multiple of {self.trunk_stride}"
+                f", the stride of the trunk {self.trunk}"
+            )
+        return problems + super()._wrong_combinations()
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerArchitecture(_OfPatches):
+    """An MLP-Mixer (arXiv:2105.01601); the grid of patches is part of its shapes.
+
+    Raises:
+      ValueError: one message that lists every field whose value cannot be.
+    """
+
+    width: int
+    depth: int
+    tokens_mlp_dim: int  # hidden width of the MLP across the tokens
+    mlp_dim: int  # and of the one across the channels
+    patch_size: tuple[int, int]
+    image_size: tuple[int, int]
+    num_classes: int  # 0: no head, the model returns what the head would get
+    channels: int = 3
+    gelu: str = "tanh"
+    layernorm_epsilon: float = 1e-6
+
+    @property
+    def mixing(self) -> str:
+        """How tokens reach each other, in words."""
+        return f"{self.tokens_mlp_dim} channels across tokens"
+
+
+AnyArchitecture = Architecture | MixerArchitecture
+
+
+def architecture_from_dict(fields: dict[str, Any]) -> AnyArchitecture:
+    """Reads what `to_dict` of either kind gave; raises ValueError as `from_dict`."""
+    return _kind(fields).from_dict(fields)
+
+
+def architecture_from_variant(
+    name: str, *, image_size: tuple[int, int], num_classes: int, **fields: Any
+) -> AnyArchitecture:
+    """The architecture of a variant of either kind: "B/16", "R50+B/16", "Mixer-B/16".
+
+    Arguments and errors are those of `Architecture.from_variant`.
+    """
+    return _kind(parse_variant(name)).from_variant(
+        name, image_size=image_size, num_classes=num_classes, **fields
+    )
+
+
+def _kind(fields: dict[str, Any]) -> type[Architecture] | type[MixerArchitecture]:
+    return MixerArchitecture if "tokens_mlp_dim" in fields else Architecture
+
+
+def _fields(architecture: Any) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(architecture)
+
+
+def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
+    return (
+        lambda value: type(value) is int and value >= least,
+        f"a whole number of {least} or more",
+    )
+
+
+def _all_whole(values: Any) -> bool:
+    return type(values) is tuple and all(map(_whole(1)[0], values))
+
+
+_SIZE = (
+    lambda value: _all_whole(value) and len(value) == 2,
+    "a pair (height, width) of pixels",
+)
+_FLAG = (lambda value: type(value) is bool, "True or False")
+
+# Field → what its value must satisfy, and that in words.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "width": _whole(1),
+    "depth": _whole(1),
+    "mlp_dim": _whole(1),
+    "tokens_mlp_dim": _whole(1),
+    "num_heads": _whole(1),
+    "patch_size": _SIZE,
+    "image_size": _SIZE,
+    "num_classes": _whole(0),
+    "channels": _whole(1),
+    "class_token": _FLAG,
+    "class_token_position": _FLAG,
+    "registers": _whole(0),
+    "pre_logits": _whole(0),
+    "layernorm_epsilon": (
+        lambda value: type(value) is float and 0 < value < 1,
+        "a number between 0 and 1",
+    ),
+    "layer_scale": _FLAG,
+    "distillation_token": _FLAG,
+    "distillation_head": _FLAG,
+    "register_positions": _FLAG,
+    "trunk": (
+        lambda value: value is None or (_all_whole(value) and len(value) <= 8),
+        "None or residual units a stage, such as (3, 4, 9)",
+    ),
+} | {
+    name: (choices.__contains__, f"one of {', '.join(choices)}")
+    for name, choices in CHOICES.items()
+}
+
+
+def _wrong_values(architecture: Any) -> list[str]:
+    """Fields whose value alone is impossible."""
+    return [
+        f"{name} is {value!r}, expected {expected}"
+        for name in (field.name for field in _fields(architecture))
+        for value in [getattr(architecture, name)]
+        for holds, expected in [_RULES[name]]
+        if not holds(value)
+    ]

@@ -1,0 +1,96 @@
+"""Layers that blocks are made of, and what training drops in them."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from vit_jax.models.attention import attend
+
+GELU = {
+    "tanh": partial(nn.gelu, approximate=True),
+    "exact": partial(nn.gelu, approximate=False),
+}
+xavier_uniform = nn.initializers.xavier_uniform()
+lecun_normal = nn.initializers.lecun_normal()
+ones = nn.initializers.ones_init()
+zeros = nn.initializers.zeros_init()
+normal = nn.initializers.normal
+
+
+class Attention(nn.Module):
+    """Multi-head attention; a head's channels lie side by side in the projections."""
+
+    num_heads: int
+    dtype: Any = jnp.float32
+    implementation: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        source: Float[Array, "b m d"],
+        return_weights: bool = False,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n m"] | None]:
+        """What `x` reads from `source`, and the weights it reads with if asked for."""
+        d = x.shape[-1]
+        dense = partial(nn.Dense, d, dtype=self.dtype, kernel_init=xavier_uniform)
+
+        def heads(x, name):
+            b, n, _ = x.shape
+            return dense(name=name)(x).reshape(b, n, self.num_heads, -1)
+
+        y, weights = attend(
+            heads(x, "query"),
+            heads(source, "key"),
+            heads(source, "value"),
+            implementation=self.implementation,
+            return_weights=return_weights,
+        )
+        return dense(name="out")(y.reshape(x.shape)), weights
+
+
+class Mlp(nn.Module):
+    """Two layers with a GELU between them, on each token alone."""
+
+    hidden: int
+    gelu: str
+    dtype: Any = jnp.float32
+    dropout_rate: float = 0.0
+    kernel_init: nn.initializers.Initializer = xavier_uniform
+    bias_init: nn.initializers.Initializer = normal(1e-6)
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "b n d"]:
+        dense = partial(
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+        )
+        keys: Any = [None] * 2 if key is None else jax.random.split(key)
+        y = GELU[self.gelu](dense(self.hidden, name="fc1")(x))
+        y = drop(y, self.dropout_rate, keys[0])
+        y = dense(x.shape[-1], name="fc2")(y)
+        return drop(y, self.dropout_rate, keys[1])
+
+
+def stochastic_depth_rates(last: float, depth: int) -> Float[np.ndarray, " depth"]:
+    """Rates from 0 in the first block to `last` in the last."""
+    return np.linspace(0, last, depth, dtype=np.float32)
+
+
+def drop(x: Array, rate: Any, key: Any, whole_examples: bool = False) -> Array:
+    """Zeroes elements or examples with probability `rate`; the mean stays as it was."""
+    if key is None or (not isinstance(rate, jax.Array) and not rate):
+        return x
+    kept = jnp.float32(1) - rate
+    shape = (len(x), *[1] * (x.ndim - 1)) if whole_examples else x.shape
+    scaled = (x / kept).astype(x.dtype)
+    return jnp.where(jax.random.bernoulli(key, kept, shape), scaled, jnp.zeros_like(x))

@@ -1,0 +1,175 @@
+"""What a Vision Transformer and an MLP-Mixer share: blocks between patches and head."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vit_jax.models.architecture import AnyArchitecture
+from vit_jax.models.layers import stochastic_depth_rates, zeros
+
+REMAT = ("none", "full")
+
+
+class PatchModel(nn.Module):
+    """Images to logits; fields after the architecture leave the function as it is.
+
+    Attributes:
+      architecture: the function.
+      dtype: of activations. Parameters, statistics of norms, softmax and logits are
+        float32 whatever it is.
+      scan: run the blocks as one compiled loop, over parameters stacked in the step.
+      remat: "full" recomputes each block in the backward pass, which saves memory.
+      dropout_rate: in training only.
+      stochastic_depth: probability that an example skips a branch of the last block,
+        rising linearly from 0 in the first (arXiv:1603.09382); in training only.
+      head_bias: initial bias of the head.
+    """
+
+    architecture: AnyArchitecture
+    dtype: Any = jnp.float32
+    scan: bool = False
+    remat: str = "none"
+    dropout_rate: float = 0.0
+    stochastic_depth: float = 0.0
+    head_bias: float = 0.0
+
+    def __call__(
+        self,
+        images: Float[Array | np.ndarray, "b h w c"],
+        *,
+        train: bool = False,
+        intermediates: tuple[str, ...] = (),
+    ) -> Float[Array, "b k"] | tuple[Float[Array, "b k"], dict[str, Array]]:
+        """Float32 logits of a batch of images.
+
+        Args:
+          images: of the architecture's size, in the model's value range.
+          train: apply dropout and stochastic depth; a rate above zero then needs
+            `rngs={"dropout": key}`.
+          intermediates: names of arrays to return besides, in the model's dtype:
+            "embedding", the tokens that enter the first block, [b, n, d];
+            "tokens", the tokens after each block, [b, depth, n, d];
+            "attention", the weights in float32, [b, depth, heads, n, n], of a Vision
+            Transformer only;
+            "normed", the tokens after a final norm that precedes pooling, [b, n, d];
+            "pooled", the vector that pooling gives, [b, d];
+            "pre_logits", what the head reads, [b, d or pre_logits].
+            Tokens are in the order class token, distillation token, registers, patches
+            row by row. Where two heads read a token each, "pooled" and "pre_logits" are
+            the mean of what they read.
+
+        Returns:
+          The logits, or what the head would read where there are no classes; with
+          `intermediates` also a dictionary of what was asked for.
+
+        Raises:
+          ValueError: images of another shape or not floating point, or a name or a
+            field with a value that is not one of the choices.
+        """
+        raise NotImplementedError
+
+    def _check(self, images, wanted: tuple[str, ...], choices: Sequence[str]):
+        a = self.architecture
+        expected = (*a.image_size, a.channels)
+        if images.shape[1:] != expected or images.ndim != 4:
+            raise ValueError(
+                f"images have shape {images.shape}, expected (batch, height, width, "
+                f"channels) with {expected} after the batch"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"images are {images.dtype}, expected floating point in the model's "
+                "value range: normalise them first"
+            )
+        if self.remat not in REMAT:
+            raise ValueError(f"remat is {self.remat!r}, expected {' or '.join(REMAT)}")
+        if unknown := [name for name in wanted if name not in choices]:
+            raise ValueError(
+                f"no intermediates {', '.join(map(repr, unknown))} in this "
+                f"architecture, choose from {', '.join(choices)}"
+            )
+
+    def _keys(self, train: bool) -> Any:
+        """A key for each block and one for the embedding; None where nothing drops."""
+        # Split here, a key a block, so that any way of running the blocks draws alike.
+        count = self.architecture.depth + 1
+        if train and (self.dropout_rate or self.stochastic_depth):
+            return jax.random.split(self.make_rng("dropout"), count)
+        return [None] * count
+
+    def _patch_embed(self, x: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
+        """Each patch times one matrix (arXiv:2010.11929, eq. 1)."""
+        a = self.architecture
+        return nn.Conv(
+            a.width,
+            kernel_size=a.embed_kernel,
+            strides=a.embed_kernel,
+            padding="VALID",
+            dtype=self.dtype,
+            name="patch_embed",
+        )(x)
+
+    def _encode(
+        self,
+        block: nn.Module,
+        x: Float[Array, "b n d"],
+        example: Float[Array, "1 m d"],
+        keys: Any,
+        wanted: tuple[str, ...],
+    ) -> tuple[Float[Array, "b n d"], dict[str, Array]]:
+        """The blocks in turn, and what each gave of `wanted`, stacked.
+
+        Args:
+          block: called with tokens, key, skip rate, and `wanted`; returns tokens and a
+            dictionary.
+          x: the tokens.
+          example: the fewest tokens that show a block the shapes of its parameters.
+          keys: one a block.
+          wanted: names of what to return.
+        """
+        # A block is a function of a subtree, so loop and scan can share the tree.
+        run: Any = block.apply
+        init = jax.jit(lambda key: block.init(key, example)["params"])
+        depth = self.architecture.depth
+        params = [self.param(f"blocks_{i:02d}", init) for i in range(depth)]
+        rates: Any = [None] * depth
+        if self.stochastic_depth:
+            rates = stochastic_depth_rates(self.stochastic_depth, depth)
+
+        def step(x, inputs):
+            params, key, rate = inputs
+            x, given = run({"params": params}, x, key, rate, wanted)
+            given = {"tokens": x} | given
+            return x, {name: given[name] for name in given if name in wanted}
+
+        if self.remat == "full":
+            # Inside a scan nothing can undo the recomputation, elsewhere XLA would.
+            step = jax.checkpoint(step, prevent_cse=not self.scan)
+        inputs = list(zip(params, keys, rates, strict=True))
+        if self.scan:
+            x, given = jax.lax.scan(step, x, _stack(inputs))
+        else:
+            given = []
+            for block_inputs in inputs:
+                x, of_block = step(x, block_inputs)
+                given.append(of_block)
+            given = _stack(given)
+        return x, {name: jnp.moveaxis(value, 0, 1) for name, value in given.items()}
+
+    def _head(self, x: Float[Array, "b d"], name: str = "head") -> Float[Array, "b k"]:
+        """Logits, or the vector itself without classes, in float32."""
+        x = x.astype(jnp.float32)
+        classes = self.architecture.num_classes
+        bias_init = nn.initializers.constant(self.head_bias)
+        dense = partial(nn.Dense, kernel_init=zeros, bias_init=bias_init, name=name)
+        return dense(classes)(x) if classes else x
+
+
+def _stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

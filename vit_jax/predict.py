@@ -1,0 +1,101 @@
+"""Says what a trained model sees in image files.
+
+  python -m vit_jax.predict --checkpoint=MODEL IMAGE… [--top_k=5] [--json]
+
+MODEL is a work directory, or anything else that vit_jax.load takes; nothing else is
+needed. A folder stands for all the images in it. Prints the most probable classes of
+each image, with their names.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from vit_jax import command
+from vit_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "WORKDIR, WORKDIR/checkpoints/STEP, or another source of weights",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "top_k", 5, "classes to show for an image", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
+
+
+def main(arguments: list[str]) -> None:
+    """The command; see the module's docstring."""
+    if not FLAGS.checkpoint:
+        raise UserError(
+            "no model; pass its work directory, as in --checkpoint=runs/b16"
+        )
+    if not arguments:
+        raise UserError("no images; pass image files, or folders of them")
+    from vit_jax import api
+
+    paths = expand(arguments)
+    model = api.load(FLAGS.checkpoint)
+    predictions = model.predict(paths, FLAGS.top_k)
+    if FLAGS.json:
+        images = [
+            {
+                "image": str(path),
+                "top": [{"class": name, "probability": p} for name, p in top],
+            }
+            for path, top in zip(paths, predictions, strict=True)
+        ]
+        report = {
+            "checkpoint": FLAGS.checkpoint,
+            "step": model.step,
+            "predictions": images,
+        }
+        print(json.dumps(report, allow_nan=False))
+        return
+    for path, top in zip(paths, predictions, strict=True):
+        print(path)
+        for name, probability in top:
+            print(f"  {probability:8.2%}  {name}")
+
+
+def expand(arguments: Sequence[str]) -> list[pathlib.Path]:
+    """Files as they are; of folders all images within, at any depth, sorted.
+
+    Raises:
+      UserError: names every path where nothing is, and every folder without images.
+    """
+    found: list[pathlib.Path] = []
+    problems = []
+    for argument in arguments:
+        path = pathlib.Path(argument).expanduser()
+        within = _images_within(path) if path.is_dir() else [path]
+        if not path.exists():
+            problems.append(f"{argument}: there is no such file or folder")
+        elif not within:
+            problems.append(f"{argument}: a folder without images")
+        else:
+            found += within
+    if problems:
+        raise UserError("\n".join(problems))
+    return found
+
+
+def _images_within(folder: pathlib.Path) -> list[pathlib.Path]:
+    from vit_jax.data.folders import EXTENSIONS
+
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+if __name__ == "__main__":
+    command.run(main, FLAGS)

@@ -1,0 +1,174 @@
+"""The main job end to end on real images, through the public commands alone.
+
+  python -m vit_jax.quickstart [--workdir=runs/quickstart] [--fresh]
+
+Pretrains on scikit-learn's digits, fine-tunes at a higher resolution, does the same
+from random weights as the control, evaluates all three and predicts a few image files.
+A part that is finished is kept: a second call goes on, or shows the result.
+"""
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from vit_jax import command
+from vit_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", "runs/quickstart", "where all goes", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "fresh", False, "forget what is there, train again", flag_values=FLAGS
+)
+
+RECIPE = pathlib.Path("configs/quickstart.py")
+PARTS = ("pretrain", "finetune", "control")
+# What the held-out accuracy of each part is called in quickstart.json.
+NAMES = {"pretrain": "pretrained", "finetune": "finetuned", "control": "control"}
+NUM_IMAGES = 5
+
+
+def main(arguments: list[str]) -> None:
+    """The command; see the module's docstring."""
+    if arguments:
+        raise UserError(f"unexpected arguments {arguments}")
+    if not RECIPE.is_file():
+        raise UserError(
+            f"no {RECIPE} here; run this command in the repository's top folder"
+        )
+    workdir = pathlib.Path(FLAGS.workdir)
+    if FLAGS.fresh:
+        shutil.rmtree(workdir, ignore_errors=True)
+    result = workdir / "quickstart.json"
+    if not result.exists():
+        numbers = _run(workdir)
+        result.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+    _show(workdir, json.loads(result.read_text(encoding="utf-8")))
+
+
+def _run(workdir: pathlib.Path) -> dict[str, float]:
+    """Runs what is not finished yet; returns the content of quickstart.json."""
+    finished = _Finished(workdir / "finished.json")
+    for part in PARTS:
+        options = [f"--config={RECIPE}:{part}", f"--workdir={workdir / part}"]
+        if part == "finetune":
+            options.append(f"--config.pretrained={workdir / 'pretrain'}")
+        finished.do(part, lambda options=options: _call("main", *options))
+    accuracy = {
+        NAMES[part]: finished.do(
+            f"evaluate {part}", lambda part=part: _evaluate(workdir / part)
+        )
+        for part in PARTS
+    }
+    images = _write_images(workdir / "images")
+    checkpoint = f"--checkpoint={workdir / 'finetune'}"
+    finished.do(
+        "predict", lambda: _call("predict", checkpoint, "--top_k=2", *images, show=True)
+    )
+    return {**accuracy, "seconds": round(finished.seconds, 1)}
+
+
+class _Finished:
+    """Results and seconds of the parts that are done, kept in a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._parts: dict[str, Any] = {}
+        if path.exists():
+            self._parts = json.loads(path.read_text(encoding="utf-8"))
+
+    @property
+    def seconds(self) -> float:
+        return sum(part["seconds"] for part in self._parts.values())
+
+    def do(self, name: str, action: Callable[[], Any]) -> Any:
+        """The result of the action, which is done only if it was not done before."""
+        if name not in self._parts:
+            start = time.monotonic()
+            value = action()
+            seconds = time.monotonic() - start
+            self._parts[name] = {"value": value, "seconds": seconds}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self._parts), encoding="utf-8")
+        return self._parts[name]["value"]
+
+
+def _call(module: str, *options: str, show: bool = False) -> str:
+    """Runs one public command, as a user would type it; returns what it prints."""
+    words = ["-m", f"vit_jax.{module}", *options]
+    print(f"\n$ python {shlex.join(words)}", file=sys.stderr, flush=True)
+    # The parts share some of their programs: what one compiles the next finds here.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(FLAGS.workdir, "compiled"))}
+    done = subprocess.run(
+        [sys.executable, *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**cache, **os.environ},
+    )
+    if done.returncode:
+        # The command has said why.
+        sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+    if show:
+        print(done.stdout, file=sys.stderr, flush=True)
+    return done.stdout
+
+
+def _evaluate(workdir: pathlib.Path) -> float:
+    numbers = json.loads(_call("evaluate", f"--checkpoint={workdir}", "--json"))
+    return numbers["top1"]
+
+
+def _write_images(folder: pathlib.Path) -> list[str]:
+    """Held-out digits as PNG files, named after what they show."""
+    from PIL import Image
+
+    from vit_jax.data.sources import open_source
+
+    folder.mkdir(parents=True, exist_ok=True)
+    source = open_source("digits", "test")
+    paths = []
+    for index in range(NUM_IMAGES):
+        example: Any = source[index]
+        label = source.class_names[example.label]
+        path = folder / f"{index}_is_{label}.png"
+        Image.fromarray(example.image.squeeze(-1)).save(path)
+        paths.append(str(path))
+    return paths
+
+
+def _show(workdir: pathlib.Path, numbers: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Handwritten digits, accuracy on the 360 held-out images")
+    for column in ("model", "held-out accuracy", "where"):
+        table.add_column(column)
+    rows = (
+        ("pretrained at 32 × 32", "pretrained", "pretrain"),
+        ("fine-tuned at 40 × 40 from it", "finetuned", "finetune"),
+        ("control: from random weights", "control", "control"),
+    )
+    for title, name, part in rows:
+        table.add_row(title, f"{numbers[name]:.1%}", str(workdir / part))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{numbers['seconds']:.0f} seconds of work; the same numbers are in "
+        f"{workdir / 'quickstart.json'}.\nTry it on a picture of your own: "
+        f"python -m vit_jax.predict --checkpoint={workdir / 'finetune'} PICTURE\n"
+        "Train again: make quickstart FRESH=1",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    command.run(main, FLAGS)

@@ -1,0 +1,72 @@
+"""The evaluation that a training run repeats."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from vit_jax.data.pipeline import eval_batches
+from vit_jax.data.sources import Source
+from vit_jax.errors import UserError
+from vit_jax.evaluate.classification import (
+    evaluate,
+    make_eval_step,
+    padded_batch_size,
+)
+from vit_jax.train.setup import Setup
+
+
+class Evaluation:
+    """Measures parameters on all held-out examples; compiled once."""
+
+    def __init__(self, setup: Setup, source: Source):
+        config = setup.config
+        self._setup, self._source = setup, source
+        self._batch_size = padded_batch_size(
+            min(config.eval_batch_size, len(source)), setup.mesh
+        )
+        self._eval_step = make_eval_step(
+            setup.model,
+            setup.preprocessing,
+            setup.mesh,
+            loss=config.loss,
+            per_class=config.per_class,
+        )
+
+    def __call__(
+        self, params: Any, watch: Callable[[Iterable[Any]], Iterable[Any]]
+    ) -> dict[str, Any]:
+        """loss, top1, top5, examples, bad_images; with `per_class` "top1/NAME" too.
+
+        Args:
+          params: on the devices of the mesh.
+          watch: wraps the batches; may end the evaluation by an exception.
+        """
+        batches = eval_batches(
+            self._source,
+            batch_size=self._batch_size,
+            preprocessing=self._setup.preprocessing,
+            bad_images=self._setup.config.eval_bad_images,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        numbers = evaluate(
+            self._eval_step,
+            params,
+            watch(batches),
+            self._setup.mesh,
+            examples=len(self._source),
+        )
+        if not numbers["examples"]:
+            raise UserError(
+                f"none of the {len(self._source)} images to evaluate on can be read; "
+                "check that the dataset was copied completely"
+            )
+        examples = numbers.pop("class_examples", ())
+        right = numbers.pop("class_right", ())
+        by_class = zip(self._source.class_names, examples, right, strict=False)
+        return numbers | {
+            f"top1/{name}": float(hits / count)
+            for name, count, hits in by_class
+            if count
+        }

@@ -1,0 +1,134 @@
+"""A training run from start to end, its phases in order."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from vit_jax import config as config_lib
+from vit_jax import sharding
+from vit_jax.checkpoints.steps import Checkpoints, has_checkpoint, load_description
+from vit_jax.checkpoints.workdir import claim
+from vit_jax.config import Config
+from vit_jax.data.pipeline import train_batches
+from vit_jax.errors import UserError
+from vit_jax.train.evaluation import Evaluation
+from vit_jax.train.interrupts import Interrupted, Interrupts, StopRequest
+from vit_jax.train.metrics import MetricWriter, Progress
+from vit_jax.train.reports import Reports
+from vit_jax.train.setup import set_up
+from vit_jax.train.start import fit_weights, initial_state, open_sources
+from vit_jax.train.step import TrainState
+from vit_jax.train.summary import log_summary
+from vit_jax.weights.loading import load_weights
+
+
+def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
+    """Trains as the config says; called again, goes on from the last checkpoint.
+
+    Args:
+      config: a recipe, see vit_jax.config.
+      workdir: where checkpoints and metrics go; empty = a name made from the config.
+
+    Returns:
+      The numbers of the last evaluation: loss, top1, top5, examples.
+
+    Raises:
+      UserError: the config, the data, the weights or the directory cannot work, the
+        loss is no longer finite, or a checkpoint could not be saved.
+      Interrupted: SIGTERM or Ctrl-C; the state is saved.
+    """
+    if not config.allow_cpu:
+        sharding.refuse_idle_accelerator()
+    workdir = workdir or config_lib.default_workdir(config)
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+
+        # Where it starts: an earlier run of this directory, weights, or nothing.
+        earlier = load_description(workdir) if has_checkpoint(workdir) else None
+        weights, problems = None, []
+        if config.pretrained and earlier is None:
+            try:
+                weights = load_weights(
+                    config.pretrained, num_heads=config.model.num_heads or None
+                )
+            except UserError as error:
+                problems.append(str(error))
+        start = earlier or (weights and weights.description)
+        setup = set_up(config, pretrained=start, problems=problems)
+        config = setup.config
+        train_source, eval_source = open_sources(setup, earlier)
+        params = weights and fit_weights(setup, weights, train_source.class_names)
+        claim(workdir, config_lib.to_plain(config))
+
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, keep=config.keep_checkpoints)
+        )
+        state = initial_state(setup, checkpoints, params)
+        step = int(state.step)
+
+        # The program, compiled before the first batch is read.
+        compiled = setup.lower().compile()
+        log_summary(setup, workdir, step, compiled.memory_analysis())
+
+        batches = stack.enter_context(
+            contextlib.closing(
+                train_batches(
+                    train_source,
+                    batch_size=config.batch_size,
+                    transform=setup.train_transform,
+                    channels=setup.architecture.channels,
+                    seed=config.seed,
+                    start=step,
+                    stop=config.total_steps,
+                    bad_images=config.bad_images,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                    num_threads=config.loader_threads,
+                )
+            )
+        )
+        reports = Reports(
+            setup,
+            train_source.class_names,
+            Evaluation(setup, eval_source),
+            checkpoints,
+            stack.enter_context(MetricWriter(workdir, step)),
+            stack.enter_context(Progress(config.total_steps, step)),
+            interrupts,
+        )
+        return _train(compiled, state, batches, reports)
+
+
+def _train(
+    compiled: Callable[..., Any],
+    state: TrainState,
+    batches: Iterator[Any],
+    reports: Reports,
+) -> dict[str, Any]:
+    """From the given state to the last step; returns the last evaluation."""
+    config, interrupts = reports.setup.config, reports.interrupts
+    step = int(state.step)
+    try:
+        while True:
+            # Also right after a start: what an interruption left undone at this step is
+            # done first, so that no number depends on interruptions.
+            if reports.due(step, config.eval_every):
+                reports.evaluate(step, state)
+            if reports.due(step, config.checkpoint_every):
+                reports.save(step, state)
+            if step == config.total_steps:
+                return reports.writer.recorded(step, "eval") or {}
+            if interrupts.received is not None:
+                raise StopRequest
+            with reports.fetching(step, state):
+                batch = sharding.place(next(batches), reports.setup.mesh)
+            state, metrics = compiled(state, batch)
+            step += 1
+            reports.stepped(step, metrics)
+    except StopRequest:
+        reports.save(step, state)
+        reports.checkpoints.wait()
+        assert interrupts.received is not None
+        raise Interrupted(interrupts.received, step) from None

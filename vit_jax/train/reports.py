@@ -1,0 +1,170 @@
+"""What a run writes between its steps, and what makes it stop."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.steps import Checkpoints
+from vit_jax.data.decode import DecodeError
+from vit_jax.errors import UserError
+from vit_jax.train.evaluation import Evaluation
+from vit_jax.train.interrupts import Interrupts
+from vit_jax.train.metrics import MetricWriter, Progress, Stopwatch
+from vit_jax.train.setup import Setup
+from vit_jax.train.step import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Reports:
+    """Everything a run writes: metrics, progress and checkpoints, in the right order.
+
+    Attributes:
+      unread: the last step whose metrics were not read yet. They are fetched while the
+        next step is being computed.
+    """
+
+    setup: Setup
+    class_names: tuple[str, ...]
+    evaluation: Evaluation
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    progress: Progress
+    interrupts: Interrupts
+    clock: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+    images: int = 0  # since the clock's last lap
+    unread: tuple[int, dict[str, jax.Array]] | None = None
+
+    def stepped(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes a step's metrics; meanwhile those of the step before are read."""
+        self.checkpoints.check()
+        self.read_metrics()
+        self.unread = step, metrics
+
+    @contextlib.contextmanager
+    def fetching(self, step: int, state: TrainState) -> Iterator[None]:
+        """Around the wait for a training batch."""
+        with self.saving_if_data_fail(step, state, "bad_images"), self.clock.waiting():
+            yield
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether what happens every so many steps, and at the end, is due."""
+        regular = every > 0 and step > 0 and step % every == 0
+        return regular or step == self.setup.config.total_steps
+
+    def read_metrics(self) -> None:
+        """Checks, and where due writes, the metrics of the last step not yet read."""
+        if self.unread is None:
+            return
+        step, metrics = self.unread
+        self.unread = None
+        self.images += self.setup.config.batch_size
+        values = jax.device_get(metrics)
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+            raise UserError(
+                f"step {step}: the loss is {values['loss']:g} and the gradient's norm "
+                f"{values['grad_norm']:g}; training stops. {self._last_good()} "
+                f"{_DIVERGED}"
+            )
+        if self.due(step, self.setup.config.log_every):
+            self.writer.write(step, "train", values)
+            lap = self.clock.lap(self.images)
+            self.images = 0
+            self.progress.update(step, loss=float(values["loss"]), **lap)
+
+    def evaluate(self, step: int, state: TrainState) -> None:
+        """Measures and writes the held-out accuracy, unless that was done before."""
+        self.read_metrics()
+        if self.writer.recorded(step, "eval"):
+            return
+        with self.saving_if_data_fail(step, state, "eval_bad_images"):
+            numbers = self.evaluation(state.params, self.interrupts.watch)
+        if not math.isfinite(numbers["loss"]):
+            raise UserError(
+                f"step {step}: the loss on the held-out images is {numbers['loss']}; "
+                f"training stops. {self._last_good()} {_DIVERGED}"
+            )
+        self.writer.write(step, "eval", numbers)
+        logger.info(
+            "step %d: top-1 %.2f %% of %d held-out images, loss %.4f",
+            step,
+            100 * numbers["top1"],
+            numbers["examples"],
+            numbers["loss"],
+        )
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts saving the state; see `Checkpoints.save`."""
+        # Only what is known to be finite is saved, and only after everything that was
+        # written about the steps before is on the disk.
+        self.read_metrics()
+        if not _all_finite(state.params):
+            raise UserError(
+                f"step {step}: parameters are no longer finite; training stops. "
+                f"{self._last_good()} {_DIVERGED}"
+            )
+        self.writer.flush()
+        description = Description(
+            self.setup.architecture,
+            self.setup.preprocessing,
+            self.class_names,
+            config_lib.to_plain(self.setup.config),
+            step,
+        )
+        rest = (state.opt_state, state.bad_images)
+        self.checkpoints.save(step, state.params, rest, description)
+
+    @contextlib.contextmanager
+    def saving_if_data_fail(
+        self, step: int, state: TrainState, policy: str
+    ) -> Iterator[None]:
+        """What cannot be read costs no step: once mended, the run goes on from here."""
+        try:
+            yield
+        except UserError as error:
+            lines = [str(error)]
+            if step > 0:
+                self.save(step, state)
+                self.checkpoints.wait()
+                lines.append(
+                    f"Stopped at step {step}, which is saved: once that is mended, the "
+                    "same command goes on from there."
+                )
+            if isinstance(error, DecodeError):
+                lines.append(
+                    f"With --config.{policy}=skip, in another --workdir, a run leaves "
+                    "out such images."
+                )
+            raise UserError("\n".join(lines)) from error
+
+    def _last_good(self) -> str:
+        try:
+            self.checkpoints.wait()
+        except UserError as error:
+            return str(error)
+        step = self.checkpoints.latest_step()
+        if step is None:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is that of step {step}."
+
+
+_DIVERGED = (
+    "A lower learning_rate, a longer warm-up or clipping (grad_clip_norm=1) in another "
+    "--workdir usually helps."
+)
+
+
+@jax.jit
+def _all_finite(params: Any) -> jax.Array:
+    return jnp.all(
+        jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)])
+    )

@@ -1,0 +1,120 @@
+"""What a run starts with: its examples, and its state at the first step."""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.steps import Checkpoints
+from vit_jax.data.decode import DecodeError
+from vit_jax.data.preprocessing import to_pixels
+from vit_jax.data.sources import Source, open_source
+from vit_jax.errors import UserError
+from vit_jax.train.setup import Setup
+from vit_jax.train.step import TrainState
+from vit_jax.weights.loading import Weights, adapt, new_head_because
+
+logger = logging.getLogger(__name__)
+
+
+def open_sources(
+    setup: Setup, earlier: Description | None = None
+) -> tuple[Source, Source]:
+    """The training and the evaluation examples.
+
+    Args:
+      setup: the run.
+      earlier: what the checkpoint says that the run goes on from.
+
+    Raises:
+      UserError: they cannot be read, do not suit the transforms, or have other classes
+        than expected, than each other, or than those trained on so far.
+    """
+    info, config = setup.info, setup.config
+    train, held_out = (
+        open_source(config.dataset, split, config.data_dir)
+        for split in (info.train_split, info.eval_split)
+    )
+    if train.class_names != held_out.class_names:
+        raise UserError(
+            f"the split {info.train_split!r} has the classes {train.class_names}, "
+            f"{info.eval_split!r} has {held_out.class_names}; they must be the same"
+        )
+    if train.num_classes != info.num_classes:
+        raise UserError(
+            f"{config.dataset} has {train.num_classes} classes here, but "
+            f"{info.num_classes} were expected of a dataset of this name"
+        )
+    if earlier and earlier.class_names != tuple(train.class_names):
+        raise UserError(
+            f"{config.dataset} has the classes {_some(train.class_names)}, but the run "
+            f"so far was trained on {_some(earlier.class_names)}; put the data back as "
+            "they were, or pass another --workdir"
+        )
+    # What would fail at every image fails now, before anything is compiled.
+    with contextlib.suppress(DecodeError):
+        example, rng = train[0], np.random.default_rng(0)
+        pixels = to_pixels(example.image, setup.preprocessing.channels, example.name)
+        setup.train_transform(pixels, rng, example.name)
+    with contextlib.suppress(DecodeError):
+        setup.preprocessing.prepare(held_out[0].image, held_out[0].name)
+    return train, held_out
+
+
+def fit_weights(
+    setup: Setup, weights: Weights, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Pretrained parameters for this run's grid and classes; see `adapt`.
+
+    Raises:
+      UserError: they do not fit, or the head that is to be kept does not.
+    """
+    config, source = setup.config, weights.description
+    reason = new_head_because(
+        source.architecture, setup.architecture, source.class_names, class_names
+    )
+    if reason and not config.reset_head:
+        raise UserError(
+            f"reset_head=False, but the pretrained head cannot stay: {reason}. Train "
+            "on data of its classes, or pass --config.reset_head=true for a new head"
+        )
+    return adapt(
+        weights.params,
+        source.architecture,
+        setup.architecture,
+        source_class_names=source.class_names,
+        target_class_names=class_names,
+        keep_head=not config.reset_head,
+        head_bias=config.model.head_bias,
+        posemb_resize=config.posemb_resize,
+    )
+
+
+def initial_state(
+    setup: Setup, checkpoints: Checkpoints, params: dict[str, Any] | None
+) -> TrainState:
+    """From the newest checkpoint; else from `params`; else from random weights."""
+    abstract = setup.abstract_state()
+    step = checkpoints.latest_step()
+    if step is not None:
+        rest = (abstract.opt_state, abstract.bad_images)
+        found, (opt_state, bad), _ = checkpoints.restore(step, abstract.params, rest)
+        logger.info("going on from the checkpoint of step %d", step)
+        count = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
+        return TrainState(count, found, opt_state, bad)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    if params is None:
+        return jax.jit(
+            lambda: setup.new_state(setup.init_params()), out_shardings=shardings
+        )()
+    placed = jax.device_put(params, shardings.params)
+    return jax.jit(setup.new_state, out_shardings=shardings)(placed)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "")

@@ -1,0 +1,73 @@
+"""The table a run starts with: what it runs on, what it trains, what it needs."""
+
+import importlib.metadata
+import logging
+from typing import Any
+
+import jax
+
+from vit_jax.train.setup import Setup
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
+
+
+def log_summary(setup: Setup, workdir: str, step: int, memory: Any) -> None:
+    """Logs one line a fact.
+
+    Args:
+      setup: the run.
+      workdir: where it writes.
+      step: where it starts.
+      memory: `memory_analysis()` of the compiled step, or None if there is none.
+    """
+    config, mesh, model = setup.config, setup.mesh, setup.architecture
+    device = mesh.devices.flat[0]
+    params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(setup.init_params)))
+    per_device = config.batch_size // mesh.size
+    info = setup.info
+    examples = info.num_examples[info.train_split]
+    splits = (
+        f"{split} {info.num_examples[split]:,}"
+        for split in (info.train_split, info.eval_split)
+    )
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    rows = {
+        "backend": f"{device.platform}, {mesh.size} × {device.device_kind}, "
+        f"process {jax.process_index() + 1} of {jax.process_count()}",
+        "versions": ", ".join(versions),
+        "model": f"{config.model.variant or 'as pretrained'}: width {model.width}, "
+        f"depth {model.depth}, {model.mixing}, {params:,} parameters, "
+        f"computes in {setup.model.dtype}",
+        "images": f"{_by(model.image_size)} pixels in patches of "
+        f"{_by(model.patch_size)}: {_by(model.grid)} + "
+        f"{model.num_prefix_tokens} tokens",
+        "data": f"{config.dataset}: {', '.join(splits)}; {info.num_classes:,} classes",
+        "batch": f"{config.batch_size} = {per_device} a device"
+        + f" = {config.accum_steps} × {per_device // config.accum_steps}"
+        * (config.accum_steps > 1),
+        "length": f"{'from step ' + format(step, ',') + ' to ' if step else ''}"
+        f"{config.total_steps:,} steps of {examples / config.batch_size:.1f} "
+        f"an epoch = {config.total_steps * config.batch_size / examples:.1f} epochs",
+        "memory": _memory(memory),
+        "directory": workdir,
+    }
+    for name, value in rows.items():
+        logger.info("%-10s %s", name, value)
+
+
+def _memory(memory: Any) -> str:
+    if memory is None:
+        return "unknown: this backend's compiler does not tell"
+    size = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    return f"{size / 2**20:,.0f} MiB a device for the compiled step"
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"

@@ -1,0 +1,266 @@
+"""Fits the weights of one model to another: its input, its grid, and its head."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.checkpoints.compare import compare_trees
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.errors import UserError
+from vit_jax.models import AnyArchitecture, MixerArchitecture, abstract_params
+from vit_jax.models.posemb import METHODS, resize
+
+logger = logging.getLogger(__name__)
+
+# What may differ. In every other field both must agree: some of them (the kind of GELU,
+# say) leave the shapes alone, and would silently give another function.
+_ADAPTABLE = ("image_size", "num_classes", "pre_logits", "channels", "patch_size")
+_HEADS = ("head", "head_distillation")
+
+
+def adapt(
+    params: Any,
+    source: AnyArchitecture,
+    target: AnyArchitecture,
+    *,
+    source_class_names: Sequence[str] = (),
+    target_class_names: Sequence[str] = (),
+    keep_head: bool = True,
+    head_bias: float = 0.0,
+    posemb_resize: str = "bicubic",
+) -> Any:
+    """The parameters of `source` as parameters of `target`.
+
+    Learned positions are resized to the target's grid (arXiv:2010.11929, section 3.2),
+    the patch embedding to its patch size (`resize_patches`) and channels
+    (`change_channels`). The head is kept if both have the same classes and feed it from
+    the same layer, else a zero one takes its place. A tanh layer before the head that
+    the target has not is dropped. Everything else must match. What was changed is
+    logged.
+
+    Args:
+      params: nested dict of arrays.
+      source: what they compute.
+      target: what the result computes.
+      source_class_names: in the order of the head's outputs; () = unknown.
+      target_class_names: the same for the target.
+      keep_head: False replaces the head even if the classes agree, as the paper
+        fine-tunes.
+      head_bias: initial bias of a new head.
+      posemb_resize: a method of `vit_jax.models.posemb.METHODS`.
+
+    Returns:
+      A nested dict of float32 numpy arrays; what was not changed is not copied.
+
+    Raises:
+      UserError: lists every field and parameter that does not match.
+    """
+    expected = abstract_params(target)
+    adapted = dict(params)
+    done = []
+
+    if isinstance(source, type(target)):
+        done += _fit_input(adapted, source, target)
+        done += _fit_positions(adapted, source, target, posemb_resize)
+        if "pre_logits" in adapted and "pre_logits" not in expected:
+            del adapted["pre_logits"]
+            done.append("the tanh layer before the head dropped")
+    reason = new_head_because(
+        source, target, source_class_names, target_class_names, keep_head
+    )
+    if reason:
+        for name in _HEADS:
+            adapted.pop(name, None)
+        for name in expected.keys() & _HEADS:
+            kernel, bias = expected[name]["kernel"], expected[name]["bias"]
+            adapted[name] = {
+                "kernel": np.zeros(kernel.shape, np.float32),
+                "bias": np.full(bias.shape, head_bias, np.float32),
+            }
+        what = "replaced by a new one with zeros" if target.num_classes else "removed"
+        done.append(f"the head {what}: {reason}")
+
+    _check(source, target, expected, adapted)
+    for line in done:
+        logger.info("pretrained weights: %s", line)
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), adapted)
+
+
+def resize_patches(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A patch embedding's kernel for patches of another size.
+
+    The pseudo-inverse resize of arXiv:2212.08013: of all new kernels the one whose
+    tokens of bilinearly enlarged patches are closest to the old kernel's tokens.
+
+    Args:
+      kernel: [h, w, channels, d].
+      size: new (height, width).
+    """
+    rows, columns = (
+        np.linalg.pinv(METHODS["bilinear"](old, new).T)
+        for old, new in zip(kernel.shape[:2], size, strict=True)
+    )
+    resized = np.einsum("yh,xw,hwcd->yxcd", rows, columns, kernel.astype(np.float64))
+    return resized.astype(np.float32)
+
+
+def change_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """The first layer's kernel for another number of channels.
+
+    Averaged over the old channels for one new one, else the old ones repeated in turn;
+    then scaled so that an image whose channels are all equal gives the same tokens.
+
+    Args:
+      kernel: [h, w, old channels, d].
+      channels: the new number.
+    """
+    total = kernel.sum(axis=2, keepdims=True)
+    if channels == 1:
+        return total
+    tiled = np.take(kernel, np.arange(channels) % kernel.shape[2], axis=2)
+    return (tiled * (kernel.shape[2] / channels)).astype(np.float32)
+
+
+def fold_normalization(
+    params: Any, architecture: AnyArchitecture, preprocessing: Preprocessing
+) -> tuple[Any, Preprocessing]:
+    """The same function of the image, computed from input in [−1, 1].
+
+    The mean and the standard deviation that input was normalised with go into the patch
+    embedding.
+
+    Raises:
+      UserError: a model with a trunk: its first convolution standardises its weights,
+        which undoes any scale.
+    """
+    if getattr(architecture, "trunk", None) is not None:
+        raise UserError(
+            "the mean and standard deviation of the input cannot be folded into this "
+            "model: its first convolution standardises its weights, so their scale "
+            "does not count. Keep its preprocessing"
+        )
+    mean, std = (
+        np.asarray(x, np.float64) for x in (preprocessing.mean, preprocessing.std)
+    )
+    kernel, bias = (
+        np.asarray(params["patch_embed"][name], np.float64)
+        for name in ("kernel", "bias")
+    )
+    shift = np.einsum("hwcd,c->d", kernel, (0.5 - mean) / std)
+    folded = {
+        "kernel": (kernel / (2 * std)[:, None]).astype(np.float32),
+        "bias": (bias + shift).astype(np.float32),
+    }
+    logger.info("pretrained weights: folded the mean and std of the input into them")
+    return (
+        dict(params) | {"patch_embed": folded},
+        dataclasses.replace(preprocessing, mean=(0.5,), std=(0.5,)),
+    )
+
+
+def new_head_because(
+    source: AnyArchitecture,
+    target: AnyArchitecture,
+    source_names: Sequence[str],
+    target_names: Sequence[str],
+    keep_head: bool = True,
+) -> str:
+    """Why the source's head cannot stay; "" if it can. Arguments as of `adapt`."""
+    if source.num_classes != target.num_classes:
+        return f"{source.num_classes} classes before, {target.num_classes} now"
+    if not source.num_classes:
+        return ""
+    if not keep_head:
+        return "a new head was asked for"
+    if tuple(source_names) != tuple(target_names):
+        return f"{source.num_classes} classes as before, but of other names"
+    if getattr(source, "pre_logits", 0) != getattr(target, "pre_logits", 0):
+        return "it read another layer"
+    return ""
+
+
+def _fit_input(
+    adapted: dict[str, Any], source: AnyArchitecture, target: AnyArchitecture
+) -> list[str]:
+    """Fits channels and patch size in place; says what was done."""
+    done = []
+    if source.channels != target.channels:
+        # With a trunk, its first convolution sees the image.
+        path = ("trunk", "conv_root") if "trunk" in adapted else ("patch_embed",)
+        node = adapted
+        for key in path:
+            node[key] = dict(node[key])
+            node = node[key]
+        node["kernel"] = change_channels(np.asarray(node["kernel"]), target.channels)
+        done.append(
+            f"the first layer made to read {target.channels} channels instead of "
+            f"{source.channels}"
+        )
+    old, new = source.embed_kernel, target.embed_kernel
+    if old != new:
+        embedding = dict(adapted["patch_embed"])
+        embedding["kernel"] = resize_patches(np.asarray(embedding["kernel"]), new)
+        adapted["patch_embed"] = embedding
+        done.append(
+            f"the patch embedding resized from {_times(source.patch_size)} to "
+            f"{_times(target.patch_size)} pixels (pseudo-inverse)"
+        )
+    return done
+
+
+def _fit_positions(
+    adapted: dict[str, Any],
+    source: AnyArchitecture,
+    target: AnyArchitecture,
+    method: str,
+) -> list[str]:
+    """Fits learned positions in place; says what was done."""
+    learned = "pos_embed" in adapted and getattr(target, "posemb", "") == "learned"
+    if not learned or source.grid == target.grid:
+        return []
+    adapted["pos_embed"] = resize(adapted["pos_embed"], target.grid, method)
+    return [
+        f"position embeddings resized from {_times(source.grid)} to "
+        f"{_times(target.grid)} ({method})"
+    ]
+
+
+def _check(source: AnyArchitecture, target: AnyArchitecture, expected: Any, found: Any):
+    """Raises unless the adapted parameters compute what the target does."""
+    before, now = ({"kind": type(a).__name__} | a.to_dict() for a in (source, target))
+    adaptable = set(_ADAPTABLE)
+    fixed_grid = isinstance(source, MixerArchitecture) and source.grid != target.grid
+    if fixed_grid:
+        adaptable -= {"image_size", "patch_size"}
+    fields = [
+        f"  {name}: {before.get(name, 'not there')!r} in the weights, "
+        f"{now.get(name, 'not there')!r} in the model"
+        for name in before | now
+        if before.get(name) != now.get(name) and name not in adaptable
+    ]
+    parameters = compare_trees(expected, found)
+    if not fields and not parameters:
+        return
+    parts = ["the pretrained weights are of another architecture than the model."]
+    if fields:
+        parts.append("\n".join(["These fields differ:", *fields]))
+    if parameters:
+        parts.append(parameters)
+    if fixed_grid:
+        parts.append(
+            "An MLP-Mixer mixes a fixed number of patches: keep the grid of "
+            f"{_times(source.grid)} that it was trained with."
+        )
+    parts.append(
+        "Name the weights' own variant and options in the config, or leave "
+        "model.variant empty to take the architecture from the weights."
+    )
+    raise UserError("\n".join(parts))
+
+
+def _times(pair: tuple[int, int]) -> str:
+    return "×".join(map(str, pair))

@@ -1,0 +1,111 @@
+"""What a file that is no work directory of ours looks like, from its first bytes."""
+
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Callable
+
+from vit_jax.weights.files.contents import Unreadable
+from vit_jax.weights.files.zips import read_directory
+
+# Ten times that of the largest published model.
+LONGEST_SAFETENSORS_HEADER = 2 << 20
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_MARKUP = (b"<!doctype", b"<html", b"<?xml", b"<error")
+
+
+def recognise(path: pathlib.Path) -> str:
+    """A phrase such as "a NumPy archive (.npz) of 12 arrays"; never fails on content.
+
+    Args:
+      path: an existing file or directory.
+    """
+    if path.is_dir():
+        entries = sorted(os.listdir(path))
+        if not entries:
+            return "an empty directory"
+        more = ", …" if len(entries) > 5 else ""
+        return f"a directory that holds {', '.join(entries[:5])}{more}"
+    if not path.is_file():
+        return "neither a file nor a directory"
+    size = path.stat().st_size
+    if size == 0:
+        return "an empty file"
+    with path.open("rb") as file:
+        start = file.read(512)
+    for matches, describe in _KINDS:
+        if matches(start):
+            return describe(path)
+    return f"a file of {size:,} bytes in no format that is known here"
+
+
+def is_zip(start: bytes) -> bool:
+    """Whether these first bytes of a file are those of a zip archive."""
+    return start.startswith((b"PK\x03\x04", b"PK\x05\x06"))
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Likewise of a safetensors file."""
+    # Eight bytes of header length, then the header as a JSON object. No text has NULs.
+    return start[6:9] == b"\0\0{"
+
+
+def is_pickle(start: bytes) -> bool:
+    """Likewise of a pickle, protocol 2 or later."""
+    return start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
+
+
+def is_json(start: bytes) -> bool:
+    """Likewise of a JSON object."""
+    return start.lstrip().startswith(b"{")
+
+
+def _zip(path: pathlib.Path) -> str:
+    try:
+        with path.open("rb") as file:
+            names = [info.filename for info in read_directory(file)]
+    except Unreadable:
+        size = path.stat().st_size
+        return (
+            f"a damaged archive of {size:,} bytes, such as a download that was cut off"
+        )
+    if any(name.endswith("data.pkl") for name in names):
+        return "a PyTorch checkpoint"
+    if names and all(name.endswith(".npy") for name in names):
+        return f"a NumPy archive (.npz) of {len(names)} arrays"
+    return "a zip archive"
+
+
+def _safetensors(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        # The header is small in every real file; a wrong length must not fill memory.
+        header = file.read(min(length, LONGEST_SAFETENSORS_HEADER))
+    try:
+        names = json.loads(header).keys() - {"__metadata__"}
+    except (ValueError, AttributeError, RecursionError):
+        return "a damaged safetensors file"
+    return f"a safetensors file of {len(names)} tensors"
+
+
+# First match wins: what the file's first bytes look like, and what to say of it.
+_KINDS: list[tuple[Callable[[bytes], bool], Callable[[pathlib.Path], str]]] = [
+    (
+        lambda start: start.startswith(_LFS_POINTER),
+        lambda _: (
+            "a git-lfs pointer, not the file itself (fetch it with `git lfs pull`)"
+        ),
+    ),
+    (
+        lambda start: start.lstrip().lower().startswith(_MARKUP),
+        lambda _: "an HTML or XML page, such as a server's error message",
+    ),
+    (is_zip, _zip),
+    (is_safetensors, _safetensors),
+    (lambda start: start.startswith(b"\x93NUMPY"), lambda _: "a NumPy array (.npy)"),
+    (lambda start: start.startswith(b"\x89HDF"), lambda _: "an HDF5 (Keras) file"),
+    (is_pickle, lambda _: "a pickle, such as an old PyTorch checkpoint"),
+    (is_json, lambda _: "a JSON file"),
+]

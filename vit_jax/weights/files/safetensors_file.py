@@ -1,0 +1,74 @@
+"""Reads safetensors files through the library, each tensor when it is asked for."""
+
+import functools
+import pathlib
+import struct
+from contextlib import ExitStack
+
+# Imported for its effect too: the library finds bfloat16 once NumPy knows it.
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from vit_jax.weights.files.contents import Contents, Stored, Unreadable, make_spec
+from vit_jax.weights.files.recognise import LONGEST_SAFETENSORS_HEADER
+
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def open_safetensors(path: pathlib.Path, stack: ExitStack) -> Contents:
+    """Reads the header; the file stays open until the stack is closed.
+
+    Raises:
+      Unreadable: the header is damaged or does not describe the rest of the file
+        exactly, or a tensor's type is none of NumPy's.
+    """
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+    if length > min(LONGEST_SAFETENSORS_HEADER, path.stat().st_size - 8):
+        raise Unreadable(f"it announces a header of {length:,} bytes")
+    try:
+        handle = stack.enter_context(safe_open(path, framework="np"))
+        # In the order of the data, which is the order of saving.
+        names = handle.offset_keys()
+        tensors = {name: _open_tensor(handle, name) for name in names}
+        return Contents("safetensors", tensors, handle.metadata() or {})
+    except SafetensorError as error:
+        raise Unreadable(_reason(error)) from error
+
+
+def _open_tensor(handle, name: str) -> Stored:
+    piece = handle.get_slice(name)
+    dtype = piece.get_dtype()
+    if dtype not in _DTYPES:
+        raise Unreadable(
+            f"its tensor {name!r} is of type {dtype}",
+            f"Convert it to one of {', '.join(_DTYPES)}",
+        )
+    spec = make_spec(name, piece.get_shape(), np.dtype(_DTYPES[dtype]))
+    return Stored(spec, functools.partial(_read, handle, name))
+
+
+def _read(handle, name: str) -> np.ndarray:
+    try:
+        return handle.get_tensor(name)
+    except SafetensorError as error:
+        raise Unreadable(_reason(error)) from error
+
+
+def _reason(error: SafetensorError) -> str:
+    return " ".join(str(error).split())[:200]

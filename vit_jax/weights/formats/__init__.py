@@ -1,0 +1,1 @@
+"""The formats of others, a table each, and our own single file."""

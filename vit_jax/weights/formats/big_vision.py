@@ -1,0 +1,213 @@
+"""big_vision's `.npz` files of Vision Transformers, of all generations.
+
+Written as its newest code does, except for a class token with a position of its own:
+that is row 0 of the positions in its oldest files, which its loader still splits.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.weights.files.tensors import Spec
+from vit_jax.weights.formats.flax_layers import (
+    BLOCK,
+    LINEN,
+    NORM,
+    PRE_LINEN,
+    attention,
+    encoder,
+    encoder_fields,
+    inexpressible_in_both,
+    inner_names,
+    layer,
+    looks_square,
+    lost_in_both,
+    mlp,
+    position_row,
+    reading,
+    renamed,
+    renumbering,
+)
+from vit_jax.weights.formats.layout import (
+    SAME,
+    Format,
+    Hints,
+    Piece,
+    Reading,
+    Row,
+    Shapes,
+)
+from vit_jax.weights.formats.shapes import grid_of, sizes
+
+_POSITIONS = "pos_embedding"
+_POSITIONS_WITH_CLASS = "Transformer/posembed_input/pos_embedding"
+# The newest place first.
+_PLACES = (_POSITIONS, "Transformer/pos_embedding", _POSITIONS_WITH_CLASS)
+_STACK = "Transformer/encoderblock/"
+_USUAL_SIZE = (224, 224)
+_DEEPEST = 256  # more blocks than any model has: bounds what a damaged file asks for
+_MAP_HEAD = "MAPHead_0"
+_KINDS = "MultiHeadDotProductAttention|LayerNorm|MlpBlock"
+
+_RENAMES = [
+    *renumbering(PRE_LINEN, LINEN),
+    # Early files have the parts of the MAP head at the top, each kind only once there.
+    (rf"^(probe$|(?:{_KINDS})_\d/)", rf"{_MAP_HEAD}/\1"),
+    (rf"^{_MAP_HEAD}/({_KINDS})_\d/", rf"{_MAP_HEAD}/\1_0/"),
+]
+_NAMES = re.compile(
+    r"Transformer/encoderblock(_\d+)?/MultiHeadDotProductAttention_[01]/"
+)
+
+
+def _recognises(names: Iterable[str]) -> bool:
+    return any(_NAMES.match(name) for name in inner_names(names))
+
+
+def _pieces(specs: Mapping[str, Spec]) -> dict[str, Piece]:
+    pieces: dict[str, Piece] = {}
+    for inner, name in inner_names(specs).items():
+        shape = specs[name].shape
+        if inner.startswith(_STACK) and shape and shape[0] <= _DEEPEST:
+            leaf = inner.removeprefix(_STACK)
+            pieces |= {f"{BLOCK}{i}/{leaf}": Piece(name, i) for i in range(shape[0])}
+        else:
+            pieces[inner] = Piece(name)
+    found = next((place for place in _PLACES if place in pieces), None)
+    if found:
+        shape = specs[pieces[found].name].shape
+        with_class = "cls" in pieces and _counts_class_token(shape, found)
+        place = _POSITIONS_WITH_CLASS if with_class else _POSITIONS
+        pieces = renamed(pieces, [(f"^{found}$", place)])
+    return renamed(pieces, _RENAMES)
+
+
+def _counts_class_token(shape: tuple[int, ...], place: str) -> bool:
+    """Whether one of the positions [1, n, d] is that of the class token beside them."""
+
+    def square(count):
+        return count > 0 and math.isqrt(count) ** 2 == count
+
+    count = shape[1] if len(shape) == 3 else 0
+    if square(count) or square(count - 1):
+        return square(count - 1) and count > 1
+    # Of no square grid: only the oldest code had one position more than patches.
+    return place == _POSITIONS_WITH_CLASS
+
+
+def _read(shapes: Shapes, hints: Hints) -> Reading:
+    places = [p for p in (_POSITIONS, _POSITIONS_WITH_CLASS) if p in shapes]
+    kernel, *counted = sizes(
+        shapes, {"embedding/kernel": 4} | dict.fromkeys(places[:1], 3)
+    )
+    patch_size = kernel[0], kernel[1]
+    fields: dict[str, Any] = {
+        "pooling": "cls" if "cls" in shapes else "gap",
+        "class_token": "cls" in shapes,
+        "class_token_position": places[:1] == [_POSITIONS_WITH_CLASS],
+    }
+    if any(name.startswith(f"{_MAP_HEAD}/") for name in shapes):
+        fields["pooling"] = "map"
+    if counted:
+        prefix = int(fields["class_token_position"])
+        _, grid = grid_of(places[0], counted[0][1], [prefix], patch_size, hints)
+    else:
+        fields["posemb"] = "sincos2d"
+        size = hints.image_size or _USUAL_SIZE
+        grid = max(size[0] // patch_size[0], 1), max(size[1] // patch_size[1], 1)
+    architecture = Architecture(
+        **encoder_fields(shapes, LINEN, kernel),
+        **fields,
+        patch_size=patch_size,
+        image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
+        channels=kernel[2],
+    )
+    assumed = []
+    if not counted and not hints.image_size:
+        height, width = architecture.image_size
+        assumed.append(
+            f"the image size is {height}×{width}: no positions are in the file to tell"
+        )
+    transform = _eval_transform(architecture.image_size)
+    return reading(architecture, hints, transform, tuple(assumed))
+
+
+def _eval_transform(image_size: tuple[int, int]) -> str:
+    """As in its configs: 256 before a crop of 224, 448 before 384, others in step."""
+    sides = [448 if side == 384 else round(side * 256 / 224) for side in image_size]
+    resized = str(sides[0]) if image_size[0] == image_size[1] else str(tuple(sides))
+    return f"resize_small({resized})|central_crop"
+
+
+def _rows(architecture: AnyArchitecture) -> list[Row]:
+    a = architecture
+    assert isinstance(a, Architecture)  # a Mixer is inexpressible
+    rows = encoder(a, LINEN)
+    if a.posemb == "learned":
+        rows.append(position_row(_place(a), a))
+    if a.pooling == "map":
+        rows += _map_head(a)
+    return rows
+
+
+def _place(a: Architecture) -> str:
+    return _POSITIONS_WITH_CLASS if a.class_token_position else _POSITIONS
+
+
+def _map_head(a: Architecture) -> list[Row]:
+    return [
+        Row(f"{_MAP_HEAD}/probe", ("map_head/probe",), SAME),
+        *attention(
+            f"{_MAP_HEAD}/{LINEN.attention}",
+            "map_head/attention",
+            a.width,
+            a.num_heads,
+        ),
+        *layer(f"{_MAP_HEAD}/LayerNorm_0", "map_head/norm", NORM),
+        *mlp(f"{_MAP_HEAD}/{LINEN.mlp}", "map_head/mlp"),
+    ]
+
+
+def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+    if isinstance(architecture, MixerArchitecture):
+        return ["MLP-Mixer (big_vision reads Google's format of it)"]
+    a = architecture
+    (height, width), learned = a.grid, a.posemb == "learned"
+    stored = (1, height * width + a.class_token_position, a.width)
+    counted = _counts_class_token(stored, _place(a)) == a.class_token_position
+    has = {
+        "a ResNet trunk": a.trunk is not None,
+        "sin-cos positions with MAE's denominator": (
+            not learned and a.sincos_denominator != "big_vision"
+        ),
+        "a position of the class token beside sin-cos ones": (
+            not learned and a.class_token_position
+        ),
+        f"{stored[1]} positions of a class token and {height}×{width} patches, which "
+        "look like those of a square grid": (learned and a.class_token and not counted),
+    }
+    phrases = [phrase for phrase in has if has[phrase]]
+    return inexpressible_in_both(a) + phrases + (looks_square(a) if learned else [])
+
+
+def _lost(architecture: AnyArchitecture, preprocessing: Preprocessing) -> list[str]:
+    transform = _eval_transform(architecture.image_size)
+    lost = lost_in_both(architecture, preprocessing, transform)
+    if isinstance(architecture, Architecture) and architecture.posemb == "sincos2d":
+        lost.append("the image size is not in the file, since fixed positions are not")
+    return lost
+
+
+FORMAT = Format(
+    name="big_vision",
+    title="big_vision's .npz",
+    recognises=_recognises,
+    pieces=_pieces,
+    read=_read,
+    rows=_rows,
+    inexpressible=_inexpressible,
+    lost=_lost,
+)

@@ -1,0 +1,84 @@
+"""Values in the JSON files that lie beside other people's weights, checked as read."""
+
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vit_jax.errors import UserError
+
+
+class Kind(NamedTuple):
+    """What a value must be: a test, and that in words."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _is_number(value: Any) -> bool:
+    # Finite, and no whole number that is too large for a float.
+    return type(value) in (int, float) and abs(value) < 1e9
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 20
+
+
+def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(map(holds, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+FLAG = Kind(lambda value: type(value) is bool, "true or false")
+TEXT = Kind(_is_text, "a text")
+TEXTS = Kind(_is_list_of(_is_text), "a list of texts")
+COUNT = Kind(_is_size, "a whole number above 0")
+FRACTION = Kind(
+    lambda value: _is_number(value) and 0 < value <= 1, "above 0, 1 at most"
+)
+EPSILON = Kind(lambda value: _is_number(value) and 0 < value < 1, "between 0 and 1")
+FACTOR = Kind(lambda value: _is_number(value) and value > 0, "a number above 0")
+NUMBERS = Kind(_is_list_of(_is_number), "a list of numbers")
+TABLE = Kind(lambda value: isinstance(value, Mapping), "an object")
+PAIR = Kind(
+    lambda value: _is_size(value) or (_is_list_of(_is_size)(value) and len(value) == 2),
+    "a number of pixels or [height, width]",
+)
+INPUT = Kind(
+    lambda value: _is_list_of(_is_size)(value) and len(value) == 3,
+    "[channels, height, width]",
+)
+
+
+def entry(table: Mapping[str, Any], name: str, kind: Kind, default: Any = None) -> Any:
+    """The value of `name`; `default` where it is not there or null.
+
+    Raises:
+      UserError: it is of another kind.
+    """
+    value = table.get(name)
+    if value is None:
+        return default
+    if not kind.holds(value):
+        raise UserError(
+            f"the companion file says {name} is {reprlib.repr(value)}, expected "
+            f"{kind.words}: correct it, or take the file away"
+        )
+    return value
+
+
+def pair(value: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """(height, width) of what satisfies PAIR."""
+    if value is None:
+        return None
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+def one_a_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Means or deviations of so many channels; their average if there are others."""
+    if len(values) == channels:
+        return tuple(float(value) for value in values)
+    return (sum(values) / max(len(values), 1),) * channels

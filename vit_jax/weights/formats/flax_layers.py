@@ -1,0 +1,254 @@
+"""What Google's two layouts share: rows of Flax layers, and what their shapes say."""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.models import AnyArchitecture, Architecture
+from vit_jax.weights.formats.layout import (
+    SAME,
+    Hints,
+    Layout,
+    Piece,
+    Reading,
+    Row,
+    Shapes,
+    positions,
+    reshaped,
+)
+from vit_jax.weights.formats.shapes import numbers, sizes
+
+BLOCK = "Transformer/encoderblock_"
+DENSE = ("kernel", "bias")
+NORM = ("scale", "bias")
+
+# What a model's names may stand in: an optimizer, a train state, the image tower of
+# two. Then what stands elsewhere is no part of the model.
+_PREFIX = re.compile(
+    r"(?:(?:opt(?:imizer)?/)?target/)?(?:params/)?(?:img/)?"
+    r"(?=(?:conv_root|embedding|stem|Transformer|Mixer|MixerBlock_\d+)/)"
+)
+_IMAGENET21K_CLASSES = 21_843
+_EPSILON = 1e-6
+
+
+class Numbering(NamedTuple):
+    """What the parts of an encoder block are called."""
+
+    norm1: str
+    attention: str
+    norm2: str
+    mlp: str
+
+
+# Flax before Linen counted all children of a module together, Linen each kind.
+PRE_LINEN = Numbering(
+    "LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"
+)
+LINEN = Numbering(
+    "LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"
+)
+
+
+def renumbering(before: Numbering, after: Numbering) -> list[tuple[str, str]]:
+    """What `renamed` takes to change the numbers in encoder blocks."""
+    return [
+        (rf"^({BLOCK}\d+)/{old}/", rf"\1/{new}/")
+        for old, new in zip(before, after, strict=True)
+        if old != new
+    ]
+
+
+def inner_names(names: Iterable[str]) -> dict[str, str]:
+    """{name inside of the outer prefix: whole name} of what is inside of it."""
+    names = list(names)
+    matches = (_PREFIX.match(name) for name in names)
+    prefixes = collections.Counter(match[0] for match in matches if match)
+    [(prefix, _)] = prefixes.most_common(1) or [("", 0)]
+    return {
+        name.removeprefix(prefix): name for name in names if name.startswith(prefix)
+    }
+
+
+def renamed(
+    pieces: Mapping[str, Piece], renames: Sequence[tuple[str, str]]
+) -> dict[str, Piece]:
+    """Pieces with each (pattern, replacement) applied to their names in turn.
+
+    A name that would hide another stays as it is, and is then reported as unexpected.
+    """
+    result: dict[str, Piece] = {}
+    for name, piece in pieces.items():
+        new = name
+        for pattern, replacement in renames:
+            new = re.sub(pattern, replacement, new)
+        taken = new in result or (new != name and new in pieces)
+        result[name if taken else new] = piece
+    return result
+
+
+def layer(theirs: str, ours: str, leaves: Sequence[str], layout=SAME) -> list[Row]:
+    return [Row(f"{theirs}/{leaf}", (f"{ours}/{leaf}",), layout) for leaf in leaves]
+
+
+def attention(theirs: str, ours: str, width: int, num_heads: int) -> list[Row]:
+    """Projections into heads [d, h, k] and out of them [h, k, d]."""
+    k = width // num_heads
+    into, out = (width, num_heads, k), (num_heads, k, width)
+    layouts: dict[str, Layout] = {}
+    for name in ("query", "key", "value"):
+        layouts[f"{name}/kernel"] = reshaped((width, width), into)
+        layouts[f"{name}/bias"] = reshaped((width,), into[1:])
+    layouts |= {"out/kernel": reshaped((width, width), out), "out/bias": SAME}
+    return [
+        Row(f"{theirs}/{leaf}", (f"{ours}/{leaf}",), layout)
+        for leaf, layout in layouts.items()
+    ]
+
+
+def mlp(theirs: str, ours: str) -> list[Row]:
+    first, second = (
+        layer(f"{theirs}/Dense_{i}", f"{ours}/fc{i + 1}", DENSE) for i in range(2)
+    )
+    return first + second
+
+
+def encoder(a: Architecture, numbering: Numbering) -> list[Row]:
+    """Everything but positions, trunk and MAP head."""
+    rows = layer("embedding", "patch_embed", DENSE)
+    if a.class_token:
+        rows.append(Row("cls", ("cls",), SAME))
+    for i in range(a.depth):
+        theirs, ours = f"{BLOCK}{i}", f"blocks_{i:02d}"
+        rows += layer(f"{theirs}/{numbering.norm1}", f"{ours}/norm1", NORM)
+        rows += attention(
+            f"{theirs}/{numbering.attention}", f"{ours}/attention", a.width, a.num_heads
+        )
+        rows += layer(f"{theirs}/{numbering.norm2}", f"{ours}/norm2", NORM)
+        rows += mlp(f"{theirs}/{numbering.mlp}", f"{ours}/mlp")
+    rows += layer("Transformer/encoder_norm", "norm", NORM)
+    if a.pre_logits:
+        rows += layer("pre_logits", "pre_logits", DENSE)
+    return rows + head(a)
+
+
+def position_row(theirs: str, a: Architecture) -> Row:
+    """The positions of all tokens that have one, the class token's first."""
+    prefix = ("pos_embed_prefix",) if a.class_token_position else ()
+    return Row(theirs, (*prefix, "pos_embed"), positions(a.grid, len(prefix)))
+
+
+def head(a: AnyArchitecture) -> list[Row]:
+    return layer("head", "head", DENSE) if a.num_classes else []
+
+
+def encoder_fields(
+    shapes: Shapes, numbering: Numbering, kernel: tuple[int, ...]
+) -> dict[str, Any]:
+    """Fields of `Architecture` that the shapes of an encoder's tensors tell.
+
+    `kernel` is the shape of the one that makes tokens.
+    """
+    query, hidden = sizes(
+        shapes,
+        {
+            of_any(shapes, BLOCK, f"{numbering.attention}/query/kernel"): 3,
+            of_any(shapes, BLOCK, f"{numbering.mlp}/Dense_0/kernel"): 2,
+        },
+    )
+    return {
+        "width": kernel[3],
+        "depth": len(numbers(shapes, BLOCK, "/")),
+        "mlp_dim": hidden[1],
+        "num_heads": query[1],
+        "num_classes": outputs(shapes, "head"),
+        "pre_logits": outputs(shapes, "pre_logits"),
+    }
+
+
+def outputs(shapes: Shapes, name: str) -> int:
+    """The width of a dense layer's result; 0 if there is no such layer."""
+    shape = shapes.get(f"{name}/kernel") or shapes.get(f"{name}/bias") or (0,)
+    return shape[-1]
+
+
+def of_any(shapes: Shapes, start: str, part: str) -> str:
+    """The name of a part in the first block that has it: one tells as much as another.
+
+    So that a part missing in one block is reported together with all else.
+    """
+    names = [f"{start}{i}/{part}" for i in numbers(shapes, start, "/")]
+    return next((name for name in names if name in shapes), f"{start}0/{part}")
+
+
+def reading(
+    architecture: AnyArchitecture,
+    hints: Hints,
+    eval_transform: str,
+    assumed: tuple[str, ...] = (),
+) -> Reading:
+    """Preprocessing, resizing and loss of the families that Google published."""
+    inputs = {
+        "image_size": architecture.image_size,
+        "channels": architecture.channels,
+    }
+    if hints.preprocessing:
+        preprocessing = dataclasses.replace(hints.preprocessing, **inputs)
+    else:
+        preprocessing = Preprocessing(**inputs, eval_transform=eval_transform)
+    # ImageNet-21k has several labels an image; its models were trained with a sigmoid.
+    several = architecture.num_classes == _IMAGENET21K_CLASSES
+    return Reading(
+        architecture,
+        preprocessing,
+        assumed=assumed,
+        posemb_resize="google",
+        loss="sigmoid" if several else "softmax",
+    )
+
+
+def inexpressible_in_both(a: Architecture) -> list[str]:
+    """What of a Vision Transformer neither layout has names for."""
+    has = {
+        "a distillation token": a.distillation_token,
+        "register tokens": a.registers,
+        "LayerScale": a.layer_scale,
+        "the norm after pooling": a.norm == "after_pool",
+        "a class token beside other pooling": a.class_token and a.pooling != "cls",
+    }
+    return [phrase for phrase, present in has.items() if present]
+
+
+def looks_square(a: AnyArchitecture) -> list[str]:
+    """What is wrong with a grid of as many patches as a square one has, in words."""
+    height, width = a.grid
+    if height == width or math.isqrt(height * width) ** 2 != height * width:
+        return []
+    return [f"a grid of {height}×{width} patches, which looks like a square one"]
+
+
+def lost_in_both(
+    a: AnyArchitecture, preprocessing: Preprocessing, eval_transform: str
+) -> list[str]:
+    """What readers of either layout take for granted, where the model has another."""
+    (height, width), half = a.grid, (0.5,) * a.channels
+    differs = {
+        f"GELU is {a.gelu}, and readers of the file use tanh": a.gelu != "tanh",
+        f"the LayerNorm's epsilon is {a.layernorm_epsilon:g}, and readers of the file "
+        f"use {_EPSILON:g}": a.layernorm_epsilon != _EPSILON,
+        f"images are normalised with mean {preprocessing.mean} and standard deviation "
+        f"{preprocessing.std}, and readers of the file use 0.5 and 0.5": (
+            (preprocessing.mean, preprocessing.std) != (half, half)
+        ),
+        f"images to evaluate on pass {preprocessing.eval_transform!r}, and readers of "
+        f"the file use {eval_transform!r}": (
+            preprocessing.eval_transform != eval_transform
+        ),
+        f"the grid of {height}×{width} patches is not square, and readers of the file "
+        "have to be told the image size": height != width,
+    }
+    return [sentence for sentence, present in differs.items() if present]

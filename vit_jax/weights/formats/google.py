@@ -1,0 +1,232 @@
+"""Google's `.npz` files: ViT, AugReg, SAM, hybrids and MLP-Mixer.
+
+Written by google-research/vision_transformer and its predecessors. Names are those of
+Flax before Linen; Linen's are read too. Files in Linen's names of a plain Vision
+Transformer are taken for big_vision's, whose oldest files look alike and hold the same
+function.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.weights.files.tensors import Spec
+from vit_jax.weights.formats.flax_layers import (
+    BLOCK,
+    DENSE,
+    LINEN,
+    NORM,
+    PRE_LINEN,
+    encoder,
+    encoder_fields,
+    head,
+    inexpressible_in_both,
+    inner_names,
+    layer,
+    looks_square,
+    lost_in_both,
+    of_any,
+    outputs,
+    position_row,
+    reading,
+    renamed,
+    renumbering,
+)
+from vit_jax.weights.formats.layout import (
+    Format,
+    Hints,
+    Piece,
+    Reading,
+    Row,
+    Shapes,
+    one,
+    reshaped,
+)
+from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
+
+_POSITIONS = "Transformer/posembed_input/pos_embedding"
+_MIXER_BLOCK = "MixerBlock_"
+_MIXER_NAMES = re.compile(r"MixerBlock_\d+/|Mixer/")
+_PRE_LINEN_NAMES = re.compile(rf"{BLOCK}\d+/{PRE_LINEN.attention}/")
+_LINEN_NAMES = re.compile(rf"{BLOCK}\d+/{LINEN.attention}/")
+# No file of Google's has these, but big_vision's with either numbering may.
+_BIG_VISION_NAMES = re.compile(
+    r"(Transformer/)?pos_embedding$|MAPHead_\d+/|probe$|Transformer/encoderblock/"
+)
+
+# The first Mixer files: blocks in a module of their own, and dense layers by number.
+_OLD_MIXER = [
+    (r"^embedding/", "stem/"),
+    (r"^Mixer/encoder_norm/", "pre_head_layer_norm/"),
+    (r"^Mixer/encoderblock_", _MIXER_BLOCK),
+    (r"(token|channel)_mixing_phase_0/(kernel|bias)1$", r"\1_mixing/Dense_0/\2"),
+    (r"(token|channel)_mixing_phase_0/(kernel|bias)2$", r"\1_mixing/Dense_1/\2"),
+]
+_RENAMES = [
+    *renumbering(LINEN, PRE_LINEN),
+    # Mixer's canonical files number like Linen; others count all children of a block.
+    (rf"^({_MIXER_BLOCK}\d+)/LayerNorm_[2-9]/", r"\1/LayerNorm_1/"),
+]
+
+# [1, 1, 1, c] in the published files; big_vision's and later code hold [c].
+_GROUP_NORM = one(lambda x: x.reshape(x.shape[-1:]), lambda x: x.reshape(1, 1, 1, -1))
+_EVAL_TRANSFORM = "resize"  # straight to the model's size, bilinear
+
+
+def _recognises(names: Iterable[str]) -> bool:
+    inner = inner_names(names)
+
+    def any_is(pattern):
+        return any(pattern.match(name) for name in inner)
+
+    hybrid = "conv_root/kernel" in inner and any_is(_LINEN_NAMES)
+    early = any_is(_PRE_LINEN_NAMES) and not any_is(_BIG_VISION_NAMES)
+    return hybrid or early or any_is(_MIXER_NAMES)
+
+
+def _pieces(specs: Mapping[str, Spec]) -> dict[str, Piece]:
+    pieces = {inner: Piece(name) for inner, name in inner_names(specs).items()}
+    old_mixer = any(name.startswith("Mixer/") for name in pieces)
+    return renamed(pieces, (_OLD_MIXER if old_mixer else []) + _RENAMES)
+
+
+def _read(shapes: Shapes, hints: Hints) -> Reading:
+    mixer = any(_MIXER_NAMES.match(name) for name in shapes)
+    architecture = (_read_mixer if mixer else _read_vit)(shapes, hints)
+    return reading(architecture, hints, _EVAL_TRANSFORM)
+
+
+def _read_vit(shapes: Shapes, hints: Hints) -> Architecture:
+    wanted = {"embedding/kernel": 4, _POSITIONS: 3}
+    has_trunk = "conv_root/kernel" in shapes
+    if has_trunk:
+        wanted["conv_root/kernel"] = 4
+    kernel, position, *root = sizes(shapes, wanted)
+    trunk = None
+    if has_trunk:
+        stages = numbers(shapes, "block", "/")
+        trunk = tuple(len(numbers(shapes, f"block{i}/unit", "/")) for i in stages)
+    # The root divides the image's sides by four, each stage but the first by two.
+    stride = 4 * 2 ** max(len(trunk) - 1, 0) if trunk is not None else 1
+    patch_size = kernel[0] * stride, kernel[1] * stride
+    class_token = "cls" in shapes
+    prefix = int(class_token)
+    _, grid = grid_of(_POSITIONS, position[1], [prefix], patch_size, hints)
+    return Architecture(
+        **encoder_fields(shapes, PRE_LINEN, kernel),
+        patch_size=patch_size,
+        image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
+        channels=root[0][2] if has_trunk else kernel[2],
+        pooling="cls" if class_token else "gap",
+        class_token=class_token,
+        class_token_position=class_token,
+        trunk=trunk,
+    )
+
+
+def _read_mixer(shapes: Shapes, hints: Hints) -> MixerArchitecture:
+    def bias(part):
+        return of_any(shapes, _MIXER_BLOCK, f"{part}/bias")
+
+    # Biases, because the oldest files have dimensions of one in between.
+    first, second, channels = (
+        bias(f"{kind}_mixing/Dense_{i}")
+        for kind, i in (("token", 0), ("token", 1), ("channel", 0))
+    )
+    wanted = {"stem/kernel": 4, first: None, second: None, channels: None}
+    kernel, *hidden = sizes(shapes, wanted)
+    tokens_mlp_dim, tokens, mlp_dim = map(math.prod, hidden)
+    patch_size = kernel[0], kernel[1]
+    _, grid = grid_of(second, tokens, [0], patch_size, hints)
+    return MixerArchitecture(
+        width=kernel[3],
+        depth=len(numbers(shapes, _MIXER_BLOCK, "/")),
+        tokens_mlp_dim=tokens_mlp_dim,
+        mlp_dim=mlp_dim,
+        patch_size=patch_size,
+        image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
+        num_classes=outputs(shapes, "head"),
+        channels=kernel[2],
+    )
+
+
+def _rows(architecture: AnyArchitecture) -> list[Row]:
+    if isinstance(architecture, MixerArchitecture):
+        return _mixer(architecture)
+    a = architecture
+    return [*_trunk(a.trunk), *encoder(a, PRE_LINEN), position_row(_POSITIONS, a)]
+
+
+def _trunk(units: tuple[int, ...] | None) -> list[Row]:
+    """Convolutions and their norms, which have the same names in ours."""
+    if units is None:
+        return []
+    places = ["{}_root"]
+    for stage, count in enumerate(units, 1):
+        for unit in range(1, count + 1):
+            ends = ["1", "2", "3"] + ["_proj"] * (unit == 1)
+            places += [f"block{stage}/unit{unit}/{{}}{end}" for end in ends]
+    rows = []
+    for place in places:
+        conv, norm = place.format("conv"), place.format("gn")
+        rows += layer(conv, f"trunk/{conv}", ("kernel",))
+        rows += layer(norm, f"trunk/{norm}", NORM, _GROUP_NORM)
+    return rows
+
+
+def _mixer(a: MixerArchitecture) -> list[Row]:
+    tokens = a.grid[0] * a.grid[1]
+    rows = layer("stem", "patch_embed", DENSE)
+    for i in range(a.depth):
+        theirs, ours = f"{_MIXER_BLOCK}{i}", f"blocks_{i:02d}"
+        rows += layer(f"{theirs}/LayerNorm_0", f"{ours}/norm1", NORM)
+        rows += layer(f"{theirs}/LayerNorm_1", f"{ours}/norm2", NORM)
+        for kind, mlp, outer, inner in (
+            ("token", "tokens_mlp", tokens, a.tokens_mlp_dim),
+            ("channel", "mlp", a.width, a.mlp_dim),
+        ):
+            for j, shape in enumerate([(outer, inner), (inner, outer)]):
+                dense = f"{theirs}/{kind}_mixing/Dense_{j}", f"{ours}/{mlp}/fc{j + 1}"
+                rows += layer(*dense, ("kernel",), reshaped(shape, shape))
+                rows += layer(*dense, ("bias",), reshaped(shape[1:], shape[1:]))
+    return [*rows, *layer("pre_head_layer_norm", "norm", NORM), *head(a)]
+
+
+def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+    if isinstance(architecture, MixerArchitecture):
+        return looks_square(architecture)
+    a = architecture
+    unplaced = a.class_token and not a.class_token_position
+    has = {
+        "a MAP head": a.pooling == "map",
+        "a class token without a position": unplaced,
+        "fixed sin-cos positions": a.posemb == "sincos2d",
+    }
+    phrases = [phrase for phrase in has if has[phrase]]
+    return [*inexpressible_in_both(a), *phrases, *looks_square(a)]
+
+
+def _lost(architecture: AnyArchitecture, preprocessing: Preprocessing) -> list[str]:
+    lost = lost_in_both(architecture, preprocessing, _EVAL_TRANSFORM)
+    if isinstance(architecture, MixerArchitecture) or architecture.trunk is None:
+        return lost
+    if architecture.trunk_numerics != "google":
+        lost.append(
+            f"the trunk's epsilons are {architecture.trunk_numerics}'s, and readers of "
+            "the file use Google's"
+        )
+    return lost
+
+
+FORMAT = Format(
+    name="google",
+    title="Google's .npz",
+    recognises=_recognises,
+    pieces=_pieces,
+    read=_read,
+    rows=_rows,
+    inexpressible=_inexpressible,
+    lost=_lost,
+)

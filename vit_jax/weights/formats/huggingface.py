@@ -1,0 +1,258 @@
+"""Hugging Face's layout: ViT and DeiT of the library transformers.
+
+Files have the names that version 4 gave to its modules, and version 5 still writes;
+the names of its modules in memory are read too.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.weights.files.tensors import Spec
+from vit_jax.weights.formats.huggingface_config import (
+    HuggingFaceConfig,
+    lost,
+    read_preprocessing,
+)
+from vit_jax.weights.formats.huggingface_config import companions as companions
+from vit_jax.weights.formats.layout import (
+    SAME,
+    Format,
+    Hints,
+    Piece,
+    Reading,
+    Row,
+    Shapes,
+    positions,
+)
+from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
+from vit_jax.weights.formats.torch_layers import (
+    check_heads,
+    conv,
+    features,
+    heads_by_sizes,
+    linear,
+    norm,
+    outputs,
+    refuse,
+)
+
+_PATCHES = "embeddings.patch_embeddings.projection"
+_LAYER = "encoder.layer."
+# What training scripts wrap models in, and then the name of the encoder.
+_WRAPPER = r"(?:(?:module|model|_orig_mod)\.)*"
+_ENCODER = re.compile(rf"({_WRAPPER})((?:vit|deit)\.)?(?={re.escape(_PATCHES)}\.)")
+# Of transformers 5 in memory → of its files.
+_RENAMES = (
+    (r"^layers\.(\d+)\.", rf"{_LAYER}\1."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+_HEADS = ("classifier", "cls_classifier", "distillation_classifier")
+# Beside the encoder, what it was pretrained with.
+_LEFT_OUT = re.compile(r"decoder\.")
+_UNSUPPORTED = {
+    r".*relative_position": "relative position biases",
+    r".*(lambda_?\d|layer_scale)": "LayerScale (of BEiT and DINOv2)",
+    r".*\.norm[12]\.": "blocks of DINOv2",
+    r".*detection_tokens$": "detection tokens",
+    r".*register_tokens$": "register tokens",
+    r".*rope": "rotary position embeddings",
+}
+
+
+def _recognises(names: Iterable[str]) -> bool:
+    return any(_ENCODER.match(name) for name in names)
+
+
+def _pieces(specs: Mapping[str, Spec]) -> dict[str, Piece]:
+    matches = (_ENCODER.match(name) for name in specs)
+    wrapper, encoder = next((m[1], m[2] or "") for m in matches if m)
+    inner = {
+        name.removeprefix(wrapper): name for name in specs if name.startswith(wrapper)
+    }
+    prefix = _prefix(
+        any(name.endswith("embeddings.distillation_token") for name in inner),
+        any(name.startswith(_HEADS) for name in inner),
+    )
+    pieces = {}
+    for name, whole in inner.items():
+        if _LEFT_OUT.match(name):
+            continue
+        table_name = name
+        if name.startswith(encoder) and not name.startswith(_HEADS):
+            part = name.removeprefix(encoder)
+            for pattern, replacement in _RENAMES:
+                part = re.sub(pattern, replacement, part)
+            table_name = prefix + part
+        # Two names for one tensor: the second stays as it is, and is reported.
+        pieces[name if table_name in pieces else table_name] = Piece(whole)
+    return pieces
+
+
+def _read(shapes: Shapes, hints: Hints) -> Reading:
+    distillation = any(n.endswith("embeddings.distillation_token") for n in shapes)
+    # The table's names have the prefix that the head asks for.
+    p = _prefix(distillation, any(name.startswith(_HEADS) for name in shapes))
+    layers = numbers(shapes, f"{p}{_LAYER}", ".")
+    queries = _of_any_layer(shapes, p, layers, "attention.attention.query")
+    unsupported = features(shapes, _UNSUPPORTED)
+    if f"{queries}.weight" in shapes and f"{queries}.bias" not in shapes:
+        unsupported.append(f"queries, keys and values without bias (no {queries}.bias)")
+    refuse(unsupported)
+    config = HuggingFaceConfig(hints.config)
+    kernel, position, hidden = sizes(
+        shapes,
+        {
+            f"{p}{_PATCHES}.weight": 4,
+            f"{p}embeddings.position_embeddings": 3,
+            f"{_of_any_layer(shapes, p, layers, 'intermediate.dense')}.weight": 2,
+        },
+    )
+    width, patch_size = kernel[0], (kernel[2], kernel[3])
+    _, grid = grid_of(
+        "position_embeddings",
+        position[1],
+        [1 + int(distillation)],
+        patch_size,
+        hints,
+        config.image_size,
+    )
+    assumed = []
+    size = width, len(layers), hidden[0]
+    if hints.num_heads:
+        num_heads = check_heads(hints.num_heads, width, "num_heads=")
+    elif config.num_heads:
+        num_heads = check_heads(config.num_heads, width, "config.json")
+    else:
+        num_heads, sentence = heads_by_sizes(*size)
+        assumed.append(sentence)
+    with_teacher = "cls_classifier.weight" in shapes
+    head = "cls_classifier.weight" if with_teacher else "classifier.weight"
+    pooler = "" if p else "pooler.dense.weight"
+    architecture = Architecture(
+        width=width,
+        depth=len(layers),
+        mlp_dim=hidden[0],
+        num_heads=num_heads,
+        patch_size=patch_size,
+        image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
+        num_classes=outputs(shapes, head),
+        channels=kernel[1],
+        distillation_token=distillation,
+        distillation_head=with_teacher or not distillation,
+        pre_logits=outputs(shapes, pooler),
+        gelu=config.gelu,
+        layernorm_epsilon=config.layernorm_epsilon,
+    )
+    if architecture.pre_logits:
+        config.check_pooler()
+    preprocessing, sentences = read_preprocessing(hints, architecture)
+    return Reading(
+        architecture,
+        preprocessing,
+        config.class_names(architecture.num_classes),
+        (*config.assumed, *assumed, *sentences),
+        posemb_resize="bicubic_torch",
+        loss=config.loss,
+    )
+
+
+def _rows(architecture: AnyArchitecture) -> list[Row]:
+    a = architecture
+    assert isinstance(a, Architecture)
+    p = _prefix(a.distillation_token, bool(a.num_classes))
+    rows = [Row(f"{p}embeddings.cls_token", ("cls",), SAME)]
+    if a.distillation_token:
+        rows.append(Row(f"{p}embeddings.distillation_token", ("distillation",), SAME))
+    rows.append(
+        Row(
+            f"{p}embeddings.position_embeddings",
+            ("pos_embed_prefix", "pos_embed"),
+            positions(a.grid, a.num_position_prefix),
+        )
+    )
+    rows += conv(f"{p}{_PATCHES}", "patch_embed")
+    for i in range(a.depth):
+        theirs, ours = f"{p}{_LAYER}{i}", f"blocks_{i:02d}"
+        rows += norm(f"{theirs}.layernorm_before", f"{ours}/norm1")
+        for part in ("query", "key", "value"):
+            rows += linear(
+                f"{theirs}.attention.attention.{part}", f"{ours}/attention/{part}"
+            )
+        rows += linear(f"{theirs}.attention.output.dense", f"{ours}/attention/out")
+        rows += norm(f"{theirs}.layernorm_after", f"{ours}/norm2")
+        rows += linear(f"{theirs}.intermediate.dense", f"{ours}/mlp/fc1")
+        rows += linear(f"{theirs}.output.dense", f"{ours}/mlp/fc2")
+    rows += norm(f"{p}layernorm", "norm")
+    if a.pre_logits:
+        rows += linear("pooler.dense", "pre_logits")
+    if a.num_classes and a.distillation_token and a.distillation_head:
+        rows += linear("cls_classifier", "head")
+        rows += linear("distillation_classifier", "head_distillation")
+    elif a.num_classes:
+        rows += linear("classifier", "head")
+    return rows
+
+
+def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+    a = architecture
+    if isinstance(a, MixerArchitecture):
+        return ["an MLP-Mixer"]
+    has = {
+        "sin-cos positions": a.posemb != "learned",
+        "a trunk": a.trunk is not None,
+        "register tokens": a.registers,
+        "LayerScale": a.layer_scale,
+        "the mean of the patches as the head's input": a.pooling == "gap",
+        "attention pooling": a.pooling == "map",
+        "a class token without a position": (
+            a.class_token and not a.class_token_position
+        ),
+        "the norm after pooling": a.norm == "after_pool",
+        "a tanh layer before a head": a.pre_logits and a.num_classes,
+        "a distillation token whose head is missing": (
+            a.distillation_token and a.distillation_head and not a.num_classes
+        ),
+    }
+    return [phrase for phrase, present in has.items() if present]
+
+
+def _prefix(distillation: bool, head: bool) -> str:
+    """Of the encoder's names: a model without a head is the encoder itself."""
+    if not head:
+        return ""
+    return "deit." if distillation else "vit."
+
+
+def _of_any_layer(shapes: Shapes, prefix: str, layers: list[int], part: str) -> str:
+    # If the first layer lacks it, another tells as much, and the report is complete.
+    names = [f"{prefix}{_LAYER}{i}.{part}" for i in layers]
+    return next(
+        (n for n in names if f"{n}.weight" in shapes), f"{prefix}{_LAYER}0.{part}"
+    )
+
+
+FORMAT = Format(
+    name="huggingface",
+    title="Hugging Face's",
+    recognises=_recognises,
+    pieces=_pieces,
+    read=_read,
+    rows=_rows,
+    inexpressible=_inexpressible,
+    lost=lost,
+    # The mask of masked image modelling, and a pooler that classifiers do not use.
+    ignored=(
+        *(f"{p}embeddings.mask_token" for p in ("", "vit.", "deit.")),
+        *(
+            f"{p}pooler.dense.{leaf}"
+            for p in ("vit.", "deit.")
+            for leaf in ("weight", "bias")
+        ),
+    ),
+)

@@ -1,0 +1,324 @@
+"""Hugging Face's config.json and preprocessor_config.json, read and written."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.errors import UserError
+from vit_jax.models import AnyArchitecture, Architecture
+from vit_jax.weights.formats.companion import (
+    COUNT,
+    EPSILON,
+    FACTOR,
+    FLAG,
+    NUMBERS,
+    PAIR,
+    TABLE,
+    TEXT,
+    Kind,
+    entry,
+    one_a_channel,
+    pair,
+)
+from vit_jax.weights.formats.geometry import (
+    Geometry,
+    from_chain,
+    to_chain,
+    usual_spelling,
+)
+from vit_jax.weights.formats.layout import Hints
+
+_EPSILON = 1e-12  # of the library where a config says nothing
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HALF = (0.5,) * 3, (0.5,) * 3
+_GELU = {
+    "gelu": "exact",
+    "gelu_python": "exact",
+    "gelu_pytorch_tanh": "tanh",
+    "gelu_new": "tanh",
+    "gelu_fast": "tanh",
+}
+_WRITTEN_GELU = {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}
+# Numbers of PIL's filters → ours, which has no counterpart of the last two.
+_FILTERS = {
+    0: "nearest",
+    2: "bilinear_antialias",
+    3: "bicubic_antialias",
+    4: "area",
+    1: "bicubic_antialias",
+    5: "bilinear_antialias",
+}
+# Ours → PIL's, which has none without antialias: `lost` says so.
+_WRITTEN_FILTERS = {ours: number for number, ours in reversed(_FILTERS.items())} | {
+    "bilinear": 2,
+    "bicubic": 3,
+}
+_FILTER = Kind(
+    lambda value: type(value) is int and value in _FILTERS,
+    "the number of a filter, 0 to 5",
+)
+_SIZE = Kind(
+    lambda value: PAIR.holds(value) or TABLE.holds(value),
+    "a number of pixels, or an object with height and width or with shortest_edge",
+)
+# Whose size, when a single number, is that of the shorter edge.
+_SHORTEST = ("CLIP", "Bit", "ConvNext", "LeViT")
+
+
+class HuggingFaceConfig:
+    """A config.json of transformers; an empty one says nothing.
+
+    Attributes:
+      image_size: (height, width), None if not told.
+      num_heads: None if not told.
+      gelu: ours.
+      layernorm_epsilon: as told, or the library's own.
+      loss: "sigmoid" where an image has several labels.
+      assumed: what nothing told, a sentence each.
+
+    Raises:
+      UserError: a value is not of its kind, or asks for a function that no
+        `Architecture` expresses.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self._config = config
+        self.image_size = pair(entry(config, "image_size", PAIR))
+        self.num_heads: int | None = entry(config, "num_attention_heads", COUNT)
+        act = entry(config, "hidden_act", TEXT, "gelu")
+        if act not in _GELU:
+            raise UserError(
+                f"the activation of this model (hidden_act) is {act!r}, and vit_jax "
+                f"computes {', '.join(_GELU)}"
+            )
+        self.gelu = _GELU[act]
+        self.layernorm_epsilon = float(
+            entry(config, "layer_norm_eps", EPSILON, _EPSILON)
+        )
+        problem = entry(config, "problem_type", TEXT, "")
+        self.loss = "sigmoid" if problem.startswith("multi_label") else "softmax"
+        self.assumed: tuple[str, ...] = ()
+        if "layer_norm_eps" not in config:
+            self.assumed = (
+                "nothing beside the file tells the LayerNorm's epsilon: assumed "
+                f"{_EPSILON:g}, as transformers does",
+            )
+
+    def check_pooler(self) -> None:
+        """Refuses an activation of the pooler that is no tanh."""
+        act = entry(self._config, "pooler_act", TEXT, "tanh")
+        if act != "tanh":
+            raise UserError(
+                f"the activation of the pooler (pooler_act) is {act!r}, and vit_jax "
+                "computes tanh"
+            )
+
+    def class_names(self, num_classes: int) -> tuple[str, ...]:
+        """In the order of the head's outputs; () where they are numbers alone."""
+        table = entry(self._config, "id2label", TABLE, {})
+        if len(table) != num_classes:
+            return ()
+        names = [table.get(str(index)) for index in range(num_classes)]
+        known = all(isinstance(name, str) for name in names)
+        numbered = all(name == f"LABEL_{i}" for i, name in enumerate(names))
+        return tuple(names) if known and not numbered else ()
+
+
+def read_preprocessing(
+    hints: Hints, architecture: Architecture
+) -> tuple[Preprocessing, list[str]]:
+    """Of the model's size, as preprocessor_config.json says; and what was assumed."""
+    a, told = architecture, hints.preprocessor
+    if hints.preprocessing is not None:
+        replaced = dataclasses.replace(
+            hints.preprocessing, image_size=a.image_size, channels=a.channels
+        )
+        return replaced, []
+    if not told:
+        return _usual(a)
+    chain, assumed = _chain(told, a.image_size)
+    # It takes image · factor, then off the mean: ours has images in units of 255.
+    factor = 1.0
+    if entry(told, "do_rescale", FLAG, True):
+        factor = float(entry(told, "rescale_factor", FACTOR, 1 / 255))
+    mean, std = (0.0,), (1.0,)
+    if entry(told, "do_normalize", FLAG, True):
+        usual = _IMAGENET if a.distillation_token else _HALF
+        mean = entry(told, "image_mean", NUMBERS, usual[0])
+        std = entry(told, "image_std", NUMBERS, usual[1])
+    mean, std = (
+        tuple(value / (255 * factor) for value in one_a_channel(values, a.channels))
+        for values in (mean, std)
+    )
+    return Preprocessing(a.image_size, a.channels, chain, mean, std), assumed
+
+
+def companions(
+    architecture: AnyArchitecture,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str] = (),
+) -> dict[str, Any]:
+    """config.json and preprocessor_config.json, as `from_pretrained` needs them.
+
+    Args:
+      architecture: of the weights beside them.
+      preprocessing: of their input.
+      class_names: in the order of the head's outputs.
+    """
+    a = architecture
+    assert isinstance(a, Architecture)
+    family = "DeiT" if a.distillation_token else "ViT"
+    kind = f"{family}Model"
+    if a.num_classes:
+        teacher = a.distillation_token and a.distillation_head
+        kind = f"{family}ForImageClassification{'WithTeacher' if teacher else ''}"
+    labels = class_names or [f"LABEL_{index}" for index in range(a.num_classes)]
+    config = {
+        "architectures": [kind],
+        "model_type": family.lower(),
+        "hidden_size": a.width,
+        "num_hidden_layers": a.depth,
+        "num_attention_heads": a.num_heads,
+        "intermediate_size": a.mlp_dim,
+        "hidden_act": _WRITTEN_GELU[a.gelu],
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": a.layernorm_epsilon,
+        "image_size": _one_or_two(a.image_size),
+        "patch_size": _one_or_two(a.patch_size),
+        "num_channels": a.channels,
+        "qkv_bias": True,
+        "torch_dtype": "float32",
+    }
+    if a.num_classes:
+        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        config["label2id"] = {label: i for i, label in enumerate(labels)}
+    if a.pre_logits:
+        config |= {"pooler_output_size": a.pre_logits, "pooler_act": "tanh"}
+    return {
+        "config.json": config,
+        "preprocessor_config.json": _processor(preprocessing),
+    }
+
+
+def lost(architecture: AnyArchitecture, preprocessing: Preprocessing) -> list[str]:
+    """What transformers does otherwise than the model, a sentence each."""
+    a, p = architecture, preprocessing
+    assert isinstance(a, Architecture)
+    chain, _ = _chain(_processor(p), p.image_size)
+    differs = {
+        f"images to evaluate on pass {p.eval_transform!r}, and in the processors of "
+        f"transformers {chain!r}": chain != usual_spelling(p),
+        "transformers puts an untrained pooler on a model without a head; its "
+        "last_hidden_state is as it should be": not a.num_classes and not a.pre_logits,
+    }
+    return [sentence for sentence, present in differs.items() if present]
+
+
+def _chain(
+    told: Mapping[str, Any], image_size: tuple[int, int]
+) -> tuple[str, list[str]]:
+    """The chain of operations that a processor does."""
+    kind = entry(told, "image_processor_type", TEXT, "") or entry(
+        told, "feature_extractor_type", TEXT, ""
+    )
+    keeps, size = _size(entry(told, "size", _SIZE, list(image_size)), kind)
+    number = entry(told, "resample", _FILTER, 3 if "DeiT" in kind else 2)
+    interpolation = _FILTERS[number]
+    crop = None
+    if entry(told, "do_center_crop", FLAG, "crop_size" in told):
+        _, crop = _size(entry(told, "crop_size", _SIZE, list(image_size)), "")
+    if not entry(told, "do_resize", FLAG, True):
+        return "central_crop" if crop else "", []
+    final = crop or size
+    if final != image_size or (keeps and not crop):
+        chain = to_chain(Geometry(False, image_size, interpolation), image_size)
+        return chain, [
+            f"preprocessor_config.json makes images of {final[0]}×{final[1]}"
+            f"{' at least' if keeps and not crop else ''}, and the model takes "
+            f"{image_size[0]}×{image_size[1]}: assumed {chain!r}"
+        ]
+    assumed = []
+    if number in (1, 5):
+        assumed.append(f"the filter {number} is not known: assumed {interpolation}")
+    geometry = Geometry(keeps, size, interpolation, side_rounding="down")
+    return to_chain(geometry, image_size), assumed
+
+
+def _size(value: Any, kind: str) -> tuple[bool, tuple[int, int]]:
+    """Whether the aspect is kept, and (height, width)."""
+    if isinstance(value, Mapping):
+        shortest = entry(value, "shortest_edge", COUNT)
+        if shortest:
+            return True, (shortest, shortest)
+        height, width = (entry(value, side, COUNT) for side in ("height", "width"))
+        if not height or not width:
+            raise UserError(
+                f"preprocessor_config.json says a size is {dict(value)!r}, expected "
+                f"{_SIZE.words}"
+            )
+        return False, (height, width)
+    keeps = isinstance(value, int) and kind.startswith(_SHORTEST)
+    size = pair(value)
+    assert size is not None
+    return keeps, size
+
+
+def _usual(a: Architecture) -> tuple[Preprocessing, list[str]]:
+    """What the released models of the family expect."""
+    mean, std = _IMAGENET if a.distillation_token else _HALF
+    geometry = Geometry(False, a.image_size, "bilinear_antialias")
+    if a.distillation_token:
+        height, width = (size * 256 // 224 for size in a.image_size)
+        geometry = Geometry(False, (height, width), "bicubic_antialias")
+    preprocessing = Preprocessing(
+        a.image_size,
+        a.channels,
+        to_chain(geometry, a.image_size),
+        one_a_channel(mean, a.channels),
+        one_a_channel(std, a.channels),
+    )
+    return preprocessing, [
+        "no preprocessor_config.json tells the preprocessing: assumed mean "
+        f"{preprocessing.mean}, standard deviation {preprocessing.std} and "
+        f"{preprocessing.eval_transform!r}"
+    ]
+
+
+def _processor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """preprocessor_config.json."""
+    p = preprocessing
+    geometry = from_chain(p) or Geometry(False, p.image_size, "bilinear_antialias")
+    if geometry.keeps_aspect and geometry.size[0] != geometry.size[1]:
+        # Of one edge alone it could be smaller than the crop, which then adds black.
+        geometry = Geometry(False, p.image_size, geometry.interpolation)
+    crops = geometry.keeps_aspect or geometry.size != p.image_size
+    height, width = geometry.size
+    # Each of these reads every key below; they differ in what older versions took.
+    kind = "DeiTImageProcessor" if crops else "ViTImageProcessor"
+    size: dict[str, int] = {"height": height, "width": width}
+    if geometry.keeps_aspect:
+        kind, size = "CLIPImageProcessor", {"shortest_edge": min(geometry.size)}
+    config = {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": size,
+        "resample": _WRITTEN_FILTERS[geometry.interpolation],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(p.mean),
+        "image_std": list(p.std),
+    }
+    if crops:
+        height, width = p.image_size
+        config |= {
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+        }
+    return config
+
+
+def _one_or_two(size: tuple[int, int]) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)

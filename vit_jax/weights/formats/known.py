@@ -1,0 +1,139 @@
+"""The foreign formats: which one a file is in, and moving parameters in and out."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.errors import UserError
+from vit_jax.models import AnyArchitecture, Architecture, abstract_params
+from vit_jax.models.posemb import sincos2d
+from vit_jax.weights.files.tensors import Tensors
+from vit_jax.weights.formats import big_vision, google, huggingface, timm
+from vit_jax.weights.formats.layout import (
+    Format,
+    Hints,
+    Reading,
+    flatten,
+    piece_shapes,
+    read_params,
+    unflatten,
+    write_tensors,
+)
+
+# In the order in which a file's names are compared with them.
+FORMATS: dict[str, Format] = {
+    module.FORMAT.name: module.FORMAT
+    for module in (google, big_vision, huggingface, timm)
+}
+
+
+def recognise_format(tensors: Tensors) -> Format:
+    """The format that the names in a file are of.
+
+    Raises:
+      UserError: none.
+    """
+    for format in FORMATS.values():
+        if format.recognises(tensors.specs):
+            return format
+    names = list(tensors.specs)
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    titles = ", ".join(format.title for format in FORMATS.values())
+    raise UserError(
+        f"{tensors.path} holds {len(names)} tensors ({shown or 'none'}) that are named "
+        f"like no Vision Transformer known here; known are {titles}, and vit_jax's own"
+    )
+
+
+def read_tensors(
+    tensors: Tensors, hints: Hints | None = None
+) -> tuple[Reading, dict[str, Any]]:
+    """What a file holds, and its parameters: nested dict of float32 numpy arrays.
+
+    Raises:
+      UserError: the file is in no known format, or names, shapes or numbers do not make
+        a model.
+    """
+    format = recognise_format(tensors)
+    try:
+        pieces = format.pieces(tensors.specs)
+        reading = format.read(piece_shapes(tensors.specs, pieces), hints or Hints())
+        architecture = reading.architecture
+        rows = format.rows(architecture)
+    except ValueError as error:
+        raise UserError(
+            f"{tensors.path} (in {format.title} format): {error}"
+        ) from error
+    params = read_params(tensors, pieces, rows, shapes_of(architecture), format.ignored)
+    return reading, unflatten(params)
+
+
+def to_tensors(
+    format: Format,
+    architecture: AnyArchitecture,
+    params: Mapping[str, Any],
+    preprocessing: Preprocessing,
+) -> tuple[AnyArchitecture, dict[str, np.ndarray], list[str]]:
+    """Parameters as a format holds them.
+
+    Returns:
+      The architecture that the file is of (sin-cos positions that the format cannot
+      name are written out as numbers); its arrays by name; and what is lost, a sentence
+      each.
+
+    Raises:
+      UserError: lists what the format cannot express.
+    """
+    lost = []
+    if _has_sincos(architecture) and format.inexpressible(architecture):
+        architecture, params = _written_out(architecture, params)
+        lost.append("the sin-cos positions are written out as numbers")
+    if problems := format.inexpressible(architecture):
+        others = [
+            other.name
+            for other in FORMATS.values()
+            if other is not format and not other.inexpressible(architecture)
+        ]
+        raise UserError(
+            f"{format.title} format cannot express this model: {'; '.join(problems)}. "
+            f"Formats that can: {', '.join([*others, 'vit_jax'])}"
+        )
+    lost += format.lost(architecture, preprocessing)
+    arrays = write_tensors(flatten(params), format.rows(architecture))
+    return architecture, arrays, lost
+
+
+def find_format(name: str) -> Format:
+    """The format of this name; UserError with the nearest if there is none."""
+    if name in FORMATS:
+        return FORMATS[name]
+    choices = [*FORMATS, "vit_jax"]
+    nearest = difflib.get_close_matches(name, choices, 1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise UserError(f"no format {name!r}: choose from {', '.join(choices)}{hint}")
+
+
+def shapes_of(architecture: AnyArchitecture) -> dict[str, tuple[int, ...]]:
+    """Shapes of an architecture's parameters by "/"-joined path."""
+    leaves = flatten(abstract_params(architecture))
+    return {path: leaf.shape for path, leaf in leaves.items()}
+
+
+def _has_sincos(architecture: AnyArchitecture) -> bool:
+    return isinstance(architecture, Architecture) and architecture.posemb == "sincos2d"
+
+
+def _written_out(
+    architecture: Any, params: Mapping[str, Any]
+) -> tuple[Architecture, dict[str, Any]]:
+    """The same function with its fixed positions as parameters."""
+    a = architecture
+    positions = {"pos_embed": sincos2d(a.grid, a.width, a.sincos_denominator)}
+    learned = dataclasses.replace(
+        a, posemb="learned", sincos_denominator=Architecture.sincos_denominator
+    )
+    return learned, dict(params) | positions

@@ -1,0 +1,376 @@
+"""timm's layout: ViT, DeiT, DeiT-III, register tokens, hybrids; also Facebook's files.
+
+Of pytorch-image-models 1.0 (github.com/huggingface/pytorch-image-models), and of older
+versions and of facebookresearch/deit where their names differ.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.weights.files.tensors import Spec
+from vit_jax.weights.formats.layout import (
+    OIHW,
+    SAME,
+    TRANSPOSED,
+    Format,
+    Hints,
+    Layout,
+    Piece,
+    Reading,
+    Row,
+    Shapes,
+    positions,
+    split,
+)
+from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
+from vit_jax.weights.formats.timm_config import TimmConfig, lost
+from vit_jax.weights.formats.timm_config import companions as companions
+from vit_jax.weights.formats.torch_layers import (
+    check_heads,
+    conv,
+    features,
+    heads_by_sizes,
+    linear,
+    norm,
+    outputs,
+    refuse,
+)
+
+_BACKBONE = "patch_embed.backbone"
+# What training scripts wrap models in.
+_PREFIX = re.compile(
+    r"(?:(?:module|model|_orig_mod|encoder|backbone|visual|trunk)\.)*"
+    r"(?=patch_embed\.|blocks\.\d+\.(?:attn|mlp|norm1)\b)"
+)
+_RENAMES = (
+    (r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),  # Facebook's DeiT-III
+    (r"^register_tokens$", "reg_token"),  # Facebook's DINOv2
+)
+# Not of the encoder: what a masked autoencoder was pretrained with.
+_LEFT_OUT = re.compile(r"decoder_|mask_token$")
+_UNSUPPORTED = {
+    r"blocks\.\d+\.attn\.[qk]_norm\.": "normalised queries and keys (qk-norm)",
+    r"attn_pool\.[qk]_norm\.": "normalised queries and keys (qk-norm)",
+    r".*rel(ative)?_pos": "relative position biases",
+    r".*(rope|freqs)": "rotary position embeddings",
+    r"norm_pre\.": "a norm before the blocks (CLIP)",
+    r"patch_embed\.norm\.": "a norm after the patch embedding",
+    r"blocks\.\d+\.mlp\.(w\d|fc1_[gx])": "gated MLPs (SwiGLU)",
+    r"blocks\.\d+\.(attn|mlp)\.norm\.": "norms inside of attention or MLP",
+    r"blocks\.\d+\.attn\.[qkv](_proj|_bias)?(\.|$)": (
+        "separate projections of queries, keys and values"
+    ),
+    r"blocks\.\d+\.(attns|ffns|in_proj)\.": "parallel branches in a block",
+    r"blocks\.\d+\.mlp_tokens\.": "mixing of tokens by an MLP (MLP-Mixer)",
+    r"(layers|stages)\.\d+\.": "stages of several resolutions",
+    r"attn_pool\.pos_embed$": "positions in the attention pooling",
+    rf"{re.escape(_BACKBONE)}\.(?!((stem\.)?(conv|norm)|stages\.\d+\.blocks\.\d+)\.)": (
+        "a trunk that is no ResNet with weight-standardised convolutions"
+    ),
+}
+_SIGMOID_CLASSES = 21_843  # ImageNet-21k has several labels an image
+
+
+def _recognises(names: Iterable[str]) -> bool:
+    return any(_PREFIX.match(name) for name in names)
+
+
+def _pieces(specs: Mapping[str, Spec]) -> dict[str, Piece]:
+    matches = (_PREFIX.match(name) for name in specs)
+    prefix = next((match[0] for match in matches if match), "")
+    pieces = {}
+    for name in specs:
+        inner = name.removeprefix(prefix)
+        if not name.startswith(prefix) or _LEFT_OUT.match(inner):
+            continue
+        for pattern, replacement in _RENAMES:
+            inner = re.sub(pattern, replacement, inner)
+        # Two names for one tensor: the second stays as it is, and is reported.
+        pieces[name if inner in pieces else inner] = Piece(name)
+    return pieces
+
+
+def _read(shapes: Shapes, hints: Hints) -> Reading:
+    refuse(features(shapes, _UNSUPPORTED) + _unusual(shapes))
+    config = TimmConfig(hints.config)
+    wanted = {
+        "patch_embed.proj.weight": 4,
+        "pos_embed": 3,
+        _of_any_block(shapes, "mlp.fc1.weight"): 2,
+    }
+    trunk = _trunk(shapes)
+    if trunk is not None:
+        wanted[f"{_root(trunk)}.conv.weight"] = 4
+    kernel, position, hidden, *root = sizes(shapes, wanted)
+    width, depth, mlp_dim = kernel[0], len(numbers(shapes, "blocks.", ".")), hidden[0]
+    stride = 1 if trunk is None else 4 * 2 ** max(len(trunk) - 1, 0)
+    patch_size = kernel[2] * stride, kernel[3] * stride
+
+    class_token, distillation = "cls_token" in shapes, "dist_token" in shapes
+    registers = shapes["reg_token"][1] if len(shapes.get("reg_token", ())) == 3 else 0
+    tokens = int(class_token) + int(distillation)
+    prefix, grid = grid_of(
+        "pos_embed",
+        position[1],
+        (0, tokens) if config.no_embed_class else (tokens + registers, tokens, 0),
+        patch_size,
+        hints,
+        config.image_size,
+    )
+    assumed = []
+    pooling, sentence = _pooling(shapes, config)
+    assumed += sentence
+    num_heads, sentence = _heads(hints, config, (width, depth, mlp_dim))
+    assumed += sentence
+    architecture = Architecture(
+        width=width,
+        depth=depth,
+        mlp_dim=mlp_dim,
+        num_heads=num_heads,
+        patch_size=patch_size,
+        image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
+        num_classes=outputs(shapes, "head.weight"),
+        channels=root[0][1] if root else kernel[1],
+        pooling=pooling,
+        class_token=class_token,
+        class_token_position=class_token and prefix >= tokens,
+        registers=registers,
+        register_positions=registers > 0 and prefix == tokens + registers,
+        distillation_token=distillation,
+        layer_scale=any(name.endswith(".ls1.gamma") for name in shapes),
+        norm="after_pool" if "fc_norm.weight" in shapes else "before_pool",
+        pre_logits=outputs(shapes, "pre_logits.fc.weight"),
+        gelu=config.gelu,
+        trunk=trunk,
+        trunk_numerics="timm" if trunk is not None else "google",
+    )
+    preprocessing, sentence = config.preprocessing(architecture, hints.preprocessing)
+    assumed += sentence
+    class_names, sentence = config.class_names(architecture.num_classes)
+    assumed += sentence
+    several = architecture.num_classes == _SIGMOID_CLASSES
+    return Reading(
+        architecture,
+        preprocessing,
+        class_names,
+        tuple(assumed),
+        posemb_resize="bicubic",
+        loss="sigmoid" if several else "softmax",
+    )
+
+
+def _rows(architecture: AnyArchitecture) -> list[Row]:
+    a = architecture
+    assert isinstance(a, Architecture)
+    tokens = {
+        "cls_token": ("cls", a.class_token),
+        "dist_token": ("distillation", a.distillation_token),
+        "reg_token": ("registers", a.registers),
+    }
+    rows = [
+        Row(theirs, (ours,), SAME) for theirs, (ours, there) in tokens.items() if there
+    ]
+    prefix = a.num_position_prefix
+    ours = ("pos_embed_prefix", "pos_embed") if prefix else ("pos_embed",)
+    rows.append(Row("pos_embed", ours, positions(a.grid, prefix)))
+    rows += _trunk_rows(a) + conv("patch_embed.proj", "patch_embed")
+    for i in range(a.depth):
+        theirs, ours = f"blocks.{i}", f"blocks_{i:02d}"
+        rows += norm(f"{theirs}.norm1", f"{ours}/norm1")
+        rows += _fused(f"{theirs}.attn.qkv", f"{ours}/attention", _QKV)
+        rows += linear(f"{theirs}.attn.proj", f"{ours}/attention/out")
+        rows += norm(f"{theirs}.norm2", f"{ours}/norm2")
+        rows += _mlp(f"{theirs}.mlp", f"{ours}/mlp")
+        if a.layer_scale:
+            rows += [
+                Row(f"{theirs}.ls{j}.gamma", (f"{ours}/layer_scale{j}",), SAME)
+                for j in (1, 2)
+            ]
+    rows += norm("norm" if a.norm == "before_pool" else "fc_norm", "norm")
+    if a.pooling == "map":
+        rows.append(Row("attn_pool.latent", ("map_head/probe",), SAME))
+        rows += linear("attn_pool.q", "map_head/attention/query")
+        rows += _fused("attn_pool.kv", "map_head/attention", _QKV[1:])
+        rows += linear("attn_pool.proj", "map_head/attention/out")
+        rows += norm("attn_pool.norm", "map_head/norm")
+        rows += _mlp("attn_pool.mlp", "map_head/mlp")
+    if a.pre_logits:
+        rows += linear("pre_logits.fc", "pre_logits")
+    if a.num_classes:
+        rows += linear("head", "head")
+        if a.distillation_token:
+            rows += linear("head_dist", "head_distillation")
+    return rows
+
+
+def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+    a = architecture
+    if isinstance(a, MixerArchitecture):
+        return ["an MLP-Mixer"]
+    has = {
+        "sin-cos positions": a.posemb != "learned",
+        "a tanh layer before the head (pre_logits), which timm no longer computes": (
+            a.pre_logits
+        ),
+        "register tokens of which only some add positions, as the class token does": (
+            a.class_token
+            and a.registers
+            and a.class_token_position != a.register_positions
+        ),
+        "a class token and a distillation token without positions": (
+            a.distillation_token and not a.class_token_position
+        ),
+        "register tokens beside a distillation token": (
+            a.distillation_token and a.registers
+        ),
+        "a distillation token without a head of its own": (
+            a.distillation_token and not a.distillation_head
+        ),
+    }
+    return [phrase for phrase, present in has.items() if present]
+
+
+_QKV = ("query", "key", "value")
+
+
+def _fused(theirs: str, ours: str, parts: Sequence[str]) -> list[Row]:
+    """Projections side by side in one tensor."""
+
+    def row(name: str, leaf: str, layout: Layout) -> Row:
+        paths = tuple(f"{ours}/{part}/{leaf}" for part in parts)
+        return Row(f"{theirs}.{name}", paths, split(len(parts), layout))
+
+    return [row("weight", "kernel", TRANSPOSED), row("bias", "bias", SAME)]
+
+
+def _mlp(theirs: str, ours: str) -> list[Row]:
+    return linear(f"{theirs}.fc1", f"{ours}/fc1") + linear(
+        f"{theirs}.fc2", f"{ours}/fc2"
+    )
+
+
+def _root(trunk: tuple[int, ...]) -> str:
+    return f"{_BACKBONE}.stem" if trunk else _BACKBONE
+
+
+def _trunk_rows(a: Architecture) -> list[Row]:
+    if a.trunk is None:
+        return []
+    root = _root(a.trunk)
+    # (their convolution, their norm, our convolution, our norm)
+    layers = [(f"{root}.conv", f"{root}.norm", "conv_root", "gn_root")]
+    for stage, units in enumerate(a.trunk):
+        for unit in range(units):
+            theirs = f"{_BACKBONE}.stages.{stage}.blocks.{unit}"
+            ours = f"block{stage + 1}/unit{unit + 1}"
+            parts = [(f"conv{i}", f"norm{i}", f"conv{i}", f"gn{i}") for i in (1, 2, 3)]
+            if unit == 0:
+                parts.append(
+                    ("downsample.conv", "downsample.norm", "conv_proj", "gn_proj")
+                )
+            layers += [
+                (
+                    f"{theirs}.{p[0]}",
+                    f"{theirs}.{p[1]}",
+                    f"{ours}/{p[2]}",
+                    f"{ours}/{p[3]}",
+                )
+                for p in parts
+            ]
+    rows = []
+    for their_conv, their_norm, our_conv, our_norm in layers:
+        rows.append(Row(f"{their_conv}.weight", (f"trunk/{our_conv}/kernel",), OIHW))
+        rows += norm(their_norm, f"trunk/{our_norm}")
+    return rows
+
+
+def _trunk(shapes: Shapes) -> tuple[int, ...] | None:
+    """Residual units a stage; None without a trunk."""
+    if not any(name.startswith(f"{_BACKBONE}.") for name in shapes):
+        return None
+    stages = f"{_BACKBONE}.stages."
+    return tuple(
+        len(numbers(shapes, f"{stages}{stage}.blocks.", "."))
+        for stage in numbers(shapes, stages, ".")
+    )
+
+
+def _unusual(shapes: Shapes) -> list[str]:
+    """What is unlike every `Architecture`, though all names may be known."""
+    attention, fc1, fc2 = (
+        _of_any_block(shapes, part)
+        for part in ("attn.qkv.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+    )
+    qkv_bias = attention.replace("weight", "bias")
+    norms = {"norm.weight", "fc_norm.weight"} & shapes.keys()
+    pool = {name for name in shapes if name.startswith("attn_pool.")}
+    has = {
+        "positions that are not learned (no pos_embed)": "pos_embed" not in shapes,
+        f"queries, keys and values without bias (no {qkv_bias})": (
+            attention in shapes and qkv_bias not in shapes
+        ),
+        f"gated MLPs (SwiGLU: {fc1} is twice as wide as {fc2})": (
+            outputs(shapes, fc1) == 2 * sum(shapes.get(fc2, ())[1:]) > 0
+        ),
+        "no norm after the blocks (neither norm.weight nor fc_norm.weight)": not norms,
+        "norms before and after pooling (norm.weight and fc_norm.weight)": (
+            len(norms) == 2
+        ),
+        "an attention pooling without an MLP (no attn_pool.mlp.fc1.weight)": (
+            bool(pool) and "attn_pool.mlp.fc1.weight" not in pool
+        ),
+        "several probes in the attention pooling (attn_pool.latent)": (
+            shapes.get("attn_pool.latent", (1, 1))[1:2] != (1,)
+        ),
+    }
+    return [phrase for phrase, present in has.items() if present]
+
+
+def _pooling(shapes: Shapes, config: TimmConfig) -> tuple[str, list[str]]:
+    """What reads the tokens, and what was assumed of it."""
+    if any(name.startswith("attn_pool.") for name in shapes):
+        return "map", []
+    if "cls_token" not in shapes:
+        return "gap", []
+    if config.pooling:
+        return config.pooling, []
+    if "fc_norm.weight" in shapes:
+        return "gap", []
+    if "dist_token" in shapes:
+        return "cls", []
+    return "cls", [
+        "assumed that the head reads the class token; if it reads the mean of the "
+        "patches, put the model's config.json beside the file"
+    ]
+
+
+def _heads(
+    hints: Hints, config: TimmConfig, size: tuple[int, int, int]
+) -> tuple[int, list[str]]:
+    width = size[0]
+    if hints.num_heads:
+        return check_heads(hints.num_heads, width, "num_heads="), []
+    told = config.num_heads(width)
+    if told:
+        return check_heads(told, width, "the companion file"), []
+    number, sentence = heads_by_sizes(*size)
+    return number, [sentence]
+
+
+def _of_any_block(shapes: Shapes, part: str) -> str:
+    # If the first block lacks it, another tells as much, and the report is complete.
+    names = [f"blocks.{i}.{part}" for i in numbers(shapes, "blocks.", ".")]
+    return next((name for name in names if name in shapes), f"blocks.0.{part}")
+
+
+FORMAT = Format(
+    name="timm",
+    title="timm's",
+    recognises=_recognises,
+    pieces=_pieces,
+    read=_read,
+    rows=_rows,
+    inexpressible=_inexpressible,
+    lost=lost,
+)

@@ -1,0 +1,103 @@
+"""What the layouts of PyTorch's libraries share: rows of layers, meaning of shapes."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from vit_jax.errors import UserError
+from vit_jax.models import VARIANTS
+from vit_jax.weights.formats.layout import (
+    OIHW,
+    SAME,
+    TRANSPOSED,
+    Layout,
+    Row,
+    Shapes,
+)
+
+_HEAD_WIDTH = 64
+
+
+def linear(theirs: str, ours: str) -> list[Row]:
+    return _layer(theirs, ours, ("kernel", TRANSPOSED), ("bias", SAME))
+
+
+def conv(theirs: str, ours: str) -> list[Row]:
+    return _layer(theirs, ours, ("kernel", OIHW), ("bias", SAME))
+
+
+def norm(theirs: str, ours: str) -> list[Row]:
+    return _layer(theirs, ours, ("scale", SAME), ("bias", SAME))
+
+
+def outputs(shapes: Shapes, name: str) -> int:
+    """The first extent of a tensor, which is a layer's width; 0 if it is not there."""
+    return next(iter(shapes.get(name, ())), 0)
+
+
+def features(shapes: Shapes, patterns: Mapping[str, str]) -> list[str]:
+    """What a model has according to its names, each with a name that shows it.
+
+    Args:
+      shapes: by the table's names.
+      patterns: {pattern of a name: what has such a parameter}.
+    """
+    found = {}
+    for pattern, feature in patterns.items():
+        names = (name for name in shapes if re.match(pattern, name))
+        if (name := next(names, None)) is not None:
+            found.setdefault(feature, name)
+    return [f"{feature} ({name})" for feature, name in found.items()]
+
+
+def refuse(unsupported: Sequence[str]) -> None:
+    """Raises UserError if there is anything that no `Architecture` expresses."""
+    if unsupported:
+        raise UserError(
+            f"this model has what vit_jax does not compute: {'; '.join(unsupported)}. "
+            "Use another model"
+        )
+
+
+def heads_by_sizes(width: int, depth: int, mlp_dim: int) -> tuple[int, str]:
+    """The number of attention heads that a model of this size usually has.
+
+    Returns:
+      The number, and a sentence that says what was assumed.
+
+    Raises:
+      UserError: nothing suggests a number.
+    """
+    for name, size in VARIANTS.items():
+        if size[:3] == (width, depth, mlp_dim):
+            return size.num_heads, (
+                f"assumed {size.num_heads} attention heads, as ViT-{name} has them; "
+                "if that is wrong pass num_heads="
+            )
+    if width % _HEAD_WIDTH:
+        raise UserError(
+            f"the file does not tell the number of attention heads, and the width "
+            f"{width} is not a multiple of {_HEAD_WIDTH}: pass num_heads=, or put the "
+            "model's config.json beside the file"
+        )
+    heads = width // _HEAD_WIDTH
+    return heads, (
+        f"assumed {heads} attention heads of {_HEAD_WIDTH} channels each; if that is "
+        "wrong pass num_heads="
+    )
+
+
+def check_heads(num_heads: int, width: int, said_by: str) -> int:
+    """The number itself; UserError if the width cannot be divided by it."""
+    if num_heads < 1 or width % num_heads:
+        raise UserError(
+            f"{said_by} says {num_heads} attention heads, and the width {width} of the "
+            "weights is not a multiple of that"
+        )
+    return num_heads
+
+
+def _layer(theirs: str, ours: str, *leaves: tuple[str, Layout]) -> list[Row]:
+    return [
+        Row(f"{theirs}.{name}", (f"{ours}/{leaf}",), layout)
+        for name, (leaf, layout) in zip(("weight", "bias"), leaves, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Published weights: their names, their facts, their mirrors and the cache."""

@@ -1,0 +1,269 @@
+"""Finds weights by path, address or published name; downloads them into a cache.
+
+The cache is $VIT_JAX_CACHE, else $XDG_CACHE_HOME/vit_jax, else ~/.cache/vit_jax; a file
+lies there under the host and path of its address. With VIT_JAX_OFFLINE=1 (or
+HF_HUB_OFFLINE=1) nothing but the cache is used. HF_ENDPOINT names another host that
+serves the Hugging Face hub, HF_TOKEN opens private models there; proxies are those of
+HTTPS_PROXY and NO_PROXY.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vit_jax.errors import UserError
+from vit_jax.weights.published.families import Mirror, Published
+from vit_jax.weights.published.names import (
+    alternatives,
+    find,
+    published_at,
+    where_published,
+)
+from vit_jax.weights.published.transfer import (
+    MissingFile,
+    TransferError,
+    shown,
+    transfer,
+    wrong_checksum,
+)
+from vit_jax.weights.published.zoo import BUCKETS, HUB
+
+logger = logging.getLogger(__name__)
+
+# What lies beside weights on the hub, and says what they do not.
+_COMPANIONS = ("config.json", "preprocessor_config.json")
+_PIN = "#sha256="
+
+
+class Resolved(NamedTuple):
+    """Where weights lie on this machine, and which published ones they are, if any."""
+
+    path: pathlib.Path
+    published: Published | None
+
+
+def resolve(
+    source: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None
+) -> Resolved:
+    """The file or folder that a source names, downloaded if need be.
+
+    Args:
+      source: a path, a file://, gs:// or https:// address, a published name, or
+        "hf:OWNER/NAME[@REVISION][/FILE]" (see `names.find`). What is downloaded
+        may end in "#sha256=…", and must then have this checksum.
+      cache: folder to download into; default: see the module's docstring.
+
+    Raises:
+      UserError: nothing is there, the name is not known, or no mirror gives the file.
+    """
+    # Unlike pathlib's, these bear names of any length and of no user.
+    text = os.path.expanduser(source)
+    path = pathlib.Path(text)
+    if os.path.exists(text):
+        return Resolved(path, None)
+    name, pin, sha256 = os.fspath(source).partition(_PIN)
+    if pin and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise UserError(
+            f"{source}: a SHA-256 has 64 hexadecimal digits, {_PIN}{sha256} has not"
+        )
+    if name.startswith("file:"):
+        address = urllib.parse.urlsplit(name)
+        path = pathlib.Path(urllib.request.url2pathname(address.path))
+        if path.exists():
+            return Resolved(path, None)
+        raise UserError(_nothing_at(path))
+    name = re.sub("^gs://", f"{BUCKETS}/", name)
+    if re.match("https?://", name):
+        row = published_at(name)
+        return Resolved(fetch(name, sha256=sha256, cache=cache), row)
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise UserError(_nothing_at(path))
+    row = find(name)
+    if row.note:
+        logger.info("%s: %s", row.name, row.note)
+    return Resolved(fetch(row, sha256=sha256, cache=cache), row)
+
+
+def fetch(
+    source: Published | str,
+    *,
+    sha256: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+    """The path of published weights in the cache; downloads them if they are not there.
+
+    The mirrors are tried in order. See `transfer` for how a download is continued and
+    checked. Weights from the Hugging Face hub come with config.json,
+    preprocessor_config.json and all their shards.
+
+    Args:
+      source: a row of the table, or an https:// address.
+      sha256: the file must have this checksum, also when it is in the cache already.
+      cache: as of `resolve`.
+
+    Returns:
+      The weights' file, or the index of their shards.
+
+    Raises:
+      UserError: each address with its status and where to put the file by hand; or the
+        cache cannot be written.
+    """
+    mirrors = (Mirror(source),) if isinstance(source, str) else source.mirrors
+    folder = pathlib.Path(cache).expanduser() if cache else cache_dir()
+    places = [(mirror, folder / _place(mirror.url)) for mirror in mirrors]
+    name = shown(source) if isinstance(source, str) else source.name
+    for _, path in places:
+        if _in_cache(path):
+            expected = {"sha256": sha256} if sha256 else {}
+            if problem := wrong_checksum(path, expected):
+                raise UserError(f"{path}: {problem}. Remove it to download it again.")
+            return path
+    if offline():
+        raise UserError(
+            f"{name} is not in the cache, and nothing is downloaded because "
+            f"VIT_JAX_OFFLINE or HF_HUB_OFFLINE is set. {_by_hand(places, sha256)}"
+        )
+    failures: list[str] = []
+    for mirror, path in places:
+        try:
+            _download(mirror.url, path, sha256 or mirror.sha256)
+            return path
+        except TransferError as error:
+            if str(error) not in failures:  # files of one repository fail alike
+                failures.append(str(error))
+                logger.warning("not downloaded from %s", error)
+        except OSError as error:
+            raise UserError(
+                f"the cache {folder} cannot be written: {error.strerror or error}. "
+                "Make room there, or set VIT_JAX_CACHE to another folder."
+            ) from error
+    listed = "".join(f"\n  {failure}" for failure in failures)
+    by_hand = _by_hand(places, sha256)
+    others = [] if isinstance(source, str) else alternatives(source)
+    hint = f"\nLike it, and elsewhere: {', '.join(others)}." if others else ""
+    raise UserError(f"{name} could not be downloaded:{listed}\n{by_hand}{hint}")
+
+
+def cache_dir() -> pathlib.Path:
+    """Where downloads lie; see the module's docstring."""
+    if folder := os.environ.get("VIT_JAX_CACHE"):
+        return pathlib.Path(folder).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "vit_jax"
+
+
+def offline() -> bool:
+    """Whether the environment forbids downloads."""
+    return any(
+        os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+        for name in ("VIT_JAX_OFFLINE", "HF_HUB_OFFLINE")
+    )
+
+
+def _download(url: str, path: pathlib.Path, sha256: str | None) -> None:
+    """Puts a file, and what belongs to it, into the cache."""
+    companions = _COMPANIONS if _on_hub(url) else ()
+    for name in companions:  # first: once the weights are there, nothing is asked
+        with contextlib.suppress(MissingFile):
+            _transfer(urllib.parse.urljoin(url, name), path.with_name(name))
+    digest = _transfer(url, path, sha256)
+    if digest:
+        pin = "" if sha256 else f"; append {_PIN}{digest} to insist on this very file"
+        logger.info("downloaded %s from %s%s", path.name, shown(url), pin)
+    for shard in _shards(path):
+        _transfer(urllib.parse.urljoin(url, shard), path.with_name(shard))
+
+
+def _transfer(url: str, path: pathlib.Path, sha256: str | None = None) -> str:
+    """`transfer`, from where the environment says that the hub is."""
+    if not _on_hub(url):
+        return transfer(url, path, sha256=sha256)
+    endpoint = os.environ.get("HF_ENDPOINT") or HUB
+    token = os.environ.get("HF_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    url = endpoint.rstrip("/") + url.removeprefix(HUB)
+    try:
+        return transfer(url, path, sha256=sha256, headers=headers)
+    except TransferError as error:
+        if error.status.startswith(("401", "403")):
+            hint = "private, gated or misspelt; HF_TOKEN opens what you may see"
+            raise TransferError(url, f"{error.status} ({hint})") from None
+        raise
+
+
+def _in_cache(path: pathlib.Path) -> bool:
+    """Whether the weights are there, with all their shards."""
+    try:
+        return path.is_file() and all(
+            path.with_name(shard).is_file() for shard in _shards(path)
+        )
+    except TransferError as error:
+        raise UserError(f"{path} is damaged ({error.status}); remove it") from None
+
+
+def _shards(path: pathlib.Path) -> list[str]:
+    """The files that an index names; [] of anything else."""
+    if not path.name.endswith(".index.json"):
+        return []
+    try:
+        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        plain = all(pathlib.PurePath(name).name == name for name in names)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        plain = False
+    if not plain:  # a path would lead out of the cache
+        raise TransferError(path.as_uri(), "no index of shards that lie beside it")
+    return names
+
+
+def _place(url: str) -> pathlib.Path:
+    """Where in the cache the file at an address lies."""
+    try:
+        address = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"{url!r} is no address: {error}") from None
+    host = address.netloc.rpartition("@")[2].replace(":", "_")
+    parts = [part for part in address.path.split("/") if part]
+    if not host or not parts or {".", ".."} & {*parts, host}:
+        raise UserError(f"{shown(url)} is no address of a file")
+    if address.query:
+        # Files that only their queries distinguish must not take each other's place.
+        parts.insert(-1, hashlib.sha256(address.query.encode()).hexdigest()[:8])
+    return pathlib.Path(host, *parts)
+
+
+def _by_hand(places: Sequence[tuple[Mirror, pathlib.Path]], sha256: str | None) -> str:
+    mirror, path = places[0]
+    expected = sha256 or mirror.sha256
+    checksum = (
+        "its checksum is not known here"
+        if not expected
+        else f"its SHA-256 {'is' if len(expected) == 64 else 'begins with'} {expected}"
+    )
+    return (
+        f"Fetched by other means, the file of the first address belongs at {path} "
+        f"({checksum}); or pass the path at which you have it."
+    )
+
+
+def _nothing_at(path: pathlib.Path) -> str:
+    address = where_published(path)
+    hint = (
+        f"{path.name} is published at {address}: pass that address, or its name "
+        "(python -m vit_jax.models lists them), to download it"
+        if address
+        else "pass a work directory, a file of weights, an https:// address, "
+        "hf:OWNER/NAME, or a name that python -m vit_jax.models lists"
+    )
+    return f"there is nothing at {path}. {hint[0].upper()}{hint[1:]}."
+
+
+def _on_hub(url: str) -> bool:
+    return url.startswith(f"{HUB}/")

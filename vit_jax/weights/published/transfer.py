@@ -1,0 +1,356 @@
+"""Moves the file at one address to one path: retries, resuming, checks."""
+
+import base64
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import filelock
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from vit_jax.weights.files.recognise import recognise
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
+# What may pass by itself is tried again. A server's wish to be left alone for an hour
+# is not heeded: there are other mirrors.
+_RETRY = urllib3.Retry(
+    total=3,
+    connect=1,
+    status_forcelist=(429, 500, 502, 503, 504),
+    backoff_factor=0.5,
+    raise_on_status=False,
+    respect_retry_after_header=False,
+)
+_PIECE = 1 << 16  # bytes; what has come of a piece is lost with the connection
+_TORCH = ("a PyTorch checkpoint", "a pickle")
+# What a file with this ending is, in the words of `recognise`.
+_KINDS = {
+    ".npz": ("a NumPy archive",),
+    ".safetensors": ("a safetensors file",),
+    ".bin": _TORCH,
+    ".pt": _TORCH,
+    ".pth": _TORCH,
+}
+
+
+class TransferError(Exception):
+    """An address gave no file: `status` says why, in a few words."""
+
+    def __init__(self, url: str, status: str):
+        super().__init__(f"{shown(url)}: {status}")
+        self.url, self.status = url, status
+
+
+class MissingFile(TransferError):
+    """The server says that there is no such file."""
+
+
+class _Note(NamedTuple):
+    """What must be known of a partial file to continue it; lies beside it as JSON."""
+
+    validator: str = ""  # ETag or date; without one it cannot be continued
+    length: int | None = None  # of the whole file
+    checksums: Mapping[str, str] = {}  # the server's own, hexadecimal by algorithm
+
+
+def transfer(
+    url: str,
+    path: pathlib.Path,
+    *,
+    sha256: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> str:
+    """Downloads a file unless it is there; it appears only when complete and checked.
+
+    Checked are its length, its SHA-256 if one is given, the checksums that the server
+    names (Google's and Hugging Face's do), and whether it is what its ending says. A
+    transfer that broke off is continued, also by a later process, if the file is still
+    the same. Of several threads and processes one downloads and the others wait.
+
+    Args:
+      url: https; http only to this machine.
+      path: where to put it.
+      sha256: hexadecimal, or how it begins.
+      headers: to send along, to the host of `url` alone.
+
+    Returns:
+      Its SHA-256; "" if it was there.
+
+    Raises:
+      TransferError: there is no such file (`MissingFile`), the server does not give it,
+        or gives another than it should.
+      OSError: the file cannot be written.
+    """
+    if problem := _insecure(url):
+        raise TransferError(url, problem)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    note = path.with_name(f"{path.name}.partial.json")
+    with _alone(path):
+        if path.is_file():
+            return ""
+        try:
+            with partial.open("ab") as file, _session(headers or {}) as session:
+                learned = _complete(session, url, file, note)
+        except TransferError:
+            if not partial.stat().st_size:  # nothing to continue
+                partial.unlink()
+            raise
+        checksums = {**learned.checksums, **({"sha256": sha256} if sha256 else {})}
+        problem = (
+            _wrong_length(partial, learned.length)
+            or _wrong_kind(partial, path.name)
+            or wrong_checksum(partial, checksums)
+        )
+        if problem:
+            partial.unlink()
+            note.unlink(missing_ok=True)
+            raise TransferError(url, problem)
+        digest = _digest(partial, "sha256")
+        os.replace(partial, path)
+        note.unlink(missing_ok=True)
+        return digest
+
+
+def wrong_checksum(path: pathlib.Path, expected: Mapping[str, str]) -> str:
+    """Which checksum of a file is another than expected; "" if none is.
+
+    Args:
+      path: the file.
+      expected: hexadecimal, or how it begins, by algorithm.
+    """
+    for algorithm, value in expected.items():
+        digest = _digest(path, algorithm)
+        if not digest.startswith(value.lower()):
+            name = {"sha256": "SHA-256"}.get(algorithm, algorithm.upper())
+            return f"its {name} is {digest}, expected {value}"
+    return ""
+
+
+def shown(url: str) -> str:
+    """An address without what may be secret in it."""
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _complete(
+    session: requests.Session, url: str, file: BinaryIO, note_path: pathlib.Path
+) -> _Note:
+    """Appends to the file until it holds all that there is."""
+    note = _read_note(note_path)
+    retry, furthest = _RETRY, _size(file)
+    with _progress() as progress:
+        task = progress.add_task(
+            note_path.name.removesuffix(".partial.json"), total=None
+        )
+        while True:
+            if not note.validator:
+                file.truncate(0)
+            start = _size(file)
+            if start and start == note.length:  # only the checks were cut off
+                return note
+            with _ask(session, url, start, note) as response:
+                if response.status_code != 206:
+                    file.truncate(0)
+                    note = _new_note(response)
+                    note_path.write_text(json.dumps(note._asdict()), "utf-8")
+                progress.update(task, total=note.length, completed=_size(file))
+                try:
+                    for piece in response.iter_content(_PIECE):
+                        file.write(piece)
+                        progress.advance(task, len(piece))
+                    return note
+                except requests.RequestException as error:
+                    cause = _cause(error)
+            if _size(file) > furthest:  # as long as it gets on
+                retry, furthest = _RETRY, _size(file)
+            try:
+                broken = urllib3.exceptions.ProtocolError(cause)
+                retry = retry.increment("GET", url, error=broken)
+            except urllib3.exceptions.HTTPError:
+                raise TransferError(url, f"broke off: {cause}") from None
+            retry.sleep()
+
+
+def _ask(
+    session: requests.Session, url: str, start: int, note: _Note
+) -> requests.Response:
+    """An answer with the whole file (200), or the rest of the noted one (206)."""
+    resume = {"Range": f"bytes={start}-", "If-Range": note.validator} if start else {}
+    try:
+        response = session.get(url, headers=resume, stream=True, timeout=_TIMEOUT)
+    except requests.RequestException as error:
+        raise TransferError(url, f"no answer: {_cause(error)}") from None
+    for step in (*response.history, response):
+        if problem := _insecure(step.url):
+            response.close()
+            raise TransferError(url, problem)
+    status, described = response.status_code, response.headers
+    encoded = described.get("Content-Encoding", "identity") != "identity"
+    if status == 200 and not encoded:
+        return response
+    continued = described.get("Content-Range", "") == (
+        f"bytes {start}-{(note.length or 0) - 1}/{note.length}"
+    )
+    if status == 206 and start and continued:
+        return response
+    response.close()
+    if start and status in (206, 416):  # the rest of some other file
+        return _ask(session, url, 0, note)
+    error = MissingFile if status == 404 else TransferError
+    raise error(url, f"{status} {response.reason or ''}{' encoded' * encoded}".strip())
+
+
+def _new_note(response: requests.Response) -> _Note:
+    etag = response.headers.get("ETag", "")
+    if etag.startswith("W/"):  # says no more than that the files mean the same
+        etag = ""
+    length = response.headers.get("Content-Length", "")
+    return _Note(
+        etag or response.headers.get("Last-Modified", ""),
+        int(length) if length.isdecimal() else None,
+        _checksums(response),
+    )
+
+
+def _checksums(response: requests.Response) -> dict[str, str]:
+    """What the server says of the file: Google's MD5, Hugging Face's SHA-256."""
+    found = {}
+    if md5 := re.search(r"\bmd5=([\w+/]+=*)", response.headers.get("x-goog-hash", "")):
+        with contextlib.suppress(ValueError):
+            found["md5"] = base64.b64decode(md5[1], validate=True).hex()
+    for step in (*response.history, response):
+        etag = step.headers.get("X-Linked-ETag", "").strip('"')
+        if re.fullmatch("[0-9a-f]{64}", etag):
+            found["sha256"] = etag
+    return found
+
+
+def _read_note(path: pathlib.Path) -> _Note:
+    """What an earlier process noted; an empty note if nothing usable is there."""
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        note = _Note(**fields)
+        known = {*note.checksums} <= {"md5", "sha256"}
+    except (OSError, ValueError, TypeError):
+        return _Note()
+    return note if known and isinstance(note.validator, str) else _Note()
+
+
+def _wrong_length(path: pathlib.Path, length: int | None) -> str:
+    size = path.stat().st_size
+    if length in (None, size):
+        return ""
+    return f"{size:,} bytes came, {length:,} were announced"
+
+
+def _wrong_kind(path: pathlib.Path, name: str) -> str:
+    """What a file is, if it is not what its name says."""
+    ending = pathlib.PurePath(name).suffix
+    if ending == ".json":
+        try:
+            json.loads(path.read_bytes())
+            return ""
+        except (ValueError, RecursionError):
+            return f"what came is {recognise(path)}, not JSON"
+    expected = _KINDS.get(ending) or tuple(sum(_KINDS.values(), ()))
+    found = recognise(path)
+    return "" if found.startswith(expected) else f"what came is {found}"
+
+
+def _digest(path: pathlib.Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        # MD5 finds damage here, no forgery; where it is forbidden it may do that.
+        new = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
+        return hashlib.file_digest(file, new).hexdigest()
+
+
+def _insecure(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOCAL):
+        return ""
+    return f"{parts.scheme}:// is not secure, only https:// is used"
+
+
+def _size(file: BinaryIO) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a failed request, in one line."""
+    while True:
+        inner = getattr(error, "reason", None) or (
+            error.args[0] if error.args else None
+        )
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    # urllib3 puts the connection object in front.
+    text = re.sub(r"^<?[\w.]*Connection[^:]*: ", "", str(error))
+    return " ".join(text.split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[None]:
+    """While it lasts, no other thread or process is at this file."""
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        logger.info("waiting for another download of %s", path.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _session(headers: Mapping[str, str]) -> requests.Session:
+    session = requests.Session()
+    session.headers.update({"Accept-Encoding": "identity", **headers})
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, HTTPAdapter(max_retries=_RETRY))
+    return session
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator["Progress"]:
+    """A bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        yield progress

@@ -1,0 +1,415 @@
+"""The table of published weights: one row a model, made of small tables of facts.
+
+What is not certain is left out. Accuracies are those reported, under the protocol that
+each one names; none was measured with this package.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from vit_jax.models import architecture_from_variant, parse_variant
+from vit_jax.weights.published import zoo_facts as facts
+from vit_jax.weights.published.families import (
+    CLASSES,
+    FAMILIES,
+    Accuracy,
+    Mirror,
+    Published,
+)
+
+HUB = "https://huggingface.co"
+BUCKETS = "https://storage.googleapis.com"
+_VIT_MODELS = f"{BUCKETS}/vit_models"
+_FACEBOOK = "https://dl.fbaipublicfiles.com"
+
+# AugReg's names of files: what it was pretrained with, what it was fine-tuned on.
+_AUGREG = re.compile(
+    r"(?P<model>\w+)-(?P<data>i1k|i21k)-(?:30|300)ep-lr_0\.001"
+    r"-aug_(?:none|light[01]|medium[12]|strong[12])-wd_0\.(?:1|03)-do_0\.[01]-sd_0\.[01]"
+    r"(?:--(?P<tuned>cifar100|imagenet2012|kitti|oxford_iiit_pet|resisc45)"
+    r"-steps_(?:0|2|10|20)k-lr_0\.(?:001|003|01|03)-res_(?P<size>224|384))?"
+)
+
+
+def augreg(name: str) -> Published | None:
+    """The AugReg model of a file name without ending; None if it is no such name.
+
+    There are 52,268 such files (arXiv:2106.10270); the table has only a few.
+    """
+    match = _AUGREG.fullmatch(name)
+    variant = match and _AUGREG_VARIANTS.get(match["model"])
+    if not match or not variant:
+        return None
+    data, tuned, size = match["data"], match["tuned"], int(match["size"] or 224)
+    classes = (tuned or data).replace("imagenet2012", "i1k")
+    path = f"augreg/{name}"
+    row = _google(path, "augreg", variant, classes, size, data, name=name)
+    if data == "i1k" and not tuned:  # some have a tanh layer before the head
+        return dataclasses.replace(row, architecture=None)
+    return row
+
+
+def on_hub(repository: str, *files: str, revision: str = "main") -> tuple[Mirror, ...]:
+    """Addresses of files in a repository of the Hugging Face hub."""
+    address = f"{HUB}/{repository}/resolve/{revision}"
+    return tuple(Mirror(f"{address}/{file}") for file in files)
+
+
+def _augreg_rows() -> Iterator[Published]:
+    for variant, aug, decay, drop, rate, top1 in _table(facts.RECOMMENDED):
+        upstream = _augreg_name(variant, "i21k", aug, decay, drop)
+        yield _augreg_row(upstream, recommended=True)
+        if rate:
+            tuned = _augreg_name(variant, "i21k", aug, decay, drop, rate, "384")
+            yield _augreg_row(tuned, recommended=True, accuracy=_google_top1(top1))
+        # Every file was fine-tuned at both resolutions with both rates.
+        yield _augreg_row(
+            _augreg_name(variant, "i21k", aug, decay, drop, rate or "0.01", "224")
+        )
+
+
+def _original_rows() -> Iterator[Published]:
+    for stem in facts.ORIGINAL:
+        variant = _original_variant(stem)
+        row = _google(
+            f"imagenet21k/{stem}",
+            "google",
+            variant,
+            "i21k",
+            pre_logits=_width(variant),
+        )
+        yield dataclasses.replace(row, note="its head is reported to be unusable")
+    for stem, (size, top1, _) in facts.ORIGINAL_TUNED.items():
+        path = f"imagenet21k+imagenet2012/{stem}"
+        row = _google(path, "google", _original_variant(stem), "i1k", size)
+        yield dataclasses.replace(row, accuracy=_google_top1(top1) or row.accuracy)
+
+
+def _other_google_rows() -> Iterator[Published]:
+    for variant in ("B/16", "B/32"):
+        stem = f"ViT-{variant.replace('/', '_')}"
+        yield _google(f"sam/{stem}", "sam", variant, "i1k", data="i1k")
+    for variant in ("S/32", "S/16", "B/32", "B/16"):
+        path = f"gsam/ViT-{variant.replace('/', '_')}"
+        row = _google(path, "gsam", variant, "i1k", data="i1k", pooling="gap")
+        yield dataclasses.replace(row, note="reported to validate poorly on ImageNet")
+    for data, size in itertools.product(("i21k", "i1k"), "BL"):
+        path = f"{data.replace('i', 'imagenet')}/Mixer-{size}_16"
+        variant = f"Mixer-{size}/16"
+        yield _google(path, "mixer", variant, data, data=data, bucket="mixer_models")
+
+
+def _big_vision_rows() -> Iterator[Published]:
+    for epochs, top1 in ((90, 76.5), (150, 78.5), (300, 80.0)):
+        yield _row(
+            f"i1k-s16-{epochs}ep",
+            (Mirror(f"{BUCKETS}/big_vision/vit_s16_i1k_{epochs}ep.npz"),),
+            "big_vision",
+            "S/16",
+            "i1k",
+            data="i1k",
+            accuracy=Accuracy(top1, "big_vision"),
+            pooling="gap",
+            posemb="sincos2d",
+            pre_logits=_width("S/16"),
+        )
+    for size, pixels, data in itertools.product(
+        ("small", "base", "large"), (224, 384), ("1k", "21k")
+    ):
+        letter, folder = facts.SIZES[size], f"{BUCKETS}/big_vision/zoo/deit3"
+        yield _row(
+            f"deit3_{letter}_{pixels}_{data}",
+            (Mirror(f"{folder}/bv_deit_3_{size}_{pixels}_{data}.npz"),),
+            "deit3_big_vision",
+            f"{letter}/16",
+            "i1k",
+            pixels,
+            f"i{data}",
+            class_token_position=False,
+        )
+
+
+def _timm_rows() -> Iterator[Published]:
+    # Of each architecture timm's default comes first.
+    for arch in facts.TIMM_AUGREG2:
+        yield _timm(f"{arch}.augreg2_in21k_ft_in1k", "i1k")
+    for arch, tag, *settings, top1 in _table(facts.TIMM_AUGREG):
+        path = _timm_augreg_path(arch, tag, *settings)
+        mirrors = (Mirror(f"{_VIT_MODELS}/{path}.npz"),)
+        classes = "i21k" if tag == "in21k" else "i1k"
+        name = f"{arch}.augreg_{tag}"
+        yield _timm(name, classes, mirrors, accuracy=_timm_top1(top1))
+    for name, top1, path in _table(facts.TIMM):
+        mirrors = (Mirror(f"{_VIT_MODELS}/{path}.npz"),) if path else ()
+        classes = "" if name.endswith("orig_in21k") else "i1k"
+        yield _timm(name, classes, mirrors, accuracy=_timm_top1(top1))
+
+
+def _deit_rows() -> Iterator[Published]:
+    for arch, top1, file in _table(facts.DEIT):
+        mirror = Mirror(f"{_FACEBOOK}/deit/{file}.pth", file.rpartition("-")[2])
+        yield _timm(
+            f"{arch}.fb_in1k",
+            "i1k",
+            (mirror,),
+            "deit",
+            accuracy=Accuracy(float(top1), "deit"),
+            distillation_token="distilled" in arch,
+        )
+    for size, patch, pixels, *both in _table(facts.DEIT3):
+        tags = (("fb_in1k", "1k"), ("fb_in22k_ft_in1k", "21k"))
+        for (tag, data), top1 in zip(tags, both, strict=True):
+            version = "_v1" * (size == "huge" and data == "21k")
+            file = f"deit_3_{size}_{pixels}_{data}{version}.pth"
+            yield _timm(
+                f"deit3_{size}_patch{patch}_{pixels}.{tag}",
+                "i1k",
+                (Mirror(f"{_FACEBOOK}/deit/{file}"),),
+                "deit",
+                accuracy=Accuracy(float(top1), "deit"),
+                layer_scale=True,
+                class_token_position=False,
+            )
+
+
+def _self_supervised_rows() -> Iterator[Published]:
+    for size, patch in (("base", 16), ("large", 16), ("huge", 14)):
+        file = Mirror(f"{_FACEBOOK}/mae/pretrain/mae_pretrain_vit_{size}.pth")
+        yield _timm(f"vit_{size}_patch{patch}_224.mae", "", (file,), "mae")
+    for size, registers in itertools.product(("small", "base", "large"), (0, 4)):
+        middle = f"_reg{registers}" * bool(registers)
+        yield _timm(
+            f"vit_{size}_patch14{middle}_dinov2.lvd142m",
+            "",
+            family="dinov2",
+            layer_scale=True,
+            registers=registers,
+            class_token_position=not registers,
+        )
+
+
+def _huggingface_rows() -> Iterator[Published]:
+    def row(name, family, variant, classes, *rest, **fields):
+        mirrors = on_hub(name, "model.safetensors", "pytorch_model.bin")
+        return _row(name, mirrors, family, variant, classes, *rest, **fields)
+
+    for stem, name in facts.ORIGINAL.items():
+        if name:
+            variant = _original_variant(stem)
+            yield row(name, "huggingface", variant, "", pre_logits=_width(variant))
+    for stem, (size, _, name) in facts.ORIGINAL_TUNED.items():
+        if name:
+            twin = _TWINS.get(f"imagenet21k+imagenet2012/{stem}")
+            accuracy = _TIMM_ROWS[twin].accuracy if twin else None
+            variant = _original_variant(stem)
+            yield row(
+                name, "huggingface", variant, "i1k", size, "i21k", accuracy=accuracy
+            )
+    for arch, top1, _ in _table(facts.DEIT):
+        variant, size = _timm_variant(arch)
+        yield row(
+            f"facebook/{arch.replace('_', '-')}",
+            "huggingface_deit",
+            variant,
+            "i1k",
+            size,
+            "i1k",
+            accuracy=Accuracy(float(top1), "deit"),
+            eval_transform="" if size == 224 else facts.SQUASHED,
+            distillation_token="distilled" in arch,
+        )
+
+
+def _row(
+    name: str,
+    mirrors: tuple[Mirror, ...],
+    family: str,
+    variant: str,
+    classes: str,
+    size: int = 224,
+    data: str = "i21k",
+    *,
+    accuracy: Accuracy | None = None,
+    eval_transform: str = "",
+    **fields: Any,
+) -> Published:
+    """`fields` are those of the architecture that neither variant nor family says."""
+    numerics = {
+        "gelu": FAMILIES[family].gelu,
+        "layernorm_epsilon": FAMILIES[family].layernorm_epsilon,
+    }
+    if not variant.startswith("Mixer"):
+        numerics["trunk_numerics"] = FAMILIES[family].trunk_numerics
+    architecture = architecture_from_variant(
+        variant,
+        image_size=(size, size),
+        num_classes=CLASSES[classes],
+        **numerics | fields,
+    )
+    return Published(
+        name,
+        mirrors,
+        family,
+        variant,
+        architecture,
+        data,
+        classes,
+        accuracy,
+        eval_transform,
+    )
+
+
+def _google(
+    path: str,
+    family: str,
+    variant: str,
+    classes: str,
+    size: int = 224,
+    data: str = "i21k",
+    *,
+    name: str = "",
+    bucket: str = "vit_models",
+    **fields: Any,
+) -> Published:
+    """A file in one of Google's buckets, and the same weights elsewhere."""
+    folder, _, stem = path.rpartition("/")
+    mirrors = (Mirror(f"{BUCKETS}/{bucket}/{path}.npz"),)
+    accuracy = None
+    if twin := _TWINS.get(path):
+        mirrors += on_hub(f"timm/{twin}", "model.safetensors")
+        accuracy = _TIMM_ROWS[twin].accuracy
+    copies = {
+        "imagenet21k": facts.ORIGINAL.get(stem),
+        "imagenet21k+imagenet2012": facts.ORIGINAL_TUNED.get(stem, (None,))[-1],
+    }
+    if copy := copies.get(folder):
+        mirrors += on_hub(copy, "model.safetensors", "pytorch_model.bin")
+    return _row(
+        name or path,
+        mirrors,
+        family,
+        variant,
+        classes,
+        size,
+        data,
+        accuracy=accuracy,
+        **fields,
+    )
+
+
+def _timm(
+    name: str,
+    classes: str,
+    mirrors: tuple[Mirror, ...] = (),
+    family: str = "timm",
+    **fields: Any,
+) -> Published:
+    """What timm has on the hub, and the same weights elsewhere."""
+    arch, _, tag = name.partition(".")
+    variant, size = _timm_variant(arch)
+    data = "i21k" if "in21k" in tag or "in22k" in tag else "i1k"
+    crop = size == 224 and "in22k" not in tag
+    return _row(
+        name,
+        on_hub(f"timm/{name}", "model.safetensors") + mirrors,
+        family,
+        variant,
+        classes,
+        size,
+        {"lvd142m": "LVD-142M"}.get(tag, data),
+        eval_transform=facts.CROPPED if crop else "",
+        **fields,
+    )
+
+
+def _timm_variant(arch: str) -> tuple[str, int]:
+    """Variant and pixels of a name such as "vit_base_patch16_224"."""
+    stem, _, last = arch.rpartition("_")
+    size = int(last) if last.isdecimal() else 518
+    if stem in facts.TIMM_HYBRIDS:
+        return facts.TIMM_HYBRIDS[stem], size
+    patch = re.findall(r"patch(\d+)", arch)[0]
+    return f"{facts.SIZES[arch.split('_')[1]]}/{patch}", size
+
+
+def _timm_augreg_path(
+    arch: str, tag: str, aug: str, decay: str, drop: str, rate: str | None
+) -> str:
+    variant, size = _timm_variant(arch)
+    data = "i1k" if tag == "in1k" else "i21k"
+    tuned = (rate, str(size)) if rate else ()
+    return f"augreg/{_augreg_name(variant, data, aug, decay, drop, *tuned)}"
+
+
+def _augreg_name(
+    variant: str,
+    data: str,
+    aug: str,
+    decay: str,
+    drop: str,
+    rate: str | None = None,
+    size: str | None = None,
+) -> str:
+    model = re.sub(r"[+/]", "_", variant)
+    upstream = f"{model}-{data}-300ep-lr_0.001-aug_{aug}-wd_{decay}-do_{drop}-sd_{drop}"
+    tuned = f"--imagenet2012-steps_20k-lr_{rate}-res_{size}" if rate else ""
+    return upstream + tuned
+
+
+def _augreg_row(name: str, **known: Any) -> Published:
+    row = augreg(name)
+    assert row is not None, name
+    return dataclasses.replace(row, **known)
+
+
+def _original_variant(stem: str) -> str:
+    return stem.removesuffix("-224").replace("ViT-", "").replace("_", "/")
+
+
+def _width(variant: str) -> int:
+    return parse_variant(variant)["width"]
+
+
+def _google_top1(top1: str | float | None) -> Accuracy | None:
+    return Accuracy(float(top1), "google") if top1 else None
+
+
+def _timm_top1(top1: str | None) -> Accuracy | None:
+    return Accuracy(float(top1), "timm") if top1 else None
+
+
+def _table(text: str) -> list[list[Any]]:
+    """Rows of words; "-" is None."""
+    return [
+        [None if word == "-" else word for word in line.split()]
+        for line in text.strip().splitlines()
+    ]
+
+
+_AUGREG_VARIANTS = {
+    re.sub(r"[+/]", "_", variant): variant for variant, *_ in _table(facts.RECOMMENDED)
+}
+_TIMM_ROWS = {row.name: row for row in _timm_rows()}
+# Google's files that timm has as well: path → timm's name.
+_TWINS = {
+    mirror.url.removeprefix(f"{_VIT_MODELS}/").removesuffix(".npz"): row.name
+    for row in _TIMM_ROWS.values()
+    for mirror in row.mirrors[1:]
+}
+# All rows by name, in the order in which they are listed.
+MODELS: dict[str, Published] = {
+    row.name: row
+    for row in itertools.chain(
+        _augreg_rows(),
+        _original_rows(),
+        _other_google_rows(),
+        _big_vision_rows(),
+        _TIMM_ROWS.values(),
+        _deit_rows(),
+        _self_supervised_rows(),
+        _huggingface_rows(),
+    )
+}

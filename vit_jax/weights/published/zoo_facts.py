@@ -1,0 +1,136 @@
+"""What is known of published weights, as tables of words; `zoo` makes rows of them."""
+
+# Evaluation that is not its family's: timm's, whose shorter side is 224 / 0.9, and
+# that of Hugging Face's larger DeiT.
+CROPPED = (
+    "resize_small(248, 'bicubic_antialias', 'down')|central_crop(rounding='nearest')"
+)
+SQUASHED = "resize(interpolation='bicubic_antialias')"
+
+# AugReg, the recommended files: variant, augmentation, weight decay, dropout and
+# stochastic depth; fine-tuned at 384 pixels: learning rate, top-1.
+RECOMMENDED = """
+L/16      strong1  0.1   0.0  0.01  85.59
+B/16      medium1  0.1   0.0  0.03  85.49
+S/16      light1   0.03  0.0  0.03  83.73
+Ti/16     none     0.03  0.0  0.03  78.22
+B/32      light1   0.1   0.0  0.01  83.59
+S/32      none     0.1   0.0  0.01  79.58
+R50+L/32  medium1  0.1   0.1  0.01  85.99
+R26+S/32  light1   0.1   0.0  0.01  83.85
+R+Ti/16   none     0.03  0.0  0.03  75.40
+B/8       medium2  0.1   0.0  -     -
+"""
+# AugReg as timm has it, of each name the default tag first; then the columns above. The
+# files are not always the recommended ones.
+TIMM_AUGREG = """
+vit_tiny_patch16_224    in21k_ft_in1k  none     0.03  0.0  0.03  75.45
+vit_tiny_patch16_224    in21k          none     0.03  0.0  -     -
+vit_tiny_patch16_384    in21k_ft_in1k  none     0.03  0.0  0.03  78.44
+vit_small_patch32_224   in21k_ft_in1k  light1   0.03  0.0  0.03  76.01
+vit_small_patch32_224   in21k          light1   0.03  0.0  -     -
+vit_small_patch32_384   in21k_ft_in1k  light1   0.03  0.0  0.03  80.48
+vit_small_patch16_224   in21k_ft_in1k  light1   0.03  0.0  0.03  81.40
+vit_small_patch16_224   in1k           medium2  0.1   0.0  0.01  78.84
+vit_small_patch16_224   in21k          light1   0.03  0.0  -     -
+vit_small_patch16_384   in21k_ft_in1k  light1   0.03  0.0  0.03  83.81
+vit_small_patch16_384   in1k           medium2  0.1   0.0  0.01  81.13
+vit_base_patch32_224    in21k_ft_in1k  medium1  0.03  0.0  0.03  80.73
+vit_base_patch32_224    in1k           medium2  0.1   0.1  0.01  74.91
+vit_base_patch32_224    in21k          medium1  0.03  0.0  -     -
+vit_base_patch32_384    in21k_ft_in1k  light1   0.1   0.0  0.03  83.36
+vit_base_patch32_384    in1k           medium2  0.1   0.1  0.01  78.75
+vit_base_patch16_224    in21k_ft_in1k  medium1  0.1   0.0  0.01  84.53
+vit_base_patch16_224    in1k           strong2  0.1   0.1  0.01  79.15
+vit_base_patch16_224    in21k          medium1  0.1   0.0  -     -
+vit_base_patch16_384    in21k_ft_in1k  medium1  0.1   0.0  0.01  86.01
+vit_base_patch16_384    in1k           strong2  0.1   0.1  0.01  81.10
+vit_base_patch8_224     in21k_ft_in1k  medium1  0.1   0.0  0.01  85.84
+vit_base_patch8_224     in21k          medium1  0.1   0.0  -     -
+vit_large_patch16_224   in21k_ft_in1k  medium1  0.1   0.1  0.01  85.86
+vit_large_patch16_224   in21k          medium1  0.1   0.1  -     -
+vit_large_patch16_384   in21k_ft_in1k  medium1  0.1   0.1  0.01  87.10
+vit_tiny_r_s16_p8_224   in21k_ft_in1k  none     0.03  0.0  0.03  71.80
+vit_tiny_r_s16_p8_224   in21k          none     0.03  0.0  -     -
+vit_tiny_r_s16_p8_384   in21k_ft_in1k  none     0.03  0.0  0.03  75.96
+vit_small_r26_s32_224   in21k_ft_in1k  light0   0.03  0.1  0.03  81.86
+vit_small_r26_s32_224   in21k          medium2  0.03  0.0  -     -
+vit_small_r26_s32_384   in21k_ft_in1k  medium2  0.03  0.0  0.03  84.07
+vit_large_r50_s32_224   in21k_ft_in1k  medium1  0.1   0.1  0.01  84.43
+vit_large_r50_s32_224   in21k          medium2  0.1   0.0  -     -
+vit_large_r50_s32_384   in21k_ft_in1k  medium2  0.1   0.0  0.01  86.19
+"""
+# AugReg that timm fine-tuned again: its default, tagged augreg2_in21k_ft_in1k.
+TIMM_AUGREG2 = ("vit_base_patch8_224", "vit_base_patch16_224")
+# Others that timm has, their top-1, and the file of Google's they were made of where
+# that holds the same parameters.
+TIMM = """
+vit_base_patch16_224.orig_in21k_ft_in1k   81.78  imagenet21k+imagenet2012/ViT-B_16-224
+vit_base_patch16_384.orig_in21k_ft_in1k   84.21  imagenet21k+imagenet2012/ViT-B_16
+vit_large_patch32_384.orig_in21k_ft_in1k  81.51  imagenet21k+imagenet2012/ViT-L_32
+vit_base_r50_s16_384.orig_in21k_ft_in1k   84.99  imagenet21k+imagenet2012/R50+ViT-B_16
+vit_base_patch16_224.sam_in1k             80.25  sam/ViT-B_16
+vit_base_patch32_224.sam_in1k             73.70  sam/ViT-B_32
+vit_base_patch16_224.orig_in21k             -    -
+vit_base_patch32_224.orig_in21k             -    -
+vit_large_patch16_224.orig_in21k            -    -
+vit_large_patch32_224.orig_in21k            -    -
+vit_huge_patch14_224.orig_in21k             -    -
+vit_base_r50_s16_224.orig_in21k             -    -
+"""
+# DeiT: timm's name (all tagged fb_in1k), top-1, Facebook's file; the end of its name is
+# how its SHA-256 begins. On the hub facebook/deit-… has the same.
+DEIT = """
+deit_tiny_patch16_224             72.2  deit_tiny_patch16_224-a1311bcf
+deit_small_patch16_224            79.8  deit_small_patch16_224-cd65a155
+deit_base_patch16_224             81.8  deit_base_patch16_224-b5f2ef4d
+deit_base_patch16_384             82.9  deit_base_patch16_384-8de9b5d1
+deit_tiny_distilled_patch16_224   74.5  deit_tiny_distilled_patch16_224-b40b3cf7
+deit_small_distilled_patch16_224  81.2  deit_small_distilled_patch16_224-649709d9
+deit_base_distilled_patch16_224   83.4  deit_base_distilled_patch16_224-df68dfff
+deit_base_distilled_patch16_384   84.5  deit_base_distilled_patch16_384-d0272ac0
+"""
+# DeiT-III: size, patch, pixels, top-1 of ImageNet-1k alone and after ImageNet-21k.
+DEIT3 = """
+small   16  224  81.4  83.1
+small   16  384  83.4  84.8
+medium  16  224  83.0  84.5
+base    16  224  83.8  85.7
+base    16  384  85.0  86.7
+large   16  224  84.9  87.0
+large   16  384  85.8  87.7
+huge    14  224  85.2  87.2
+"""
+# The original ViT files on ImageNet-21k; who has them, tanh layer and all, on the hub.
+ORIGINAL = {
+    "ViT-B_16": "google/vit-base-patch16-224-in21k",
+    "ViT-B_32": "google/vit-base-patch32-224-in21k",
+    "ViT-L_16": "google/vit-large-patch16-224-in21k",
+    "ViT-L_32": "google/vit-large-patch32-224-in21k",
+    "ViT-H_14": "google/vit-huge-patch14-224-in21k",
+    "R50+ViT-B_16": None,
+}
+# They fine-tuned on ImageNet-1k: name → pixels, top-1, who else has it on the hub.
+ORIGINAL_TUNED = {
+    "ViT-B_16-224": (224, 81.2, "google/vit-base-patch16-224"),
+    "ViT-B_16": (384, None, "google/vit-base-patch16-384"),
+    "ViT-B_32": (384, None, "google/vit-base-patch32-384"),
+    "ViT-L_16-224": (224, 82.7, "google/vit-large-patch16-224"),
+    "ViT-L_16": (384, None, "google/vit-large-patch16-384"),
+    "ViT-L_32": (384, None, "google/vit-large-patch32-384"),
+    "R50+ViT-B_16": (384, None, None),
+}
+SIZES = {
+    "tiny": "Ti",
+    "small": "S",
+    "medium": "M",
+    "base": "B",
+    "large": "L",
+    "huge": "H",
+}
+TIMM_HYBRIDS = {
+    "vit_tiny_r_s16_p8": "R+Ti/16",
+    "vit_small_r26_s32": "R26+S/32",
+    "vit_base_r50_s16": "R50+B/16",
+    "vit_large_r50_s32": "R50+L/32",
+}
