@@ -123,7 +123,6 @@ def _read_tensors(path: pathlib.Path) -> list[np.ndarray]:
 
 
 def _read_model(path: pathlib.Path) -> list[np.ndarray]:
-    logging.getLogger("vit_jax").setLevel(logging.ERROR)
     return jax.tree.leaves(load_weights(path).params)
 
 
@@ -328,6 +327,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     options = parser.parse_args()
+    logging.getLogger("vit_jax").setLevel(logging.ERROR)
     fuzz("npz", 1, 0)  # imports what is imported late
     _limit_memory()
     title = f"{'kind':<18}{'read':>7}{'refused':>9}{'failed':>8}{'slowest':>10}"

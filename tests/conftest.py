@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 import os
 import pathlib
 import sys
@@ -17,6 +18,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# No test reaches for the network, or depends on what was downloaded before.
+os.environ["VIT_JAX_OFFLINE"] = "1"
+os.environ["VIT_JAX_CACHE"] = str(pathlib.Path(__file__).parent / "no_such_cache")
 
 import jax
 import pytest
@@ -45,6 +49,10 @@ def run_command(monkeypatch):
     A command keeps its flags in the module: parsed there, they would reach later tests.
     """
     untouched = {}
+    # So do the levels of logging that `command.guard` sets.
+    loggers = [logging.getLogger(name) for name in ("vit_jax", "urllib3")]
+    levels = [logger.level for logger in loggers]
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
     def run(module, *arguments):
         """Raises SystemExit with the message of a user error."""
@@ -55,7 +63,9 @@ def run_command(monkeypatch):
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         command.run(module.main, flag_values)
 
-    return run
+    yield run
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

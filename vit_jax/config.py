@@ -318,7 +318,7 @@ def check(found: Iterable[str]) -> None:
     """Raises one UserError that lists all problems, if there are any."""
     found = list(found)
     if found:
-        lines = "\n".join(f"  - {line}" for line in found)
+        lines = "\n".join("  - " + line.replace("\n", "\n    ") for line in found)
         raise UserError(f"the config has {len(found)} problem(s):\n{lines}")
 
 

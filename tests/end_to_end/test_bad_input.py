@@ -164,11 +164,11 @@ def test_everything_wrong_comes_in_one_message(recipe, call, tmp_path, monkeypat
         ),
         (
             {"pretrained": "ViT-B_16.npz", "model.variant": "", "loss": "x"},
-            r"(?s)file ViT-B_16.npz is not at .*published at https://storage.googleapis"
-            r".com/vit_models/imagenet21k/ViT-B_16.npz; pass .*--config.pretrained=.*"
+            r"(?s)ViT-B_16 is not in the cache, and nothing is downloaded .*https://"
+            r"storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz belongs at .*"
             r"loss='x'",
         ),
-        ({"pretrained": "recipe.py"}, "recipe.py is a file of .*only work directories"),
+        ({"pretrained": "recipe.py"}, "recipe.py is a file of .* in no format that"),
         ({"pretrained": "one"}, "one is a directory that holds cat.* work director"),
     ],
 )

@@ -140,7 +140,7 @@ def test_an_unreadable_image_stops_it_unless_allowed(workdir, shared, run):
     ("arguments", "message"),
     [
         ([], "no model"),
-        (["--checkpoint=absent"], "nothing at"),
+        (["--checkpoint=absent"], "neither a path on this machine nor published"),
         (["--checkpoint=x", "y"], "unexpected arguments: y"),
         (["--checkpoint=x", "--batch_size=0"], "batch_size"),
     ],

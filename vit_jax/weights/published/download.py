@@ -248,8 +248,8 @@ def _by_hand(places: Sequence[tuple[Mirror, pathlib.Path]], sha256: str | None) 
         else f"its SHA-256 {'is' if len(expected) == 64 else 'begins with'} {expected}"
     )
     return (
-        f"Fetched by other means, the file of the first address belongs at {path} "
-        f"({checksum}); or pass the path at which you have it."
+        f"Fetched by other means, {shown(mirror.url)} belongs at {path} ({checksum}); "
+        "or pass the path at which you have it."
     )
 
 
