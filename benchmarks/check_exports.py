@@ -38,6 +38,7 @@ BOTH = {
     "vit_exact_gelu": {"gelu": "exact"},
     "vit_rectangles": {"image_size": (8, 24), "patch_size": (4, 8)},
     "vit_grey": {"channels": 1},
+    "vit_no_qkv_bias": {"qkv_bias": False},
     "vit_no_head": HEADLESS,
     "vit_one_class": {"num_classes": 1},
     "distilled": DISTILLED,

@@ -66,6 +66,7 @@ TIMM = {
     "no_head": (VIT, {"num_classes": 0}),
     "gelu_tanh_grey": (VIT, {"act_layer": "gelu_tanh", "in_chans": 1}),
     "rectangular": (VIT, {"img_size": (8, 24), "patch_size": (4, 8)}),
+    "no_qkv_bias": (VIT, {"qkv_bias": False}),
     "hybrid_root": ("vit_tiny_r_s16_p8_224", {"img_size": 32, "patch_size": 4}),
 }
 RESIZED = (12, 24)  # of "vit", by timm's antialiased bicubic
@@ -88,6 +89,7 @@ HUGGINGFACE = {
         ViTConfig,
         {"image_size": (8, 16), "hidden_act": "gelu_new", "num_channels": 1},
     ),
+    "vit_no_qkv_bias": (ViTForImageClassification, ViTConfig, {"qkv_bias": False}),
     "vit_model": (ViTModel, ViTConfig, {"pooler_output_size": 8}),
     "deit": (DeiTForImageClassification, DeiTConfig, {}),
     "deit_teacher": (DeiTForImageClassificationWithTeacher, DeiTConfig, {}),

@@ -67,7 +67,7 @@ def test_from_dict_refuses_missing_and_unknown_names(tiny):
 
 def test_from_dict_reads_what_was_written_before_a_field_existed(tiny):
     fields = tiny(gelu="exact").to_dict()
-    for name in ("distillation_token", "register_positions", "trunk", "trunk_numerics"):
+    for name in ("distillation_token", "trunk", "trunk_numerics", "qkv_bias"):
         del fields[name]
     assert Architecture.from_dict(fields) == tiny(gelu="exact")
     del fields["gelu"]

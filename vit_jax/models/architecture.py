@@ -177,6 +177,7 @@ class Architecture(_OfPatches):
     # The second token has a head of its own, and logits are the mean; else it is read
     # by other tokens alone.
     distillation_head: bool = True
+    qkv_bias: bool = True  # on the blocks' queries, keys and values
 
     @classmethod
     def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -352,6 +353,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "distillation_token": _FLAG,
     "distillation_head": _FLAG,
     "register_positions": _FLAG,
+    "qkv_bias": _FLAG,
     "trunk": (
         lambda value: value is None or (_all_whole(value) and len(value) <= 8),
         "None or residual units a stage, such as (3, 4, 9)",

@@ -28,6 +28,7 @@ class Attention(nn.Module):
     num_heads: int
     dtype: Any = jnp.float32
     implementation: str = "auto"
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -42,7 +43,8 @@ class Attention(nn.Module):
 
         def heads(x, name):
             b, n, _ = x.shape
-            return dense(name=name)(x).reshape(b, n, self.num_heads, -1)
+            x = dense(use_bias=self.qkv_bias, name=name)(x)
+            return x.reshape(b, n, self.num_heads, -1)
 
         y, weights = attend(
             heads(x, "query"),

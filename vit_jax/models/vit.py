@@ -167,7 +167,9 @@ class Block(nn.Module):
         keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
 
         y = norm(name="norm1")(x)
-        attention = Attention(a.num_heads, self.dtype, self.attention, name="attention")
+        attention = Attention(
+            a.num_heads, self.dtype, self.attention, a.qkv_bias, name="attention"
+        )
         y, weights = attention(y, y, "attention" in wanted)
         y = drop(y, self.dropout_rate, keys[0])
         y = self._scale(y, "layer_scale1")

@@ -268,6 +268,7 @@ def test_what_images_these_models_expect(published):
         ({"registers": 2}, "register tokens"),
         ({"distillation_token": True}, "a distillation token"),
         ({"layer_scale": True}, "LayerScale"),
+        ({"qkv_bias": False}, "queries, keys and values without bias"),
         ({"class_token_position": False}, "a class token without a position"),
         ({"norm": "after_pool"}, "the norm after pooling"),
         ({"pooling": "gap"}, "a class token beside other pooling"),

@@ -21,6 +21,7 @@ MODELS = {
     "vit": {},
     "vit_sharded": {"layernorm_epsilon": 1e-6},
     "vit_rectangular": {"gelu": "tanh", "image_size": (8, 16), "channels": 1},
+    "vit_no_qkv_bias": {"qkv_bias": False},
     "vit_model": {"pre_logits": 8, **HEADLESS},
     "deit": ONE_HEAD,
     "deit_teacher": {"distillation_token": True},
@@ -319,13 +320,6 @@ def test_features_that_are_refused_by_name(name, feature):
     with pytest.raises(UserError, match="what vit_jax does not compute") as error:
         FORMAT.read(_shapes(tiny()) | {name: (1,)}, Hints(num_heads=4))
     assert feature in str(error.value)
-
-
-def test_projections_without_bias_are_refused():
-    shapes = _shapes(tiny())
-    del shapes["vit.encoder.layer.0.attention.attention.query.bias"]
-    with pytest.raises(UserError, match="queries, keys and values without bias"):
-        FORMAT.read(shapes, Hints(num_heads=4))
 
 
 @pytest.mark.parametrize(

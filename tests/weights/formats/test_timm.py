@@ -41,6 +41,7 @@ MODELS = {
     "no_head": {"num_classes": 0},
     "gelu_tanh_grey": {"gelu": "tanh", "channels": 1},
     "rectangular": {"patch_size": (4, 8), "image_size": (8, 24)},
+    "no_qkv_bias": {"qkv_bias": False},
     "hybrid_root": {
         "trunk": (),
         "trunk_numerics": "timm",
@@ -336,7 +337,6 @@ def test_twenty_one_thousand_classes_were_trained_with_a_sigmoid():
         ({"patch_embed__norm__weight": (16,)}, "after the patch embedding"),
         ({"blocks__0__mlp__w12__weight": (64, 16)}, "SwiGLU"),
         ({"blocks__0__mlp__fc1__weight": (64, 16)}, "SwiGLU"),
-        ({"blocks__0__attn__qkv__bias": None}, "without bias"),
         ({"blocks__0__attn__q_bias": (16,)}, "separate projections"),
         ({"blocks__0__attn__norm__weight": (16,)}, "inside of attention"),
         ({"blocks__0__attns__0__qkv__weight": (48, 16)}, "parallel branches"),
@@ -363,6 +363,8 @@ def test_features_that_are_refused_by_name(names, feature):
         ({"model_args": {"act_layer": "silu"}}, "act_layer 'silu'"),
         ({"model_args": {"norm_layer": "rmsnorm"}}, "norm_layer 'rmsnorm'"),
         ({"model_args": {"pool_include_prefix": True}}, "pool_include_prefix True"),
+        ({"architecture": "test_vit3.r160_in1k"}, "pooling of all tokens"),
+        ({"architecture": "vit_base_patch16_rpn_224.sw_in1k"}, "res-post-norm"),
         ({"architecture": "vit_base_patch32_clip_quickgelu_224"}, "'quick_gelu'"),
         ({"model_args": []}, "model_args is [], expected an object"),
         ({"architecture": 3}, "architecture is 3, expected a text"),
@@ -386,9 +388,21 @@ def test_companion_files_that_cannot_be_followed(config, complaint):
     assert complaint in str(error.value)
 
 
-def test_siglips_gelu_is_known_by_its_name():
-    found = described({"architecture": "vit_base_patch16_siglip_gap_224"})
-    assert found.architecture.gelu == "tanh"
+@pytest.mark.parametrize(
+    ("name", "gelu"),
+    [
+        ("vit_base_patch16_siglip_224", "exact"),
+        ("vit_so400m_patch14_siglip_384", "exact"),
+        ("vit_large_patch16_siglip_384", "exact"),
+        ("vit_large_patch16_siglip_gap_512", "tanh"),
+        ("vit_base_patch32_siglip_256.v2_webli", "tanh"),
+        ("vit_so400m_patch16_siglip_gap_384", "tanh"),
+        ("vit_giantopt_patch16_siglip_256", "tanh"),
+    ],
+)
+def test_siglips_gelu_is_known_by_its_name(name, gelu):
+    """As the functions of these names set it in timm 1.0.31."""
+    assert described({"architecture": name}).architecture.gelu == gelu
 
 
 def test_everything_that_does_not_match_is_reported(golden, read):

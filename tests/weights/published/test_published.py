@@ -74,8 +74,9 @@ def test_parameters_are_those_of_the_papers(name, params):
     assert find(name).params == params
 
 
-def test_a_map_head_is_counted():
-    variant = {"image_size": (32, 32), "num_classes": 10, "pooling": "map", "depth": 1}
+@pytest.mark.parametrize("fields", [{"pooling": "map"}, {"qkv_bias": False}])
+def test_what_no_row_has_is_counted(fields):
+    variant = {"image_size": (32, 32), "num_classes": 10, "depth": 1, **fields}
     architecture = Architecture.from_variant("Ti/16", **variant)
     leaves = jax.tree.leaves(abstract_params(architecture))
     assert count_params(architecture) == sum(math.prod(x.shape) for x in leaves)

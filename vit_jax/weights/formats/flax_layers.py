@@ -217,6 +217,7 @@ def inexpressible_in_both(a: Architecture) -> list[str]:
         "a distillation token": a.distillation_token,
         "register tokens": a.registers,
         "LayerScale": a.layer_scale,
+        "queries, keys and values without bias": not a.qkv_bias,
         "the norm after pooling": a.norm == "after_pool",
         "a class token beside other pooling": a.class_token and a.pooling != "cls",
     }

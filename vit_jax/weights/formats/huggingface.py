@@ -32,6 +32,7 @@ from vit_jax.weights.formats.torch_layers import (
     features,
     heads_by_sizes,
     linear,
+    linear_without_bias,
     norm,
     outputs,
     refuse,
@@ -53,6 +54,7 @@ _RENAMES = (
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier")
+_QKV_BIAS = re.compile(r"\.attention\.attention\.(query|key|value)\.bias$")
 # Beside the encoder, what it was pretrained with.
 _LEFT_OUT = re.compile(r"decoder\.")
 _UNSUPPORTED = {
@@ -99,11 +101,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     # The table's names have the prefix that the head asks for.
     p = _prefix(distillation, any(name.startswith(_HEADS) for name in shapes))
     layers = numbers(shapes, f"{p}{_LAYER}", ".")
-    queries = _of_any_layer(shapes, p, layers, "attention.attention.query")
-    unsupported = features(shapes, _UNSUPPORTED)
-    if f"{queries}.weight" in shapes and f"{queries}.bias" not in shapes:
-        unsupported.append(f"queries, keys and values without bias (no {queries}.bias)")
-    refuse(unsupported)
+    refuse(features(shapes, _UNSUPPORTED))
     config = HuggingFaceConfig(hints.config)
     kernel, position, hidden = sizes(
         shapes,
@@ -148,6 +146,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         pre_logits=outputs(shapes, pooler),
         gelu=config.gelu,
         layernorm_epsilon=config.layernorm_epsilon,
+        qkv_bias=any(_QKV_BIAS.search(name) for name in shapes),
     )
     if architecture.pre_logits:
         config.check_pooler()
@@ -180,8 +179,9 @@ def _rows(architecture: AnyArchitecture) -> list[Row]:
     for i in range(a.depth):
         theirs, ours = f"{p}{_LAYER}{i}", f"blocks_{i:02d}"
         rows += norm(f"{theirs}.layernorm_before", f"{ours}/norm1")
+        projection = linear if a.qkv_bias else linear_without_bias
         for part in ("query", "key", "value"):
-            rows += linear(
+            rows += projection(
                 f"{theirs}.attention.attention.{part}", f"{ours}/attention/{part}"
             )
         rows += linear(f"{theirs}.attention.output.dense", f"{ours}/attention/out")

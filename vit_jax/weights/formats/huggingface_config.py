@@ -188,7 +188,7 @@ def companions(
         "image_size": _one_or_two(a.image_size),
         "patch_size": _one_or_two(a.patch_size),
         "num_channels": a.channels,
-        "qkv_bias": True,
+        "qkv_bias": a.qkv_bias,
         "torch_dtype": "float32",
     }
     if a.num_classes:

@@ -139,6 +139,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         register_positions=registers > 0 and prefix == tokens + registers,
         distillation_token=distillation,
         layer_scale=any(name.endswith(".ls1.gamma") for name in shapes),
+        qkv_bias=any(name.endswith(".attn.qkv.bias") for name in shapes),
         norm="after_pool" if "fc_norm.weight" in shapes else "before_pool",
         pre_logits=outputs(shapes, "pre_logits.fc.weight"),
         gelu=config.gelu,
@@ -178,7 +179,8 @@ def _rows(architecture: AnyArchitecture) -> list[Row]:
     for i in range(a.depth):
         theirs, ours = f"blocks.{i}", f"blocks_{i:02d}"
         rows += norm(f"{theirs}.norm1", f"{ours}/norm1")
-        rows += _fused(f"{theirs}.attn.qkv", f"{ours}/attention", _QKV)
+        qkv = _fused(f"{theirs}.attn.qkv", f"{ours}/attention", _QKV)
+        rows += qkv if a.qkv_bias else qkv[:1]
         rows += linear(f"{theirs}.attn.proj", f"{ours}/attention/out")
         rows += norm(f"{theirs}.norm2", f"{ours}/norm2")
         rows += _mlp(f"{theirs}.mlp", f"{ours}/mlp")
@@ -298,18 +300,11 @@ def _trunk(shapes: Shapes) -> tuple[int, ...] | None:
 
 def _unusual(shapes: Shapes) -> list[str]:
     """What is unlike every `Architecture`, though all names may be known."""
-    attention, fc1, fc2 = (
-        _of_any_block(shapes, part)
-        for part in ("attn.qkv.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-    )
-    qkv_bias = attention.replace("weight", "bias")
+    fc1, fc2 = (_of_any_block(shapes, f"mlp.fc{i}.weight") for i in (1, 2))
     norms = {"norm.weight", "fc_norm.weight"} & shapes.keys()
     pool = {name for name in shapes if name.startswith("attn_pool.")}
     has = {
         "positions that are not learned (no pos_embed)": "pos_embed" not in shapes,
-        f"queries, keys and values without bias (no {qkv_bias})": (
-            attention in shapes and qkv_bias not in shapes
-        ),
         f"gated MLPs (SwiGLU: {fc1} is twice as wide as {fc2})": (
             outputs(shapes, fc1) == 2 * sum(shapes.get(fc2, ())[1:]) > 0
         ),

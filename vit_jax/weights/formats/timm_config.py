@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,15 @@ _INTERPOLATIONS = {
 _WRITTEN_INTERPOLATIONS = {
     ours: theirs for theirs, ours in reversed(_INTERPOLATIONS.items())
 } | {"bilinear": "bilinear", "bicubic": "bicubic"}
+# Names whose functions in timm set what neither weights nor arguments show.
+_GELU_TANH = re.compile(
+    r"_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_"
+    r"|_large_patch16_siglip_(gap_)?512"
+)
+_OTHERWISE = {
+    r"_rpn_": "norms behind attention and MLP (res-post-norm)",
+    r"^test_vit3$": "pooling of all tokens (pool_include_prefix)",
+}
 _SIZES = {
     "tiny": "Ti",
     "small": "S",
@@ -104,6 +114,7 @@ class TimmConfig:
             ("act_layer", act, _GELU),
             ("norm_layer", norm, ["layernorm"]),
             ("pool_include_prefix", self._args.get("pool_include_prefix"), [False]),
+            ("architecture", self._otherwise(), []),
         )
         self.pooling = _POOLING.get(pool, "")
         self.gelu = _GELU[act]
@@ -183,11 +194,18 @@ class TimmConfig:
             )
         return preprocessing, assumed
 
+    def _otherwise(self) -> str | None:
+        """What the model of this name does otherwise, unseen in its weights."""
+        found = (
+            does for name, does in _OTHERWISE.items() if re.search(name, self._name)
+        )
+        return next(found, None)
+
     def _usual_act(self) -> str:
         """The activation of a model of this name."""
         if "quickgelu" in self._name:
             return "quick_gelu"
-        return "gelu_tanh" if "siglip" in self._name else "gelu"
+        return "gelu_tanh" if _GELU_TANH.search(self._name) else "gelu"
 
 
 def companions(
@@ -219,6 +237,7 @@ def companions(
         "no_embed_class": not a.num_position_prefix,
         "reg_tokens": a.registers,
         "fc_norm": a.norm == "after_pool",
+        "qkv_bias": a.qkv_bias,
         "act_layer": {ours: theirs for theirs, ours in _GELU.items()}[a.gelu],
     }
     if a.layer_scale:

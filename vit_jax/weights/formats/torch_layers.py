@@ -21,6 +21,10 @@ def linear(theirs: str, ours: str) -> list[Row]:
     return _layer(theirs, ours, ("kernel", TRANSPOSED), ("bias", SAME))
 
 
+def linear_without_bias(theirs: str, ours: str) -> list[Row]:
+    return linear(theirs, ours)[:1]
+
+
 def conv(theirs: str, ours: str) -> list[Row]:
     return _layer(theirs, ours, ("kernel", OIHW), ("bias", SAME))
 

@@ -210,7 +210,8 @@ def count_params(architecture: AnyArchitecture) -> int:
     if isinstance(a, MixerArchitecture):
         total += a.depth * (4 * d + mlp(tokens, a.tokens_mlp_dim) + mlp(d, hidden))
         return total + (a.num_classes and (d + 1) * a.num_classes)
-    total += a.depth * (4 * d + attention + mlp(d, hidden) + 2 * d * a.layer_scale)
+    in_block = attention - 3 * d * (not a.qkv_bias)
+    total += a.depth * (4 * d + in_block + mlp(d, hidden) + 2 * d * a.layer_scale)
     total += a.num_prefix_tokens * d
     total += (tokens + a.num_position_prefix) * d * (a.posemb == "learned")
     total += (d + attention + 2 * d + mlp(d, hidden)) * (a.pooling == "map")
