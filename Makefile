@@ -12,7 +12,7 @@ PYTEST_ARGS ?= -n 2 --dist=worksteal --timeout=300
 
 ## Pretrain, fine-tune at a higher resolution and predict, on the embedded digits.
 quickstart: $(VENV)/.installed
-	$(BIN)/python -m vit_jax.quickstart $(if $(FRESH),--fresh)
+	$(BIN)/python -m vit_jax.quickstart $(if $(filter-out 0 no false,$(FRESH)),--fresh)
 
 ## All tests, on 8 simulated devices.
 test: $(VENV)/.installed-dev

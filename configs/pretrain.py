@@ -17,7 +17,13 @@ from vit_jax.config import default_config
 # name starts with counts; then decay, weight decay, dropout, gradient clipping.
 ROWS = {
     "jft300m": (
-        {"H": (14, 3e-4), "L/16": (14, 4e-4), "L": (7, 6e-4), "": (7, 8e-4)},
+        {
+            "H": (14, 3e-4),
+            "L/16": (14, 4e-4),
+            "L": (7, 6e-4),
+            "R50+L/32": (7, 2e-4),
+            "": (7, 8e-4),
+        },
         ("linear", 0.1, 0.0, 0.0),
     ),
     "imagenet21k": ({"": (90, 1e-3)}, ("linear", 0.03, 0.1, 0.0)),

@@ -53,6 +53,19 @@ def test_epochs_become_steps():
     assert config_lib.resolve(resolved, 7).to_dict() == resolved.to_dict()
 
 
+@pytest.mark.parametrize("epochs", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_length_is_named_once(epochs):
+    config = recipe(total_epochs=epochs)
+    config.total_steps = None
+    [problem] = config_lib.problems(config_lib.resolve(config, 100), num_devices=1)
+    assert problem.startswith(f"total_epochs={epochs}: must be")
+
+
+def test_steps_are_counted_in_32_bits():
+    [problem] = problems(total_steps=2**31)
+    assert problem.startswith("total_steps=2147483648: must be from 1 to 2147483647")
+
+
 def test_a_short_run_has_a_step():
     config = recipe(total_epochs=0.001)
     config.total_steps = None

@@ -1,12 +1,14 @@
 """The command line: recipes, overrides, and one message for everything wrong."""
 
+import logging
 import subprocess
 import sys
 
 import pytest
 
+from vit_jax import command
 from vit_jax.errors import UserError
-from vit_jax.main import load_recipe
+from vit_jax.main import WrongOverrides, load_recipe
 
 RECIPE = """
 from vit_jax.config import default_config
@@ -52,6 +54,14 @@ def test_recipe_argument_workdir_and_overrides(recipe):
     assert not config.per_class
 
 
+@pytest.mark.parametrize("word", ["false", "False", "0"])
+def test_true_or_false_may_stand_apart(recipe, word):
+    config, _ = load(f"--config={recipe}", "--config.reset_head", word)
+    assert config.reset_head is False
+    with pytest.raises(UserError, match=r"config\.per_class=foo: expected true or fal"):
+        load(f"--config={recipe}", "--config.per_class", "foo")
+
+
 def test_image_sizes_parse_from_one_or_two_numbers(recipe):
     sizes = [
         load(f"--config={recipe}", f"--config.image_size={text}")[0].image_size
@@ -65,6 +75,12 @@ def test_a_length_on_the_command_line_clears_the_recipe_s(recipe):
     assert (config.total_steps, config.total_epochs) == (None, 3.0)
 
 
+def test_a_length_that_cannot_be_read_clears_nothing(recipe):
+    with pytest.raises(WrongOverrides, match="=abc: expected a number") as error:
+        load(f"--config={recipe}", "--config.total_epochs=abc")
+    assert error.value.config.total_steps == 10
+
+
 def test_all_wrong_arguments_come_at_once(recipe):
     with pytest.raises(UserError) as error:
         load(
@@ -73,9 +89,13 @@ def test_all_wrong_arguments_come_at_once(recipe):
             "--config.model.dropout=1",
             "--config.seed=x",
             "--config.total_steps=2.5",
+            "--config.augment={}",
+            "--config.model..x=1",
         )
     lines = str(error.value).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 6
+    assert "config.augment={}: expected one of its keys, such as aug" in lines[4]
+    assert "config.model..x: no such key" in lines[5]
     assert "config.learning_rat: no such key; nearest: learning_rate" in lines[0]
     assert "model.dropout: no such key; nearest: model.dropout_rate" in lines[1]
     assert "config.seed=x" in lines[2]
@@ -120,6 +140,39 @@ def test_a_user_error_ends_with_one_message_and_no_traceback(recipe):
         "  - --config.sed: no such key; nearest: seed, schedule. "
         "All keys are in vit_jax/config.py\n"
     )
+
+
+def test_nobody_reading_the_output_is_no_error():
+    script = "from vit_jax import command; command.guard(lambda: print('x' * 10**6))"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b"), "error: /a/b: permission"),
+        (OSError(28, "No space left on device"), "error: the output: no space left"),
+    ],
+)
+def test_what_the_system_refuses_is_explained(error, message, monkeypatch):
+    def action():
+        raise error
+
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with pytest.raises(SystemExit, match=message):
+        command.guard(action)
+
+
+def test_other_failures_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with pytest.raises(OSError, match="other"):
+        command.guard(lambda: (_ for _ in ()).throw(OSError(5, "other")))
 
 
 def test_help_shows_usage_and_flags():

@@ -1,6 +1,9 @@
 """What every command shares: flags without tracebacks, errors a user can read."""
 
+import errno
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,17 +28,34 @@ def guard(action: Callable[[], None]) -> None:
     """Runs a command's action and turns its end into an exit status.
 
     0 = done; 1 = something the user can mend, in one message on standard error; 130 =
-    Ctrl-C. Anything else is a bug of ours and shows its traceback.
+    Ctrl-C; 141 = nobody reads the output any more. Anything else is a bug of ours and
+    shows its traceback.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[_ToStandardError()]
+    )
     logging.getLogger("vit_jax").setLevel(logging.INFO)
     # Our own messages say which addresses did not answer.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     sys.unraisablehook = _show
     try:
         action()
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # Who read our output has enough. Python would complain once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except PermissionError as error:
+        sys.exit(
+            f"error: {error.filename or 'a file'}: permission denied; make it (and the "
+            "folders above it) accessible, or pass another path"
+        )
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"error: {error.filename or 'the output'}: no space left on the disk")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -59,6 +79,17 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, usage: str) -> lis
         return list(flag_values(list(argv)))[1:]
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}. See --help.") from None
+
+
+class _ToStandardError(logging.StreamHandler):
+    """Writes to what standard error is at the time, above a progress bar if need be."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _show(unraisable: Any) -> None:

@@ -211,7 +211,7 @@ RANGES = {
     "end_learning_rate": (0.0, math.inf),
     "rsqrt_timescale": (1, math.inf),
     "cooldown_steps": (0, math.inf),
-    "total_steps": (1, math.inf),
+    "total_steps": (1, 2**31 - 1),
     "total_epochs": (1e-9, math.inf),
     "mesh.data": (-1, math.inf),
     "log_every": (1, math.inf),
@@ -258,12 +258,15 @@ def override_length(config: Config, overridden: Collection[str]) -> Config:
 def resolve(config: Config, num_examples: int) -> Config:
     """Turns total_epochs into total_steps; the result is what a run is saved with.
 
+    A length that cannot be is left as it is, for `problems` to name.
+
     Args:
       config: a complete config.
       num_examples: size of the training split.
     """
     config = config.copy_and_resolve_references()
-    if config.total_steps is None and config.total_epochs is not None:
+    sound = "total_epochs" not in _out_of_range(config)
+    if config.total_steps is None and config.total_epochs is not None and sound:
         steps = config.total_epochs * num_examples / max(config.batch_size, 1)
         config.total_steps = max(1, round(steps))
         config.total_epochs = None
@@ -385,6 +388,8 @@ def _wrong_length(config: Config) -> list[str]:
     if config.total_steps is not None and config.total_epochs is not None:
         return ["total_steps and total_epochs are both given; give one"]
     if config.total_steps is None:
+        if config.total_epochs is not None:
+            return []  # out of range, and named as such
         return ["total_steps and total_epochs are both empty; give one"]
     found = []
     if config.warmup_steps >= config.total_steps:
@@ -392,7 +397,7 @@ def _wrong_length(config: Config) -> list[str]:
             f"warmup_steps={config.warmup_steps} must be less than "
             f"total_steps={config.total_steps}"
         )
-    if config.warmup_steps + config.cooldown_steps > config.total_steps:
+    elif config.warmup_steps + config.cooldown_steps > config.total_steps:
         found.append(
             f"warmup_steps + cooldown_steps = "
             f"{config.warmup_steps + config.cooldown_steps} must not exceed "
@@ -410,8 +415,8 @@ def _architecture_without_variant(config: Config) -> list[str]:
     default = default_config()
     return [
         f"model.{key}={config.model[key]!r}: with an empty model.variant the "
-        "architecture is that of the pretrained file; leave this key alone, or name "
-        "the variant"
+        "architecture is that of the pretrained file; set "
+        f"--config.model.{key}={default.model[key]}, or name the variant"
         for key in ARCHITECTURE_KEYS
         # Not every file says how many heads there are, so they may be given.
         if key != "num_heads" and config.model[key] != default.model[key]

@@ -8,6 +8,13 @@ vit_jax/config.py. Exit status: 0 = done, 1 = an error that the message explains
 or 143 = stopped by Ctrl-C or SIGTERM with everything saved.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # Before training starts there is nothing to save, and Python's own reaction to
+    # Ctrl-C breaks into libraries that are being loaded or compile.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 import pathlib
 import re
@@ -70,14 +77,12 @@ def load_recipe(argv: Sequence[str]) -> tuple[Config, str]:
     if not flag_values.config:
         raise UserError("no recipe; pass one, as in --config=configs/b16.py")
     config = _read_recipe(flag_values.config)
-    found = [
-        problem
-        for tokens in overrides.values()
-        for problem in _override(config, tokens)
-    ]
+    wrong = {key: _override(config, key, token) for key, token in overrides.items()}
+    found = [problem for problem in wrong.values() if problem]
     if {"total_steps", "total_epochs"} <= overrides.keys():
         found.append("--config.total_steps and --config.total_epochs: give one")
-    config = config_lib.override_length(config, overrides)
+    applied = [key for key, problem in wrong.items() if not problem]
+    config = config_lib.override_length(config, applied)
     if found:
         raise WrongOverrides(found, config)
     return config, flag_values.workdir
@@ -106,21 +111,25 @@ def _main() -> None:
 _OVERRIDE = re.compile(r"--(?:no)?config\.([\w.]+)")
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Takes the `--config.KEY=VALUE` (or `--config.KEY VALUE`) tokens out of argv."""
+def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes the overrides out of argv: {key: "--config.KEY=VALUE"}.
+
+    "--config.KEY VALUE" means the same, also for what is true or false: to leave the
+    value out, write "--config.KEY" before another flag or at the end.
+    """
     rest: list[str] = []
-    overrides: dict[str, list[str]] = {}
-    waiting: list[str] | None = None  # an override without "=": the value may follow
+    overrides: dict[str, str] = {}
+    waiting = ""  # the key of an override without "=": the value may follow
     for token in argv:
         if match := _OVERRIDE.match(token):
-            overrides[match[1]] = [token]
-            waiting = None if "=" in token else overrides[match[1]]
-        elif waiting is not None and not token.startswith("--"):
-            waiting.append(token)
-            waiting = None
+            overrides[match[1]] = token
+            waiting = "" if "=" in token else match[1]
+        elif waiting and not token.startswith("--"):
+            overrides[waiting] += f"={token}"
+            waiting = ""
         else:
             rest.append(token)
-            waiting = None
+            waiting = ""
     return rest, overrides
 
 
@@ -175,26 +184,22 @@ def _no_such_key(name: str, keys: Sequence[str]) -> str:
     return f"{name}: no such key{hint}. All keys are in vit_jax/config.py"
 
 
-def _override(config: Config, tokens: list[str]) -> list[str]:
-    """Applies one override to the config; returns what is wrong with it."""
-    flag_values, argv = flags.FlagValues(), ["", *tokens]
+def _override(config: Config, key: str, token: str) -> str:
+    """Applies one override to the config; returns what is wrong with it, or ""."""
+    flag_values, argv = flags.FlagValues(), ["", token]
+    if key not in config_lib.flat_keys(config):
+        sections = [name for name in config if isinstance(config[name], ConfigDict)]
+        if key in sections:
+            return f"{token}: expected {_expected(config, key)}"
+        return f"--config.{_no_such_key(key, config_lib.flat_keys(config))}"
     try:
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=flag_values, sys_argv=argv
         )
         flag_values(argv)
-    except (AttributeError, KeyError):
-        match = _OVERRIDE.match(tokens[0])
-        assert match
-        keys = config_lib.flat_keys(config)
-        return [f"--config.{_no_such_key(match[1], keys)}"]
     except (flags.Error, TypeError, ValueError):
-        match = _OVERRIDE.match(tokens[0])
-        assert match
-        given = "=".join(tokens) if len(tokens) > 1 else tokens[0]
-        key = match[1]
-        return [f"{given}: expected {_expected(config, key)}"]
-    return []
+        return f"{token}: expected {_expected(config, key)}"
+    return ""
 
 
 def _expected(config: Config, dotted: str) -> str:

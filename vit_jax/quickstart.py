@@ -7,20 +7,23 @@ from random weights as the control, evaluates all three and predicts a few image
 A part that is finished is kept: a second call goes on, or shows the result.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
 
 from vit_jax import command
+from vit_jax.checkpoints.workdir import write_atomically
 from vit_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -30,6 +33,7 @@ flags.DEFINE_bool(
 )
 
 RECIPE = pathlib.Path("configs/quickstart.py")
+RESULT, FINISHED = "quickstart.json", "finished.json"
 PARTS = ("pretrain", "finetune", "control")
 # What the held-out accuracy of each part is called in quickstart.json.
 NAMES = {"pretrain": "pretrained", "finetune": "finetuned", "control": "control"}
@@ -46,19 +50,42 @@ def main(arguments: list[str]) -> None:
         )
     workdir = pathlib.Path(FLAGS.workdir)
     if FLAGS.fresh:
-        shutil.rmtree(workdir, ignore_errors=True)
-    result = workdir / "quickstart.json"
-    if not result.exists():
+        _forget(workdir)
+    result = workdir / RESULT
+    numbers = _read(result)
+    if not numbers:
         numbers = _run(workdir)
-        result.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
-    _show(workdir, json.loads(result.read_text(encoding="utf-8")))
+        write_atomically(result, json.dumps(numbers) + "\n")
+    _show(workdir, numbers)
+
+
+def _forget(workdir: pathlib.Path) -> None:
+    """Removes what a quickstart writes, and nothing else."""
+    for name in (*PARTS, "images", "compiled", FINISHED, RESULT):
+        path = workdir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object that was written here before; {} if there is none to read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _run(workdir: pathlib.Path) -> dict[str, float]:
     """Runs what is not finished yet; returns the content of quickstart.json."""
-    finished = _Finished(workdir / "finished.json")
+    workdir.mkdir(parents=True, exist_ok=True)
+    finished = _Finished(workdir / FINISHED)
     for part in PARTS:
         options = [f"--config={RECIPE}:{part}", f"--workdir={workdir / part}"]
+        # So small a model needs no accelerator that may be there.
+        options.append("--config.allow_cpu=true")
         if part == "finetune":
             options.append(f"--config.pretrained={workdir / 'pretrain'}")
         finished.do(part, lambda options=options: _call("main", *options))
@@ -81,9 +108,7 @@ class _Finished:
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        self._parts: dict[str, Any] = {}
-        if path.exists():
-            self._parts = json.loads(path.read_text(encoding="utf-8"))
+        self._parts = _read(path)
 
     @property
     def seconds(self) -> float:
@@ -91,35 +116,64 @@ class _Finished:
 
     def do(self, name: str, action: Callable[[], Any]) -> Any:
         """The result of the action, which is done only if it was not done before."""
-        if name not in self._parts:
+        part = self._parts.setdefault(name, {"seconds": 0.0})
+        if "value" not in part:
             start = time.monotonic()
-            value = action()
-            seconds = time.monotonic() - start
-            self._parts[name] = {"value": value, "seconds": seconds}
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(self._parts), encoding="utf-8")
-        return self._parts[name]["value"]
+            try:
+                part["value"] = action()
+            finally:  # what was cut off took its time too
+                part["seconds"] += time.monotonic() - start
+                write_atomically(self._path, json.dumps(self._parts))
+        return part["value"]
 
 
 def _call(module: str, *options: str, show: bool = False) -> str:
     """Runs one public command, as a user would type it; returns what it prints."""
     words = ["-m", f"vit_jax.{module}", *options]
-    print(f"\n$ python {shlex.join(words)}", file=sys.stderr, flush=True)
+    print(f"\n$ {_python()} {shlex.join(words)}", file=sys.stderr, flush=True)
     # The parts share some of their programs: what one compiles the next finds here.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(FLAGS.workdir, "compiled"))}
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *words],
         stdout=subprocess.PIPE,
         text=True,
-        check=False,
         env={**cache, **os.environ},
+        # A group of its own: what stops us is passed on, once, and it can save.
+        process_group=0,
     )
-    if done.returncode:
+    with _passing_on(process):
+        output, _ = process.communicate()
+    if status := process.returncode:
         # The command has said why.
-        sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+        sys.exit(status if status > 0 else 128 - status)
     if show:
-        print(done.stdout, file=sys.stderr, flush=True)
-    return done.stdout
+        print(output, file=sys.stderr, flush=True)
+    return output
+
+
+@contextlib.contextmanager
+def _passing_on(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Meanwhile SIGTERM and Ctrl-C are the process's to heed."""
+
+    def pass_on(number: int, _: Any) -> None:
+        process.send_signal(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, pass_on) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
+
+
+def _python() -> str:
+    """What to type for the interpreter that runs this."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    path = pathlib.Path(sys.executable)
+    here = pathlib.Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _evaluate(workdir: pathlib.Path) -> float:
@@ -163,8 +217,8 @@ def _show(workdir: pathlib.Path, numbers: dict[str, float]) -> None:
     console.print(table)
     console.print(
         f"{numbers['seconds']:.0f} seconds of work; the same numbers are in "
-        f"{workdir / 'quickstart.json'}.\nTry it on a picture of your own: "
-        f"python -m vit_jax.predict --checkpoint={workdir / 'finetune'} PICTURE\n"
+        f"{workdir / RESULT}.\nTry it on a picture of your own: "
+        f"{_python()} -m vit_jax.predict --checkpoint={workdir / 'finetune'} PICTURE\n"
         "Train again: make quickstart FRESH=1",
         soft_wrap=True,
     )

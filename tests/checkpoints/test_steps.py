@@ -426,3 +426,21 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(UserError, match="checkpoints/2 is damaged"):
         load_description(tmp_path)
     assert load_description(tmp_path, step=1).step == 1
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, *state, describe(1))
+    closed = tmp_path / "checkpoints/1/params"
+    for data in closed.rglob("d/*"):
+        data.write_bytes(b"")  # not what the message is to speak of
+
+    def access(path, mode):
+        return not str(path).startswith(str(closed))  # permissions do not bind root
+
+    monkeypatch.setattr(os, "access", access)
+    with pytest.raises(UserError, match="is not accessible to this user") as error:
+        load_params(tmp_path)
+    assert str(closed) in str(error.value)
+    assert "damaged" not in str(error.value)

@@ -13,7 +13,7 @@ CONFIG = {"lr": 0.1, "image_size": (32, 48), "model": {"variant": "B/16", "rate"
 def test_the_first_run_writes_the_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     claim("runs/a", CONFIG)
-    assert sorted(os.listdir("runs/a")) == ["config.json"]
+    assert sorted(os.listdir("runs/a")) == [".lock", "config.json"]
     written = json.loads((tmp_path / "runs/a/config.json").read_text())
     assert written == {**CONFIG, "image_size": [32, 48]}
 
@@ -21,7 +21,18 @@ def test_the_first_run_writes_the_config(tmp_path, monkeypatch):
 def test_the_same_config_goes_on(tmp_path):
     claim(tmp_path, CONFIG)
     claim(tmp_path, {**CONFIG, "image_size": [32, 48]})
-    assert os.listdir(tmp_path) == ["config.json"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "config.json"]
+
+
+def test_one_run_at_a_time(tmp_path):
+    with claim(tmp_path, CONFIG):
+        with pytest.raises(UserError, match=r"is in use: another run is writing"):
+            claim(tmp_path, CONFIG)
+        # The other processes of the same run leave that to the first.
+        with claim(tmp_path, CONFIG, first=False):
+            pass
+    with claim(tmp_path, CONFIG):
+        pass
 
 
 def test_a_directory_without_any_training_may_be_claimed_anew(tmp_path):

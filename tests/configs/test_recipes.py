@@ -97,6 +97,8 @@ def test_trains_small(name, tmp_path):
         ("L/32,jft300m", 7, 6e-4, "linear", 0.1, 0.0, 0.0),
         ("L/16,jft300m", 14, 4e-4, "linear", 0.1, 0.0, 0.0),
         ("H/14,jft300m", 14, 3e-4, "linear", 0.1, 0.0, 0.0),
+        ("R50+B/16,jft300m", 7, 8e-4, "linear", 0.1, 0.0, 0.0),
+        ("R50+L/32,jft300m", 7, 2e-4, "linear", 0.1, 0.0, 0.0),
         ("B/16,imagenet21k", 90, 1e-3, "linear", 0.03, 0.1, 0.0),
         ("L/16,imagenet21k", 90, 1e-3, "linear", 0.03, 0.1, 0.0),
         ("B/16,imagenet2012", 300, 3e-3, "cosine", 0.3, 0.1, 1.0),

@@ -201,7 +201,6 @@ def test_what_is_refused_before_compilation(
 def test_a_recipe_s_mistake_names_its_line(recipe, call, before, after, text):
     recipe.write_text(RECIPE.replace(before, after, 1))
     message = call(main.main, f"--config={recipe}")
-    pytest.RaisesExc(UserError, match=text).matches(UserError(message))
     with pytest.raises(UserError, match=text):
         raise UserError(message)
 
@@ -461,6 +460,20 @@ def test_other_classes_in_the_data_end_a_resume(tiny, tmp_path, folder):
         (folder / split / "dog").rename(folder / split / "wolf")
     with pytest.raises(UserError, match=r"cat, wolf, but .* so far .* on cat, dog"):
         train_and_evaluate(config, run)
+
+
+def test_more_images_end_a_resume(tiny, tmp_path, folder):
+    config = tiny(dataset=str(folder))
+    run = str(tmp_path / "run")
+    train_and_evaluate(config, run)
+    counts = load_description(run).examples
+    image = next((folder / "val/dog").glob("*.png"))
+    image.with_name("another.png").write_bytes(image.read_bytes())
+    with pytest.raises(UserError) as error:
+        train_and_evaluate(config, run)
+    now, before = counts["val"] + 1, counts["val"]
+    assert f"{now} val examples, but the run so far had" in str(error.value)
+    assert f"{before} val: with other data" in str(error.value)
 
 
 # Numbers that are none

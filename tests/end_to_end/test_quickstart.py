@@ -1,7 +1,12 @@
 """The quickstart's course, with a recipe that trains next to nothing."""
 
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -77,11 +82,48 @@ def test_runs_shows_goes_on_and_starts_afresh(reduced, call, capfd):
     assert "vit_jax.predict" in rest
     assert "vit_jax.main" not in rest
 
-    (reduced / "stray").touch()
+    # Files that were torn count as if they were not there.
+    (reduced / "quickstart.json").write_text('{"pre')
+    call(reduced)
+    assert json.loads((reduced / "quickstart.json").read_text()) == numbers | {
+        "seconds": pytest.approx(numbers["seconds"], abs=60)
+    }
+
+    (reduced / "thesis.tex").touch()
+    (reduced / "images/stray").touch()
     # The recipe is broken: the first part fails, and the quickstart with its status.
     pathlib.Path(quickstart.RECIPE).write_text("")
     with pytest.raises(SystemExit) as stopped:
         call(reduced, "--fresh")
     assert stopped.value.code == 1
-    assert not (reduced / "stray").exists()
+    assert not (reduced / "images").exists()
+    assert (reduced / "thesis.tex").exists()  # not ours
     assert "has no function get_config" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_stops_the_quickstart_lets_its_part_save(tmp_path, number):
+    path = pathlib.Path(__file__).parents[2] / quickstart.RECIPE
+    recipe = RECIPE.format(path=str(path)).replace("= 6", "= 10_000_000")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / quickstart.RECIPE).write_text(recipe)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vit_jax.quickstart"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(path.parents[1])},
+    )
+    metrics = tmp_path / "runs/quickstart/pretrain/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert f"stopped by {number.name} at step " in errors
+    assert "Traceback" not in errors
+    [checkpoint] = (tmp_path / "runs/quickstart/pretrain/checkpoints").glob("[0-9]*")
+    assert int(checkpoint.name) > 0
+    finished = json.loads((tmp_path / "runs/quickstart/finished.json").read_text())
+    assert finished["pretrain"]["seconds"] > 0
+    assert "value" not in finished["pretrain"]

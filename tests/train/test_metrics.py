@@ -292,5 +292,8 @@ def test_stopwatch(monkeypatch):
         clock.now += 1
     clock.now += 3
     assert stopwatch.lap(images=80) == {"images_per_second": 20.0, "waiting": 0.25}
-    clock.now += 2
+    clock.now += 1
+    with stopwatch.stopped():  # an evaluation
+        clock.now += 50
+    clock.now += 1
     assert stopwatch.lap(images=80) == {"images_per_second": 40.0, "waiting": 0.0}

@@ -21,6 +21,8 @@ class Description:
     class_names: tuple[str, ...]  # empty where nobody knows them
     config: dict[str, Any]  # resolved; as JSON gives it back, so tuples are lists
     step: int  # finished updates, which is also the number of batches consumed
+    # Split → number of examples that the run was trained and evaluated on.
+    examples: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -35,6 +37,7 @@ class Description:
             "preprocessing": normalised(self.preprocessing.to_dict()),
             "class_names": list(self.class_names),
             "config": self.config,
+            "examples": self.examples,
         }
 
     @classmethod
@@ -52,6 +55,7 @@ class Description:
                 f"this vit_jax reads version {SCHEMA_VERSION}; use the release of "
                 "vit_jax that wrote it, or a newer one."
             )
+        values.setdefault("examples", {})  # the first checkpoints did not say it
         names = {field.name for field in dataclasses.fields(cls)}
         if wrong := sorted(names ^ values.keys()):
             raise UserError(

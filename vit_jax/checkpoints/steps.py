@@ -339,10 +339,28 @@ def _damage_explained(folder: Path) -> Iterator[None]:
         yield
     # Orbax and TensorStore raise whatever the damage led to.
     except Exception as error:
+        if closed := _inaccessible(folder):
+            raise UserError(
+                f"the checkpoint {folder} cannot be read: {closed} is not accessible "
+                "to this user; make it readable."
+            ) from error
         raise UserError(
             f"the checkpoint {folder} is damaged and cannot be read "
-            f"({_reason(error)}); remove that folder to use the one before it."
+            f"({_reason(error)}); move that folder away to use the one before it."
         ) from error
+
+
+def _inaccessible(folder: Path) -> str:
+    """What within (or above) this user may not read, if anything; "" if all may be."""
+    closed = []
+
+    def look(error: OSError) -> None:
+        closed.append(error.filename)
+
+    for where, _, names in os.walk(folder, onerror=look):
+        paths = [where, *(os.path.join(where, name) for name in names)]
+        closed += [path for path in paths if not os.access(path, os.R_OK)]
+    return os.fspath(closed[0]) if closed else ""
 
 
 def _reason(error: BaseException) -> str:

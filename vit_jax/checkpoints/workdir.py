@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from vit_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
+_LOCK = ".lock"
 _MOST_LISTED = 10
 
 
@@ -38,7 +41,9 @@ def locate(workdir: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(text)))
 
 
-def claim(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+def claim(
+    workdir: str | os.PathLike[str], config: Mapping[str, Any], *, first: bool = True
+) -> contextlib.AbstractContextManager[Any]:
     """Makes `workdir` the directory of the run that `config` describes.
 
     The first run creates it and writes config.json before anything else. A later run
@@ -48,27 +53,26 @@ def claim(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     Args:
       workdir: where it is or will be.
       config: nested, of values JSON can hold; tuples equal lists.
+      first: whether this is the first of a run's processes, which claims it for all.
+
+    Returns:
+      A lock: until it is left, or the process ends, nobody else can claim the
+      directory. Two runs that wrote there would destroy each other's metrics.
 
     Raises:
-      UserError: another run's directory (names the keys that differ), one that cannot
-        be written to, or a file of that name.
+      UserError: another run's directory (names the keys that differ), one that a run is
+        writing to, one that cannot be written to, or a file of that name.
     """
     directory = locate(workdir)
     config = normalised(config)
     file = directory / CONFIG_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if file.exists() and _trained(directory):
-            _compare(directory, _read_config(file), config)
-            _check_writable(directory)
-        elif any((directory / CHECKPOINTS).glob("[0-9]*")):
-            raise UserError(
-                f"{directory} holds checkpoints but no {CONFIG_FILE}, so nobody can "
-                "tell which run they belong to; put the file back or pass another "
-                "--workdir."
-            )
-        else:
-            write_atomically(file, json.dumps(config, indent=2) + "\n")
+        with contextlib.ExitStack() as stack:  # left at once if anything is wrong
+            if first:
+                stack.enter_context(_lock(directory))
+            _take(directory, file, config)
+            return stack.pop_all()
     except FileExistsError as error:
         raise UserError(
             f"work directory {directory}: {error.filename} is a file, and a folder is "
@@ -78,6 +82,33 @@ def claim(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
         raise UserError(
             f"work directory {directory} cannot be written to ({error.strerror}); make "
             "it writable or pass another --workdir."
+        ) from None
+
+
+def _take(directory: Path, file: Path, config: Mapping[str, Any]) -> None:
+    """Writes the config, unless the directory has the same already."""
+    if file.exists() and _trained(directory):
+        _compare(directory, _read_config(file), config)
+        _check_writable(directory)
+    elif any((directory / CHECKPOINTS).glob("[0-9]*")):
+        raise UserError(
+            f"{directory} holds checkpoints but no {CONFIG_FILE}, so nobody can tell "
+            "which run they belong to; put the file back or pass another --workdir."
+        )
+    else:
+        write_atomically(file, json.dumps(config, indent=2) + "\n")
+
+
+def _lock(directory: Path) -> contextlib.AbstractContextManager[Any]:
+    lock = filelock.FileLock(directory / _LOCK)
+    try:
+        return lock.acquire(blocking=False)
+    except NotImplementedError:  # some network file systems know no locks
+        return contextlib.nullcontext()
+    except filelock.Timeout:
+        raise UserError(
+            f"{directory} is in use: another run is writing to it. Wait for that one, "
+            "stop it (it saves on SIGTERM), or pass another --workdir."
         ) from None
 
 

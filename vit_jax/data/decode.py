@@ -14,7 +14,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 Image.init()
 
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
-_SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_WIDE_MODES = {"I": "32-bit integer", "F": "floating-point"}
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class DecodeError(UserError):
@@ -109,15 +110,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image, mode: str) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT_MODES:
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 0xFFFF:
-            raise ValueError(
-                f"its values {wide.min()}…{wide.max()} exceed 16 bits; "
-                "convert it to 8 or 16 bits a channel"
-            )
-        image = Image.fromarray((wide >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels; convert it to 8 or 16 bits a channel")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in _WIDE_MODES:
+        # Nothing in the file says which of their values is white.
+        raise ValueError(
+            f"{_WIDE_MODES[image.mode]} pixels; convert it to 8 or 16 bits a channel"
+        )
     elif image.mode in ("P", "PA"):
         # Straight to RGB, Pillow warns about palettes whose entries have alpha.
         image = image.convert("RGBA")

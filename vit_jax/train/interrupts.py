@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C become a request that the training loop honours between steps."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -20,9 +21,17 @@ class Interrupted(BaseException):
         super().__init__(
             f"stopped by {name} at step {step}; the checkpoint is saved and the same "
             "command goes on from there"
+            if step
+            else f"stopped by {name} before the first step; there was nothing to save"
         )
         # What a shell reports of a process that this signal has ended.
         self.exit_status = 128 + signal_number
+
+
+_NOTED = (
+    b"stopping: the step in progress is finished and saved first; once more ends the "
+    b"run at once\n"
+)
 
 
 class StopRequest(Exception):
@@ -56,4 +65,6 @@ class Interrupts:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received = number
+        # Not by print: the signal may have come in the middle of another one.
+        os.write(2, _NOTED)
         self.__exit__()

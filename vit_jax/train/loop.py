@@ -20,7 +20,7 @@ from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import fit_weights, initial_state, open_sources
 from vit_jax.train.step import TrainState
-from vit_jax.train.summary import log_summary
+from vit_jax.train.summary import log_summary, out_of_memory_explained
 from vit_jax.weights.loading import load_weights
 
 
@@ -58,9 +58,11 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         start = earlier or (weights and weights.description)
         setup = set_up(config, pretrained=start, problems=problems)
         config = setup.config
+        stack.enter_context(out_of_memory_explained(setup))
         train_source, eval_source = open_sources(setup, earlier)
         params = weights and fit_weights(setup, weights, train_source.class_names)
-        claim(workdir, config_lib.to_plain(config))
+        first = jax.process_index() == 0
+        stack.enter_context(claim(workdir, config_lib.to_plain(config), first=first))
 
         checkpoints = stack.enter_context(
             Checkpoints(workdir, keep=config.keep_checkpoints)
@@ -92,6 +94,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         reports = Reports(
             setup,
             train_source.class_names,
+            setup.info.num_examples,
             Evaluation(setup, eval_source),
             checkpoints,
             stack.enter_context(MetricWriter(workdir, step)),
@@ -128,7 +131,8 @@ def _train(
             step += 1
             reports.stepped(step, metrics)
     except StopRequest:
-        reports.save(step, state)
-        reports.checkpoints.wait()
+        if step:
+            reports.save(step, state)
+            reports.checkpoints.wait()
         assert interrupts.received is not None
         raise Interrupted(interrupts.received, step) from None

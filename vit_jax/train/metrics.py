@@ -208,6 +208,15 @@ class Stopwatch:
         finally:
             self._waited += time.monotonic() - before
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Time spent inside does not count: no steps are made meanwhile."""
+        before = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - before
+
     def lap(self, images: int) -> dict[str, float]:
         """`images_per_second` and `waiting` (0 to 1) since the last lap."""
         now = time.monotonic()
@@ -315,11 +324,13 @@ def _make_bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
+    whole = Column(no_wrap=True)
     return Bar(
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[text]}"),
+        MofNCompleteColumn(table_column=whole),
+        BarColumn(bar_width=20, table_column=Column(ratio=1, max_width=20)),
+        TextColumn("{task.fields[text]}", table_column=whole),
         console=Console(stderr=True),
         # Standard output is for results, and goes where it was sent.
         redirect_stdout=False,

@@ -35,6 +35,7 @@ class Reports:
 
     setup: Setup
     class_names: tuple[str, ...]
+    examples: dict[str, int]  # of each split
     evaluation: Evaluation
     checkpoints: Checkpoints
     writer: MetricWriter
@@ -86,7 +87,8 @@ class Reports:
         self.read_metrics()
         if self.writer.recorded(step, "eval"):
             return
-        with self.saving_if_data_fail(step, state, "eval_bad_images"):
+        failing = self.saving_if_data_fail(step, state, "eval_bad_images")
+        with self.clock.stopped(), failing:
             numbers = self.evaluation(state.params, self.interrupts.watch)
         if not math.isfinite(numbers["loss"]):
             raise UserError(
@@ -119,9 +121,11 @@ class Reports:
             self.class_names,
             config_lib.to_plain(self.setup.config),
             step,
+            self.examples,
         )
         rest = (state.opt_state, state.bad_images)
-        self.checkpoints.save(step, state.params, rest, description)
+        with self.clock.stopped():
+            self.checkpoints.save(step, state.params, rest, description)
 
     @contextlib.contextmanager
     def saving_if_data_fail(

@@ -130,12 +130,12 @@ def set_up(
     config = config_lib.resolve(
         config, info.num_examples[info.train_split] if info else 1
     )
-    with _noting(found):
-        mesh = mesh or sharding.make_mesh(config.mesh.data)
-    found += config_lib.problems(config, num_devices=mesh.size if mesh else 1)
-
     # What has a wrong value is listed now; the rest is checked without it.
     wrong = config_lib.wrong_values(config)
+    if "mesh.data" not in wrong:
+        with _noting(found):
+            mesh = mesh or sharding.make_mesh(config.mesh.data)
+    found += config_lib.problems(config, num_devices=mesh.size if mesh else 1)
     sound = config_lib.with_defaults(config, wrong)
     if "image_size" not in wrong:
         size = config_lib.image_size(config)
@@ -200,6 +200,12 @@ def _architecture(
             given["layer_scale"] = model.layer_scale > 0
         architecture = architecture_from_variant(model.variant, **common, **given)
     elif not config.reset_head:
+        if model.pre_logits:
+            raise ValueError(
+                f"model.pre_logits={model.pre_logits} makes a new layer before the "
+                "head, and reset_head=False keeps the pretrained head; set one of them "
+                "to its default"
+            )
         return architecture
     if "pre_logits" not in names:
         return architecture

@@ -33,7 +33,8 @@ def open_sources(
 
     Raises:
       UserError: they cannot be read, do not suit the transforms, or have other classes
-        than expected, than each other, or than those trained on so far.
+        than expected, than each other, or than those trained on so far; or their number
+        has changed since.
     """
     info, config = setup.info, setup.config
     train, held_out = (
@@ -55,6 +56,13 @@ def open_sources(
             f"{config.dataset} has the classes {_some(train.class_names)}, but the run "
             f"so far was trained on {_some(earlier.class_names)}; put the data back as "
             "they were, or pass another --workdir"
+        )
+    counts = {info.train_split: len(train), info.eval_split: len(held_out)}
+    if earlier and earlier.examples and earlier.examples != counts:
+        raise UserError(
+            f"{config.dataset} has {_counted(counts)} examples, but the run so far had "
+            f"{_counted(earlier.examples)}: with other data it cannot be the same run. "
+            "Put them back as they were, or pass another --workdir"
         )
     # What would fail at every image fails now, before anything is compiled.
     with contextlib.suppress(DecodeError):
@@ -114,6 +122,10 @@ def initial_state(
         )()
     placed = jax.device_put(params, shardings.params)
     return jax.jit(setup.new_state, out_shardings=shardings)(placed)
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,11 +1,15 @@
 """The table a run starts with: what it runs on, what it trains, what it needs."""
 
+import contextlib
 import importlib.metadata
 import logging
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from vit_jax.errors import UserError
 from vit_jax.train.setup import Setup
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,26 @@ def log_summary(setup: Setup, workdir: str, step: int, memory: Any) -> None:
     }
     for name, value in rows.items():
         logger.info("%-10s %s", name, value)
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(setup: Setup) -> Iterator[None]:
+    """A device without enough memory ends in a message that says what needs less."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        config, device = setup.config, setup.mesh.devices.flat[0]
+        asked = re.search(r"(\d{4,}) bytes", str(error))
+        size = f", asked for {int(asked[1]) / 2**30:.1f} GiB" if asked else ""
+        half = max(config.batch_size // 2, setup.mesh.size)
+        raise UserError(
+            f"out of memory on {device.device_kind}{size}. Of these each needs less: "
+            f"--config.accum_steps={2 * config.accum_steps} (smaller microbatches, the "
+            "same result), --config.model.remat=full (a third more time), "
+            f"--config.batch_size={half}, or more devices."
+        ) from error
 
 
 def _memory(memory: Any) -> str:

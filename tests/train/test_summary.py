@@ -1,0 +1,50 @@
+"""What a run says of itself when it starts."""
+
+import logging
+import re
+import types
+
+import jax
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.train.setup import set_up
+from vit_jax.train.summary import log_summary, out_of_memory_explained
+
+
+def test_every_fact_is_there(tiny_config, caplog):
+    setup = set_up(tiny_config(batch_size=32, accum_steps=2, total_steps=90))
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=3 << 20,
+        output_size_in_bytes=2 << 20,
+        temp_size_in_bytes=1 << 20,
+        alias_size_in_bytes=2 << 20,
+    )
+    with caplog.at_level(logging.INFO, "vit_jax"):
+        log_summary(setup, "runs/x", 30, memory)
+    rows = dict(re.split(" +", line, maxsplit=1) for line in caplog.messages)
+
+    params = sum(x.size for x in jax.tree.leaves(setup.abstract_state().params))
+    assert re.fullmatch(r"cpu, 8 × .*, process 1 of 1", rows["backend"])
+    assert f"jax {jax.__version__}, flax" in rows["versions"]
+    assert f"Ti/4: width 16, depth 2, 2 heads, {params:,} parameters" in rows["model"]
+    assert rows["model"].endswith("computes in float32")
+    assert rows["images"] == "8 × 8 pixels in patches of 4 × 4: 2 × 2 + 1 tokens"
+    assert rows["data"] == "digits: train 1,437, test 360; 10 classes"
+    assert rows["batch"] == "32 = 4 a device = 2 × 2"
+    assert rows["length"] == ("from step 30 to 90 steps of 44.9 an epoch = 2.0 epochs")
+    assert rows["memory"] == "4 MiB a device for the compiled step"
+    assert rows["directory"] == "runs/x"
+
+
+def test_too_little_memory_is_explained(tiny_config):
+    setup = set_up(tiny_config(batch_size=32))
+    with pytest.raises(UserError) as error, out_of_memory_explained(setup):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 74773162936 bytes."
+        )
+    assert "out of memory on cpu, asked for 69.6 GiB" in str(error.value)
+    for less in ("accum_steps=2", "model.remat=full", "batch_size=16"):
+        assert f"--config.{less}" in str(error.value)
+    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory_explained(setup):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
