@@ -79,7 +79,7 @@ def load_weights(
         )
         reading, params = read_tensors(tensors, hints)
     if resolved.published is not None:
-        reading = resolved.published.complete(reading)
+        reading = resolved.published.complete(reading, file)
     heads = getattr(reading.architecture, "num_heads", None)
     if num_heads is not None and num_heads != heads:
         raise UserError(

@@ -1,6 +1,7 @@
 import dataclasses
 import logging
 import math
+import pathlib
 import re
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, abstract_params
-from vit_jax.weights.formats.layout import Reading
+from vit_jax.weights.formats.known import FORMATS
+from vit_jax.weights.formats.layout import Hints, Reading
 from vit_jax.weights.published.families import (
     CLASSES,
     FAMILIES,
@@ -232,12 +234,13 @@ def test_like_weights_elsewhere():
     assert alternatives(find("hf:a/b")) == []
 
 
-def reading(**fields):
-    sizes = {"width": 16, "depth": 1, "mlp_dim": 8, "num_heads": 2}
-    architecture = Architecture(
-        **sizes, patch_size=(4, 4), image_size=(8, 12), num_classes=3, **fields
-    )
-    return Reading(architecture, Preprocessing((8, 12), mean=(0.1,), std=(0.2,)))
+CACHED = pathlib.Path("cache/host/model.npz")
+
+
+def reading(architecture, **fields):
+    """As if a file had been read that is of this architecture but for some fields."""
+    found = dataclasses.replace(architecture, **fields)
+    return Reading(found, Preprocessing(found.image_size, mean=(0.1,), std=(0.2,)))
 
 
 @pytest.mark.parametrize(
@@ -275,33 +278,164 @@ def reading(**fields):
 def test_a_row_completes_what_its_files_do_not_say(name, expected):
     # As if read from a mirror in another family's format.
     other = "exact" if expected[0] == "tanh" else "tanh"
-    before = reading(gelu=other, layernorm_epsilon=1e-12)
-    if "248" in expected[4]:
-        before = before._replace(
-            architecture=dataclasses.replace(before.architecture, image_size=(224, 224))
-        )
-    after = find(name).complete(before)
+    row = find(name)
+    before = reading(row.architecture, gelu=other, layernorm_epsilon=1e-12)
+    after = row.complete(before, CACHED)
     a, p = after.architecture, after.preprocessing
     assert (a.gelu, a.layernorm_epsilon, a.trunk_numerics) == expected[:3]
     assert (after.posemb_resize, p.eval_transform, p.mean[0], after.loss) == expected[
         3:
     ]
     assert p.image_size == a.image_size
-    assert a.num_classes == 3
+    assert a.num_classes == row.architecture.num_classes
 
 
 def test_what_a_row_knows_needs_no_assumption():
     row = find("B/16")
-    before = reading()._replace(assumed=("2 heads",))
-    assert row.complete(before).assumed == ("2 heads",)
+    before = reading(row.architecture, num_heads=2)._replace(assumed=("2 heads",))
+    assert row.complete(before, CACHED).assumed == ("2 heads",)
     known = before._replace(architecture=row.architecture)
-    assert row.complete(known).assumed == ()
+    assert row.complete(known, CACHED).assumed == ()
 
 
 @pytest.mark.parametrize("name", ["google/vit-base-patch16-224", "hf:a/b"])
 def test_companions_are_believed(name):
-    before = reading(gelu="exact", layernorm_epsilon=1e-12)
-    assert find(name).complete(before) is before
+    row = find(name)
+    architecture = row.architecture or find("S/16").architecture
+    before = reading(architecture, gelu="exact", layernorm_epsilon=1e-12)
+    assert row.complete(before, CACHED) is before
+
+
+SMALL = {"width": 64, "depth": 2, "mlp_dim": 128, "num_heads": 1, "num_classes": 10}
+SMALL |= {"patch_size": (4, 4), "image_size": (8, 12)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_small_patch16_224.augreg_in21k_ft_in1k", "facebook/deit-small-patch16-224"],
+)
+def test_the_file_of_another_model_is_refused(name):
+    row = find(name)
+    with pytest.raises(UserError) as caught:
+        row.complete(reading(Architecture(**SMALL)), CACHED)
+    message = str(caught.value)
+    assert message.startswith(f"{CACHED} holds another model than {name}:\n")
+    assert message.splitlines()[1:-1] == [
+        "  width: 64 in the file, 384 expected",
+        "  depth: 2 in the file, 12 expected",
+        "  mlp_dim: 128 in the file, 1536 expected",
+        "  patch_size: (4, 4) in the file, (16, 16) expected",
+        "  grid: (2, 3) in the file, (14, 14) expected",
+        "  num_classes: 10 in the file, 1000 expected",
+    ]
+    assert "Remove the file" in message.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "difference"),
+    [
+        ("B/16", {"num_classes": 1000}, "num_classes: 1000 in the file, 21843"),
+        ("B/16", {"num_classes": 0}, "num_classes: 0 in the file, 21843"),
+        ("B/16", {"image_size": (384, 384)}, "grid: (24, 24) in the file, (14, 14)"),
+        ("R26+S/32", {"trunk": (2, 2, 2, 3)}, "trunk: (2, 2, 2, 3) in the file"),
+        ("deit_base_patch16_224", {"distillation_token": True}, "distillation_token"),
+        (
+            "deit_base_patch16_224",
+            {"layer_scale": True},
+            "layer_scale: True in the fil",
+        ),
+        ("vit_base_patch14_dinov2", {"registers": 4}, "registers: 4 in the file, 0"),
+        ("Mixer-B/16", {"tokens_mlp_dim": 64}, "tokens_mlp_dim: 64 in the file, 384"),
+        ("imagenet21k/ViT-B_16", {"width": 384}, "width: 384 in the file, 768"),
+    ],
+)
+def test_one_difference_is_enough(name, fields, difference):
+    row = find(name)
+    row.complete(reading(row.architecture), CACHED)
+    with pytest.raises(UserError) as caught:
+        row.complete(reading(row.architecture, **fields), CACHED)
+    assert difference in str(caught.value)
+    assert str(caught.value).count("\n") == 2
+
+
+def test_the_file_of_the_other_kind_of_model_is_refused():
+    vit, mixer = find("imagenet21k/ViT-B_16"), find("Mixer-B/16")
+    with pytest.raises(UserError, match="tokens_mlp_dim: None in the file, 384 exp"):
+        mixer.complete(reading(vit.architecture), CACHED)
+    same = {"width": 192, "mlp_dim": 768, "patch_size": (32, 32)}
+    hybrid = find("R+Ti/16")
+    with pytest.raises(
+        UserError, match=r":\n  trunk: None in the file, \(\) expected\n"
+    ):
+        hybrid.complete(reading(mixer.architecture, **same), CACHED)
+
+
+def test_what_only_the_file_says_is_not_compared():
+    small = reading(Architecture(**SMALL))
+    assert find("hf:a/b").complete(small, CACHED) is small
+    # Of these only the layer before the head, and the resolution, are not known.
+    row = find("S_16-i1k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0")
+    with pytest.raises(UserError) as caught:
+        row.complete(small, CACHED)
+    lines = str(caught.value).splitlines()[1:-1]
+    assert [line.split(":")[0].strip() for line in lines] == [
+        *("width", "depth", "mlp_dim", "patch_size", "num_classes")
+    ]
+    architecture = Architecture.from_variant(
+        "S/16", image_size=(224, 224), num_classes=1000, pre_logits=384
+    )
+    row.complete(reading(architecture), CACHED)
+
+
+def test_fixed_positions_tell_no_grid():
+    row = find("i1k-s16-90ep")
+    row.complete(reading(row.architecture, image_size=(64, 64)), CACHED)
+
+
+def test_copies_without_the_head_are_the_same_model():
+    row = find("imagenet21k/ViT-B_16")
+    assert [mirror.headless for mirror in row.mirrors] == [False, True, True]
+    row.complete(reading(row.architecture, num_classes=0), CACHED)
+    with pytest.raises(UserError, match="num_classes: 5 in the file"):
+        row.complete(reading(row.architecture, num_classes=5), CACHED)
+
+
+def format_at(url):
+    """The format that is published there."""
+    places = {
+        "/big_vision/": "big_vision",
+        "googleapis.com/": "google",
+        "huggingface.co/timm/": "timm",
+        "huggingface.co/": "huggingface",
+        "fbaipublicfiles.com/": "timm",
+    }
+    return next(format for place, format in places.items() if place in url)
+
+
+def smallest_of_each_kind():
+    found = {}
+    for row in sorted(MODELS.values(), key=lambda row: row.params):
+        for mirror in row.mirrors:
+            format = format_at(mirror.url)
+            kind = (
+                row.family,
+                row.classes,
+                format,
+                "+" in row.variant,
+                mirror.headless,
+            )
+            found.setdefault(kind, (row, format, mirror.headless))
+    return found.values()
+
+
+def test_files_at_every_kind_of_mirror_are_those_of_their_rows(shapes_in_file):
+    kinds = smallest_of_each_kind()
+    assert len(kinds) > 25
+    for row, format, headless in kinds:
+        classes = 0 if headless else row.architecture.num_classes
+        architecture = dataclasses.replace(row.architecture, num_classes=classes)
+        shapes = shapes_in_file(FORMATS[format], architecture)
+        row.complete(FORMATS[format].read(shapes, Hints()), CACHED)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+import pathlib
+from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.models import AnyArchitecture, MixerArchitecture
+from vit_jax.errors import UserError
+from vit_jax.models import AnyArchitecture, MixerArchitecture, parse_variant
 from vit_jax.weights.formats.layout import Reading
 
 # Outputs of a head, by what it tells apart; "": no head.
@@ -28,6 +30,21 @@ PROTOCOLS = {
     "big_vision": "ImageNet validation as reported in arXiv:2205.01580: shorter side "
     "256, centre crop 224",
 }
+# What names and shapes tell of an architecture in every format.
+_TOLD = (
+    "width",
+    "depth",
+    "mlp_dim",
+    "tokens_mlp_dim",
+    "trunk",
+    "patch_size",
+    "grid",
+    "channels",
+    "registers",
+    "distillation_token",
+    "layer_scale",
+    "num_classes",
+)
 _HALVES = (0.5, 0.5, 0.5)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 # As torchvision does.
@@ -101,10 +118,17 @@ FAMILIES = {
 
 
 class Mirror(NamedTuple):
-    """One address; `sha256` is its checksum, or how that begins, if published."""
+    """One address.
+
+    Attributes:
+      url: https.
+      sha256: the checksum of the file, or how that begins, if published.
+      headless: the file has no head, even if that at the first mirror has one.
+    """
 
     url: str
     sha256: str | None = None
+    headless: bool = False
 
 
 class Accuracy(NamedTuple):
@@ -160,11 +184,19 @@ class Published:
         several = self.classes == "i21k" or self.family == "gsam"
         return "sigmoid" if several else "softmax"
 
-    def complete(self, reading: Reading) -> Reading:
+    def complete(self, reading: Reading, path: pathlib.Path) -> Reading:
         """What was read off a file, with what only its family knows.
 
         The family is the row's, also if the file came from another family's mirror.
+
+        Args:
+          reading: of the file that was downloaded, or put into the cache.
+          path: where it lies there.
+
+        Raises:
+          UserError: the file is of another model; lists every difference.
         """
+        self._check(reading.architecture, path)
         family = FAMILIES.get(self.family)
         if family is None or family.in_files:
             return reading
@@ -193,6 +225,40 @@ class Published:
             posemb_resize=family.posemb_resize,
             loss=self.loss,
         )
+
+    def _check(self, found: AnyArchitecture, path: pathlib.Path) -> None:
+        """Raises unless a file's names and shapes are those of these weights."""
+        expected = self._sizes()
+        if getattr(found, "posemb", "") == "sincos2d":
+            expected.pop("grid", None)  # such a file does not tell it
+        if not found.num_classes and any(mirror.headless for mirror in self.mirrors):
+            expected.pop("num_classes", None)
+        # What the other kind of model has not, it has none of.
+        there = {
+            name: getattr(found, name, value if value == 0 else None)
+            for name, value in expected.items()
+        }
+        lines = "".join(
+            f"\n  {name}: {there[name]} in the file, {value} expected"
+            for name, value in expected.items()
+            if there[name] != value
+        )
+        if lines:
+            raise UserError(
+                f"{path} holds another model than {self.name}:{lines}\nRemove the file "
+                "to download it again, in case that another one was put there; or pass "
+                "its path, to load it as what it is."
+            )
+
+    def _sizes(self) -> dict[str, Any]:
+        """Fields that the names and shapes in any file of these weights tell."""
+        if self.architecture is not None:
+            names = [name for name in _TOLD if hasattr(self.architecture, name)]
+            return {name: getattr(self.architecture, name) for name in names}
+        if not self.variant:
+            return {}
+        sizes = parse_variant(self.variant) | {"num_classes": CLASSES[self.classes]}
+        return {name: sizes[name] for name in _TOLD if name in sizes}
 
 
 def count_params(architecture: AnyArchitecture) -> int:

@@ -52,10 +52,12 @@ def augreg(name: str) -> Published | None:
     return row
 
 
-def on_hub(repository: str, *files: str, revision: str = "main") -> tuple[Mirror, ...]:
+def on_hub(
+    repository: str, *files: str, revision: str = "main", headless: bool = False
+) -> tuple[Mirror, ...]:
     """Addresses of files in a repository of the Hugging Face hub."""
     address = f"{HUB}/{repository}/resolve/{revision}"
-    return tuple(Mirror(f"{address}/{file}") for file in files)
+    return tuple(Mirror(f"{address}/{file}", headless=headless) for file in files)
 
 
 def _augreg_rows() -> Iterator[Published]:
@@ -286,7 +288,10 @@ def _google(
         "imagenet21k+imagenet2012": facts.ORIGINAL_TUNED.get(stem, (None,))[-1],
     }
     if copy := copies.get(folder):
-        mirrors += on_hub(copy, "model.safetensors", "pytorch_model.bin")
+        # What Hugging Face has of ImageNet-21k ends with the tanh layer.
+        headless = folder == "imagenet21k"
+        files = ("model.safetensors", "pytorch_model.bin")
+        mirrors += on_hub(copy, *files, headless=headless)
     return _row(
         name or path,
         mirrors,
