@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import logging
+import pathlib
 import subprocess
 import sys
 import threading
@@ -12,11 +13,20 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
+from vit_jax.checkpoints.description import Description
+from vit_jax.config import default_config, to_plain
+from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
+from vit_jax.models import Architecture
+from vit_jax.weights.formats.layout import unflatten
+from vit_jax.weights.loading import load_weights
 from vit_jax.weights.published import download, transfer, zoo
 from vit_jax.weights.published.download import cache_dir, fetch, resolve
 from vit_jax.weights.published.families import Mirror, Published
+from vit_jax.weights.published.names import find
+from vit_jax.weights.saving import save_weights
 
 
 def npz(count=300_000):
@@ -29,6 +39,10 @@ def npz(count=300_000):
 
 NPZ = npz()
 SHA256 = hashlib.sha256(NPZ).hexdigest()
+SAFETENSORS = save({"cls": np.arange(9, dtype=np.float32)})
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
+TORCH = (GOLDEN / "torch_zip.pth").read_bytes()
+LEGACY = (GOLDEN / "torch_legacy.pth").read_bytes()
 HTML = b"<!DOCTYPE html><html><body>Sign in</body></html>"
 
 
@@ -335,6 +349,57 @@ def test_a_checksum_may_be_known_by_its_beginning(server):
         fetch(row(server.put("/b.npz"), sha256="00000000"))
 
 
+def test_a_cached_file_must_have_the_checksum_in_the_table(server):
+    url, whole = server.put("/a.npz"), npz(10)
+    path = fetch(row(url, sha256=SHA256[:8]))
+    path.write_bytes(whole)
+    for known in (SHA256[:8], SHA256):
+        with pytest.raises(UserError) as caught:
+            fetch(row(url, sha256=known))
+        message = str(caught.value)
+        assert message.startswith(f"{path} is not the file that {url} should be: its ")
+        assert f"{hashlib.sha256(whole).hexdigest()}, expected {known}" in message
+        assert message.endswith("Remove it to download it again.")
+    assert fetch(row(url)) == path
+    assert path.read_bytes() == whole
+    assert len(server.requests) == 1
+    path.unlink()
+    assert fetch(row(url, sha256=SHA256[:8])).read_bytes() == NPZ
+
+
+def test_an_address_in_the_table_has_its_checksum():
+    url = find("deit_base_patch16_224").mirrors[1].url
+    cached(url).write_bytes(NPZ)
+    for source in (url, f"{url}#sha256={'0' * 64}"):
+        with pytest.raises(UserError, match=f"{SHA256}, expected (b5f2ef4d|0{{64}})"):
+            resolve(source)
+    assert resolve(f"{url}#sha256={SHA256}").path.read_bytes() == NPZ
+
+
+def test_every_place_by_hand_comes_with_its_checksum(server, monkeypatch, tmp_path):
+    urls = [server.put(f"/{i}/a.npz", statuses=[404] * 9) for i in range(3)]
+    known = (None, SHA256[:8], SHA256)
+    published = Published("model", tuple(map(Mirror, urls, known)))
+    folder = tmp_path / "cache" / f"127.0.0.1_{server.server_port}"
+    words = (
+        "its checksum is not known here",
+        f"its SHA-256 begins with {SHA256[:8]}",
+        f"its SHA-256 is {SHA256}",
+    )
+    with pytest.raises(UserError) as failed:
+        fetch(published)
+    monkeypatch.setenv("VIT_JAX_OFFLINE", "1")
+    with pytest.raises(UserError) as offline:
+        fetch(published)
+    for caught in (failed, offline):
+        assert str(caught.value).splitlines()[-3:] == [
+            f"  {url} belongs at {folder}/{i}/a.npz ({word})"
+            for i, (url, word) in enumerate(zip(urls, words, strict=True))
+        ]
+    (folder / "2/a.npz").write_bytes(NPZ)
+    assert fetch(published) == folder / "2/a.npz"
+
+
 def test_transient_errors_are_tried_again(server):
     url = server.put("/a.npz", statuses=[503, 500, 429])
     assert fetch(url).read_bytes() == NPZ
@@ -361,6 +426,66 @@ def test_redirects_are_followed_and_must_stay_secure(server, monkeypatch):
         fetch(url)
     with pytest.raises(UserError, match="http:// is not secure"):
         fetch("http://example.org/a.npz")
+
+
+@pytest.mark.parametrize(
+    ("location", "status"),
+    [
+        ("http://[bad", "leads to no address (Invalid IPv6 URL)"),
+        ("//[::1", "leads to no address (Invalid IPv6 URL)"),
+        ("https://127.0.0.1:port/a.npz", "no answer: "),
+        ("ftp://127.0.0.1/a.npz", "no answer: "),
+        ("http://\xff[/", "leads to no address ("),
+    ],
+)
+def test_a_redirect_to_nowhere_is_a_failure_like_others(
+    server, tmp_path, location, status
+):
+    first = server.put("/1/a.npz", statuses=[302], headers={"Location": location})
+    with pytest.raises(UserError) as caught:
+        fetch(first)
+    assert f"  {first}: {status}" in str(caught.value)
+    assert left(tmp_path) == []
+    server.files["/1/a.npz"].statuses.append(302)
+    assert fetch(row(first, server.put("/2/a.npz"))).read_bytes() == NPZ
+
+
+def changed(content, at):
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.npz", changed(NPZ, 700_000), "the checksum of 'cls.npy' does not match"),
+        ("a.npz", changed(NPZ, 140), "the header of its array"),
+        ("download", changed(NPZ, 700_000), "the checksum of 'cls.npy' does not match"),
+        ("a.safetensors", SAFETENSORS[:-1], ""),
+        ("a.safetensors", SAFETENSORS + b"\0", ""),
+        ("a.pth", changed(TORCH, 3300), "the checksum of 'torch_zip/data/0' does not"),
+        ("a.pth", LEGACY[:-1], "its storage"),
+    ],
+)
+def test_a_damaged_file_does_not_get_into_the_cache(
+    server, tmp_path, caplog, name, content, reason
+):
+    damaged = server.put(f"/1/{name}", content=content)
+    with pytest.raises(UserError) as caught:
+        fetch(damaged)
+    assert f"{damaged}: what came cannot be read: {reason}" in str(caught.value)
+    assert ".partial" not in str(caught.value)
+    assert left(tmp_path) == []
+    whole = server.put("/2/a.npz")
+    assert fetch(row(damaged, whole)).read_bytes() == NPZ
+    assert f"not downloaded from {damaged}: what came cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.pth", TORCH), ("a.bin", LEGACY), ("a.safetensors", SAFETENSORS)],
+)
+def test_a_whole_file_of_any_kind_gets_there(server, name, content):
+    assert fetch(server.put(f"/{name}", content=content)).read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["VIT_JAX_OFFLINE", "HF_HUB_OFFLINE"])
@@ -470,8 +595,6 @@ def hub(server, monkeypatch):
 
 
 def safetensors(**arrays):
-    from safetensors.numpy import save
-
     return save(arrays)
 
 
@@ -560,6 +683,77 @@ def test_a_failure_names_like_weights_that_others_have(server):
     name = "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0"
     with pytest.raises(UserError, match=r"vit_large_patch16_224.augreg_in21k\b"):
         fetch(dataclasses.replace(zoo.MODELS[name], mirrors=(Mirror(url),)))
+
+
+@pytest.fixture
+def make_weights(random_params):
+    """Writes a model of width 64 and two blocks to NAME.npz or NAME.safetensors."""
+    sizes = {"width": 64, "depth": 2, "mlp_dim": 32, "num_heads": 1, "num_classes": 3}
+    architecture = Architecture(
+        **sizes, patch_size=(4, 4), image_size=(8, 8), gelu="exact"
+    )
+    config, preprocessing = to_plain(default_config()), Preprocessing((8, 8))
+    description = Description(architecture, preprocessing, (), config, 0)
+    formats = {".npz": "google", ".safetensors": "timm"}
+
+    def make(path):
+        params = unflatten(random_params(architecture))
+        return save_weights(description, params, path, formats[path.suffix])
+
+    return make
+
+
+def cached(url):
+    """Where a file that is fetched by hand belongs."""
+    path = cache_dir() / download._place(url)
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_another_model_in_the_cache_is_not_taken_for_the_named_one(make_weights):
+    path = cached(find("B/16").mirrors[0].url)
+    make_weights(path)
+    with pytest.raises(UserError) as caught:
+        load_weights("B/16")
+    message = str(caught.value)
+    assert message.startswith(f"{path} holds another model than B_16-i21k-300ep")
+    assert "  width: 64 in the file, 768 expected\n" in message
+    assert load_weights(path).description.architecture.width == 64  # as it says
+
+
+def test_another_model_at_a_published_address_is_refused(hub, make_weights, tmp_path):
+    name = "vit_small_patch16_224.augreg_in21k_ft_in1k"
+    content = make_weights(tmp_path / "x.safetensors").read_bytes()
+    hub(f"timm/{name}", model__safetensors=content)
+    for source in (name, f"hf:timm/{name}"):
+        with pytest.raises(UserError, match="width: 64 in the file, 384 expected"):
+            load_weights(source)
+    hub("timm/mine", model__safetensors=content)
+    assert load_weights("hf:timm/mine").description.architecture.width == 64
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(server, monkeypatch):
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = []
+    for i, stream in enumerate((Terminal(), io.StringIO())):
+        out = io.StringIO()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", stream)
+            patched.setattr(sys, "stdout", out)
+            fetch(server.put(f"/{i}/weights.npz"))
+        assert out.getvalue() == ""
+        shown.append(stream.getvalue())
+    assert "weights.npz" in shown[0]
+    assert "1.2/1.2 MB" in shown[0]
+    assert shown[1] == ""
 
 
 def test_secrets_in_an_address_are_not_shown(server):

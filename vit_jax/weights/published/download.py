@@ -83,7 +83,9 @@ def resolve(
     name = re.sub("^gs://", f"{BUCKETS}/", name)
     if re.match("https?://", name):
         row = published_at(name)
-        return Resolved(fetch(name, sha256=sha256, cache=cache), row)
+        mirrors = row.mirrors if row else ()
+        known = next((mirror.sha256 for mirror in mirrors if mirror.url == name), None)
+        return Resolved(fetch(name, sha256=sha256 or known, cache=cache), row)
     if path.is_absolute() or name.startswith((".", "~")):
         raise UserError(_nothing_at(path))
     row = find(name)
@@ -106,25 +108,30 @@ def fetch(
 
     Args:
       source: a row of the table, or an https:// address.
-      sha256: the file must have this checksum, also when it is in the cache already.
+      sha256: the file must have this checksum. That, or else the one in the table, is
+        checked each time, also of what is in the cache already.
       cache: as of `resolve`.
 
     Returns:
       The weights' file, or the index of their shards.
 
     Raises:
-      UserError: each address with its status and where to put the file by hand; or the
-        cache cannot be written.
+      UserError: each address with its status, where to put its file by hand and what
+        is known of its checksum; the file in the cache has another one; or the cache
+        cannot be written.
     """
     mirrors = (Mirror(source),) if isinstance(source, str) else source.mirrors
     folder = pathlib.Path(cache).expanduser() if cache else cache_dir()
     places = [(mirror, folder / _place(mirror.url)) for mirror in mirrors]
     name = shown(source) if isinstance(source, str) else source.name
-    for _, path in places:
+    for mirror, path in places:
         if _in_cache(path):
-            expected = {"sha256": sha256} if sha256 else {}
-            if problem := wrong_checksum(path, expected):
-                raise UserError(f"{path}: {problem}. Remove it to download it again.")
+            known = sha256 or mirror.sha256
+            if problem := wrong_checksum(path, {"sha256": known} if known else {}):
+                raise UserError(
+                    f"{path} is not the file that {shown(mirror.url)} should be: "
+                    f"{problem}. Remove it to download it again."
+                )
             return path
     if offline():
         raise UserError(
@@ -240,17 +247,20 @@ def _place(url: str) -> pathlib.Path:
 
 
 def _by_hand(places: Sequence[tuple[Mirror, pathlib.Path]], sha256: str | None) -> str:
-    mirror, path = places[0]
-    expected = sha256 or mirror.sha256
-    checksum = (
-        "its checksum is not known here"
-        if not expected
-        else f"its SHA-256 {'is' if len(expected) == 64 else 'begins with'} {expected}"
+    lines = "".join(
+        f"\n  {shown(mirror.url)} belongs at {path} ({_known(sha256 or mirror.sha256)})"
+        for mirror, path in places
     )
     return (
-        f"Fetched by other means, {shown(mirror.url)} belongs at {path} ({checksum}); "
-        "or pass the path at which you have it."
+        "Fetch one by other means and put it into the cache, or pass the path at which "
+        f"you have it:{lines}"
     )
+
+
+def _known(sha256: str | None) -> str:
+    if not sha256:
+        return "its checksum is not known here"
+    return f"its SHA-256 {'is' if len(sha256) == 64 else 'begins with'} {sha256}"
 
 
 def _nothing_at(path: pathlib.Path) -> str:

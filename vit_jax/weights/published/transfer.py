@@ -18,7 +18,9 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from vit_jax.errors import UserError
 from vit_jax.weights.files.recognise import recognise
+from vit_jax.weights.files.tensors import open_tensors
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -79,9 +81,10 @@ def transfer(
     """Downloads a file unless it is there; it appears only when complete and checked.
 
     Checked are its length, its SHA-256 if one is given, the checksums that the server
-    names (Google's and Hugging Face's do), and whether it is what its ending says. A
-    transfer that broke off is continued, also by a later process, if the file is still
-    the same. Of several threads and processes one downloads and the others wait.
+    names (Google's and Hugging Face's do), whether it is what its ending says, and
+    whether it can be read. A transfer that broke off is continued, also by a later
+    process, if the file is still the same. Of several threads and processes one
+    downloads and the others wait.
 
     Args:
       url: https; http only to this machine.
@@ -117,6 +120,7 @@ def transfer(
             _wrong_length(partial, learned.length)
             or _wrong_kind(partial, path.name)
             or wrong_checksum(partial, checksums)
+            or _unreadable(partial, path.name)
         )
         if problem:
             partial.unlink()
@@ -197,6 +201,8 @@ def _ask(
         response = session.get(url, headers=resume, stream=True, timeout=_TIMEOUT)
     except requests.RequestException as error:
         raise TransferError(url, f"no answer: {_cause(error)}") from None
+    except ValueError as error:
+        raise TransferError(url, f"leads to no address ({error})") from None
     for step in (*response.history, response):
         if problem := _insecure(step.url):
             response.close()
@@ -272,6 +278,21 @@ def _wrong_kind(path: pathlib.Path, name: str) -> str:
     expected = _KINDS.get(ending) or tuple(sum(_KINDS.values(), ()))
     found = recognise(path)
     return "" if found.startswith(expected) else f"what came is {found}"
+
+
+def _unreadable(path: pathlib.Path, name: str) -> str:
+    """Why what is in a file of the right kind and length cannot be read."""
+    if name.endswith(".json"):
+        return ""
+    try:
+        with open_tensors(path) as tensors:
+            # A safetensors file has no checksums, and its header says all its sizes.
+            for tensor in () if tensors.kind == "safetensors" else tensors.specs:
+                tensors.read(tensor)
+    except UserError as error:
+        # The cause does not name the partial file, nor ask to fetch it again.
+        return f"what came cannot be read: {error.__cause__ or error}"
+    return ""
 
 
 def _digest(path: pathlib.Path, algorithm: str) -> str:
