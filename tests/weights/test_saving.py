@@ -1,12 +1,17 @@
 import dataclasses
 import json
 import logging
+import pathlib
 import resource
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax import convert
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
@@ -182,6 +187,9 @@ def test_fixed_positions_are_written_out_where_they_have_no_name(tmp_path, caplo
         ("huggingface", "x.safetensors", "a directory"),
         ("timm", "x.npz", "a file NAME.safetensors or a directory"),
         ("gogle", "x.npz", "did you mean 'google'"),
+        (None, "x.npz", "no format 'None': choose from google, .*, vit_jax"),
+        (["google"], "x.npz", "choose from google, big_vision, .*, vit_jax"),
+        (np.savez, "x.npz", "choose from google, big_vision, .*, vit_jax"),
     ],
 )
 def test_the_destination_must_suit_the_format(format, name, expected, tmp_path):
@@ -189,6 +197,141 @@ def test_the_destination_must_suit_the_format(format, name, expected, tmp_path):
     with pytest.raises(UserError, match=expected):
         save_weights(description, params, tmp_path / name, format)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("gs://bucket/x.npz", "https://host/x.npz", "file:///tmp/x.npz"),
+        *("here/gs://bucket/x.npz", pathlib.Path("gs://bucket/x.npz")),
+    ],
+)
+def test_an_address_is_no_destination(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    description, params = _model(PLAIN)
+    with pytest.raises(UserError, match=r"is an address, .*path on this machine"):
+        save_weights(description, params, address, "google")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["vit_jax", "google", "timm"])
+def test_parameters_of_another_model_are_refused(format, tmp_path):
+    description, params = _model(EXACT)
+    params["extra"] = {"bias": np.zeros(3)}
+    params["norm"] = {"scale": params["norm"]["scale"][:5]}
+    params["head"]["bias"][1] = np.nan
+    params["cls"][:] = -np.inf
+    path = tmp_path / ("x.npz" if format == "google" else "x.safetensors")
+    path.write_bytes(b"old")
+    with pytest.raises(UserError) as error:
+        save_weights(description, params, path, format)
+    assert str(error.value).splitlines()[1:-1] == [
+        "  1 missing: norm/bias",
+        "  1 unexpected: extra/bias",
+        "  1 different: norm/scale (expected [64], found [5])",
+        "  2 with values that are not finite: 'cls', 'head/bias'",
+    ]
+    assert [x.name for x in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (lambda params: params | {"cls": np.full((1, 1, 64), "a")}, "not finite: 'cls"),
+        (lambda params: params | {"cls": None}, "1 missing: cls"),
+        (lambda params: params | {"cls": 3.0}, r"cls \(expected \[1, 1, 64\], found"),
+        (lambda params: {}, r"\d+ missing: blocks_00/"),
+        (lambda params: [params], r"\d+ unexpected: 0/blocks_00/"),
+    ],
+)
+def test_what_are_no_parameters_is_refused(wrong, problem, tmp_path):
+    description, params = _model(PLAIN)
+    with pytest.raises(UserError, match=problem):
+        save_weights(description, wrong(params), tmp_path / "x.npz", "google")
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_another_type_are_finite_too(tmp_path):
+    description, params = _model(PLAIN)
+    for dtype in (jnp.bfloat16, np.float16, np.int32):
+        params["cls"] = np.ones((1, 1, 64), dtype)
+        save_weights(description, params, tmp_path / "x.npz", "google")
+        found = load_weights(tmp_path / "x.npz").params["cls"]
+        np.testing.assert_array_equal(found, np.ones((1, 1, 64), np.float32))
+    params["cls"] = np.full((1, 1, 64), np.nan, jnp.bfloat16)
+    with pytest.raises(UserError, match="1 with values that are not finite: 'cls'"):
+        save_weights(description, params, tmp_path / "x.npz", "google")
+
+
+def _head(path):
+    return load_weights(path).params["head"]["bias"]
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [("google", "x.npz"), ("vit_jax", "x.safetensors"), ("timm", "x.safetensors")],
+)
+def test_an_old_file_is_replaced_also_by_itself(
+    format, name, tmp_path, make_workdir, run_command, capsys
+):
+    path = tmp_path / name
+    description, params = _model(EXACT)
+    for bias in ([1, 2, 3], [4, 5, 6]):
+        params["head"]["bias"] = np.array(bias, np.float32)
+        save_weights(description, params, path, format)
+        np.testing.assert_array_equal(_head(path), bias)
+    save_weights(*load_weights(path), path, format)
+    np.testing.assert_array_equal(_head(path), [4, 5, 6])
+    run_command(convert, path, path, f"--to={format}")
+    np.testing.assert_array_equal(_head(path), [4, 5, 6])
+    workdir = make_workdir(tmp_path / "run")
+    run_command(convert, workdir, path, f"--to={format}")
+    np.testing.assert_array_equal(_head(path), _head(workdir))
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["run", name]
+    assert capsys.readouterr().out.count(f"wrote {path} in ") == 2
+
+
+def test_a_directory_is_not_converted_onto_itself(tmp_path, run_command):
+    path = tmp_path / "model"
+    save_weights(*_model(EXACT), path, "huggingface")
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(SystemExit, match="is not empty"):
+        run_command(convert, path, path, "--to=huggingface")
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert [x.name for x in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.safetensors"])
+def test_a_conversion_that_cannot_be_written_leaves_the_old_file(name, tmp_path):
+    format = {"x.npz": "google", "x.safetensors": "timm"}[name]
+    path = tmp_path / name
+    save_weights(*_model(EXACT), path, format)
+    before = path.read_bytes()
+    program = (
+        "import resource, sys; from vit_jax import command, convert; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); "
+        "command.run(convert.main, convert.FLAGS)"
+    )
+    command = [sys.executable, "-c", program, path, path, f"--to={format}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert f"{path} cannot be written: " in done.stderr
+    assert "Nothing was changed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == before
+    assert [x.name for x in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [("mine/x.npz", "google"), ("mine/x", "huggingface")]
+)
+def test_a_file_where_a_directory_should_be_is_left_alone(name, format, tmp_path):
+    (tmp_path / "mine").write_bytes(b"old")
+    with pytest.raises(UserError, match=r"cannot be written.*Nothing was changed"):
+        save_weights(*_model(EXACT), tmp_path / name, format)
+    assert [x.name for x in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine").read_bytes() == b"old"
 
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path):

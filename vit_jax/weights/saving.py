@@ -5,17 +5,22 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
+from vit_jax.models import AnyArchitecture, abstract_params
+from vit_jax.weights.files.contents import shortened
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.formats.known import find_format, to_tensors
 from vit_jax.weights.formats.single_file import as_single_file
@@ -56,13 +61,15 @@ def save_weights(
       The path. What the format's files cannot say is logged.
 
     Raises:
-      UserError: the format cannot express the model (says what), or the path cannot be
-        written; then nothing has changed.
+      UserError: there is no such format, or it cannot express the model (says what);
+        the parameters are not those of the architecture, or not finite; or the path
+        cannot be written. Then nothing has changed.
     """
-    path = pathlib.Path(path).expanduser().absolute()
     if format != "vit_jax":
-        find_format(format)
+        find_format(str(format))
+    path = _local(path)
     suffix = _suffix(path, format)
+    _check_params(description.architecture, params)
     if format == "vit_jax":
         arrays, metadata = as_single_file(description, params)
         companions, lost = {}, []
@@ -94,6 +101,46 @@ def save_weights(
     for sentence in lost:
         logger.warning("%s: %s", path.name, sentence)
     return path
+
+
+def _local(path: str | pathlib.Path) -> pathlib.Path:
+    """The absolute path; UserError of an address, which would become a directory."""
+    # pathlib makes one slash of two.
+    if re.search(r"^[\w+.-]+:/|://", os.fspath(path)):
+        raise UserError(
+            f"{path} is an address, and weights are written to a path on this machine: "
+            "save them to one, then copy them there"
+        )
+    return pathlib.Path(path).expanduser().absolute()
+
+
+def _check_params(architecture: AnyArchitecture, params: Mapping[str, Any]) -> None:
+    """Raises unless what is written could be read again."""
+    arrays = jax.tree.map(np.asarray, params)
+    problems = compare_trees(abstract_params(architecture), arrays).splitlines()
+    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
+    odd = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, array in leaves
+        if not _is_finite(array)
+    ]
+    if odd:
+        problems.append(f"{len(odd)} with values that are not finite: {shortened(odd)}")
+    if problems:
+        raise UserError(
+            "the parameters cannot be saved, because not all are what the model's "
+            "architecture has, finite numbers of its shapes:\n"
+            + "".join(f"  {problem}\n" for problem in problems)
+            + "Save those that were trained with this architecture, from a step before "
+            "the training diverged if it did."
+        )
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    try:
+        return bool(np.isfinite(array).all())
+    except TypeError:  # of what is no number
+        return False
 
 
 def _suffix(path: pathlib.Path, format: str) -> str:
