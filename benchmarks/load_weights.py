@@ -5,7 +5,8 @@
 Makes a file of random weights, then reads it in a fresh process each time, in turns:
 all arrays with numpy.load, and the model with vit_jax.load. Imports and the start of
 JAX are not counted. Prints medians, their ratio, and the peak of resident memory beyond
-what the process had before, in units of the parameters' size.
+what the process had before, in units of the parameters' size. Exits with 1, and says
+why, if the ratio or the peak of vit_jax.load is more than 1.5.
 """
 
 import argparse
@@ -15,6 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+
+MOST_TIME = 1.5  # of that of numpy.load
+MOST_MEMORY = 1.5  # of that of the parameters
 
 COMMON = """
 import json, pathlib, sys, threading, time
@@ -51,7 +55,7 @@ print(json.dumps({"seconds": seconds, "peak": peak - before}))
 """
 
 
-def main():
+def main() -> int:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", default="L/16")
@@ -67,12 +71,35 @@ def main():
                 if run:  # the first fills the cache of pages
                     found.append(measured)
     print(f"{arguments.variant}, {size / 1e6:.0f} MB of parameters")
-    seconds = {}
+    seconds, peak = {}, {}
     for how, found in results.items():
         seconds[how] = statistics.median(x["seconds"] for x in found)
-        peak = statistics.median(x["peak"] for x in found)
-        print(f"  {how:8} {seconds[how]:6.2f} s   peak {peak / size:.2f} × parameters")
-    print(f"  ratio    {seconds['vit_jax'] / seconds['numpy']:6.2f}")
+        peak[how] = statistics.median(x["peak"] for x in found) / size
+        print(f"  {how:8} {seconds[how]:6.2f} s   peak {peak[how]:.2f} × parameters")
+    ratio = seconds["vit_jax"] / seconds["numpy"]
+    print(f"  ratio    {ratio:6.2f}")
+    problems = exceeded(ratio, peak["vit_jax"])
+    for problem in problems:
+        print(f"FAILED: {problem}")
+    return int(bool(problems))
+
+
+def exceeded(ratio: float, peak: float) -> list[str]:
+    """Which bounds loading does not keep, a sentence each.
+
+    Args:
+      ratio: its time, in that of numpy.load.
+      peak: its memory, in that of the parameters.
+    """
+    kinds = (
+        ("time", ratio, MOST_TIME, "that of numpy.load"),
+        ("peak of memory", peak, MOST_MEMORY, "the parameters"),
+    )
+    return [
+        f"the {what} is {value:.2f} × {unit}, at most {most} × is allowed"
+        for what, value, most, unit in kinds
+        if value > most
+    ]
 
 
 def _write(variant: str, path: pathlib.Path) -> int:
@@ -115,4 +142,4 @@ def _measure(path: pathlib.Path, how: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
