@@ -4,40 +4,22 @@ import dataclasses
 import os
 
 from vit_jax.data import digits, folders, splits, tfds_sets
+from vit_jax.data.examples import DatasetInfo, Kind
 from vit_jax.errors import UserError
 
+__all__ = ["PRESETS", "DatasetInfo", "default_splits", "describe", "find", "locate"]
 
-@dataclasses.dataclass(frozen=True)
-class DatasetInfo:
-    """What planning a run needs to know of its data.
-
-    Attributes:
-      name: as given.
-      num_classes: width of the model's head.
-      num_examples: split → number of examples.
-      class_names: None where only the data itself would tell.
-      train_split, eval_split: the defaults, or what `describe` was asked for.
-      multi_label: an example may have any number of labels.
-    """
-
-    name: str
-    num_classes: int
-    num_examples: dict[str, int]
-    class_names: tuple[str, ...] | None
-    train_split: str
-    eval_split: str
-    multi_label: bool = False
+# The only list of them; `find` is the only place that tells them apart.
+KINDS: dict[str, Kind] = {
+    "digits": digits,
+    "image folder": folders,
+    "tensorflow-datasets": tfds_sets,
+}
 
 
 def _preset(name, num_classes, train_split, eval_split, num_examples, **more):
-    more = {"class_names": None, **more}
     return DatasetInfo(
-        name,
-        num_classes,
-        num_examples,
-        train_split=train_split,
-        eval_split=eval_split,
-        **more,
+        name, num_classes, num_examples, None, train_split, eval_split, **more
     )
 
 
@@ -49,14 +31,7 @@ def _preset(name, num_classes, train_split, eval_split, num_examples, **more):
 PRESETS: dict[str, DatasetInfo] = {
     info.name: info
     for info in (
-        _preset(
-            "digits",
-            digits.Digits.num_classes,
-            "train",
-            "test",
-            digits.NUM_EXAMPLES,
-            class_names=digits.CLASS_NAMES,
-        ),
+        digits.describe(),
         _preset("cifar10", 10, "train", "test", {"train": 50_000, "test": 10_000}),
         _preset("cifar100", 100, "train", "test", {"train": 50_000, "test": 10_000}),
         _preset(
@@ -133,27 +108,40 @@ def default_splits(dataset: str, data_dir: str = "") -> tuple[str, str]:
     return info.train_split, info.eval_split
 
 
-def is_folder(dataset: str) -> bool:
-    """Whether `dataset` means a folder on this machine, existing or not.
+def find(dataset: str) -> tuple[str, str]:
+    """Which of `KINDS` a dataset is, and its place: an absolute path, or its name.
 
     A preset is never a folder; "./cifar10" is how to name a folder called so.
+
+    Raises:
+      UserError: nothing given, or a folder of several prepared sets.
     """
     if not dataset:
         raise UserError(
             "no dataset given: expected 'digits', a folder of images, or the name of a "
             "tensorflow-datasets set"
         )
+    if dataset == "digits":
+        return "digits", dataset
+    if not _is_path(dataset):
+        return "tensorflow-datasets", dataset
+    path = _absolute(dataset)
+    if tfds_sets.prepared_folder(path):
+        return "tensorflow-datasets", path
+    return "image folder", path
+
+
+def locate(dataset: str, data_dir: str = "") -> tuple[str, str]:
+    """Both as they mean the same from every current directory: paths absolute."""
+    return find(dataset)[1], _absolute(data_dir) if data_dir else ""
+
+
+def _is_path(dataset: str) -> bool:
+    """Whether `dataset` means something on this machine, existing or not."""
     if dataset in PRESETS:
         return False
     looks_like_a_path = dataset.startswith((".", "~", os.sep)) or dataset.endswith("/")
     return looks_like_a_path or os.path.exists(dataset)
-
-
-def locate(dataset: str, data_dir: str = "") -> tuple[str, str]:
-    """Both as they mean the same from every current directory: folders absolute."""
-    if is_folder(dataset):
-        dataset = _absolute(dataset)
-    return dataset, _absolute(data_dir) if data_dir else ""
 
 
 def _absolute(path: str) -> str:
@@ -164,30 +152,5 @@ def _absolute(path: str) -> str:
 def _describe(dataset: str, data_dir: str) -> DatasetInfo:
     if dataset in PRESETS:
         return PRESETS[dataset]
-    if is_folder(dataset):
-        path = os.path.expanduser(dataset)
-        prepared = tfds_sets.prepared_folder(path)
-        if prepared is None:
-            listing = folders.list_folder(path)
-            return DatasetInfo(
-                dataset,
-                len(listing.class_names),
-                listing.num_examples,
-                listing.class_names,
-                listing.train_split,
-                listing.eval_split,
-            )
-        builder = tfds_sets.open_folder(prepared)
-    else:
-        builder = tfds_sets.open_name(dataset, data_dir)
-    names = tfds_sets.class_names(builder)
-    train_split, eval_split = tfds_sets.default_splits(builder)
-    return DatasetInfo(
-        dataset,
-        len(names),
-        tfds_sets.num_examples(builder),
-        names,
-        train_split,
-        eval_split,
-        tfds_sets.is_multi_label(builder),
-    )
+    kind, place = find(dataset)
+    return dataclasses.replace(KINDS[kind].describe(place, data_dir), name=dataset)

@@ -8,11 +8,21 @@ import functools
 import numpy as np
 
 from vit_jax.data import splits
-from vit_jax.data.examples import Example
+from vit_jax.data.examples import DatasetInfo, Example
 from vit_jax.data.stable import stable_hash
 
 CLASS_NAMES = tuple("0123456789")
 NUM_EXAMPLES = {"train": 1437, "test": 360}
+
+
+def describe(place: str = "digits", _data_dir: str = "") -> DatasetInfo:
+    return DatasetInfo(
+        place, len(CLASS_NAMES), NUM_EXAMPLES, CLASS_NAMES, "train", "test"
+    )
+
+
+def open_split(_place: str, split: str, _data_dir: str = "") -> "Digits":
+    return Digits(split)
 
 
 class Digits:

@@ -1,5 +1,6 @@
-"""What every kind of data set looks like to the pipeline: a sequence of examples."""
+"""What every kind of data set looks like: facts to plan with, and then examples."""
 
+import dataclasses
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,3 +35,37 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What planning a run needs to know of its data.
+
+    Attributes:
+      name: as given.
+      num_classes: width of the model's head.
+      num_examples: split → number of examples.
+      class_names: None where only the data itself would tell.
+      train_split, eval_split: the defaults, or what `describe` was asked for.
+      multi_label: an example may have any number of labels.
+    """
+
+    name: str
+    num_classes: int
+    num_examples: dict[str, int]
+    class_names: tuple[str, ...] | None
+    train_split: str
+    eval_split: str
+    multi_label: bool = False
+
+
+class Kind(Protocol):
+    """The two functions of a module that reads one kind of data set.
+
+    `place` is the absolute path of the data, or the name of what has none; `data_dir`
+    is where tensorflow-datasets keeps its sets.
+    """
+
+    def describe(self, place: str, data_dir: str, /) -> DatasetInfo: ...
+
+    def open_split(self, place: str, split: str, data_dir: str, /) -> Source: ...

@@ -5,7 +5,7 @@ import dataclasses
 import os
 
 from vit_jax.data import splits
-from vit_jax.data.examples import Example
+from vit_jax.data.examples import DatasetInfo, Example
 from vit_jax.data.preprocessing import read_file
 from vit_jax.data.stable import stable_hash
 from vit_jax.errors import UserError
@@ -42,6 +42,22 @@ class Listing:
     @property
     def num_examples(self) -> dict[str, int]:
         return {name: len(files) for name, files in self.files.items()}
+
+
+def describe(place: str, _data_dir: str = "") -> DatasetInfo:
+    listing = list_folder(place)
+    return DatasetInfo(
+        place,
+        len(listing.class_names),
+        listing.num_examples,
+        listing.class_names,
+        listing.train_split,
+        listing.eval_split,
+    )
+
+
+def open_split(place: str, split: str, _data_dir: str = "") -> "ImageFolder":
+    return ImageFolder(list_folder(place), split)
 
 
 class ImageFolder:

@@ -1,10 +1,6 @@
 """Opens a data set by name, wherever its examples come from."""
 
-import os
-
-from vit_jax.data import folders, tfds_sets
-from vit_jax.data.datasets import default_splits, is_folder
-from vit_jax.data.digits import Digits
+from vit_jax.data.datasets import KINDS, default_splits, find
 from vit_jax.data.examples import Example, Source
 
 __all__ = ["Example", "Source", "default_splits", "open_source"]
@@ -24,14 +20,5 @@ def open_source(dataset: str, split: str = "", data_dir: str = "") -> Source:
         prepared; the message says what was found and what to do.
     """
     split = split or default_splits(dataset, data_dir)[0]
-    if dataset == "digits":
-        return Digits(split)
-    if is_folder(dataset):
-        path = os.path.expanduser(dataset)
-        prepared = tfds_sets.prepared_folder(path)
-        if prepared is None:
-            return folders.ImageFolder(folders.list_folder(path), split)
-        builder = tfds_sets.open_folder(prepared)
-    else:
-        builder = tfds_sets.open_name(dataset, data_dir)
-    return tfds_sets.TfdsSet(builder, split)
+    kind, place = find(dataset)
+    return KINDS[kind].open_split(place, split, data_dir)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from vit_jax.data import splits
-from vit_jax.data.examples import Example
+from vit_jax.data.examples import DatasetInfo, Example
 from vit_jax.errors import UserError
 
 # What to evaluate on, in order of preference; a set with one split is divided.
@@ -17,6 +17,24 @@ EVALUATION_SPLITS = ("validation", "val", "valid", "test")
 TRAIN_PART, HELD_OUT_PART = "[:90%]", "[90%:]"
 
 _STANDARD_ERROR = 2  # by number: notebooks and tests replace sys.stderr
+
+
+def describe(place: str, data_dir: str) -> DatasetInfo:
+    """See `Kind`; a set that is not prepared is prepared where that is possible."""
+    builder = _builder(place, data_dir)
+    _, multi_label, classes = _labels(builder)
+    return DatasetInfo(
+        place,
+        len(classes.names),
+        num_examples(builder),
+        tuple(classes.names),
+        *_default_splits(builder),
+        multi_label=multi_label,
+    )
+
+
+def open_split(place: str, split: str, data_dir: str) -> "TfdsSet":
+    return TfdsSet(_builder(place, data_dir), split)
 
 
 class TfdsSet:
@@ -59,26 +77,8 @@ class TfdsSet:
         )
 
 
-def class_names(builder) -> tuple[str, ...]:
-    return tuple(_labels(builder)[2].names)
-
-
-def is_multi_label(builder) -> bool:
-    return _labels(builder)[1]
-
-
 def num_examples(builder) -> dict[str, int]:
     return {name: info.num_examples for name, info in builder.info.splits.items()}
-
-
-def default_splits(builder) -> tuple[str, str]:
-    """What to train and to evaluate on unless told otherwise."""
-    names = list(builder.info.splits)
-    train = "train" if "train" in names else names[0]
-    for name in EVALUATION_SPLITS:
-        if name in names and name != train:
-            return train, name
-    return train + TRAIN_PART, train + HELD_OUT_PART
 
 
 def prepared_folder(path: str) -> str | None:
@@ -163,6 +163,22 @@ def prepare_command(name: str, data_dir: str) -> list[str]:
     return ["-m", "vit_jax.prepare", name] + (
         [f"--data_dir={data_dir}"] if data_dir else []
     )
+
+
+def _builder(place: str, data_dir: str):
+    if os.path.isabs(place):
+        return open_folder(prepared_folder(place) or place)
+    return open_name(place, data_dir)
+
+
+def _default_splits(builder) -> tuple[str, str]:
+    """What to train and to evaluate on unless told otherwise."""
+    names = list(builder.info.splits)
+    train = "train" if "train" in names else names[0]
+    for name in EVALUATION_SPLITS:
+        if name in names and name != train:
+            return train, name
+    return train + TRAIN_PART, train + HELD_OUT_PART
 
 
 def _prepare(name: str, data_dir: str, expected_in: str) -> None:
