@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from vit_jax.cache import cache_dir
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
@@ -23,7 +24,7 @@ from vit_jax.models import Architecture
 from vit_jax.weights.formats.layout import unflatten
 from vit_jax.weights.loading import load_weights
 from vit_jax.weights.published import download, transfer, zoo
-from vit_jax.weights.published.download import cache_dir, fetch, resolve
+from vit_jax.weights.published.download import fetch, resolve
 from vit_jax.weights.published.families import Mirror, Published
 from vit_jax.weights.published.names import find
 from vit_jax.weights.saving import save_weights
@@ -540,17 +541,6 @@ def test_a_full_disk_is_one_clear_message(server, monkeypatch):
     monkeypatch.setattr(transfer, "_new_note", full)
     with pytest.raises(UserError, match="No space left on device"):
         fetch(server.put("/a.npz"))
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path):
-    monkeypatch.setenv("VIT_JAX_CACHE", "~/weights")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_dir() == tmp_path / "weights"
-    monkeypatch.delenv("VIT_JAX_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
-    assert str(cache_dir()) == "/var/cache/vit_jax"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_dir() == tmp_path / ".cache" / "vit_jax"
 
 
 def test_addresses_that_only_their_queries_distinguish_are_two_files(server):

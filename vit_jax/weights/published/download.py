@@ -1,10 +1,9 @@
 """Finds weights by path, address or published name; downloads them into a cache.
 
-The cache is $VIT_JAX_CACHE, else $XDG_CACHE_HOME/vit_jax, else ~/.cache/vit_jax; a file
-lies there under the host and path of its address. With VIT_JAX_OFFLINE=1 (or
-HF_HUB_OFFLINE=1) nothing but the cache is used. HF_ENDPOINT names another host that
-serves the Hugging Face hub, HF_TOKEN opens private models there; proxies are those of
-HTTPS_PROXY and NO_PROXY.
+A file lies in the cache (vit_jax/cache.py) under the host and path of its address. With
+VIT_JAX_OFFLINE=1 (or HF_HUB_OFFLINE=1) nothing but the cache is used. HF_ENDPOINT names
+another host that serves the Hugging Face hub, HF_TOKEN opens private models there;
+proxies are those of HTTPS_PROXY and NO_PROXY.
 """
 
 import contextlib
@@ -19,6 +18,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vit_jax.cache import cache_dir
 from vit_jax.errors import UserError
 from vit_jax.weights.published.families import Mirror, Published
 from vit_jax.weights.published.names import (
@@ -59,7 +59,7 @@ def resolve(
       source: a path, a file://, gs:// or https:// address, a published name, or
         "hf:OWNER/NAME[@REVISION][/FILE]" (see `names.find`). What is downloaded
         may end in "#sha256=…", and must then have this checksum.
-      cache: folder to download into; default: see the module's docstring.
+      cache: folder to download into; default: `vit_jax.cache`.
 
     Raises:
       UserError: nothing is there, the name is not known, or no mirror gives the file.
@@ -157,14 +157,6 @@ def fetch(
     others = [] if isinstance(source, str) else alternatives(source)
     hint = f"\nLike it, and elsewhere: {', '.join(others)}." if others else ""
     raise UserError(f"{name} could not be downloaded:{listed}\n{by_hand}{hint}")
-
-
-def cache_dir() -> pathlib.Path:
-    """Where downloads lie; see the module's docstring."""
-    if folder := os.environ.get("VIT_JAX_CACHE"):
-        return pathlib.Path(folder).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "vit_jax"
 
 
 def offline() -> bool:

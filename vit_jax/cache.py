@@ -1,0 +1,51 @@
+"""Where this package keeps what it can fetch or work out again.
+
+$VIT_JAX_CACHE, else $XDG_CACHE_HOME/vit_jax, else ~/.cache/vit_jax.
+"""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def cache_dir() -> pathlib.Path:
+    """The folder; it need not exist."""
+    if folder := os.environ.get("VIT_JAX_CACHE"):
+        return pathlib.Path(folder).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "vit_jax"
+
+
+def load_arrays(name: str) -> dict[str, np.ndarray] | None:
+    """What `store_arrays` has put there; None where there is nothing, or damaged."""
+    try:
+        # Checksums are compared while reading; nothing is ever unpickled.
+        with (
+            open(cache_dir() / name, "rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            return dict(arrays)
+    except Exception:  # whatever the damage, it can all be worked out again
+        return None
+
+
+def store_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keeps arrays under a name such as "labels/3f.npz", completely or not at all.
+
+    A cache that cannot be written is no error.
+    """
+    path = cache_dir() / name
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
