@@ -1,5 +1,6 @@
 """Prepared tensorflow-datasets sets, read where TensorFlow is not installed."""
 
+import io
 import pathlib
 import shutil
 import subprocess
@@ -7,12 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_jax import prepare
 from vit_jax.data import tfds_sets
+from vit_jax.data.augment import parse_chain
 from vit_jax.data.datasets import describe
-from vit_jax.data.decode import decode
-from vit_jax.data.pipeline import eval_batches
+from vit_jax.data.decode import DecodeError, decode
+from vit_jax.data.pipeline import eval_batches, train_batches
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
@@ -161,3 +164,94 @@ def test_the_command_refuses_without_a_traceback():
     assert outcome.returncode == 1
     assert outcome.stderr.startswith("error: expected the name of one dataset, found 0")
     assert outcome.stdout == ""
+
+
+def labelled(write_set, count=12, **options):
+    import tensorflow_datasets as tfds
+
+    features = {"label": tfds.features.ClassLabel(names=["a", "b", "c"])}
+    rng = np.random.default_rng(0)
+    image = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)) for _ in "12"]
+    examples = []
+    for k in range(count):
+        file = io.BytesIO()
+        image[k % 2].save(file, "PNG")
+        file.seek(0)
+        examples.append({"image": file, "label": k % 3})
+    return write_set(features, {"train": examples}, **options)
+
+
+def test_a_record_with_a_wrong_checksum_is_named_and_no_other(write_set):
+    folder = labelled(write_set)
+    (shard,) = folder.glob("*array_record*")
+    image = open_source(str(folder), "train")[7].image
+    data = bytearray(shard.read_bytes())
+    # Every second image is the same one.
+    places = [data.find(image)]
+    while (place := data.find(image, places[-1] + 1)) > 0:
+        places.append(place)
+    data[places[3] + 100] ^= 1
+    shard.write_bytes(data)
+    source = open_source(str(folder), "train[1:]")
+    with pytest.raises(DecodeError, match=r"^small/train\[1:\]\[6\] cannot be read: C"):
+        source[6]
+    assert [source[i].label for i in (5, 7, 0, 10)] == [0, 2, 1, 2]
+    # The next example stands in for it, as it does for the image.
+    assert source.labels().tolist() == [1, 2, 0, 1, 2, 0, 2, 2, 0, 1, 2]
+
+
+def test_a_shard_that_is_cut_short_or_gone_costs_its_own_records(write_set):
+    folder = labelled(write_set, shards=2)
+    first, second = sorted(folder.glob("*array_record*"))
+    for damage in (
+        lambda: second.write_bytes(second.read_bytes()[:-40_000]),
+        lambda: second.write_bytes(b""),
+        second.unlink,
+    ):
+        damage()
+        source = open_source(str(folder), "train")
+        assert len(source) == 12
+        assert [source[i].label for i in range(6)] == [0, 2, 1, 0, 2, 1]
+        for index in range(6, 12):
+            with pytest.raises(DecodeError, match=rf"small/train\[{index}\] cannot be"):
+                source[index]
+        assert source.labels().tolist() == [0, 2, 1, 0, 2, 1] + [0] * 6
+    first.unlink()
+    with pytest.raises(UserError, match=r"no example of small/1\.0\.0/train has a"):
+        open_source(str(folder), "train").labels()
+
+
+def test_fewer_records_than_announced_are_named(write_set):
+    folder = labelled(write_set)
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('["12"]', '["14"]'))
+    source = open_source(str(folder), "train")
+    assert source[11].label == 2
+    with pytest.raises(DecodeError, match=r"small/train\[13\] cannot be read"):
+        source[13]
+
+
+def test_damaged_records_stop_no_thread(write_set):
+    folder = labelled(write_set, shards=2)
+    for shard in folder.glob("*array_record*"):
+        data = bytearray(shard.read_bytes())
+        data[500:30_000:7] = bytes(len(range(500, 30_000, 7)))
+        shard.write_bytes(data)
+    source = open_source(str(folder), "train")
+    transform = parse_chain("resize", (8, 8))
+    with train_batches(
+        source, batch_size=32, transform=transform, seed=0, start=0, stop=4,
+        bad_images="skip", num_threads=4,
+    ) as batches:  # fmt: skip
+        assert sum(int(batch["bad"].sum()) for batch in batches) == 128
+
+
+def test_a_label_that_is_no_class_is_an_error(write_set):
+    import tensorflow_datasets as tfds
+
+    features = {"label": tfds.features.ClassLabel(names=["a", "b"])}
+    rows = [{"label": k} for k in (0, -1, 1)]
+    source = open_source(str(write_set(features, {"train": rows})), "train")
+    with pytest.raises(DecodeError, match=r"\[1\] cannot be read: its label is -1, no"):
+        source[1]
+    assert source.labels().tolist() == [0, 1, 1]

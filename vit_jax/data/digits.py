@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from vit_jax.data import splits
-from vit_jax.data.examples import DatasetInfo, Example
+from vit_jax.data.examples import DatasetInfo, Example, Source
 from vit_jax.data.stable import stable_hash
 
 CLASS_NAMES = tuple("0123456789")
@@ -21,7 +21,7 @@ def describe(place: str = "digits", _data_dir: str = "") -> DatasetInfo:
     )
 
 
-def open_split(_place: str, split: str, _data_dir: str = "") -> "Digits":
+def open_split(_place: str, split: str, _data_dir: str = "") -> Source:
     return Digits(split)
 
 
@@ -33,22 +33,24 @@ class Digits:
     multi_label = False
 
     def __init__(self, split: str):
-        parts = splits.resolve(split, NUM_EXAMPLES, "digits")
+        self._parts = splits.Parts(split, NUM_EXAMPLES, "digits")
         self._images, self._labels = _pixels_and_labels()
-        self._examples = [
-            (name, position, _members()[name][position])
-            for name, positions in parts
-            for position in positions
-        ]
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._parts)
 
     def __getitem__(self, index: int) -> Example:
-        split, position, row = self._examples[index]
+        split, position = self._parts[index]
+        row = _members()[split][position]
         return Example(
             self._images[row], int(self._labels[row]), f"digits/{split}[{position}]"
         )
+
+    def labels(self) -> np.ndarray:
+        return self._labels[self._parts.gather(_members())].astype(np.int32)
+
+    def weights(self) -> np.ndarray:
+        return np.ones(len(self))
 
 
 @functools.cache
@@ -61,7 +63,7 @@ def _pixels_and_labels() -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _members() -> dict[str, list[int]]:
+def _members() -> dict[str, np.ndarray]:
     # Every fifth example of each class to test. The order comes from a hash and not
     # from a random generator, so that no library's version can ever move an example.
     labels = _pixels_and_labels()[1]
@@ -69,6 +71,6 @@ def _members() -> dict[str, list[int]]:
     by_class = sorted(mixed, key=lambda row: labels[row])
     test = set(by_class[::5])
     return {
-        "train": [row for row in mixed if row not in test],
-        "test": [row for row in mixed if row in test],
+        "train": np.array([row for row in mixed if row not in test]),
+        "test": np.array([row for row in mixed if row in test]),
     }

@@ -1,9 +1,13 @@
 """What every kind of data set looks like: facts to plan with, and then examples."""
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from vit_jax.errors import UserError
 
 
 class Example(NamedTuple):
@@ -13,11 +17,13 @@ class Example(NamedTuple):
       image: an encoded file, or pixels as uint8 [h, w, c].
       label: index of the class, or the indices of all classes of a multi-label set.
       name: what to call it in a message: a path, or "digits/test[12]".
+      weight: how much it counts; 1 where the data set does not say.
     """
 
     image: bytes | np.ndarray
     label: int | tuple[int, ...]
     name: str
+    weight: float = 1.0
 
 
 class Source(Protocol):
@@ -35,6 +41,30 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def labels(self) -> np.ndarray:
+        """int32 [n], without decoding an image; UserError of a multi-label set."""
+        ...
+
+    def weights(self) -> np.ndarray:
+        """float64 [n]: every example's weight."""
+        ...
+
+
+def check_single_label(source: Source, name: str) -> None:
+    """Raises UserError unless every example of the source has one label."""
+    if source.multi_label:
+        raise UserError(
+            f"an example of {name} may have several labels, so there is no one class "
+            "to sample by. Sample by weight or uniformly, or name one label an example."
+        )
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their labels: as numbers where all are whole ones."""
+    names = set(names)
+    numbers = all(re.fullmatch("[+-]?[0-9]+", name) for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
 
 
 @dataclasses.dataclass(frozen=True)

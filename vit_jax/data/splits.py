@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from types import SimpleNamespace
 
+import numpy as np
+
 from vit_jax.errors import UserError
 
 
@@ -40,6 +42,36 @@ def resolve(
     if not any(len(positions) for _, positions in parts):
         raise UserError(f"split {spec!r} selects no example. {help_text}")
     return parts
+
+
+class Parts:
+    """What an expression selects, as a sequence of (name of the split, position)."""
+
+    def __init__(self, spec: str, num_examples: Mapping[str, int], dataset: str):
+        """See `resolve`, also for what it raises."""
+        self._parts = resolve(spec, num_examples, dataset)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the splits it takes something from."""
+        return [name for name, _ in self._parts]
+
+    def __len__(self) -> int:
+        return sum(len(positions) for _, positions in self._parts)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        index = range(len(self))[index]
+        for name, positions in self._parts:
+            if index < len(positions):
+                return name, positions[index]
+            index -= len(positions)
+        raise IndexError(index)
+
+    def gather(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Of an array for every split, the elements that are selected."""
+        return np.concatenate(
+            [columns[name][part.start : part.stop] for name, part in self._parts]
+        )
 
 
 def count(spec: str, num_examples: Mapping[str, int], dataset: str) -> int:

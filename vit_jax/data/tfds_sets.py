@@ -7,9 +7,14 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
-from vit_jax.data import splits
-from vit_jax.data.examples import DatasetInfo, Example
+import numpy as np
+
+from vit_jax.data import splits, tfds_labels
+from vit_jax.data.decode import DecodeError
+from vit_jax.data.examples import DatasetInfo, Example, Source, check_single_label
+from vit_jax.data.tfds_labels import WEIGHT_KEY
 from vit_jax.errors import UserError
 
 # What to evaluate on, in order of preference; a set with one split is divided.
@@ -22,43 +27,42 @@ _STANDARD_ERROR = 2  # by number: notebooks and tests replace sys.stderr
 def describe(place: str, data_dir: str) -> DatasetInfo:
     """See `Kind`; a set that is not prepared is prepared where that is possible."""
     builder = _builder(place, data_dir)
-    _, multi_label, classes = _labels(builder)
+    labels = tfds_labels.find(builder)
     return DatasetInfo(
         place,
-        len(classes.names),
+        len(labels.class_names),
         num_examples(builder),
-        tuple(classes.names),
+        labels.class_names,
         *_default_splits(builder),
-        multi_label=multi_label,
+        multi_label=labels.multi_label,
     )
 
 
-def open_split(place: str, split: str, data_dir: str) -> "TfdsSet":
+def open_split(place: str, split: str, data_dir: str) -> Source:
     return TfdsSet(_builder(place, data_dir), split)
 
 
 class TfdsSet:
-    """One split of a prepared set; images stay encoded until they are asked for."""
+    """One split of a prepared set; images stay encoded."""
 
     def __init__(self, builder, split: str):
         import tensorflow_datasets as tfds
 
-        features = builder.info.features
+        every = dict(builder.info.features.items())
+        self._builder, self._labels = builder, tfds_labels.find(builder)
         self._name = f"{builder.info.name}/{split}"
         self._image_key = _feature_key(builder, tfds.features.Image, "image")
-        self._label_key, self.multi_label, classes = _labels(builder)
-        self.class_names = tuple(classes.names)
+        self.class_names = self._labels.class_names
+        self.multi_label = self._labels.multi_label
         # A wrong split gets our message, not tensorflow-datasets'.
-        splits.resolve(split, num_examples(builder), builder.info.full_name)
-        self._records = builder.as_data_source(
-            split,
-            # Every image stays as it is: ours is decoded later, others never.
-            decoders={
-                key: tfds.decode.SkipDecoding()
-                for key, feature in features.items()
-                if isinstance(feature, tfds.features.Image)
-            },
+        self._parts = splits.Parts(split, num_examples(builder), builder.info.full_name)
+        self._records = tfds_labels.raw_records(builder, split)
+        # What else a record holds is nobody's concern, and costs no time.
+        keys = (self._image_key, self._labels.key, WEIGHT_KEY)
+        self._features = tfds.features.FeaturesDict(
+            {key: every[key] for key in keys if key in every}
         )
+        self._decoders = {self._image_key: tfds.decode.SkipDecoding()}
 
     @property
     def num_classes(self) -> int:
@@ -68,12 +72,32 @@ class TfdsSet:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        record = self._records[index]
-        label = record[self._label_key]
-        return Example(
-            record[self._image_key],
-            tuple(int(one) for one in label) if self.multi_label else int(label),
-            f"{self._name}[{index}]",
+        index = range(len(self))[index]
+        name = f"{self._name}[{index}]"
+        try:
+            record: Any = self._features.deserialize_example_np(
+                self._records[index], decoders=self._decoders
+            )
+            label = self._labels.decode(record[self._labels.key])
+            weight = float(record.get(WEIGHT_KEY, 1.0))
+            return Example(record[self._image_key], label, name, weight)
+        except MemoryError:
+            raise
+        except Exception as error:  # a wrong checksum, a file cut short, no such file
+            reason = str(error).strip() or type(error).__name__
+            raise DecodeError(f"{name} cannot be read: {reason}") from error
+
+    def labels(self) -> np.ndarray:
+        check_single_label(self, self._name)
+        return self._column(tfds_labels.all_labels)
+
+    def weights(self) -> np.ndarray:
+        return self._column(tfds_labels.all_weights)
+
+    def _column(self, read) -> np.ndarray:
+        names = self._parts.names
+        return self._parts.gather(
+            {name: read(self._builder, self._labels, name) for name in names}
         )
 
 
@@ -216,29 +240,6 @@ def _check_format(builder, name: str, data_dir: str) -> None:
         )
 
 
-def _labels(builder):
-    """Key of the labels, whether an example has several, and the ClassLabel feature."""
-    import tensorflow_datasets as tfds
-
-    several = {
-        key: feature.feature
-        for key, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Sequence)
-        and isinstance(feature.feature, tfds.features.ClassLabel)
-    }
-    single = {
-        key: feature
-        for key, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.ClassLabel)
-    }
-    # One label is the rule: a Sequence counts only where there is no single label.
-    for multi_label, found in ((False, single), (True, several)):
-        key = "label" if "label" in found else next(iter(found), None)
-        if key is not None and (key == "label" or len(found) == 1):
-            return key, multi_label, found[key]
-    raise _unsuitable(builder, "one feature of class labels (ClassLabel)")
-
-
 def _feature_key(builder, kind, preferred: str) -> str:
     found = [
         key
@@ -249,15 +250,4 @@ def _feature_key(builder, kind, preferred: str) -> str:
         return preferred
     if len(found) == 1:
         return found[0]
-    raise _unsuitable(builder, f"one {preferred}")
-
-
-def _unsuitable(builder, expected: str) -> UserError:
-    features = ", ".join(
-        f"{key} ({type(feature).__name__})"
-        for key, feature in builder.info.features.items()
-    )
-    return UserError(
-        f"the dataset {builder.info.full_name} cannot be classified: expected "
-        f"{expected}, found {features}. Choose a set for image classification."
-    )
+    raise tfds_labels.unsuitable(builder, f"one {preferred}")

@@ -1,0 +1,44 @@
+"""Which classes ImageNet-1k (ILSVRC 2012) has, and what its validation images show.
+
+The image archives say neither. tensorflow-datasets ships both as text; reading that
+imports nothing.
+"""
+
+import functools
+import importlib.util
+import pathlib
+import re
+
+from vit_jax.errors import UserError
+
+# As the official archive of the validation images, unpacked into one folder.
+VALIDATION_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
+
+
+@functools.cache
+def class_names() -> tuple[str, ...]:
+    """The thousand WordNet numbers in the order of the labels, which is sorted."""
+    return _lines("labels.txt")
+
+
+def validation_class(file: str) -> str | None:
+    """The class of ILSVRC2012_val_00000001.JPEG … 00050000; None of other files."""
+    found = VALIDATION_FILE.fullmatch(file)
+    classes = _lines("validation_labels.txt")  # in the order of the files' names
+    number = int(found[1]) if found else 0
+    return classes[number - 1] if 0 < number <= len(classes) else None
+
+
+@functools.cache
+def _lines(name: str) -> tuple[str, ...]:
+    package = importlib.util.find_spec("tensorflow_datasets")
+    assert package is not None and package.submodule_search_locations
+    folder = pathlib.Path(package.submodule_search_locations[0])
+    file = folder / "datasets" / "imagenet2012" / name
+    try:
+        return tuple(file.read_text(encoding="utf-8").split())
+    except OSError as error:
+        raise UserError(
+            f"ImageNet's list of labels is not where tensorflow-datasets had it "
+            f"({file}): {error.strerror}. Install tensorflow-datasets 4.9.10."
+        ) from error
