@@ -47,6 +47,8 @@ setup(
         "safetensors>=0.6",
         # Carries the embedded digits.
         "scikit-learn>=1.7",
+        # libjpeg-turbo, without a copy through another image type.
+        "simplejpeg>=1.8",
         "tensorboardX>=2.6.4",
         "tensorflow-datasets>=4.9.10",
         "urllib3>=2.2",

