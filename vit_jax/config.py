@@ -52,13 +52,22 @@ def default_config() -> Config:
     config.bad_images = "replace"
     # The same in evaluation, where nothing may stand in for an image: "error", "skip".
     config.eval_bad_images = "error"
-    # Threads that read and decode.
+    # Share of unreadable training images, 0 to 1, that is too much: the run stops.
+    config.max_bad_images = 0.1
+    # Which examples: "uniform" = each once an epoch; "balanced" = all classes alike;
+    # "weighted" = as the data's weights say (which else scale the examples' losses).
+    config.sampling = "uniform"
+    # Threads that read and decode; with processes, in each of these.
     config.loader_threads = 8
+    # Processes that do so beside this one; 0 = its own threads alone (docs/data.md).
+    config.loader_processes = 0
 
     config.augment = ConfigDict()
     # Chains of operations joined by "|"; see vit_jax/data/augment.py for the names.
     config.augment.train = "inception_crop|flip_lr"
     config.augment.eval = "resize"
+    # How often an example stands in a batch, each time augmented anew.
+    config.augment.repeats = 1
 
     # --- Model ---
     config.model = ConfigDict()
@@ -168,6 +177,7 @@ def default_config() -> Config:
 CHOICES = {
     "bad_images": ("replace", "skip", "error"),
     "eval_bad_images": ("error", "skip"),
+    "sampling": ("uniform", "balanced", "weighted"),
     "model.pooling": ("cls", "gap", "map"),
     "model.posemb": ("learned", "sincos2d"),
     "model.gelu": ("tanh", "exact"),
@@ -186,7 +196,10 @@ RANGES = {
     "seed": (0, 2**32 - 1),
     "batch_size": (1, math.inf),
     "eval_batch_size": (1, math.inf),
+    "max_bad_images": (0.0, 1.0),
     "loader_threads": (1, 1024),
+    "loader_processes": (0, 1024),
+    "augment.repeats": (1, math.inf),
     "model.width": (0, math.inf),
     "model.depth": (0, math.inf),
     "model.mlp_dim": (0, math.inf),
@@ -284,6 +297,11 @@ def problems(config: Config, *, num_devices: int) -> list[str]:
             found.append(
                 f"batch_size={config.batch_size} must be divisible by {num_devices} "
                 f"devices × accum_steps={config.accum_steps} = {unit}: use {nearest}"
+            )
+        if config.augment.repeats >= 1 and config.batch_size % config.augment.repeats:
+            found.append(
+                f"augment.repeats={config.augment.repeats} must divide "
+                f"batch_size={config.batch_size}"
             )
     if not config.model.variant:
         found += _architecture_without_variant(config)

@@ -4,6 +4,9 @@ import collections
 import io
 import itertools
 import logging
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +22,7 @@ from vit_jax.data.decode import DecodeError
 from vit_jax.data.examples import Example
 from vit_jax.data.pipeline import eval_batches, train_batches
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
 SIZE = (6, 6)
@@ -332,9 +336,72 @@ def test_memory_that_waits_is_bounded():
     assert len(read) <= 64 * (3 + pipeline._PREFETCHED_BATCHES + 1)
 
 
+def from_processes(stop, **options):
+    return train_batches(
+        open_source("digits"),
+        batch_size=40,
+        transform=parse_chain("inception_crop", SIZE),
+        seed=1,
+        stop=stop,
+        **{"start": 0, "num_threads": 1, "num_processes": 2} | options,
+    )
+
+
+def test_processes_that_load_change_nothing_and_a_dead_one_is_reported():
+    with from_processes(4, num_processes=0, num_threads=0) as batches:
+        expected = list(batches)
+    with from_processes(100_000, start=1) as batches:
+        assert_same(list(itertools.islice(batches, 3)), expected[1:])
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"has died .*code -9.*loader_processes"):
+            collections.deque(batches, maxlen=0)
+    assert not multiprocessing.active_children()
+
+
+def test_what_waits_is_stated():
+    """Two batches ahead, and the one that is being put together."""
+    row = 6 * 6 * 3 + 4 + 4 + 4
+    options = {"transform": AUGMENTED, "seed": 0, "start": 0, "stop": 1}
+    for threads, batches in ((2, 3), (0, 2)):
+        with train_batches(
+            Memory(40), batch_size=64, num_threads=threads, **options
+        ) as found:
+            assert found.waiting_bytes <= batches * 64 * row
+            assert found.waiting_bytes >= 64 * row
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "weighted"])
+def test_weights_count_once(sampling):
+    """In the mask, or in how often an example comes."""
+
+    class Weighted(Memory):
+        def __getitem__(self, index):
+            return super().__getitem__(index)._replace(weight=0.5 + index)
+
+        def weights(self):
+            return 0.5 + np.arange(len(self))
+
+    for batch in train(Weighted(17), stop=4, sampling=sampling):
+        weights = 0.5 + batch["label"] if sampling == "uniform" else 1
+        np.testing.assert_array_equal(batch["mask"], weights * np.ones(5, np.float32))
+    preprocessing = Preprocessing(SIZE)
+    with eval_batches(
+        Weighted(4), batch_size=4, preprocessing=preprocessing
+    ) as batches:
+        np.testing.assert_array_equal(next(batches)["mask"], np.ones(4))
+
+
+def test_repeats_are_augmented_anew():
+    [batch] = train(Memory(17), 6, stop=1, repeats=2)
+    np.testing.assert_array_equal(batch["label"][:3], batch["label"][3:])
+    for first, second in itertools.pairwise(batch["image"][[0, 3]]):
+        assert (first != second).any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"repeats": 2}, "batch_size=5 must be a multiple of it"),
         ({"bad_images": "ignore"}, "'ignore': expected one of replace, skip, error"),
         ({"process_count": 2}, "size 5 cannot be shared by 2 processes; use 4 or 6"),
         ({"batch_size": 0}, "batch size 0 cannot"),

@@ -288,6 +288,11 @@ def test_bad_training_images_are_named_and_counted(
     for name in ("cat/3.png cannot be decoded", "dog/7.png is empty"):
         assert sum(name in message for message in caplog.messages) == 1  # once
 
+    # 96 images are two epochs of 40 and a part of the third.
+    told = [line for line in caplog.messages if line.startswith("epoch ")]
+    assert [line[:8] for line in told] == ["epoch 1:", "epoch 2:"]
+    assert all("images could not be read" in line for line in told)
+
     whole = read_metrics(tmp_path / "whole")
     counts = [line["bad_images"] for line in whole if line["split"] == "train"]
     # 96 images of a set of 40 are two epochs and a part of the third.
@@ -324,6 +329,22 @@ def test_a_run_that_accepts_no_bad_image_stops_and_goes_on(
     train_and_evaluate(config, str(tmp_path / "run"))
     lines = [(line["step"], line["split"]) for line in read_metrics(tmp_path / "run")]
     assert lines == [*((step, "train") for step in (1, 2, 3, 4)), (4, "eval")]
+
+
+def test_too_many_bad_images_stop_a_run_until_they_are_mended(tiny, folder, tmp_path):
+    mend = [damage(folder / f"train/cat/{number}.png") for number in range(12)]
+    config, run = tiny(dataset=str(folder), total_steps=8), str(tmp_path / "run")
+    with pytest.raises(UserError) as error:
+        train_and_evaluate(config, run)
+    text = str(error.value)
+    assert re.search(r"1\d of (48|64) training images could not be read", text)
+    assert "max_bad_images=0.1 allows 10%" in text
+    assert "Stopped at step " in text
+    assert load_description(run).step in (3, 4)
+    for action in mend:
+        action()
+    assert train_and_evaluate(config, run)["examples"] == 7
+    assert load_description(run).step == 8
 
 
 def test_a_folder_of_bad_images_stops(tiny, folder, tmp_path):

@@ -21,7 +21,7 @@ def test_every_fact_is_there(tiny_config, caplog):
         alias_size_in_bytes=2 << 20,
     )
     with caplog.at_level(logging.INFO, "vit_jax"):
-        log_summary(setup, "runs/x", 30, memory)
+        log_summary(setup, "runs/x", 30, memory, 5 << 20)
     rows = dict(re.split(" +", line, maxsplit=1) for line in caplog.messages)
 
     params = sum(x.size for x in jax.tree.leaves(setup.abstract_state().params))
@@ -33,6 +33,7 @@ def test_every_fact_is_there(tiny_config, caplog):
     assert rows["data"] == "digits: train 1,437, test 360; 10 classes"
     assert rows["batch"] == "32 = 4 a device = 2 × 2"
     assert rows["length"] == ("from step 30 to 90 steps of 44.9 an epoch = 2.0 epochs")
+    assert rows["input"] == "2 threads, at most 5 MiB of images ready for later steps"
     assert rows["memory"] == "4 MiB a device for the compiled step"
     assert rows["directory"] == "runs/x"
 

@@ -1,7 +1,7 @@
 """Order, batches, padding and masks; Grain does the reading and prefetching.
 
 Batch k of training is a function of the seed and k alone: example `row` of it is at
-position k · batch_size + row of an endless sequence of shuffled epochs, and its
+position k · batch_size + row of an endless stream (vit_jax/data/order.py), and its
 augmentation draws from a generator of (seed, position). So any number of threads or
 processes, and any batch to start at, give the same stream.
 """
@@ -9,6 +9,7 @@ processes, and any batch to start at, give the same stream.
 import dataclasses
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from vit_jax.data.augment import Chain, Size
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.examples import Example, Source
+from vit_jax.data.order import make_order
 from vit_jax.data.preprocessing import Preprocessing, to_pixels
 from vit_jax.errors import UserError
 
@@ -35,10 +37,13 @@ Batch = dict[str, np.ndarray]
 
 
 class Batches(Iterator[Batch]):
-    """An iterator over batches that owns the threads which load them.
+    """An iterator over batches that owns the threads or processes which load them.
 
     Use it as a context manager, or call `close`; its end and an error close it too.
-    Afterwards none of its threads is alive.
+    Afterwards none of its threads or processes is alive.
+
+    Attributes:
+      waiting_bytes: most memory that loaded images, waiting for their turn, can take.
     """
 
     def __init__(
@@ -48,7 +53,9 @@ class Batches(Iterator[Batch]):
         start: int,
         stop: int,
         rows: int,
+        row_bytes: int,
         num_threads: int | None,
+        num_processes: int = 0,
     ):
         """Starts nothing yet; loading begins with the first batch asked for.
 
@@ -57,24 +64,38 @@ class Batches(Iterator[Batch]):
           start: number of the first batch.
           stop: number after the last batch.
           rows: a batch has in this process.
+          row_bytes: that a row takes.
           num_threads: None = one a core, 0 = load in the caller's thread when asked.
+          num_processes: beside this one, each with so many threads. They escape
+            Python's lock, which many threads wait for, and take seconds to start.
         """
         import grain  # not at import time: it takes a second
 
-        self._load_row = load_row
-        self._rows = rows
-        self._tasks_per_batch = tasks = -(-rows // _ROWS_PER_TASK)
-        self._threads: set[threading.Thread] = set()
+        task = _Task(load_row, rows)
+        tasks = task.per_batch
         threads = _cores() if num_threads is None else num_threads
-        buffer = max(_PREFETCHED_BATCHES * tasks, threads) if threads else 0
-        self._iterator = iter(
+        buffer = max(_PREFETCHED_BATCHES * tasks // max(num_processes, 1), threads)
+        buffer = buffer if threads else 0
+        dataset = (
             grain.MapDataset.range(start * tasks, stop * tasks)
-            .map(self._load_task)
+            .map(task)
             .to_iter_dataset(
                 grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
             )
-            .batch(tasks, batch_fn=_joined)
         )
+        if num_processes:
+            # Of the tasks of a process some wait there, some on their way, some here.
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=num_processes, per_worker_buffer_size=max(buffer, 1)
+                ),
+                worker_init_fn=_prepare_process,
+            )
+        places = 3 * num_processes if num_processes else 1
+        waiting = places * max(buffer, 1) + tasks
+        self.waiting_bytes = waiting * min(_ROWS_PER_TASK, rows) * row_bytes
+        self._threads = task.threads
+        self._iterator = iter(dataset.batch(tasks, batch_fn=_joined))
         self._closed = False
 
     def __next__(self) -> Batch:
@@ -82,8 +103,13 @@ class Batches(Iterator[Batch]):
             raise StopIteration
         try:
             return next(self._iterator)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, RuntimeError) and "exit code" in str(error):
+                raise UserError(
+                    f"a process that loads images has died ({error}). Most often the "
+                    "machine is out of memory: use fewer loader_processes"
+                ) from error
             raise
 
     def __enter__(self) -> "Batches":
@@ -99,15 +125,27 @@ class Batches(Iterator[Batch]):
         while self._threads:
             self._threads.pop().join()
 
-    def _load_task(self, task: int) -> Batch:
+
+class _Task:
+    """Number of a task → the rows of it, stacked. Copies of it work in processes."""
+
+    def __init__(self, load_row: Callable[[int, int], Row], rows: int):
+        self._load_row, self._rows = load_row, rows
+        self.per_batch = -(-rows // _ROWS_PER_TASK)
+        self.threads: set[threading.Thread] = set()  # that have worked here
+
+    def __call__(self, task: int) -> Batch:
         thread = threading.current_thread()
         if thread.name.startswith("grain"):
-            self._threads.add(thread)
-        batch, part = divmod(int(task), self._tasks_per_batch)
+            self.threads.add(thread)
+        batch, part = divmod(int(task), self.per_batch)
         first = part * _ROWS_PER_TASK
         last = min(first + _ROWS_PER_TASK, self._rows)
         loaded = [self._load_row(batch, row) for row in range(first, last)]
         return {key: np.stack([row[key] for row in loaded]) for key in loaded[0]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"threads": set()}
 
 
 def train_batches(
@@ -123,10 +161,14 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
+    num_processes: int = 0,
+    sampling: str = "uniform",
+    repeats: int = 1,
 ) -> Batches:
     """Batches `start` to before `stop` of an endless, shuffled stream.
 
-    Every epoch has every example once; a batch may span the border of two.
+    Every epoch has every example once, unless `sampling` says otherwise; a batch may
+    span the border of two.
 
     Args:
       source: the examples.
@@ -142,11 +184,16 @@ def train_batches(
       process_index: which rows of every batch this process gets.
       process_count: how many processes share a batch.
       num_threads: that load images; None = one a core, 0 = none.
+      num_processes: that load images, with so many threads each; 0 = none, threads of
+        this process alone.
+      sampling: "uniform", "balanced" or "weighted"; see `order.make_order`.
+      repeats: how often an example stands in a batch; see there.
 
     Returns:
       Iterator of this process's rows (b = batch_size / process_count): image uint8
       [b, h, w, c]; label int32 [b], or float32 [b, classes] of zeros and ones; mask
-      float32 [b]; bad int32 [b], 1 where the image could not be read.
+      float32 [b], the example's weight unless it is sampled by it; bad int32 [b], 1
+      where the image could not be read.
 
     Raises:
       UserError: a wrong argument; while iterating, what loading an image raises.
@@ -155,8 +202,14 @@ def train_batches(
     rows = _rows_per_process(batch_size, process_count)
     if seed < 0:
         raise UserError(f"seed={seed}: expected a number of at least 0")
-    order = _Order(len(source), seed)
-    loader = _Loader(source, channels, transform.image_size, bad_images)
+    if repeats < 1 or batch_size % repeats:
+        raise UserError(
+            f"repeats={repeats}: every example is to stand {repeats} times in a batch, "
+            f"so batch_size={batch_size} must be a multiple of it"
+        )
+    order = make_order(source, seed, sampling, repeats, batch_size)
+    weighted = sampling != "weighted"  # else the weights have done their part
+    loader = _Loader(source, channels, transform.image_size, bad_images, weighted)
 
     def load_row(batch: int, row: int) -> Row:
         position = batch * batch_size + process_index * rows + row
@@ -168,7 +221,15 @@ def train_batches(
 
         return loader.load(order[position], pixels)
 
-    return Batches(load_row, start=start, stop=stop, rows=rows, num_threads=num_threads)
+    return Batches(
+        load_row,
+        start=start,
+        stop=stop,
+        rows=rows,
+        row_bytes=loader.row_bytes,
+        num_threads=num_threads,
+        num_processes=num_processes,
+    )
 
 
 def eval_batches(
@@ -214,24 +275,14 @@ def eval_batches(
         return {**loader.load(index, pixels), "index": np.int32(index)}
 
     stop = -(-len(source) // batch_size)
-    return Batches(load_row, start=0, stop=stop, rows=rows, num_threads=num_threads)
-
-
-class _Order:
-    """Position in the endless stream → index of the example."""
-
-    def __init__(self, num_examples: int, seed: int):
-        import grain
-
-        # Grain shuffles epoch e with seed + e: spread the seeds out, or the second
-        # epoch of seed 0 would be the first of seed 1. It takes 32 bits.
-        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self._order = grain.MapDataset.range(num_examples).shuffle(spread).repeat()
-        self._order[0]  # what Grain creates at the first use is not safe from threads
-
-    def __getitem__(self, position: int) -> int:
-        index: Any = self._order[position]
-        return int(index)
+    return Batches(
+        load_row,
+        start=0,
+        stop=stop,
+        rows=rows,
+        row_bytes=loader.row_bytes,
+        num_threads=num_threads,
+    )
 
 
 @dataclasses.dataclass
@@ -242,8 +293,8 @@ class _Loader:
     channels: int
     image_size: Size
     bad_images: str
+    weighted: bool = False  # examples count by their weight
     _named: set[str] = dataclasses.field(default_factory=set)
-    _lock: Any = dataclasses.field(default_factory=threading.Lock)
 
     def load(self, index: int, pixels: Callable[[Example], np.ndarray]) -> Row:
         try:
@@ -263,6 +314,10 @@ class _Loader:
             f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the last ones "
             "are named above. Check that the dataset was copied completely."
         )
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(value.nbytes for value in self.blank().values())
 
     def blank(self) -> Row:
         if self.source.multi_label:
@@ -284,22 +339,31 @@ class _Loader:
             row["label"][classes] = 1
         else:
             row["label"] = classes
-        row.update(image=pixels(example), mask=np.float32(1), bad=np.int32(bad))
+        mask = np.float32(example.weight if self.weighted else 1)
+        row.update(image=pixels(example), mask=mask, bad=np.int32(bad))
         return row
 
     def _name(self, error: DecodeError) -> None:
-        with self._lock:
+        with _NAMING:
             new = str(error) not in self._named
             self._named.add(str(error))
         if new:
             _log.warning("%s (%s)", error, _CONSEQUENCES[self.bad_images])
 
 
+_NAMING = threading.Lock()
 _CONSEQUENCES = {"replace": "another image stands in", "skip": "left out"}
 
 
 def _joined(parts) -> Batch:
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _prepare_process(_index: int, _count: int) -> None:
+    """In a process that loads images, before anything else."""
+    # Ctrl-C goes to all processes of a terminal. The training run decides what becomes
+    # of it, and closes this process in the end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cores() -> int:

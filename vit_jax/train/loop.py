@@ -72,8 +72,6 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
 
         # The program, compiled before the first batch is read.
         compiled = setup.lower().compile()
-        log_summary(setup, workdir, step, compiled.memory_analysis())
-
         batches = stack.enter_context(
             contextlib.closing(
                 train_batches(
@@ -88,8 +86,14 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
                     process_index=jax.process_index(),
                     process_count=jax.process_count(),
                     num_threads=config.loader_threads,
+                    num_processes=config.loader_processes,
+                    sampling=config.sampling,
+                    repeats=config.augment.repeats,
                 )
             )
+        )
+        log_summary(
+            setup, workdir, step, compiled.memory_analysis(), batches.waiting_bytes
         )
         reports = Reports(
             setup,
@@ -100,6 +104,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
             stack.enter_context(MetricWriter(workdir, step)),
             stack.enter_context(Progress(config.total_steps, step)),
             interrupts,
+            (step, int(state.bad_images)),
         )
         return _train(compiled, state, batches, reports)
 

@@ -41,9 +41,13 @@ class Reports:
     writer: MetricWriter
     progress: Progress
     interrupts: Interrupts
+    start: tuple[int, int]  # finished updates and unreadable images before this process
     clock: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     images: int = 0  # since the clock's last lap
     unread: tuple[int, dict[str, jax.Array]] | None = None
+    seen: int = 0  # images since the start of this process, in steps that were read
+    bad_images: int = 0  # of these, unreadable
+    bad_images_told: int = 0  # at the end of the last epoch
 
     def stepped(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics; meanwhile those of the step before are read."""
@@ -55,6 +59,7 @@ class Reports:
     def fetching(self, step: int, state: TrainState) -> Iterator[None]:
         """Around the wait for a training batch."""
         with self.saving_if_data_fail(step, state, "bad_images"), self.clock.waiting():
+            self._refuse_bad_data()
             yield
 
     def due(self, step: int, every: int) -> bool:
@@ -76,11 +81,51 @@ class Reports:
                 f"{values['grad_norm']:g}; training stops. {self._last_good()} "
                 f"{_DIVERGED}"
             )
+        self.seen = (step - self.start[0]) * self.setup.config.batch_size
+        self.bad_images = int(values["bad_images"]) - self.start[1]
+        if step * self.setup.config.batch_size % self._epoch < (
+            self.setup.config.batch_size
+        ):
+            self._tell_bad_images(step)
         if self.due(step, self.setup.config.log_every):
             self.writer.write(step, "train", values)
             lap = self.clock.lap(self.images)
             self.images = 0
             self.progress.update(step, loss=float(values["loss"]), **lap)
+
+    @property
+    def _epoch(self) -> int:
+        """Examples of an epoch."""
+        return self.examples[self.setup.info.train_split]
+
+    def _tell_bad_images(self, step: int) -> None:
+        """At the end of an epoch, of those that could not be read in it."""
+        new = self.bad_images - self.bad_images_told
+        self.bad_images_told = self.bad_images
+        if new:
+            epoch = step * self.setup.config.batch_size // self._epoch
+            share = new / self._epoch
+            logger.warning(
+                "epoch %d: %d images could not be read (%.2g %%); they are named above",
+                epoch,
+                new,
+                100 * share,
+            )
+
+    def _refuse_bad_data(self) -> None:
+        """Raises if too many of the images were unreadable since this process started.
+
+        Not since the run did: once the data are mended, it must be able to go on.
+        """
+        config = self.setup.config
+        enough = self.seen >= min(self._epoch, _ENOUGH_TO_JUDGE)
+        if enough and self.bad_images > config.max_bad_images * self.seen:
+            raise UserError(
+                f"{self.bad_images:,} of {self.seen:,} training images could not be read, "
+                f"and max_bad_images={config.max_bad_images:g} allows "
+                f"{config.max_bad_images:.0%}. Check that the dataset was copied "
+                "completely"
+            )
 
     def evaluate(self, step: int, state: TrainState) -> None:
         """Measures and writes the held-out accuracy, unless that was done before."""
@@ -160,6 +205,8 @@ class Reports:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is that of step {step}."
 
+
+_ENOUGH_TO_JUDGE = 1000  # images: of fewer, a share says little
 
 _DIVERGED = (
     "A lower learning_rate, a longer warm-up or clipping (grad_clip_norm=1) in another "

@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
-def log_summary(setup: Setup, workdir: str, step: int, memory: Any) -> None:
+def log_summary(
+    setup: Setup, workdir: str, step: int, memory: Any, waiting_bytes: int
+) -> None:
     """Logs one line a fact.
 
     Args:
@@ -25,6 +27,7 @@ def log_summary(setup: Setup, workdir: str, step: int, memory: Any) -> None:
       workdir: where it writes.
       step: where it starts.
       memory: `memory_analysis()` of the compiled step, or None if there is none.
+      waiting_bytes: most memory that loaded images take on their way to the step.
     """
     config, mesh, model = setup.config, setup.mesh, setup.architecture
     device = mesh.devices.flat[0]
@@ -54,6 +57,7 @@ def log_summary(setup: Setup, workdir: str, step: int, memory: Any) -> None:
         "length": f"{'from step ' + format(step, ',') + ' to ' if step else ''}"
         f"{config.total_steps:,} steps of {examples / config.batch_size:.1f} "
         f"an epoch = {config.total_steps * config.batch_size / examples:.1f} epochs",
+        "input": _input(config, waiting_bytes),
         "memory": _memory(memory),
         "directory": workdir,
     }
@@ -79,6 +83,15 @@ def out_of_memory_explained(setup: Setup) -> Iterator[None]:
             "same result), --config.model.remat=full (a third more time), "
             f"--config.batch_size={half}, or more devices."
         ) from error
+
+
+def _input(config: Any, waiting_bytes: int) -> str:
+    processes, threads = config.loader_processes, config.loader_threads
+    workers = f"{processes} processes of {threads} threads" if processes else None
+    return (
+        f"{workers or f'{threads} threads'}, at most {waiting_bytes / 2**20:,.0f} MiB "
+        "of images ready for later steps"
+    )
 
 
 def _memory(memory: Any) -> str:

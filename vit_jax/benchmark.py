@@ -1,0 +1,196 @@
+"""Measures how fast this machine feeds a training run.
+
+  python -m vit_jax.benchmark --what=input --config=configs/b16.py:FOLDER
+      [--config.KEY=VALUE ...] [--seconds=10] [--json]
+
+Times the iterator that training uses, on the run's own data, transforms, threads and
+processes. Stages are timed in one thread, by the processor time they take. To measure a
+single core: taskset -c 0 python -m vit_jax.benchmark ...
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import flags
+
+from vit_jax import command
+from vit_jax.errors import UserError
+
+_STAGE_IMAGES = 256
+WHAT = ("input",)
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    command.guard(_main)
+
+
+def _main() -> None:
+    from vit_jax.main import load_recipe
+
+    own = flags.FlagValues()
+    flags.DEFINE_string("what", "input", "what to measure: input", flag_values=own)
+    flags.DEFINE_float(
+        "seconds", 10.0, "how long the whole is timed", lower_bound=0.1, flag_values=own
+    )
+    flags.DEFINE_bool("json", False, "one JSON object on standard output", own)
+    mine = [token for token in sys.argv if token.partition("=")[0].lstrip("-") in own]
+    rest = [token for token in sys.argv[1:] if token not in mine]
+    command.parse(
+        [sys.argv[0], *mine, *{"--help", "-h"} & set(rest)], own, __doc__ or ""
+    )
+    if own.what not in WHAT:
+        raise UserError(f"--what={own.what}: choose from {', '.join(WHAT)}")
+    config, _ = load_recipe([sys.argv[0], *rest])
+    report = measure_input(config, own.seconds)
+    if own.json:
+        print(json.dumps(report, allow_nan=False))
+    else:
+        _print(report)
+
+
+def measure_input(config: Any, seconds: float) -> dict[str, Any]:
+    """Times the input of a training run.
+
+    Args:
+      config: a recipe with the overrides applied.
+      seconds: how long the whole pipeline is timed.
+
+    Returns:
+      `images_per_second` of the whole and `images_per_second_per_core` (of those this
+      process may use); `stages`: {name: {images_per_second_per_core, share of the
+      time}}; `first_batch_seconds` from opening the data on; `waiting`, the share of
+      time that steps wait which take a quarter longer than a batch does here;
+      `peak_bytes` of this process's memory.
+    """
+    from vit_jax import sharding
+    from vit_jax.data.pipeline import cores, train_batches
+    from vit_jax.data.sources import open_source
+    from vit_jax.train.setup import set_up
+
+    setup = set_up(config)
+    config, transform = setup.config, setup.train_transform
+    start = time.perf_counter()
+    source = open_source(config.dataset, setup.info.train_split, config.data_dir)
+
+    def batches(first: int) -> Any:
+        return train_batches(
+            source,
+            batch_size=config.batch_size,
+            transform=transform,
+            channels=setup.architecture.channels,
+            seed=config.seed,
+            start=first,
+            stop=1 << 40,
+            bad_images=config.bad_images,
+            num_threads=config.loader_threads,
+            num_processes=config.loader_processes,
+            sampling=config.sampling,
+            repeats=config.augment.repeats,
+        )
+
+    with batches(0) as stream:
+        batch = next(stream)
+        first = time.perf_counter() - start
+        # What was ready before the clock started does not count.
+        for _ in range(3):
+            sharding.place(next(stream), setup.mesh)
+        count, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds:
+            sharding.place(next(stream), setup.mesh)
+            count += 1
+        rate = count * config.batch_size / elapsed
+        waiting = _waiting(stream, 1.25 * config.batch_size / rate, seconds / 2)
+    stages = _stages(setup, source, batch)
+    total = sum(stages.values())
+    return {
+        "images_per_second": rate,
+        "images_per_second_per_core": rate / cores(),
+        "cores": cores(),
+        "stages": {
+            name: {"images_per_second_per_core": 1 / cost, "share": cost / total}
+            for name, cost in stages.items()
+        },
+        "first_batch_seconds": first,
+        "waiting": waiting,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _waiting(stream: Iterator[Any], step: float, seconds: float) -> float:
+    """Share of time that steps of so many seconds wait for their batch."""
+    from vit_jax.train.metrics import Stopwatch
+
+    clock = Stopwatch()
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        with clock.waiting():
+            next(stream)
+        time.sleep(step)  # as an accelerator computes, without this machine's cores
+    return clock.lap(0)["waiting"]
+
+
+def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
+    """Processor seconds an image, by stage."""
+    import jax
+    import numpy as np
+
+    from vit_jax import sharding
+    from vit_jax.data.preprocessing import to_pixels
+
+    count = min(_STAGE_IMAGES, 4 * len(source))
+    channels, chain = setup.architecture.channels, setup.train_transform
+
+    def timed(action: Callable[[], Any], images: int) -> tuple[float, Any]:
+        start = time.process_time()
+        result = action()
+        return (time.process_time() - start) / images, result
+
+    def augmented(image: Any, position: int) -> Any:
+        return chain(image, np.random.default_rng((0, position)))
+
+    read, examples = timed(
+        lambda: [source[index % len(source)] for index in range(count)], count
+    )
+    decode, pixels = timed(
+        lambda: [to_pixels(e.image, channels, e.name) for e in examples], count
+    )
+    augment, images = timed(
+        lambda: [augmented(image, i) for i, image in enumerate(pixels)], count
+    )
+    stack, _ = timed(lambda: np.stack(images), count)
+    copy, _ = timed(
+        lambda: jax.block_until_ready(sharding.place(batch, setup.mesh)),
+        len(batch["mask"]),
+    )
+    costs = {"read": read, "decode": decode, "augment": augment, "batch": stack}
+    # Too short to be seen by the clock is not free.
+    return {name: max(cost, 1e-9) for name, cost in (costs | {"copy": copy}).items()}
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "images/s/core", "share of the time")
+    for name, stage in report["stages"].items():
+        rate, share = stage["images_per_second_per_core"], stage["share"]
+        table.add_row(name, f"{rate:,.0f}", f"{share:.0%}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"whole pipeline: {report['images_per_second']:,.0f} images/s on "
+        f"{report['cores']} cores, {report['images_per_second_per_core']:,.0f} a core\n"
+        f"first batch after {report['first_batch_seconds']:.1f} s; a step a quarter "
+        f"longer than a batch waits {report['waiting']:.1%} of the time\n"
+        f"peak memory {report['peak_bytes'] / 2**20:,.0f} MiB",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
