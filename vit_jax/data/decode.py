@@ -121,7 +121,7 @@ def _plain_jpeg(data: bytes, channels: int) -> np.ndarray | None:
     wanted, known = _JPEG_COLORS[channels]
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        too_large = height * width > (Image.MAX_IMAGE_PIXELS or 0)
+        too_large = int(height) * int(width) > (Image.MAX_IMAGE_PIXELS or 0)
         if colorspace not in known or too_large or _turned(data):
             return None
         return simplejpeg.decode_jpeg(data, wanted)

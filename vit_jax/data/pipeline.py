@@ -73,7 +73,7 @@ class Batches(Iterator[Batch]):
 
         task = _Task(load_row, rows)
         tasks = task.per_batch
-        threads = _cores() if num_threads is None else num_threads
+        threads = cores() if num_threads is None else num_threads
         buffer = max(_PREFETCHED_BATCHES * tasks // max(num_processes, 1), threads)
         buffer = buffer if threads else 0
         dataset = (
@@ -366,7 +366,8 @@ def _prepare_process(_index: int, _count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux only; knows of containers' limits
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -121,8 +121,8 @@ class Reports:
         enough = self.seen >= min(self._epoch, _ENOUGH_TO_JUDGE)
         if enough and self.bad_images > config.max_bad_images * self.seen:
             raise UserError(
-                f"{self.bad_images:,} of {self.seen:,} training images could not be read, "
-                f"and max_bad_images={config.max_bad_images:g} allows "
+                f"{self.bad_images:,} of {self.seen:,} training images could not be "
+                f"read, and max_bad_images={config.max_bad_images:g} allows "
                 f"{config.max_bad_images:.0%}. Check that the dataset was copied "
                 "completely"
             )
