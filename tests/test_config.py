@@ -100,6 +100,12 @@ def test_the_command_line_s_length_clears_the_recipe_s(given, steps, epochs):
         ({"batch_size": 4}, "= 8: use 8$"),
         ({"accum_steps": 3}, "= 24: use 504 or 528"),
         ({"mesh.data": 0}, "mesh.data=0: must be -1"),
+        ({"mixing.erasing_mode": "pixels"}, "erasing_mode='pixels': .*'pixel'"),
+        ({"mixing.mixup_alpha": -0.2}, "mixup_alpha=-0.2: must be from 0.0"),
+        ({"mixing.erasing_count": 0}, "erasing_count=0: .*nearest is 1"),
+        ({"mixing.cutmix_alpha": 1.0}, "'big_vision' has no CutMix; use mixing.form="),
+        ({"mixing.prob": 0.5}, "'big_vision' mixes every step; use mixing.form=timm"),
+        ({"mixing.binary_targets": True}, "binary_targets with loss=softmax"),
         ({"weight_decay_on": "("}, "no regular expression"),
         ({"model.variant": ""}, "model.variant is empty and so is pretrained"),
         (

@@ -69,6 +69,28 @@ def default_config() -> Config:
     # How often an example stands in a batch, each time augmented anew.
     config.augment.repeats = 1
 
+    # Of whole batches, on the device; see vit_jax/train/mixing.py.
+    config.mixing = ConfigDict()
+    # "big_vision": mixup of every step; "timm": mixup and CutMix, by chance.
+    config.mixing.form = "big_vision"
+    # Both parameters of the beta distribution that mixup draws from; 0 = no mixup.
+    config.mixing.mixup_alpha = 0.0
+    # The same for CutMix, which only the form "timm" has; 0 = no CutMix.
+    config.mixing.cutmix_alpha = 0.0
+    # "timm": share of the steps that mix.
+    config.mixing.prob = 1.0
+    # "timm": share of the steps that mix with CutMix, where mixup is on as well.
+    config.mixing.switch_prob = 0.5
+    # Targets are 1 for every class that a mixed image shows, as in DeiT III; needs the
+    # sigmoid loss.
+    config.mixing.binary_targets = False
+    # Random erasing: share of the images; 0 = none.
+    config.mixing.erasing_prob = 0.0
+    # Filled with noise "pixel" by pixel, one "rand" (random) colour, or the "const" 0.
+    config.mixing.erasing_mode = "pixel"
+    # Rectangles an image at most.
+    config.mixing.erasing_count = 1
+
     # --- Model ---
     config.model = ConfigDict()
     # "B/16", "R50+B/16", "Mixer-B/16" and so on (vit_jax/models/variants.py);
@@ -178,6 +200,8 @@ CHOICES = {
     "bad_images": ("replace", "skip", "error"),
     "eval_bad_images": ("error", "skip"),
     "sampling": ("uniform", "balanced", "weighted"),
+    "mixing.form": ("big_vision", "timm"),
+    "mixing.erasing_mode": ("pixel", "rand", "const"),
     "model.pooling": ("cls", "gap", "map"),
     "model.posemb": ("learned", "sincos2d"),
     "model.gelu": ("tanh", "exact"),
@@ -200,6 +224,12 @@ RANGES = {
     "loader_threads": (1, 1024),
     "loader_processes": (0, 1024),
     "augment.repeats": (1, math.inf),
+    "mixing.mixup_alpha": (0.0, 1000.0),
+    "mixing.cutmix_alpha": (0.0, 1000.0),
+    "mixing.prob": (0.0, 1.0),
+    "mixing.switch_prob": (0.0, 1.0),
+    "mixing.erasing_prob": (0.0, 1.0),
+    "mixing.erasing_count": (1, 64),
     "model.width": (0, math.inf),
     "model.depth": (0, math.inf),
     "model.mlp_dim": (0, math.inf),
@@ -288,7 +318,8 @@ def resolve(config: Config, num_examples: int) -> Config:
 
 def problems(config: Config, *, num_devices: int) -> list[str]:
     """Everything that is wrong with the values of a resolved config, one line each."""
-    found = list(wrong_values(config).values()) + _wrong_length(config)
+    found = list(wrong_values(config).values())
+    found += _wrong_mixing(config) + _wrong_length(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
         if config.batch_size % unit:
@@ -399,6 +430,26 @@ def _out_of_range(config: Config) -> dict[str, str]:
             found[key] = f"{key}={value}: must be {limit}; nearest is {use}"
     if config.mesh.data == 0:
         found["mesh.data"] = "mesh.data=0: must be -1 (all devices) or at least 1"
+    return found
+
+
+def _wrong_mixing(config: Config) -> list[str]:
+    found, mixing = [], config.mixing
+    if mixing.form == "big_vision" and mixing.cutmix_alpha > 0:
+        found.append(
+            f"mixing.cutmix_alpha={mixing.cutmix_alpha}: the form 'big_vision' has no "
+            "CutMix; use mixing.form=timm, or leave it at 0"
+        )
+    if mixing.form == "big_vision" and mixing.prob != 1:
+        found.append(
+            f"mixing.prob={mixing.prob}: the form 'big_vision' mixes every step; use "
+            "mixing.form=timm, or leave it at 1"
+        )
+    if mixing.binary_targets and config.loss != "sigmoid":
+        found.append(
+            f"mixing.binary_targets with loss={config.loss}: several classes may be "
+            "right, which only loss=sigmoid can learn"
+        )
     return found
 
 

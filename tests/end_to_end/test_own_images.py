@@ -195,6 +195,7 @@ _NOT_READING = {
     "with_defaults",
     "problems",
     "_wrong_length",
+    "_wrong_mixing",
     "_architecture_without_variant",
     "to_plain",
     "flat_keys",
@@ -242,5 +243,7 @@ def test_every_config_key_is_read(tiny, tmp_path, monkeypatch, keys_read):
     second.image_size = (12,)
     second.total_steps, second.total_epochs = None, 0.02
     second.augment.train = "resize"
+    second.mixing.form, second.mixing.erasing_prob = "timm", 0.5
+    second.mixing.mixup_alpha = second.mixing.cutmix_alpha = 1.0
     train_and_evaluate(second, "second")
     assert sorted(set(flat_keys(default_config())) - keys_read) == []

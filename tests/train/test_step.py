@@ -1,5 +1,7 @@
 """The step's arithmetic: accumulation, devices, masks, precision."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,3 +189,118 @@ def test_twenty_steps_fit_one_batch(tiny_config, loss):
     _, first = train(tiny_config(**values), steps=1, batches=batches)
     _, last = train(tiny_config(**values), steps=30, batches=batches)
     assert last["loss"] < 0.5 * first["loss"]
+
+
+MIXING = {
+    "big_vision": {"mixing.mixup_alpha": 0.8},
+    "timm": {
+        "mixing.form": "timm",
+        "mixing.mixup_alpha": 0.8,
+        "mixing.cutmix_alpha": 1.0,
+        "mixing.erasing_prob": 0.5,
+        "label_smoothing": 0.1,
+    },
+}
+
+
+def draws(config):
+    """Whether the step draws random numbers."""
+    setup = set_up(config)
+    traced = setup.train_step().trace(setup.abstract_state(), setup.abstract_batch())
+    # Gamma variates, of which mixup's beta variates are made, are a primitive of JAX.
+    return bool(re.search("random_(bits|gamma|split)", str(traced.jaxpr)))
+
+
+def test_only_what_is_on_draws_random_numbers(tiny_config):
+    assert not draws(tiny_config())
+    assert draws(tiny_config(**{"model.dropout_rate": 0.1}))
+    for values in (*MIXING.values(), {"mixing.erasing_prob": 0.1}):
+        assert draws(tiny_config(**values))
+
+
+@pytest.mark.parametrize("form", MIXING)
+def test_mixing_depends_on_neither_devices_nor_microbatches(tiny_config, form):
+    values = {**PLAIN_SGD, **MIXING[form], "batch_size": 32}
+    setup = set_up(tiny_config(**values))
+    start = some_params(setup)
+    # One image has no weight: the same ones are mixed with it.
+    batch = batch_of(setup)
+    batch["mask"][5] = 0.0
+    subtract = lambda a, b: jax.tree.map(np.subtract, a, b)  # noqa: E731
+    plain, metrics = train(tiny_config(**values), batches=[batch])
+    for devices, accum_steps in ((1, 1), (8, 4), (1, 4)):
+        config = tiny_config(**values, accum_steps=accum_steps)
+        other, their_metrics = train(config, devices=devices, batches=[batch])
+        assert_trees_close(
+            subtract(start, other), subtract(start, plain), of_largest=1e-6
+        )
+        for name in metrics:
+            np.testing.assert_allclose(metrics[name], their_metrics[name], rtol=1e-5)
+
+
+def test_mixing_differs_from_step_to_step_and_not_from_run_to_run(tiny_config):
+    values = {**PLAIN_SGD, **MIXING["timm"], "learning_rate": 1e-5}
+    batches = [batch_of(set_up(tiny_config(**values)))] * 2
+    once, first = train(tiny_config(**values), batches=batches)
+    again, _ = train(tiny_config(**values), batches=batches)
+    assert jax.tree.all(jax.tree.map(np.array_equal, once, again))
+    _, second = train(tiny_config(**values), steps=2, batches=batches)
+    assert abs(first["loss"] - second["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("form", MIXING)
+def test_pixels_of_what_does_not_count_reach_nothing(tiny_config, form):
+    values = {**PLAIN_SGD, **MIXING[form], "bad_images": "skip"}
+    batch = batch_of(set_up(tiny_config(**values)))
+    batch["mask"][[2, 7, 8]] = 0.0
+    other = {name: rows.copy() for name, rows in batch.items()}
+    other["image"][[2, 7, 8]] = 0
+    other["label"][[2, 7, 8]] = 0
+    params, metrics = train(tiny_config(**values), batches=[batch])
+    same, their_metrics = train(tiny_config(**values), batches=[other])
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, same))
+    assert metrics == their_metrics
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, lambda own, before: own),
+        ({"label_smoothing": 0.5}, lambda own, before: 0.5 * own + 0.05),
+        ({"mixing.binary_targets": True}, np.maximum),
+    ],
+    ids=["mixed", "smoothed", "binary"],
+)
+def test_targets_of_the_loss_by_hand(tiny_config, values, expected):
+    mixing = {**MIXING["big_vision"], "loss": "sigmoid"}
+    config = tiny_config(**PLAIN_SGD, **mixing, **values)
+    setup = set_up(config)
+    batch = batch_of(setup)
+    # A zero head gives every class ½: the gradient of its bias is ½ − the mean target.
+    state = jax.device_put(
+        setup.new_state(setup.init_params()), sharding.replicated(setup.mesh)
+    )
+    state, metrics = setup.train_step()(state, sharding.place(batch, setup.mesh))
+    own = np.eye(10)[batch["label"]]
+    targets = expected(own, np.roll(own, 1, axis=0)).mean(axis=0)
+    np.testing.assert_allclose(state.params["head"]["bias"] + 0.5, targets, atol=1e-6)
+    # Ties go to class 0. What an image of it gives away of it, another image gets.
+    assert float(metrics["accuracy"]) == pytest.approx(own[:, 0].mean())
+
+
+def test_mixing_moves_one_image_a_partner(tiny_config):
+    values = {**MIXING["timm"], "batch_size": 32, "accum_steps": 2}
+    text = set_up(tiny_config(**values)).lower().compile().as_text()
+    assert "collective-permute" in text
+    assert "all-to-all" not in text
+    assert "all-gather" not in text
+
+
+@pytest.mark.parametrize("form", MIXING)
+def test_mixed_images_train_in_bfloat16(tiny_config, form):
+    config = tiny_config(**MIXING[form], compute_dtype="bfloat16")
+    params, metrics = train(config, steps=2)
+    _, their_metrics = train(tiny_config(**MIXING[form]), steps=2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert np.isfinite(metrics["grad_norm"])
+    assert metrics["loss"] == pytest.approx(their_metrics["loss"], rel=0.02)

@@ -14,6 +14,7 @@ from vit_jax.config import Config
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import PatchModel
 from vit_jax.models.losses import LOSSES, smooth_labels, to_targets
+from vit_jax.train.mixing import Examples, make_mixing
 from vit_jax.train.optimizers import make_schedule
 
 Batch = Mapping[str, Array]
@@ -40,22 +41,28 @@ def make_train_step(
     A batch has `image` uint8 [b, h, w, c], `label` int32 [b] or multi-hot float32
     [b, classes], `mask` float32 [b] (0 = the example does not count) and `bad` int32
     [b]. The metrics are those of this step alone (`bad_images`: of the whole run), so
-    that they do not depend on when the run was last interrupted.
+    that they do not depend on when the run was last interrupted. `accuracy` is the mean
+    of the targets, before smoothing, at the predicted class: of a mixed example what
+    share of it has that label.
     """
     loss_fn, schedule = LOSSES[config.loss], make_schedule(config)
     num_classes = model.architecture.num_classes
+    mixing = make_mixing(config.mixing)
 
     def loss_sum(params: Any, batch: Batch, key: Array) -> tuple[Array, Array]:
         """Sums over the examples, so that microbatches simply add up."""
+        images = batch["image"]
+        if mixing is None:  # otherwise they are normalised already
+            images = preprocessing.normalize(images)
         logits: Any = model.apply(
-            {"params": params},
-            preprocessing.normalize(batch["image"]),
-            train=True,
-            rngs={"dropout": key},
+            {"params": params}, images, train=True, rngs={"dropout": key}
         )
         targets = to_targets(batch["label"], num_classes)
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         right = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
+        if config.mixing.binary_targets:
+            targets = (targets > 0).astype(jnp.float32)
+        # Smoothing a mixture is mixing what was smoothed, so it is done here for both.
         losses = loss_fn(logits, smooth_labels(targets, config.label_smoothing))
         return jnp.sum(losses * batch["mask"]), jnp.sum(right * batch["mask"])
 
@@ -83,6 +90,17 @@ def make_train_step(
         state: TrainState, batch: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        if mixing is not None:
+            key, mixing_key = jax.random.split(key)
+            images, targets, weights = mixing(
+                mixing_key,
+                Examples(
+                    preprocessing.normalize(batch["image"]),
+                    to_targets(batch["label"], num_classes),
+                    batch["mask"],
+                ),
+            )
+            batch = {**batch, "image": images, "label": targets, "mask": weights}
         (loss, right), grads = accumulated(state.params, batch, key)
         # Images that were skipped leave fewer examples than rows.
         count = jnp.maximum(jnp.sum(batch["mask"]), 1.0)
