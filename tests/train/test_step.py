@@ -61,6 +61,16 @@ PLAIN_SGD = {
 }
 
 
+def test_what_all_weigh_alike_changes_nothing(tiny_config):
+    setup = set_up(tiny_config(**PLAIN_SGD))
+    batch = batch_of(setup)
+    light = batch | {"mask": batch["mask"] / 64}
+    expected, metrics = train(tiny_config(**PLAIN_SGD), batches=[batch])
+    found, their_metrics = train(tiny_config(**PLAIN_SGD), batches=[light])
+    assert_trees_close(found, expected, of_largest=1e-6)
+    np.testing.assert_allclose(their_metrics["loss"], metrics["loss"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("accum_steps", [2, 4])
 def test_accumulation_gives_the_large_batch_s_gradients(tiny_config, accum_steps):
     # With a learning rate of 1 the parameters' difference is the gradient.

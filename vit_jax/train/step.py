@@ -102,8 +102,9 @@ def make_train_step(
             )
             batch = {**batch, "image": images, "label": targets, "mask": weights}
         (loss, right), grads = accumulated(state.params, batch, key)
-        # Images that were skipped leave fewer examples than rows.
-        count = jnp.maximum(jnp.sum(batch["mask"]), 1.0)
+        # Images that were skipped leave fewer examples than rows; weights may be small.
+        count = jnp.sum(batch["mask"])
+        count = jnp.where(count > 0, count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
         directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
         rate = schedule(state.step)
