@@ -183,7 +183,10 @@ def test_the_other_byte_order(writer, how, tmp_path):
     [
         ({"a": GOOD}, ""),
         ({"model": {"a": GOOD}, "best": GOOD}, "model"),
-        ({"model_ema": {"b": GOOD}, "state_dict": {"a": GOOD}}, "state_dict"),
+        # The averaged weights come first, as in timm's loader.
+        ({"model_ema": {"a": GOOD}, "state_dict": {"b": GOOD}}, "model_ema"),
+        ({"model": {"b": GOOD}, "state_dict_ema": {"a": GOOD}}, "state_dict_ema"),
+        ({"model_ema": None, "model": {"a": GOOD}}, "model"),
         ({"teacher": {"module": {"a": GOOD}}, "epoch": 3}, "teacher/module"),
         ({"model": {"name": "vit"}, "net": {"a": GOOD}}, "net"),
         ({"model": "vit", "a": GOOD, 7: GOOD, "version": "1"}, ""),
@@ -196,6 +199,32 @@ def test_finds_the_state_dict(write, saved, wrapper):
 
     assert found == wrapper
     assert list(arrays) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "others"),
+    [
+        ({"model": {"a": GOOD}, "epoch": 3, "optimizer": {"state": {}}}, None),
+        ({"model_ema": {"a": GOOD}, "model": {"b": GOOD}}, "model"),
+        (
+            {"teacher": {"module": {"a": GOOD}, "net": {"b": GOOD}}, "student": {}},
+            "teacher/net",
+        ),
+        (
+            {
+                "model": {"b": GOOD},
+                "student": {"module": {"b": GOOD}},
+                "state_dict": {"a": GOOD},
+            },
+            "model, student",
+        ),
+    ],
+)
+def test_other_state_dicts_are_named(saved, others, tmp_path):
+    _write_zip(tmp_path / "a", saved, [STORAGE])
+    with open_tensors(tmp_path / "a") as tensors:
+        assert list(tensors.specs) == ["a"]
+        assert tensors.metadata.get("others") == others
 
 
 class Color(enum.Enum):

@@ -12,6 +12,7 @@ MOST_DIMENSIONS = 32
 _ALIGNMENT = 64
 _MOST_LISTED = 10
 _LONGEST_NAME = 100
+_LONGEST_REASON = 200
 _ALWAYS_ALLOWED = 32 << 20  # bytes
 
 
@@ -77,13 +78,25 @@ def check_expansion(declared: int, held: int, most: int) -> None:
         )
 
 
-def shortened(names: Sequence[str]) -> str:
-    """Names for a message: at most ten, and the count of the rest."""
-    more = len(names) - _MOST_LISTED
-    listed = ", ".join(quoted(name) for name in names[:_MOST_LISTED])
-    return listed + (f", … and {more} more" if more > 0 else "")
-
-
 def quoted(name: str) -> str:
     """A name out of a file, fit for one line of a message."""
     return repr(name[:_LONGEST_NAME]) + ("…" if len(name) > _LONGEST_NAME else "")
+
+
+def plain(name: str) -> str:
+    """Likewise, without quotes where nothing in it needs them."""
+    harmless = name.isprintable() and not set(name) & set(" ,'\"")
+    return name if harmless and 0 < len(name) <= _LONGEST_NAME else quoted(name)
+
+
+def one_line(text: str) -> str:
+    """Another library's words, fit for one line of a message."""
+    words = " ".join(text.split())[:_LONGEST_REASON]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+
+
+def shortened(names: Sequence[str], show: Callable[[str], str] = quoted) -> str:
+    """Names for a message: at most ten, and the count of the rest."""
+    more = len(names) - _MOST_LISTED
+    listed = ", ".join(show(name) for name in names[:_MOST_LISTED])
+    return listed + (f", … and {more} more" if more > 0 else "")

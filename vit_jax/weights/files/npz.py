@@ -14,6 +14,7 @@ from vit_jax.weights.files.contents import (
     Stored,
     Unreadable,
     make_spec,
+    one_line,
     quoted,
 )
 from vit_jax.weights.files.zips import Member
@@ -88,7 +89,7 @@ def _read_header(member: Member) -> tuple[tuple[int, ...], bool, np.dtype, int]:
             header = _READ_HEADER[version](start, max_header_size=_LONGEST_HEADER)
     # A dozen kinds: the header is Python text, which NumPy hands to Python's parser.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
+        reason = one_line((str(error) or type(error).__name__).partition("\n")[0])
         raise Unreadable(
             f"the header of its array {quoted(member.name)} is damaged ({reason})"
         ) from error

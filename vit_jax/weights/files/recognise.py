@@ -6,7 +6,7 @@ import pathlib
 import struct
 from collections.abc import Callable
 
-from vit_jax.weights.files.contents import Unreadable
+from vit_jax.weights.files.contents import Unreadable, plain, shortened
 from vit_jax.weights.files.zips import read_directory
 
 # Ten times that of the largest published model.
@@ -27,7 +27,7 @@ def recognise(path: pathlib.Path) -> str:
         if not entries:
             return "an empty directory"
         more = ", …" if len(entries) > 5 else ""
-        return f"a directory that holds {', '.join(entries[:5])}{more}"
+        return f"a directory that holds {shortened(entries[:5], plain)}{more}"
     if not path.is_file():
         return "neither a file nor a directory"
     size = path.stat().st_size

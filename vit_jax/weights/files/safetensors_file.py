@@ -10,7 +10,14 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vit_jax.weights.files.contents import Contents, Stored, Unreadable, make_spec
+from vit_jax.weights.files.contents import (
+    Contents,
+    Stored,
+    Unreadable,
+    make_spec,
+    one_line,
+    quoted,
+)
 from vit_jax.weights.files.recognise import LONGEST_SAFETENSORS_HEADER
 
 _DTYPES = {
@@ -48,7 +55,7 @@ def open_safetensors(path: pathlib.Path, stack: ExitStack) -> Contents:
         tensors = {name: _open_tensor(handle, name) for name in names}
         return Contents("safetensors", tensors, handle.metadata() or {})
     except SafetensorError as error:
-        raise Unreadable(_reason(error)) from error
+        raise Unreadable(one_line(str(error))) from error
 
 
 def _open_tensor(handle, name: str) -> Stored:
@@ -56,7 +63,7 @@ def _open_tensor(handle, name: str) -> Stored:
     dtype = piece.get_dtype()
     if dtype not in _DTYPES:
         raise Unreadable(
-            f"its tensor {name!r} is of type {dtype}",
+            f"its tensor {quoted(name)} is of type {dtype}",
             f"Convert it to one of {', '.join(_DTYPES)}",
         )
     spec = make_spec(name, piece.get_shape(), np.dtype(_DTYPES[dtype]))
@@ -67,8 +74,4 @@ def _read(handle, name: str) -> np.ndarray:
     try:
         return handle.get_tensor(name)
     except SafetensorError as error:
-        raise Unreadable(_reason(error)) from error
-
-
-def _reason(error: SafetensorError) -> str:
-    return " ".join(str(error).split())[:200]
+        raise Unreadable(one_line(str(error))) from error

@@ -40,7 +40,8 @@ class Tensors:
       specs: shape and dtype by name, in the file's order.
       metadata: the texts that a safetensors file carries along; of a torch file
         "wrapper", the "/"-joined keys under which its state dict was found ("" if it is
-        the whole file); of an npz nothing.
+        the whole file), and "others", those of state dicts beside it, if there are any;
+        of an npz nothing.
     """
 
     def __init__(self, path: pathlib.Path, contents: Contents, stack: ExitStack):

@@ -4,7 +4,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import ml_dtypes
@@ -33,17 +33,19 @@ from vit_jax.weights.files.pickles import (
 from vit_jax.weights.files.zips import Member
 
 # Under which a state dict lies in what training scripts save, the first that is there;
-# the weights themselves come before their moving average.
+# a moving average comes before the weights themselves, as in timm's loader.
 WRAPPERS = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "model_ema",
     "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+    "model_state_dict",
     "teacher",
     "module",
     "net",
 )
+# What else is worth naming where it lies beside that.
+_KNOWN = (*WRAPPERS, "ema", "ema_state_dict", "student", "best")
 _DEEPEST_WRAPPER = 4
 # Tied weights are one storage for several tensors.
 _MOST_SHARING = 4
@@ -186,7 +188,7 @@ def _read(file: BinaryIO, start: int, count: int) -> np.ndarray:
 
 def _contents(saved: Any, held: Callable[[Storage], _Held], swapped: bool) -> Contents:
     """The tensors of the state dict within what was saved."""
-    state, wrapper = _state_dict(saved)
+    state, metadata = _state_dict(saved)
     unknown = [name for name, value in state.items() if _is_odd_tensor(value)]
     if unknown:
         raise Unreadable(
@@ -203,11 +205,11 @@ def _contents(saved: Any, held: Callable[[Storage], _Held], swapped: bool) -> Co
         sum(held(storage).size for storage in storages),
         _MOST_SHARING,
     )
-    return Contents("torch", tensors, {"wrapper": wrapper})
+    return Contents("torch", tensors, metadata)
 
 
-def _state_dict(saved: Any) -> tuple[dict[str, Any], str]:
-    """The dictionary of tensors, and the "/"-joined keys that lead to it."""
+def _state_dict(saved: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The dictionary of tensors; the keys that lead to it, and to others beside it."""
     found = _search(saved, _DEEPEST_WRAPPER)
     if found is None:
         what = f"a {type(saved).__name__.lower()}"
@@ -219,7 +221,11 @@ def _state_dict(saved: Any) -> tuple[dict[str, Any], str]:
             f"it holds {what} instead of a state dict",
             "Where it was made, save model.state_dict() alone",
         )
-    return found[0], "/".join(found[1])
+    state, keys = found
+    metadata = {"wrapper": "/".join(keys)}
+    if others := _others(saved, keys):
+        metadata["others"] = ", ".join(others)
+    return state, metadata
 
 
 def _search(node: Any, depth: int) -> tuple[dict[str, Any], list[str]] | None:
@@ -230,6 +236,19 @@ def _search(node: Any, depth: int) -> tuple[dict[str, Any], list[str]] | None:
         if found := _search(node.get(key), depth - 1):
             return found[0], [key, *found[1]]
     return (node, []) if any(map(_is_tensor, node.values())) else None
+
+
+def _others(saved: Any, keys: Sequence[str]) -> list[str]:
+    """Where state dicts lie beside the one at `keys`: their own keys, "/"-joined."""
+    others, node = [], saved
+    for level, chosen in enumerate(keys):
+        others += [
+            "/".join([*keys[:level], key])
+            for key in _KNOWN
+            if key != chosen and _search(node.get(key), _DEEPEST_WRAPPER - level - 1)
+        ]
+        node = node[chosen]
+    return others
 
 
 def _is_tensor(value: Any) -> bool:
