@@ -25,10 +25,79 @@ def test_the_grid_of_positions(positions, prefixes, caller, said, expected):
     assert grid_of("p", positions, prefixes, (4, 4), hints, said) == expected
 
 
+@pytest.mark.parametrize(
+    ("positions", "prefixes", "sure", "expected"),
+    [
+        # More than a companion, than a square, than another size of the caller.
+        (145, [1], (36, 64), (1, (9, 16))),
+        (17, [1, 0], (4, 68), (0, (1, 17))),
+        (21, [5, 1], (16, 20), (1, (4, 5))),
+    ],
+)
+def test_a_size_that_the_caller_is_sure_of(positions, prefixes, sure, expected):
+    hints = Hints(image_size=(48, 48), trained_image_size=sure)
+    assumed = []
+    found = grid_of("p", positions, prefixes, (4, 4), hints, (48, 48), assumed)
+    assert found == expected
+    assert assumed == []
+
+
+@pytest.mark.parametrize("said", [None, (16, 16)])
+def test_a_size_that_the_caller_is_wrongly_sure_of(said):
+    hints = Hints(trained_image_size=(20, 16))
+    with pytest.raises(UserError) as error:
+        grid_of("p", 17, [1, 0], (4, 4), hints, said)
+    assert "trained_image_size=(20, 16) is cut into 5×4 patches" in str(error.value)
+    assert "p has 16 or 17 positions of patches" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("positions", "prefixes", "caller", "said", "sentence"),
+    [
+        (17, [1], None, None, None),
+        (17, [1], (16, 16), None, None),
+        (17, [1], (20, 20), None, None),
+        # A companion has told.
+        (17, [1], (8, 32), (16, 16), None),
+        (
+            145,
+            [1],
+            (36, 64),
+            None,
+            "p may be of 12×12 patches behind 1 other token or of 9×16 patches behind "
+            "1 other token: assumed the first; if that is wrong pass "
+            "trained_image_size=(36, 64)",
+        ),
+        (
+            9,
+            [0, 1, 5],
+            None,
+            None,
+            "p may be of 3×3 patches or of 2×2 patches behind 5 other tokens: assumed "
+            "the first; if that is wrong pass trained_image_size=(height, width)",
+        ),
+        (
+            9,
+            [0, 1, 5],
+            (8, 8),
+            None,
+            "p may be of 2×2 patches behind 5 other tokens or of 3×3 patches: assumed "
+            "the first; if that is wrong pass trained_image_size=(height, width)",
+        ),
+    ],
+)
+def test_what_a_number_could_also_mean(positions, prefixes, caller, said, sentence):
+    assumed = []
+    hints = Hints(image_size=caller)
+    grid_of("p", positions, prefixes, (4, 4), hints, said, assumed)
+    assert assumed == ([] if sentence is None else [sentence])
+
+
 @pytest.mark.parametrize("positions", [0, 1, 8])
 def test_a_number_that_nothing_explains(positions):
-    with pytest.raises(UserError, match=r"p has \d positions .* no square grid"):
+    with pytest.raises(UserError, match=r"p has \d positions .* no square grid") as e:
         grid_of("p", positions, [1], (4, 4), Hints(image_size=(3, 3)))
+    assert str(e.value).endswith("trained_image_size=(height, width)")
 
 
 def test_numbers_of_blocks():

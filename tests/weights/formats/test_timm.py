@@ -11,6 +11,8 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, MixerArchitecture
 from vit_jax.weights.adapt import adapt
+from vit_jax.weights.files.tensors import open_tensors
+from vit_jax.weights.formats.known import read_tensors
 from vit_jax.weights.formats.layout import Hints, flatten, unflatten
 from vit_jax.weights.formats.timm import FORMAT, companions
 from vit_jax.weights.formats.timm_config import TimmConfig
@@ -143,7 +145,9 @@ def test_positions_resized_as_timm_does(golden, read, model_logits):
 @pytest.mark.parametrize(
     "prefix", ["module.", "model.", "_orig_mod.module.", "encoder."]
 )
-def test_names_inside_of_what_wraps_the_model(prefix, golden, read, assert_same):
+def test_names_inside_of_what_wraps_the_model(
+    prefix, golden, read, assert_same, tmp_path
+):
     stored = golden("timm/vit")
     _, params = read(FORMAT, stored.arrays, **stored.hints)
     wrapped = {f"{prefix}{name}": array for name, array in stored.arrays.items()}
@@ -151,6 +155,14 @@ def test_names_inside_of_what_wraps_the_model(prefix, golden, read, assert_same)
     found, same = read(FORMAT, wrapped | outside, **stored.hints)
     assert found.architecture == tiny()
     assert_same(same, params)
+    # What is left out is said.
+    np.savez(tmp_path / "a.npz", **wrapped, **outside)
+    with open_tensors(tmp_path / "a.npz") as tensors:
+        found, _ = read_tensors(tensors, Hints(**stored.hints))
+    assert found.assumed[-1] == (
+        f"left out 1 of {len(wrapped) + 1} tensors, which are no part of the model: "
+        "optimizer.step"
+    )
 
 
 def test_facebooks_names(golden, read, assert_same):
@@ -175,6 +187,40 @@ def test_registers_whose_positions_are_of_the_class_token_alone(golden, read):
     assert found.architecture == tiny(registers=4)
     assert params["registers"].shape == (1, 4, 16)
     assert "register" in "; ".join(FORMAT.inexpressible(found.architecture))
+
+
+@pytest.mark.parametrize(
+    ("positions", "hints", "config", "grid", "with_positions"),
+    [
+        # No published model gives registers positions: of nine, none is theirs.
+        (9, {}, {}, (3, 3), (False, False)),
+        (10, {}, {}, (3, 3), (True, False)),
+        (14, {}, {}, (3, 3), (True, True)),
+        (9, {"trained_image_size": (8, 8)}, {}, (2, 2), (True, True)),
+        (9, {"image_size": (8, 8)}, {}, (2, 2), (True, True)),
+        (9, {"image_size": (8, 8)}, {"img_size": 12}, (3, 3), (False, False)),
+        (9, {}, {"no_embed_class": False}, (2, 2), (True, True)),
+        (9, {}, {"no_embed_class": True}, (3, 3), (False, False)),
+    ],
+)
+def test_positions_of_small_grids_beside_registers(
+    positions, hints, config, grid, with_positions
+):
+    shapes = shapes_with(reg_token=(1, 4, 16), pos_embed=(1, positions, 16))
+    found = described({"model_args": config}, shapes, **hints)
+    a = found.architecture
+    assert a.grid == grid
+    assert (a.class_token_position, a.register_positions) == with_positions
+    said = [s for s in found.assumed if "trained_image_size=(height, width)" in s]
+    # Only for nine there are two answers, and here nobody has given one.
+    assert len(said) == (
+        positions == 9
+        and "trained_image_size" not in hints
+        and "img_size" not in config
+        and config.get("no_embed_class") is not True
+    )
+    if said and grid == (3, 3):
+        assert "3×3 patches or of 2×2 patches behind 5 other tokens" in said[0]
 
 
 def test_a_tanh_layer_of_old_files_is_read_and_not_written(golden, read, model_logits):

@@ -6,6 +6,7 @@ that is row 0 of the positions in its oldest files, which its loader still split
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from vit_jax.weights.formats.flax_layers import (
     encoder,
     encoder_fields,
     inexpressible_in_both,
-    inner_names,
+    inner_pieces,
     layer,
     looks_square,
     lost_in_both,
@@ -32,6 +33,7 @@ from vit_jax.weights.formats.flax_layers import (
     renumbering,
 )
 from vit_jax.weights.formats.layout import (
+    NO_HINTS,
     SAME,
     Format,
     Hints,
@@ -40,7 +42,7 @@ from vit_jax.weights.formats.layout import (
     Row,
     Shapes,
 )
-from vit_jax.weights.formats.shapes import grid_of, sizes
+from vit_jax.weights.formats.shapes import grid_of, patches, sizes
 
 _POSITIONS = "pos_embedding"
 _POSITIONS_WITH_CLASS = "Transformer/posembed_input/pos_embedding"
@@ -64,37 +66,59 @@ _NAMES = re.compile(
 
 
 def _recognises(names: Iterable[str]) -> bool:
-    return any(_NAMES.match(name) for name in inner_names(names))
+    return any(_NAMES.match(name) for name in inner_pieces(names))
 
 
-def _pieces(specs: Mapping[str, Spec]) -> dict[str, Piece]:
+def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Piece]:
     pieces: dict[str, Piece] = {}
-    for inner, name in inner_names(specs).items():
-        shape = specs[name].shape
+    for inner, piece in inner_pieces(specs).items():
+        name, shape = piece.name, specs[piece.name].shape
         if inner.startswith(_STACK) and shape and shape[0] <= _DEEPEST:
             leaf = inner.removeprefix(_STACK)
             pieces |= {f"{BLOCK}{i}/{leaf}": Piece(name, i) for i in range(shape[0])}
         else:
-            pieces[inner] = Piece(name)
+            pieces[inner] = piece
     found = next((place for place in _PLACES if place in pieces), None)
     if found:
         shape = specs[pieces[found].name].shape
-        with_class = "cls" in pieces and _counts_class_token(shape, found)
+        kernel = pieces.get("embedding/kernel")
+        patch_size = _patch_size(specs[kernel.name].shape if kernel else ())
+        with_class = "cls" in pieces and _counts_class_token(
+            shape,
+            found,
+            math.prod(patches(hints.trained_image_size, patch_size)),
+            math.prod(patches(hints.image_size, patch_size)),
+        )
         place = _POSITIONS_WITH_CLASS if with_class else _POSITIONS
         pieces = renamed(pieces, [(f"^{found}$", place)])
     return renamed(pieces, _RENAMES)
 
 
-def _counts_class_token(shape: tuple[int, ...], place: str) -> bool:
-    """Whether one of the positions [1, n, d] is that of the class token beside them."""
+def _patch_size(kernel: tuple[int, ...]) -> tuple[int, int]:
+    """Of a kernel's shape; of a damaged one such that no image has patches."""
+    if len(kernel) == 4 and all(kernel):
+        return kernel[0], kernel[1]
+    return sys.maxsize, sys.maxsize
+
+
+def _counts_class_token(
+    shape: tuple[int, ...], place: str, sure: int = 0, named: int = 0
+) -> bool:
+    """Whether one of the positions [1, n, d] is that of the class token beside them.
+
+    `sure` and `named` are the patches of the caller's two sizes, 0 without one.
+    """
 
     def square(count):
-        return count > 0 and math.isqrt(count) ** 2 == count
+        return math.isqrt(count) ** 2 == count
 
     count = shape[1] if len(shape) == 3 else 0
-    if square(count) or square(count - 1):
-        return square(count - 1) and count > 1
-    # Of no square grid: only the oldest code had one position more than patches.
+    # In the order of `grid_of`.
+    for is_grid in (lambda n: n == sure, square, lambda n: n == named):
+        for patches_only, with_class in ((count, False), (count - 1, True)):
+            if patches_only > 0 and is_grid(patches_only):
+                return with_class
+    # Of no such grid: only the oldest code had one position more than patches.
     return place == _POSITIONS_WITH_CLASS
 
 
@@ -111,13 +135,20 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     }
     if any(name.startswith(f"{_MAP_HEAD}/") for name in shapes):
         fields["pooling"] = "map"
+    assumed: list[str] = []
+    told = hints.trained_image_size or hints.image_size
     if counted:
         prefix = int(fields["class_token_position"])
-        _, grid = grid_of(places[0], counted[0][1], [prefix], patch_size, hints)
+        # Which of the two it is, the pieces were named by.
+        prefixes = [prefix, 1 - prefix] if fields["class_token"] else [prefix]
+        prefix, grid = grid_of(
+            places[0], counted[0][1], prefixes, patch_size, hints, None, assumed
+        )
+        fields["class_token_position"] = prefix > 0
     else:
         fields["posemb"] = "sincos2d"
-        size = hints.image_size or _USUAL_SIZE
-        grid = max(size[0] // patch_size[0], 1), max(size[1] // patch_size[1], 1)
+        height, width = patches(told or _USUAL_SIZE, patch_size)
+        grid = max(height, 1), max(width, 1)
     architecture = Architecture(
         **encoder_fields(shapes, LINEN, kernel),
         **fields,
@@ -125,8 +156,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
         channels=kernel[2],
     )
-    assumed = []
-    if not counted and not hints.image_size:
+    if not counted and not told:
         height, width = architecture.image_size
         assumed.append(
             f"the image size is {height}×{width}: no positions are in the file to tell"

@@ -20,14 +20,16 @@ from vit_jax.weights.formats.layout import (
     positions,
     reshaped,
 )
+from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import numbers, sizes
 
 BLOCK = "Transformer/encoderblock_"
 DENSE = ("kernel", "bias")
 NORM = ("scale", "bias")
 
+_HEADS = ("head/kernel", "head/bias")
 # What a model's names may stand in: an optimizer, a train state, the image tower of
-# two. Then what stands elsewhere is no part of the model.
+# two. Then what stands elsewhere is no part of the model, but for a head.
 _PREFIX = re.compile(
     r"(?:(?:opt(?:imizer)?/)?target/)?(?:params/)?(?:img/)?"
     r"(?=(?:conv_root|embedding|stem|Transformer|Mixer|MixerBlock_\d+)/)"
@@ -63,14 +65,16 @@ def renumbering(before: Numbering, after: Numbering) -> list[tuple[str, str]]:
     ]
 
 
-def inner_names(names: Iterable[str]) -> dict[str, str]:
-    """{name inside of the outer prefix: whole name} of what is inside of it."""
-    names = list(names)
+def inner_pieces(names: Iterable[str]) -> dict[str, Piece]:
+    """What is inside of the outer prefix, by its name there, and a head beside it."""
+    names = dict.fromkeys(names)
     matches = (_PREFIX.match(name) for name in names)
     prefixes = collections.Counter(match[0] for match in matches if match)
     [(prefix, _)] = prefixes.most_common(1) or [("", 0)]
-    return {
-        name.removeprefix(prefix): name for name in names if name.startswith(prefix)
+    return outer_heads(names.keys(), prefix, _HEADS) | {
+        name.removeprefix(prefix): Piece(name)
+        for name in names
+        if name.startswith(prefix)
     }
 
 

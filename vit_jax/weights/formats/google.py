@@ -23,7 +23,7 @@ from vit_jax.weights.formats.flax_layers import (
     encoder_fields,
     head,
     inexpressible_in_both,
-    inner_names,
+    inner_pieces,
     layer,
     looks_square,
     lost_in_both,
@@ -35,6 +35,7 @@ from vit_jax.weights.formats.flax_layers import (
     renumbering,
 )
 from vit_jax.weights.formats.layout import (
+    NO_HINTS,
     Format,
     Hints,
     Piece,
@@ -76,7 +77,7 @@ _EVAL_TRANSFORM = "resize"  # straight to the model's size, bilinear
 
 
 def _recognises(names: Iterable[str]) -> bool:
-    inner = inner_names(names)
+    inner = inner_pieces(names)
 
     def any_is(pattern):
         return any(pattern.match(name) for name in inner)
@@ -86,19 +87,21 @@ def _recognises(names: Iterable[str]) -> bool:
     return hybrid or early or any_is(_MIXER_NAMES)
 
 
-def _pieces(specs: Mapping[str, Spec]) -> dict[str, Piece]:
-    pieces = {inner: Piece(name) for inner, name in inner_names(specs).items()}
+def _pieces(specs: Mapping[str, Spec], _: Hints = NO_HINTS) -> dict[str, Piece]:
+    pieces = inner_pieces(specs)
     old_mixer = any(name.startswith("Mixer/") for name in pieces)
     return renamed(pieces, (_OLD_MIXER if old_mixer else []) + _RENAMES)
 
 
 def _read(shapes: Shapes, hints: Hints) -> Reading:
     mixer = any(_MIXER_NAMES.match(name) for name in shapes)
-    architecture = (_read_mixer if mixer else _read_vit)(shapes, hints)
-    return reading(architecture, hints, _EVAL_TRANSFORM)
+    assumed: list[str] = []
+    read = _read_mixer if mixer else _read_vit
+    architecture = read(shapes, hints, assumed)
+    return reading(architecture, hints, _EVAL_TRANSFORM, tuple(assumed))
 
 
-def _read_vit(shapes: Shapes, hints: Hints) -> Architecture:
+def _read_vit(shapes: Shapes, hints: Hints, assumed: list[str]) -> Architecture:
     wanted = {"embedding/kernel": 4, _POSITIONS: 3}
     has_trunk = "conv_root/kernel" in shapes
     if has_trunk:
@@ -112,8 +115,10 @@ def _read_vit(shapes: Shapes, hints: Hints) -> Architecture:
     stride = 4 * 2 ** max(len(trunk) - 1, 0) if trunk is not None else 1
     patch_size = kernel[0] * stride, kernel[1] * stride
     class_token = "cls" in shapes
-    prefix = int(class_token)
-    _, grid = grid_of(_POSITIONS, position[1], [prefix], patch_size, hints)
+    prefixes = [int(class_token)]
+    _, grid = grid_of(
+        _POSITIONS, position[1], prefixes, patch_size, hints, None, assumed
+    )
     return Architecture(
         **encoder_fields(shapes, PRE_LINEN, kernel),
         patch_size=patch_size,
@@ -126,7 +131,7 @@ def _read_vit(shapes: Shapes, hints: Hints) -> Architecture:
     )
 
 
-def _read_mixer(shapes: Shapes, hints: Hints) -> MixerArchitecture:
+def _read_mixer(shapes: Shapes, hints: Hints, assumed: list[str]) -> MixerArchitecture:
     def bias(part):
         return of_any(shapes, _MIXER_BLOCK, f"{part}/bias")
 
@@ -139,7 +144,7 @@ def _read_mixer(shapes: Shapes, hints: Hints) -> MixerArchitecture:
     kernel, *hidden = sizes(shapes, wanted)
     tokens_mlp_dim, tokens, mlp_dim = map(math.prod, hidden)
     patch_size = kernel[0], kernel[1]
-    _, grid = grid_of(second, tokens, [0], patch_size, hints)
+    _, grid = grid_of(second, tokens, [0], patch_size, hints, None, assumed)
     return MixerArchitecture(
         width=kernel[3],
         depth=len(numbers(shapes, _MIXER_BLOCK, "/")),

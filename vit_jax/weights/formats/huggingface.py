@@ -16,6 +16,7 @@ from vit_jax.weights.formats.huggingface_config import (
 )
 from vit_jax.weights.formats.huggingface_config import companions as companions
 from vit_jax.weights.formats.layout import (
+    NO_HINTS,
     SAME,
     Format,
     Hints,
@@ -25,6 +26,7 @@ from vit_jax.weights.formats.layout import (
     Shapes,
     positions,
 )
+from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.torch_layers import (
     check_heads,
@@ -54,6 +56,7 @@ _RENAMES = (
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier")
+_HEAD_NAMES = [f"{head}.{leaf}" for head in _HEADS for leaf in ("weight", "bias")]
 _QKV_BIAS = re.compile(r"\.attention\.attention\.(query|key|value)\.bias$")
 # Beside the encoder, what it was pretrained with.
 _LEFT_OUT = re.compile(r"decoder\.")
@@ -71,18 +74,20 @@ def _recognises(names: Iterable[str]) -> bool:
     return any(_ENCODER.match(name) for name in names)
 
 
-def _pieces(specs: Mapping[str, Spec]) -> dict[str, Piece]:
+def _pieces(specs: Mapping[str, Spec], _: Hints = NO_HINTS) -> dict[str, Piece]:
     matches = (_ENCODER.match(name) for name in specs)
     wrapper, encoder = next((m[1], m[2] or "") for m in matches if m)
-    inner = {
-        name.removeprefix(wrapper): name for name in specs if name.startswith(wrapper)
+    inner = outer_heads(specs.keys(), wrapper, _HEAD_NAMES) | {
+        name.removeprefix(wrapper): Piece(name)
+        for name in specs
+        if name.startswith(wrapper)
     }
     prefix = _prefix(
         any(name.endswith("embeddings.distillation_token") for name in inner),
         any(name.startswith(_HEADS) for name in inner),
     )
     pieces = {}
-    for name, whole in inner.items():
+    for name, piece in inner.items():
         if _LEFT_OUT.match(name):
             continue
         table_name = name
@@ -92,7 +97,7 @@ def _pieces(specs: Mapping[str, Spec]) -> dict[str, Piece]:
                 part = re.sub(pattern, replacement, part)
             table_name = prefix + part
         # Two names for one tensor: the second stays as it is, and is reported.
-        pieces[name if table_name in pieces else table_name] = Piece(whole)
+        pieces[name if table_name in pieces else table_name] = piece
     return pieces
 
 
@@ -112,6 +117,8 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         },
     )
     width, patch_size = kernel[0], (kernel[2], kernel[3])
+    size = width, len(layers), hidden[0]
+    assumed = []
     _, grid = grid_of(
         "position_embeddings",
         position[1],
@@ -119,9 +126,8 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         patch_size,
         hints,
         config.image_size,
+        assumed,
     )
-    assumed = []
-    size = width, len(layers), hidden[0]
     if hints.num_heads:
         num_heads = check_heads(hints.num_heads, width, "num_heads=")
     elif config.num_heads:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,14 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, Architecture, abstract_params
 from vit_jax.models.posemb import sincos2d
+from vit_jax.weights.files.contents import plain, shortened
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats import big_vision, google, huggingface, timm
 from vit_jax.weights.formats.layout import (
+    NO_HINTS,
     Format,
     Hints,
+    Piece,
     Reading,
     flatten,
     piece_shapes,
@@ -41,11 +44,12 @@ def recognise_format(tensors: Tensors) -> Format:
         if format.recognises(tensors.specs):
             return format
     names = list(tensors.specs)
-    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    shown = shortened(names[:5], plain) + (", …" if len(names) > 5 else "")
     titles = ", ".join(format.title for format in FORMATS.values())
     raise UserError(
         f"{tensors.path} holds {len(names)} tensors ({shown or 'none'}) that are named "
-        f"like no Vision Transformer known here; known are {titles}, and vit_jax's own"
+        f"like no Vision Transformer known here; known are {titles}, and vit_jax's "
+        "own. Pass a file in one of these formats"
     )
 
 
@@ -59,9 +63,10 @@ def read_tensors(
         a model.
     """
     format = recognise_format(tensors)
+    hints = hints or NO_HINTS
     try:
-        pieces = format.pieces(tensors.specs)
-        reading = format.read(piece_shapes(tensors.specs, pieces), hints or Hints())
+        pieces = format.pieces(tensors.specs, hints)
+        reading = format.read(piece_shapes(tensors.specs, pieces), hints)
         architecture = reading.architecture
         rows = format.rows(architecture)
     except ValueError as error:
@@ -69,7 +74,9 @@ def read_tensors(
             f"{tensors.path} (in {format.title} format): {error}"
         ) from error
     params = read_params(tensors, pieces, rows, shapes_of(architecture), format.ignored)
-    return reading, unflatten(params)
+    read = [pieces[row.theirs] for row in rows]
+    assumed = (*reading.assumed, *_not_read(tensors, read))
+    return reading._replace(assumed=assumed), unflatten(params)
 
 
 def to_tensors(
@@ -119,8 +126,33 @@ def find_format(name: str) -> Format:
 
 def shapes_of(architecture: AnyArchitecture) -> dict[str, tuple[int, ...]]:
     """Shapes of an architecture's parameters by "/"-joined path."""
+    if _has_sincos(architecture):
+        # Fixed positions are none, and need not be computed for a grid of any size.
+        one_patch = architecture.patch_size
+        architecture = dataclasses.replace(architecture, image_size=one_patch)
     leaves = flatten(abstract_params(architecture))
     return {path: leaf.shape for path, leaf in leaves.items()}
+
+
+def _not_read(tensors: Tensors, read: Iterable[Piece]) -> Iterator[str]:
+    """What of a file was read in another's place or not at all, a sentence each."""
+    others = tensors.metadata.get("others")
+    if tensors.kind == "torch" and others:
+        yield (
+            f"read the entry {tensors.metadata['wrapper']} of the file, in which there "
+            f"also is {others}"
+        )
+    if beside := [piece.name for piece in read if piece.beside]:
+        yield (
+            f"took {shortened(beside, plain)}, which stands beside the model's other "
+            "names, for its head"
+        )
+    names = {piece.name for piece in read}
+    if left := [name for name in tensors.specs if name not in names]:
+        yield (
+            f"left out {len(left)} of {len(tensors.specs)} tensors, which are no part "
+            f"of the model: {shortened(left, plain)}"
+        )
 
 
 def _has_sincos(architecture: AnyArchitecture) -> bool:

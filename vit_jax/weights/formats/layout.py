@@ -7,14 +7,19 @@ of ours that it holds. The same rows read and write.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture
+from vit_jax.weights.files.contents import plain, shortened
 from vit_jax.weights.files.tensors import Spec, Tensors
 
-_MOST_LISTED = 10
+# What weights are saved in. All else is of another kind, such as quantized numbers.
+_WEIGHTS = {
+    np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
+}
 
 
 class Layout(NamedTuple):
@@ -38,11 +43,13 @@ class Row(NamedTuple):
 class Piece(NamedTuple):
     """Where a file holds what a table calls by another name.
 
-    `index` picks one block of a tensor that stacks them all on its first axis.
+    `index` picks one block of a tensor that stacks them all on its first axis. `beside`
+    is a head that stands outside of what wraps the model's other names.
     """
 
     name: str
     index: int | None = None
+    beside: bool = False
 
 
 class Hints(NamedTuple):
@@ -53,6 +60,10 @@ class Hints(NamedTuple):
     num_heads: int | None = None  # what the caller says
     image_size: tuple[int, int] | None = None  # where the tensors do not tell it
     preprocessing: Preprocessing | None = None  # of the published row
+    trained_image_size: tuple[int, int] | None = None  # what the caller is sure of
+
+
+NO_HINTS = Hints()
 
 
 class Reading(NamedTuple):
@@ -76,10 +87,11 @@ class Format(NamedTuple):
       name: as `--to=` and `save(format=)` take it.
       title: in messages, such as "Google's .npz".
       recognises: whether the names in a file are of this format.
-      pieces: the specs of a file → {the table's name: where the file holds it}. Undoes
-        outer prefixes, older generations of names and stacked blocks. A name that it
-        does not know stays as it is, so that it is reported; what lies beside an outer
-        prefix (optimizer states, a text tower) is left out.
+      pieces: the specs of a file, and hints → {the table's name: where the file holds
+        it}. Undoes outer prefixes, older generations of names and stacked blocks. A
+        name that it does not know stays as it is, so that it is reported; what lies
+        beside an outer prefix (optimizer states, a text tower) is left out, but for a
+        head.
       read: shapes by the table's names → what they are of. Raises UserError if they are
         of no model that can be expressed, or something must be asked for.
       rows: the table for an architecture.
@@ -92,7 +104,7 @@ class Format(NamedTuple):
     name: str
     title: str
     recognises: Callable[[Iterable[str]], bool]
-    pieces: Callable[[Mapping[str, Spec]], dict[str, Piece]]
+    pieces: Callable[[Mapping[str, Spec], Hints], dict[str, Piece]]
     read: Callable[[Shapes, Hints], Reading]
     rows: Callable[[AnyArchitecture], list[Row]]
     inexpressible: Callable[[AnyArchitecture], list[str]]
@@ -171,14 +183,15 @@ def read_params(
       Arrays by "/"-joined path. They may be views of what was read.
 
     Raises:
-      UserError: lists every tensor that is missing, unexpected or of another shape, at
-        most ten each, before anything is read; or names one that is not finite.
+      UserError: lists every tensor that is missing, unexpected, of another shape or of
+        no floating type, at most ten each, before anything is read; or names one that
+        is not finite.
     """
     _check(tensors, pieces, rows, expected, ignored)
     params: dict[str, np.ndarray] = {}
     stacks: dict[str, np.ndarray] = {}
     for row in rows:
-        name, index = pieces[row.theirs]
+        name, index, _ = pieces[row.theirs]
         if index is None:
             array = _finite(tensors, name)
         else:
@@ -207,8 +220,8 @@ def piece_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes by the table's names."""
     return {
-        theirs: specs[name].shape[0 if index is None else 1 :]
-        for theirs, (name, index) in pieces.items()
+        theirs: specs[piece.name].shape[0 if piece.index is None else 1 :]
+        for theirs, piece in pieces.items()
     }
 
 
@@ -239,20 +252,32 @@ def _check(tensors, pieces, rows, expected, ignored):
     shapes = piece_shapes(tensors.specs, pieces)
     names = {row.theirs for row in rows}
     kinds = {
-        "missing": sorted(names - shapes.keys()),
-        "unexpected": sorted(shapes.keys() - names - set(ignored)),
+        "missing": map(plain, sorted(names - shapes.keys())),
+        "unexpected": map(plain, sorted(shapes.keys() - names - set(ignored))),
         "of another shape": [
             difference
             for row in rows
             if row.theirs in shapes
             and (difference := _difference(row, shapes[row.theirs], expected))
         ],
+        "of a type that weights are not saved in": [
+            f"{plain(name)} ({dtype})"
+            for name in dict.fromkeys(
+                pieces[row.theirs].name for row in rows if row.theirs in pieces
+            )
+            if (dtype := tensors.specs[name].dtype) not in _WEIGHTS
+        ],
     }
-    if any(kinds.values()):
-        lines = [f"  {_listed(kind, found)}" for kind, found in kinds.items() if found]
+    lines = [
+        f"  {len(found)} {kind}: {shortened(found, str)}"
+        for kind, listed in kinds.items()
+        if (found := list(listed))
+    ]
+    if lines:
         raise UserError(
-            f"{tensors.path} does not hold the model that it looks like:\n"
-            + "\n".join(lines)
+            f"{tensors.path} does not hold the model that it looks like. Use a "
+            "complete and unchanged copy, or save the model again with these put "
+            "right:\n" + "\n".join(lines)
         )
 
 
@@ -269,7 +294,7 @@ def _difference(row: Row, shape: tuple[int, ...], expected) -> str:
         fits = found == [expected[path] for path in row.ours]
     except ValueError:
         fits = False
-    return "" if fits else f"{row.theirs} (expected {wanted}, found {shape})"
+    return "" if fits else f"{plain(row.theirs)} (expected {wanted}, found {shape})"
 
 
 def _finite(tensors: Tensors, name: str) -> np.ndarray:
@@ -281,14 +306,8 @@ def _finite(tensors: Tensors, name: str) -> np.ndarray:
         suspicious = not np.isfinite(np.dot(flat, flat))
     if suspicious and (count := int(np.count_nonzero(~np.isfinite(flat)))):
         raise UserError(
-            f"{tensors.path}: the tensor {name} has {count} of {flat.size} values that "
-            "are NaN or infinite; the file is damaged, or its training diverged. Use "
-            "another copy or an earlier checkpoint"
+            f"{tensors.path}: the tensor {plain(name)} has {count} of {flat.size} "
+            "values that are NaN or infinite; the file is damaged, or its training "
+            "diverged. Use another copy or an earlier checkpoint"
         )
     return array
-
-
-def _listed(kind: str, names: Sequence[str]) -> str:
-    more = len(names) - _MOST_LISTED
-    rest = f", … and {more} more" if more > 0 else ""
-    return f"{len(names)} {kind}: {', '.join(names[:_MOST_LISTED])}{rest}"

@@ -8,6 +8,7 @@ from vit_jax.errors import UserError
 from vit_jax.weights.formats.layout import Hints, Shapes
 
 Size = tuple[int, int]
+_Found = tuple[int, Size]  # positions of other tokens, and the grid of the others
 
 
 def sizes(
@@ -45,6 +46,11 @@ def numbers(names: Iterable[str], start: str, separator: str) -> list[int]:
     return sorted({int(match[1]) for name in names if (match := pattern.match(name))})
 
 
+def patches(size: Size | None, patch_size: Size) -> Size:
+    """The grid that an image of this size is cut into; (0, 0) without one."""
+    return (size[0] // patch_size[0], size[1] // patch_size[1]) if size else (0, 0)
+
+
 def grid_of(
     name: str,
     positions: int,
@@ -52,44 +58,79 @@ def grid_of(
     patch_size: Size,
     hints: Hints,
     said: Size | None = None,
+    assumed: list[str] | None = None,
 ) -> tuple[int, Size]:
     """How many of the positions belong to no patch, and the grid of the others.
 
-    The size that a companion names counts most, then any square, then the size that the
-    caller names: that may be another one, to resize the positions to.
+    The size that the caller is sure of counts most, then the one that a companion
+    names, then any square, then the size that the caller names otherwise: that may be
+    another one, to resize the positions to.
 
     Args:
-      name: of the tensor, for the message.
+      name: of the tensor, for messages.
       positions: how many there are.
       prefixes: how many may belong to other tokens, the most likely number first.
       patch_size: in pixels.
-      hints: with the caller's image size.
+      hints: with the caller's image sizes.
       said: the companion's image size.
+      assumed: gets a sentence where the number could mean another grid as well.
 
     Raises:
-      UserError: none of these explains the number.
+      UserError: none of these explains the number, or the size that the caller is sure
+        of does not.
     """
-    prefixes = list(prefixes)
+    counts = {prefix: positions - prefix for prefix in prefixes}
 
-    def square(count: int) -> Size | None:
-        side = math.isqrt(max(count, 0))
-        return (side, side) if side and side * side == count else None
+    def of_size(size: Size | None) -> list[_Found]:
+        grid = patches(size, patch_size)
+        return [
+            (prefix, grid)
+            for prefix, count in counts.items()
+            if 0 < count == grid[0] * grid[1]
+        ]
 
-    def of_size(size: Size | None):
-        height, width = (
-            (0, 0) if size is None else (size[i] // patch_size[i] for i in range(2))
+    sure = hints.trained_image_size
+    if found := of_size(sure) or ([] if sure else of_size(said)):
+        return found[0]
+    if sure:
+        expected = " or ".join(str(max(count, 0)) for count in counts.values())
+        raise UserError(
+            f"trained_image_size={sure} is cut into "
+            f"{_times(patches(sure, patch_size))} patches of {_times(patch_size)} "
+            f"pixels, and {name} has {expected} positions of patches: pass the size "
+            "that the weights were trained at, or leave it out"
         )
-        return lambda count: (
-            (height, width) if height and height * width == count else None
-        )
-
-    for find in (of_size(said), square, of_size(hints.image_size)):
-        for prefix in prefixes:
-            if grid := find(positions - prefix):
-                return prefix, grid
-    count = max(positions - prefixes[0], 0)
+    squares = [
+        (prefix, (side, side))
+        for prefix, count in counts.items()
+        if (side := math.isqrt(max(count, 0))) and side * side == count
+    ]
+    named = of_size(hints.image_size)
+    if squares:
+        # Of several, the size that the caller names decides.
+        chosen = next((square for square in squares if square in named), squares[0])
+        others = [other for other in squares + named if other != chosen]
+        if others and assumed is not None:
+            size = hints.image_size if set(others) & set(named) else "(height, width)"
+            assumed.append(
+                f"{name} may be of {' or of '.join(map(_grid, [chosen, *others]))}: "
+                f"assumed the first; if that is wrong pass trained_image_size={size}"
+            )
+        return chosen
+    if named:
+        return named[0]
     raise UserError(
-        f"{name} has {count} positions of patches, which is no "
-        "square grid: pass the image size that the weights were trained at, "
-        "image_size=(height, width)"
+        f"{name} has {max(positions - next(iter(counts)), 0)} positions of patches, "
+        "which is no square grid: pass the image size that the weights were trained "
+        "at, trained_image_size=(height, width)"
     )
+
+
+def _grid(found: _Found) -> str:
+    prefix, grid = found
+    before = f" behind {prefix} other token{'s' * (prefix > 1)}" if prefix else ""
+    return f"{_times(grid)} patches{before}"
+
+
+def _times(size: Size) -> str:
+    return "×".join(map(str, size))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.layout import (
+    NO_HINTS,
     OIHW,
     SAME,
     TRANSPOSED,
@@ -23,6 +24,7 @@ from vit_jax.weights.formats.layout import (
     positions,
     split,
 )
+from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.timm_config import TimmConfig, lost
 from vit_jax.weights.formats.timm_config import companions as companions
@@ -47,6 +49,7 @@ _RENAMES = (
     (r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),  # Facebook's DeiT-III
     (r"^register_tokens$", "reg_token"),  # Facebook's DINOv2
 )
+_HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 # Not of the encoder: what a masked autoencoder was pretrained with.
 _LEFT_OUT = re.compile(r"decoder_|mask_token$")
 _UNSUPPORTED = {
@@ -76,10 +79,10 @@ def _recognises(names: Iterable[str]) -> bool:
     return any(_PREFIX.match(name) for name in names)
 
 
-def _pieces(specs: Mapping[str, Spec]) -> dict[str, Piece]:
+def _pieces(specs: Mapping[str, Spec], _: Hints = NO_HINTS) -> dict[str, Piece]:
     matches = (_PREFIX.match(name) for name in specs)
     prefix = next((match[0] for match in matches if match), "")
-    pieces = {}
+    pieces = outer_heads(specs.keys(), prefix, _HEADS)
     for name in specs:
         inner = name.removeprefix(prefix)
         if not name.startswith(prefix) or _LEFT_OUT.match(inner):
@@ -110,15 +113,18 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     class_token, distillation = "cls_token" in shapes, "dist_token" in shapes
     registers = shapes["reg_token"][1] if len(shapes.get("reg_token", ())) == 3 else 0
     tokens = int(class_token) + int(distillation)
+    num_classes = outputs(shapes, "head.weight")
+    channels = root[0][1] if root else kernel[1]
+    assumed = []
     prefix, grid = grid_of(
         "pos_embed",
         position[1],
-        (0, tokens) if config.no_embed_class else (tokens + registers, tokens, 0),
+        _prefixes(config, tokens, registers),
         patch_size,
         hints,
         config.image_size,
+        assumed,
     )
-    assumed = []
     pooling, sentence = _pooling(shapes, config)
     assumed += sentence
     num_heads, sentence = _heads(hints, config, (width, depth, mlp_dim))
@@ -130,8 +136,8 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         num_heads=num_heads,
         patch_size=patch_size,
         image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
-        num_classes=outputs(shapes, "head.weight"),
-        channels=root[0][1] if root else kernel[1],
+        num_classes=num_classes,
+        channels=channels,
         pooling=pooling,
         class_token=class_token,
         class_token_position=class_token and prefix >= tokens,
@@ -320,6 +326,16 @@ def _unusual(shapes: Shapes) -> list[str]:
         ),
     }
     return [phrase for phrase, present in has.items() if present]
+
+
+def _prefixes(config: TimmConfig, tokens: int, registers: int) -> tuple[int, ...]:
+    """How many tokens before the patches may have positions, the most likely first."""
+    if config.no_embed_class:
+        return 0, tokens
+    # Of the published models with registers none gives them positions.
+    if registers and config.no_embed_class is None:
+        return 0, tokens, tokens + registers
+    return tokens + registers, tokens, 0
 
 
 def _pooling(shapes: Shapes, config: TimmConfig) -> tuple[str, list[str]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from vit_jax.errors import UserError
 from vit_jax.models import VARIANTS
+from vit_jax.weights.files.contents import plain
 from vit_jax.weights.formats.layout import (
     OIHW,
     SAME,
@@ -50,7 +51,7 @@ def features(shapes: Shapes, patterns: Mapping[str, str]) -> list[str]:
         names = (name for name in shapes if re.match(pattern, name))
         if (name := next(names, None)) is not None:
             found.setdefault(feature, name)
-    return [f"{feature} ({name})" for feature, name in found.items()]
+    return [f"{feature} ({plain(name)})" for feature, name in found.items()]
 
 
 def refuse(unsupported: Sequence[str]) -> None:
