@@ -48,19 +48,23 @@ def described(architecture=None, config=None, processor=None, **hints):
 
 
 def _shapes(a):
-    layer = "vit.encoder.layer.0."
-    return {
+    shapes = {
         "vit.embeddings.patch_embeddings.projection.weight": (
             a.width,
             a.channels,
             *a.patch_size,
         ),
         "vit.embeddings.position_embeddings": (1, a.num_tokens, a.width),
-        f"{layer}attention.attention.query.weight": (a.width, a.width),
-        f"{layer}attention.attention.query.bias": (a.width,),
-        f"{layer}intermediate.dense.weight": (a.mlp_dim, a.width),
         "classifier.weight": (a.num_classes, a.width),
     }
+    for i in range(a.depth):
+        layer = f"vit.encoder.layer.{i}."
+        shapes |= {
+            f"{layer}attention.attention.query.weight": (a.width, a.width),
+            f"{layer}attention.attention.query.bias": (a.width,),
+            f"{layer}intermediate.dense.weight": (a.mlp_dim, a.width),
+        }
+    return shapes
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -225,6 +229,51 @@ def test_labels_that_only_count_are_no_names():
     assert names({str(i): i for i in range(5)}) == ()
 
 
+def test_labels_that_do_not_fit_the_head_are_said():
+    def said(table):
+        found = described(config={"id2label": table})
+        assert found.class_names == ()
+        return [sentence for sentence in found.assumed if "id2label" in sentence]
+
+    (few,) = said({"0": "abacus"})
+    assert "has 1 labels" in few and "the 5 outputs of the head" in few
+    (gap,) = said({str(i): "x" for i in (0, 1, 2, 3, 5)})
+    assert "has 5 labels (id2label), 4 of them for the 5 outputs" in gap
+    assert not said({}) + said({str(i): f"LABEL_{i}" for i in range(5)})
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit", "vit_mae", "vit_msn"])
+def test_model_types_of_the_same_encoder(kind):
+    assert described(config={"model_type": kind}).architecture.width == 16
+
+
+def test_a_config_of_another_model_is_refused():
+    config = {
+        "model_type": "beit",
+        "hidden_size": 32,
+        "num_hidden_layers": 12,
+        "intermediate_size": 25,
+        "num_channels": 1,
+        "patch_size": [4, 8],
+    }
+    with pytest.raises(UserError, match=r"config\.json is of another model") as error:
+        described(config=config)
+    for difference in (
+        "model_type is 'beit' there and 'vit or deit' in the weights",
+        "hidden_size is 32 there and 16 in the weights",
+        "num_hidden_layers is 12 there and 2 in",
+        "intermediate_size is 25 there and 24 in",
+        "num_channels is 1 there and 3 in",
+        "patch_size is (4, 8) there and (4, 4) in",
+        "Correct it, or take it away",
+    ):
+        assert difference in str(error.value)
+    # Each alone too, and no other.
+    for name, value in config.items():
+        with pytest.raises(UserError, match=f": {name} is [^;]*$"):
+            described(config={name: value})
+
+
 USUAL = "resize(interpolation='bilinear_antialias')"
 SIZE_20 = {"height": 20, "width": 20}
 SIZE_16 = {"height": 16, "width": 16}
@@ -332,6 +381,8 @@ def test_features_that_are_refused_by_name(name, feature):
         ({"image_size": [1, 2, 3]}, {}, "image_size is [1, 2, 3], expected a number"),
         ({"id2label": ["a"]}, {}, "id2label is ['a'], expected an object"),
         ({}, {"size": {"width": 3}}, "{'width': 3}, expected a number of pixels"),
+        ({}, {"image_mean": []}, "image_mean is [], expected a list of numbers, one"),
+        ({"hidden_size": "16"}, {}, "hidden_size is '16', expected a whole number"),
         ({}, {"resample": [2]}, "resample is [2], expected the number of a filter"),
         ({}, {"do_resize": 1}, "do_resize is 1, expected true or false"),
         ({}, {"size": 16, "image_std": [0, 1, 1]}, "std"),

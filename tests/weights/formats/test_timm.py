@@ -362,6 +362,46 @@ def test_class_names(golden, read):
     assert "names 2 classes and the head has 5" in found.assumed[-1]
 
 
+ARGUMENTS = {
+    "embed_dim": (32, 16),
+    "depth": (12, 1),
+    "mlp_ratio": (4.0, 2.0),
+    "patch_size": ((16, 16), (4, 4)),
+    "in_chans": (1, 3),
+    "class_token": (False, True),
+    "reg_tokens": (4, 0),
+}
+
+
+def test_a_config_of_another_model_is_refused():
+    wrong = {name: values[0] for name, values in ARGUMENTS.items()}
+    config = {"num_classes": 1000, "model_args": {**wrong, "num_classes": 7}}
+    shapes = shapes_with(head__weight=(5, 16), head__bias=(5,))
+    with pytest.raises(UserError, match=r"config\.json is of another model") as error:
+        described(config, shapes)
+    for name, (said, found) in ARGUMENTS.items():
+        assert f"{name} is {said} there and {found} in the weights" in str(error.value)
+        with pytest.raises(UserError, match=f": {name} is [^;]*$"):
+            described({"model_args": {name: said}}, shapes)
+    assert "num_classes is 1000 there and 5 in the weights" in str(error.value)
+    assert "num_classes of model_args is 7 there and 5 in" in str(error.value)
+
+    right = {name: values[1] for name, values in ARGUMENTS.items()}
+    described({"model_args": {**right, "patch_size": 4}}, shapes)
+
+
+def test_classes_are_those_at_the_top_or_else_of_the_pretrained():
+    """As timm reads them: what stands at the top takes the other's place."""
+    shapes = shapes_with(head__weight=(5, 16), head__bias=(5,))
+    old = {"pretrained_cfg": {"num_classes": 1000}}
+    assert described({"num_classes": 5, **old}, shapes).architecture.num_classes == 5
+    for config in (old, {"num_classes": 1000}):
+        with pytest.raises(UserError, match="num_classes is 1000 there and 5 in"):
+            described(config, shapes)
+        with pytest.raises(UserError, match="num_classes is 1000 there and 0 in"):
+            described(config)
+
+
 def test_twenty_one_thousand_classes_were_trained_with_a_sigmoid():
     assert described().loss == "softmax"
     many = shapes_with(head__weight=(21843, 16), head__bias=(21843,))
@@ -423,6 +463,8 @@ def test_features_that_are_refused_by_name(names, feature):
             {"pretrained_cfg": {"mean": [float("nan")]}},
             "mean is [nan], expected a list",
         ),
+        ({"pretrained_cfg": {"std": []}}, "std is [], expected a list of numbers, one"),
+        ({"num_classes": -1}, "num_classes is -1, expected a whole number, 0 or more"),
         ({"num_heads": 10**400}, "num_heads is 1000000000000"),
         ({"label_names": [1], "num_classes": 1}, "label_names is [1]"),
     ],

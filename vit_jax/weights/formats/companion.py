@@ -1,7 +1,7 @@
 """Values in the JSON files that lie beside other people's weights, checked as read."""
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.errors import UserError
@@ -35,12 +35,19 @@ FLAG = Kind(lambda value: type(value) is bool, "true or false")
 TEXT = Kind(_is_text, "a text")
 TEXTS = Kind(_is_list_of(_is_text), "a list of texts")
 COUNT = Kind(_is_size, "a whole number above 0")
+COUNT_OR_NONE = Kind(
+    lambda value: _is_size(value) or (type(value) is int and value == 0),
+    "a whole number, 0 or more",
+)
 FRACTION = Kind(
     lambda value: _is_number(value) and 0 < value <= 1, "above 0, 1 at most"
 )
 EPSILON = Kind(lambda value: _is_number(value) and 0 < value < 1, "between 0 and 1")
 FACTOR = Kind(lambda value: _is_number(value) and value > 0, "a number above 0")
-NUMBERS = Kind(_is_list_of(_is_number), "a list of numbers")
+NUMBERS = Kind(
+    lambda value: _is_list_of(_is_number)(value) and len(value) > 0,
+    "a list of numbers, one at least",
+)
 TABLE = Kind(lambda value: isinstance(value, Mapping), "an object")
 PAIR = Kind(
     lambda value: _is_size(value) or (_is_list_of(_is_size)(value) and len(value) == 2),
@@ -67,6 +74,28 @@ def entry(table: Mapping[str, Any], name: str, kind: Kind, default: Any = None) 
             f"{kind.words}: correct it, or take the file away"
         )
     return value
+
+
+def check_agreement(told: Iterable[tuple[str, Any, Any]]) -> None:
+    """Refuses a companion that says otherwise than the weights beside it.
+
+    Args:
+      told: (what it is called there, the value there or None, what the shapes say).
+
+    Raises:
+      UserError: lists every difference with both values.
+    """
+    differences = [
+        f"{name} is {reprlib.repr(value)} there and {found!r} in the weights"
+        for name, value, found in told
+        if value not in (None, found)
+    ]
+    if differences:
+        raise UserError(
+            "the companion config.json is of another model than the weights: "
+            f"{'; '.join(differences)}. Correct it, or take it away to have the "
+            "weights alone speak"
+        )
 
 
 def pair(value: int | Sequence[int] | None) -> tuple[int, int] | None:

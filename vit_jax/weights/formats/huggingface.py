@@ -118,6 +118,13 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     )
     width, patch_size = kernel[0], (kernel[2], kernel[3])
     size = width, len(layers), hidden[0]
+    config.check(
+        width=width,
+        depth=len(layers),
+        mlp_dim=hidden[0],
+        channels=kernel[1],
+        patch_size=patch_size,
+    )
     assumed = []
     _, grid = grid_of(
         "position_embeddings",
@@ -157,10 +164,12 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     if architecture.pre_logits:
         config.check_pooler()
     preprocessing, sentences = read_preprocessing(hints, architecture)
+    assumed += sentences
+    class_names, sentences = config.class_names(architecture.num_classes)
     return Reading(
         architecture,
         preprocessing,
-        config.class_names(architecture.num_classes),
+        class_names,
         (*config.assumed, *assumed, *sentences),
         posemb_resize="bicubic_torch",
         loss=config.loss,

@@ -7,6 +7,7 @@ from typing import Any
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, Architecture
+from vit_jax.weights.files.contents import quoted
 from vit_jax.weights.formats.companion import (
     COUNT,
     EPSILON,
@@ -17,6 +18,7 @@ from vit_jax.weights.formats.companion import (
     TABLE,
     TEXT,
     Kind,
+    check_agreement,
     entry,
     one_a_channel,
     pair,
@@ -40,6 +42,8 @@ _GELU = {
     "gelu_fast": "tanh",
 }
 _WRITTEN_GELU = {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}
+# Of transformers; the encoders of the last two are those of the first.
+_MODEL_TYPES = ("vit", "deit", "vit_mae", "vit_msn")
 # Numbers of PIL's filters → ours, which has no counterpart of the last two.
 _FILTERS = {
     0: "nearest",
@@ -89,8 +93,8 @@ class HuggingFaceConfig:
         act = entry(config, "hidden_act", TEXT, "gelu")
         if act not in _GELU:
             raise UserError(
-                f"the activation of this model (hidden_act) is {act!r}, and vit_jax "
-                f"computes {', '.join(_GELU)}"
+                f"the activation of this model (hidden_act) is {quoted(act)}, and "
+                f"vit_jax computes {', '.join(_GELU)}"
             )
         self.gelu = _GELU[act]
         self.layernorm_epsilon = float(
@@ -105,24 +109,53 @@ class HuggingFaceConfig:
                 f"{_EPSILON:g}, as transformers does",
             )
 
+    def check(
+        self,
+        *,
+        width: int,
+        depth: int,
+        mlp_dim: int,
+        channels: int,
+        patch_size: tuple[int, int],
+    ) -> None:
+        """Refuses a config that is not of a model of such shapes."""
+        told = self._config
+        kind = entry(told, "model_type", TEXT)
+        check_agreement(
+            [
+                ("model_type", None if kind in _MODEL_TYPES else kind, "vit or deit"),
+                ("hidden_size", entry(told, "hidden_size", COUNT), width),
+                ("num_hidden_layers", entry(told, "num_hidden_layers", COUNT), depth),
+                ("intermediate_size", entry(told, "intermediate_size", COUNT), mlp_dim),
+                ("num_channels", entry(told, "num_channels", COUNT), channels),
+                ("patch_size", pair(entry(told, "patch_size", PAIR)), patch_size),
+            ]
+        )
+
     def check_pooler(self) -> None:
         """Refuses an activation of the pooler that is no tanh."""
         act = entry(self._config, "pooler_act", TEXT, "tanh")
         if act != "tanh":
             raise UserError(
-                f"the activation of the pooler (pooler_act) is {act!r}, and vit_jax "
-                "computes tanh"
+                f"the activation of the pooler (pooler_act) is {quoted(act)}, and "
+                "vit_jax computes tanh"
             )
 
-    def class_names(self, num_classes: int) -> tuple[str, ...]:
-        """In the order of the head's outputs; () where they are numbers alone."""
+    def class_names(self, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
+        """In the order of the head's outputs, () if not told; and what was assumed."""
         table = entry(self._config, "id2label", TABLE, {})
-        if len(table) != num_classes:
-            return ()
+        if not table or not num_classes:
+            return (), []
         names = [table.get(str(index)) for index in range(num_classes)]
-        known = all(isinstance(name, str) for name in names)
+        if len(table) != num_classes or not all(isinstance(n, str) for n in names):
+            named = sum(isinstance(name, str) for name in names)
+            return (), [
+                f"config.json has {len(table)} labels (id2label), {named} of them for "
+                f"the {num_classes} outputs of the head, which are numbered from 0: "
+                "assumed that the names are unknown"
+            ]
         numbered = all(name == f"LABEL_{i}" for i, name in enumerate(names))
-        return tuple(names) if known and not numbered else ()
+        return (() if numbered else tuple(map(str, names))), []
 
 
 def read_preprocessing(

@@ -115,6 +115,16 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     tokens = int(class_token) + int(distillation)
     num_classes = outputs(shapes, "head.weight")
     channels = root[0][1] if root else kernel[1]
+    config.check(
+        width=width,
+        depth=depth,
+        mlp_dim=mlp_dim,
+        kernel=(kernel[2], kernel[3]),
+        channels=channels,
+        class_token=class_token,
+        registers=registers,
+        num_classes=num_classes,
+    )
     assumed = []
     prefix, grid = grid_of(
         "pos_embed",

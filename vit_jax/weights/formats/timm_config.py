@@ -3,14 +3,18 @@
 import dataclasses
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import VARIANTS, AnyArchitecture, Architecture
+from vit_jax.weights.files.contents import quoted
 from vit_jax.weights.formats.companion import (
     COUNT,
+    COUNT_OR_NONE,
+    FACTOR,
     FLAG,
     FRACTION,
     INPUT,
@@ -19,6 +23,7 @@ from vit_jax.weights.formats.companion import (
     TABLE,
     TEXT,
     TEXTS,
+    check_agreement,
     entry,
     one_a_channel,
     pair,
@@ -119,6 +124,52 @@ class TimmConfig:
         self.pooling = _POOLING.get(pool, "")
         self.gelu = _GELU[act]
 
+    def check(
+        self,
+        *,
+        width: int,
+        depth: int,
+        mlp_dim: int,
+        kernel: tuple[int, int],
+        channels: int,
+        class_token: bool,
+        registers: int,
+        num_classes: int,
+    ) -> None:
+        """Refuses arguments that are not those of a model of such shapes.
+
+        Two say the number of classes: `num_classes` at the top, or else among
+        pretrained_cfg, is that of the weights, and the argument that of the model timm
+        builds, which drops a head with another number.
+        """
+        args, pretrained = self._args, self._pretrained
+        ratio = entry(args, "mlp_ratio", FACTOR)
+        # timm rounds the product down.
+        same = ratio is not None and int(width * ratio) == mlp_dim
+        classes = entry(
+            self._config,
+            "num_classes",
+            COUNT_OR_NONE,
+            entry(pretrained, "num_classes", COUNT_OR_NONE),
+        )
+        check_agreement(
+            [
+                ("embed_dim", entry(args, "embed_dim", COUNT), width),
+                ("depth", entry(args, "depth", COUNT), depth),
+                ("mlp_ratio", None if same else ratio, mlp_dim / width),
+                ("patch_size", pair(entry(args, "patch_size", PAIR)), kernel),
+                ("in_chans", entry(args, "in_chans", COUNT), channels),
+                ("class_token", entry(args, "class_token", FLAG), class_token),
+                ("reg_tokens", entry(args, "reg_tokens", COUNT_OR_NONE), registers),
+                ("num_classes", classes, num_classes),
+                (
+                    "num_classes of model_args",
+                    entry(args, "num_classes", COUNT_OR_NONE),
+                    num_classes,
+                ),
+            ]
+        )
+
     def num_heads(self, width: int) -> int | None:
         """As told, or as the model of this name has them."""
         told = entry(
@@ -189,8 +240,9 @@ class TimmConfig:
         interpolation = entry(told, "interpolation", TEXT, "bicubic")
         if mode not in ("center", "squash") or interpolation not in _INTERPOLATIONS:
             assumed.append(
-                f"the crop mode {mode!r} with interpolation {interpolation!r} is not "
-                f"known: assumed {preprocessing.eval_transform!r}, which is near"
+                f"the crop mode {quoted(mode)} with interpolation "
+                f"{quoted(interpolation)} is not known: assumed "
+                f"{preprocessing.eval_transform!r}, which is near"
             )
         return preprocessing, assumed
 
@@ -298,7 +350,7 @@ def _check_choices(
     *choices: tuple[str, Any, Sequence[Any] | Mapping[Any, Any]],
 ) -> None:
     wrong = [
-        f"{name} {value!r}"
+        f"{name} {quoted(value) if isinstance(value, str) else reprlib.repr(value)}"
         for name, value, known in choices
         if value is not None and value not in known
     ]
