@@ -1,5 +1,7 @@
+import io
 import json
 import logging
+import zipfile
 
 import jax
 import numpy as np
@@ -12,6 +14,8 @@ from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, abstract_params
+from vit_jax.weights import loading
+from vit_jax.weights.files.tensors import open_tensors
 from vit_jax.weights.formats.single_file import as_single_file
 from vit_jax.weights.loading import load_weights
 from vit_jax.weights.saving import save_weights
@@ -79,6 +83,15 @@ def test_another_missing_path_says_what_is_expected(tmp_path):
         load_weights("x" * 5000)
 
 
+def test_a_size_that_a_run_was_not_trained_at(workdir):
+    known = load_weights(workdir).description.architecture.image_size
+    assert load_weights(workdir, trained_image_size=known).description.step == 3
+    with pytest.raises(
+        UserError, match=r"trained_image_size=\(9, 9\), but .*/run says"
+    ):
+        load_weights(workdir, trained_image_size=(9, 9))
+
+
 # Foreign files and directories
 
 
@@ -142,6 +155,130 @@ def test_a_damaged_companion_is_named(model):
         load_weights(model)
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["checkpoints/1000", "checkpoints", "checkpoints/checkpoints", "1000", "run"],
+)
+def test_a_model_is_one_whatever_its_directory_is_called(place, model, tmp_path):
+    expected = load_weights(model).description
+    path = tmp_path / "place" / place
+    path.parent.mkdir(parents=True)
+    model.rename(path)
+    # Nor does it matter what else is in it.
+    (path / "checkpoints" / "1000").mkdir(parents=True)
+    assert load_weights(path).description == expected
+    (path / "config.json").unlink()
+    assert load_weights(path, num_heads=4).description.architecture.num_heads == 4
+
+
+def test_a_models_config_comes_before_checkpoints(model):
+    expected = load_weights(model).description
+    (model / "checkpoints" / "3" / "params").mkdir(parents=True)
+    assert load_weights(model).description == expected
+
+
+def test_weights_beside_a_runs_checkpoints_are_not_the_run(workdir):
+    np.savez(workdir / "exported.npz", a=np.zeros(1))
+    try:
+        assert load_weights(workdir).description.step == 3
+        assert load_weights(workdir / "checkpoints").description.step == 3
+    finally:
+        (workdir / "exported.npz").unlink()
+
+
+def test_models_in_the_place_of_checkpoints_are_named(model, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    model.rename(tmp_path / "checkpoints" / "1000")
+    for path in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(UserError, match="models of others and no checkpoint") as e:
+            load_weights(path)
+        assert str(e.value).endswith("pass one of them, 1000 in it")
+    assert load_weights(tmp_path / "checkpoints" / "1000").description.step == 0
+
+
+def test_a_file_called_like_a_step(model, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "1000"
+    (model / "model.safetensors").rename(path)
+    assert load_weights(path, num_heads=4).description.architecture.num_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["tf_model.h5"], r"formats that are not read here: tf_model\.h5 \(Keras\)"),
+        (["flax_model.msgpack"], r"not read here: flax_model\.msgpack \(Flax\)"),
+        ([], r"holds config\.json: no weights are in it"),
+    ],
+)
+def test_a_model_without_readable_weights_is_no_run(files, said, tmp_path):
+    config = {"model_type": "vit", "hidden_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in files:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=said) as error:
+        load_weights(tmp_path)
+    assert "model.safetensors" in str(error.value)
+
+
+def test_a_run_that_has_saved_nothing_says_so(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 0}))
+    with pytest.raises(UserError, match="a run was started in it"):
+        load_weights(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        load_weights(tmp_path)
+
+
+def test_shards_are_read_by_their_index(model):
+    expected = load_weights(model)
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    half = len(tensors) // 2
+    parts = list(tensors.items())[:half], list(tensors.items())[half:]
+    weight_map = {}
+    for number, part in enumerate(parts, 1):
+        # What a file holds says what it is, not its name.
+        name = f"pytorch_model-0000{number}-of-00002.bin"
+        save_file(dict(part), model / name)
+        weight_map |= {tensor: name for tensor, _ in part}
+    with pytest.raises(
+        UserError, match=r"Fetch pytorch_model\.bin\.index\.json into it"
+    ):
+        load_weights(model)
+    index = model / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    found = load_weights(model)
+    assert found.description == expected.description
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_a_config_in_the_file_comes_before_one_beside_it(model, tmp_path):
+    weights = load_weights(model)
+    path = save_weights(*weights, tmp_path / "x.safetensors", "timm")
+    other = {"architecture": "vit", "model_args": {"num_heads": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    assert load_weights(path).description.architecture.num_heads == 4
+    # One of something else is none.
+    save_file(load_file(path), path, {"config": json.dumps({"num_heads": 1})})
+    assert load_weights(path).description.architecture.num_heads == 2
+
+
+def test_averaged_weights_are_taken_and_said(model, monkeypatch, caplog):
+    def as_of_torch(path):
+        tensors = open_tensors(path)
+        tensors.kind = "torch"
+        tensors.metadata = {"wrapper": "model_ema", "others": "model"}
+        return tensors
+
+    monkeypatch.setattr(loading, "open_tensors", as_of_torch)
+    with caplog.at_level(logging.WARNING):
+        load_weights(model)
+    assert "read the entry model_ema of the file, in which there also is model" in (
+        caplog.text
+    )
+
+
 def test_several_files_are_a_choice_to_make(tmp_path):
     for name in ("a.npz", "b.npz"):
         np.savez(tmp_path / name, cls=np.zeros((1, 1, 4)))
@@ -177,6 +314,30 @@ def test_what_is_missing_unexpected_and_misshaped_comes_at_once(model, tmp_path)
     assert "1 of another shape: vit.layernorm.weight (expected (64,), found (3,))" in (
         message
     )
+
+
+@pytest.mark.parametrize("text", ["<U1", ">U3", "S1", "S4"])
+def test_texts_are_refused_in_one_message(text, model, tmp_path):
+    tensors = load_file(model / "model.safetensors")
+    name = "vit.layernorm.weight"
+    tensors[name] = np.full(tensors[name].shape, "1").astype(text)
+    np.savez(tmp_path / "x.npz", **tensors)
+    with pytest.raises(
+        UserError, match=r"weights are not saved in: vit\.layernorm\.we"
+    ):
+        load_weights(tmp_path / "x.npz", num_heads=4)
+
+
+def test_a_header_damaged_to_texts_is_refused(model, tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, **load_file(model / "model.safetensors"))
+    damaged = io.BytesIO()
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(damaged, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b"'<f4'", b"'|S4'"))
+    path.write_bytes(damaged.getvalue())
+    with pytest.raises(UserError, match=r"24 of a type that weights are not saved in"):
+        load_weights(path, num_heads=4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

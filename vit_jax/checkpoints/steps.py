@@ -232,6 +232,16 @@ def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
     return bool(_steps(locate(workdir) / CHECKPOINTS))
 
 
+def has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
+    """Whether it holds a checkpoint, complete or not, by what the folders hold."""
+    directory = locate(workdir) / CHECKPOINTS
+    return any(
+        (directory / str(step) / part).is_dir()
+        for step in _steps(directory)
+        for part in (_PARAMS, _METADATA)
+    )
+
+
 def load_description(
     workdir: str | os.PathLike[str], step: int | None = None
 ) -> Description:

@@ -4,16 +4,23 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.steps import load_description, load_params
+from vit_jax.checkpoints.steps import has_checkpoints, load_description, load_params
+from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
 from vit_jax.weights.adapt import adapt as adapt
 from vit_jax.weights.adapt import new_head_because as new_head_because
-from vit_jax.weights.files.recognise import recognise
+from vit_jax.weights.files.contents import plain, shortened
+from vit_jax.weights.files.directories import (
+    companion,
+    holds_model,
+    is_companion,
+    says_model,
+    weight_file,
+)
 from vit_jax.weights.files.tensors import open_tensors
 from vit_jax.weights.formats.known import read_tensors
 from vit_jax.weights.formats.layout import Hints, Reading
@@ -21,16 +28,6 @@ from vit_jax.weights.formats.single_file import is_single_file, read_single_file
 from vit_jax.weights.published.download import resolve
 
 logger = logging.getLogger(__name__)
-
-# What a directory of somebody's model keeps its weights in, the best first.
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-)
-# A companion says at least one of these; config.json is a common name.
-_COMPANION_KEYS = ("model_type", "architectures", "architecture")
-_LARGEST_COMPANION = 1 << 26  # bytes
 
 
 class Weights(NamedTuple):
@@ -45,6 +42,7 @@ def load_weights(
     *,
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
+    trained_image_size: tuple[int, int] | None = None,
 ) -> Weights:
     """Reads weights; the format is recognised by what the file holds.
 
@@ -54,28 +52,36 @@ def load_weights(
         directory with such a file and its config.json; a published name, see
         `python -m vit_jax.models`; "hf:owner/name"; an https address.
       num_heads: for a file that does not say it.
-      image_size: (height, width) that the weights were trained at, for a file whose
-        number of patches is no square.
+      image_size: (height, width) that they are wanted for. It tells the grid of patches
+        where their number is no square and nothing else does.
+      trained_image_size: (height, width) that the weights were trained at, for a file
+        whose grid is none of what it looks like.
 
     Raises:
-      UserError: nothing is there, or it is none of these, or it is damaged.
+      UserError: nothing is there, or it is none of these, or it is damaged, or was not
+        trained at that size.
     """
     workdir = _workdir(source)
     if workdir is not None:
         path, step = workdir
         description = load_description(path, step)
+        _check_trained(description, trained_image_size, path)
         # Of the same step, even if a running training saves another one meanwhile.
         return Weights(description, load_params(path, description.step))
     resolved = resolve(source)
-    file = _weight_file(resolved.path)
+    file = weight_file(resolved.path)
     with open_tensors(file) as tensors:
         if is_single_file(tensors):
-            return Weights(*read_single_file(tensors))
+            weights = Weights(*read_single_file(tensors))
+            _check_trained(weights.description, trained_image_size, file)
+            return weights
         hints = Hints(
-            config=_companion(file, "config.json") or _embedded(tensors.metadata),
-            preprocessor=_companion(file, "preprocessor_config.json"),
+            # The file's own first: what lies beside it may be another's.
+            config=_embedded(tensors.metadata) or companion(file, "config.json"),
+            preprocessor=companion(file, "preprocessor_config.json"),
             num_heads=num_heads,
             image_size=image_size,
+            trained_image_size=trained_image_size,
         )
         reading, params = read_tensors(tensors, hints)
     if resolved.published is not None:
@@ -104,69 +110,51 @@ def _described(reading: Reading) -> Description:
     )
 
 
+def _check_trained(
+    description: Description, said: tuple[int, int] | None, path: pathlib.Path
+) -> None:
+    """Refuses another size than the one that a checkpoint of ours says."""
+    known = description.architecture.image_size
+    if said is not None and tuple(said) != known:
+        raise UserError(
+            f"trained_image_size={said}, but {path} says that it was trained at "
+            f"{known}; leave trained_image_size out"
+        )
+
+
 def _workdir(source: str | pathlib.Path) -> tuple[pathlib.Path, int | None] | None:
-    """The work directory, and the step if the path names one; None if it is none."""
+    """The work directory, and the step if the path names one; None if it is none.
+
+    What lies there comes before what it is called.
+
+    Raises:
+      UserError: models of others are in it, called as steps are.
+    """
     # Absolute, so that "." and "10" have a parent.
     path = pathlib.Path(source).expanduser().absolute()
-    if path.parent.name == "checkpoints" and path.name.isdecimal():
-        return path.parent.parent, int(path.name)
+    is_step = path.parent.name == CHECKPOINTS and path.name.isdecimal()
+    workdir = path.parent if path.name == CHECKPOINTS else path
     # By os.path, which finds nothing at an address that is too long for a path.
-    if path.name == "checkpoints" and os.path.isdir(path):
-        return path.parent, None
-    if os.path.isdir(path / "checkpoints"):
-        return path, None
+    if is_step and os.path.isdir(path.parent):
+        foreign = os.path.isfile(path) or holds_model(path)
+        return None if foreign else (path.parent.parent, int(path.name))
+    if not os.path.isdir(path) or says_model(path):
+        return None
+    if has_checkpoints(workdir):
+        # Whatever else somebody has put there.
+        return workdir, None
+    if holds_model(path):
+        return None
+    checkpoints = workdir / CHECKPOINTS
+    if checkpoints.is_dir():
+        if models := [f.name for f in sorted(checkpoints.iterdir()) if holds_model(f)]:
+            raise UserError(
+                f"{checkpoints} holds models of others and no checkpoint of vit_jax: "
+                f"pass one of them, {shortened(models, plain)} in it"
+            )
+        return workdir, None
     # Claimed by a run that has saved nothing yet: its own error says so.
-    own = os.path.isfile(path / "config.json") and not _candidates(path)
-    return (path, None) if own else None
-
-
-def _weight_file(path: pathlib.Path) -> pathlib.Path:
-    """The file with the weights: the path itself, or the one inside a directory."""
-    if not path.is_dir():
-        return path
-    candidates = _candidates(path)
-    preferred = [path / name for name in _WEIGHT_FILES if path / name in candidates]
-    if preferred or len(candidates) == 1:
-        return [*preferred, *candidates][0]
-    names: Sequence[str] = [file.name for file in candidates]
-    raise UserError(
-        f"{path} is {recognise(path)}: "
-        + (f"pass one of {', '.join(names)}" if names else "no weights are in it")
-        + ". A work directory of vit_jax holds config.json and checkpoints/; a model's "
-        f"directory holds {' or '.join(_WEIGHT_FILES)}."
-    )
-
-
-def _candidates(path: pathlib.Path) -> list[pathlib.Path]:
-    files = sorted(path.iterdir()) if path.is_dir() else []
-    suffixes = (
-        ".safetensors",
-        ".safetensors.index.json",
-        ".npz",
-        ".bin",
-        ".pth",
-        ".pt",
-    )
-    return [file for file in files if file.name.endswith(suffixes) and file.is_file()]
-
-
-def _companion(file: pathlib.Path, name: str) -> dict[str, Any]:
-    """A JSON file that lies beside the weights; {} if there is none of a model."""
-    path = file.with_name(name)
-    if not path.is_file() or path == file:
-        return {}
-    try:
-        if path.stat().st_size > _LARGEST_COMPANION:
-            raise ValueError("too large")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} beside the weights cannot be read ({error}); mend it, or move the "
-            "weights to a directory without it"
-        ) from error
-    if not isinstance(found, dict):
-        return {}
-    return found if name != "config.json" or found.keys() & _COMPANION_KEYS else {}
+    return (path, None) if (path / CONFIG_FILE).is_file() else None
 
 
 def _embedded(metadata: Any) -> dict[str, Any]:
@@ -175,4 +163,4 @@ def _embedded(metadata: Any) -> dict[str, Any]:
         found = json.loads(metadata.get("config", "{}"))
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if is_companion(found) else {}
