@@ -34,6 +34,7 @@ from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, abstract_params
+from vit_jax.weights.files.recognise import is_safetensors, is_zip
 from vit_jax.weights.files.tensors import open_tensors
 from vit_jax.weights.loading import load_weights
 from vit_jax.weights.saving import save_weights
@@ -110,10 +111,12 @@ def fuzz(kind: str, count: int, seed: int) -> Result:
 
 def damaged(original: bytes, rng: random.Random) -> bytes:
     """One to three damages; of an archive half the time within a member, and rezipped,
-    since its checksums would find most of them.
+    since its checksums would find most of them. Likewise of a safetensors file half the
+    time within its header, whose length is then put right.
     """
-    if original.startswith(b"PK") and rng.random() < 0.5:
-        return _rezipped(original, rng)
+    for matches, mend in ((is_zip, _rezipped), (is_safetensors, _reheaded)):
+        if matches(original) and rng.random() < 0.5:
+            return mend(original, rng)
     return _damaged(original, rng)
 
 
@@ -145,6 +148,22 @@ def _rezipped(original: bytes, rng: random.Random) -> bytes:
                 content = _damaged(content, rng)
             archive.writestr(info.filename, content, info.compress_type)
     return target.getvalue()
+
+
+def _reheaded(original: bytes, rng: random.Random) -> bytes:
+    start = 8 + struct.unpack("<Q", original[:8])[0]
+    header = original[8:start]
+    # Three times of four where it describes a model, so that it stays readable.
+    found = re.search(rb'\\"(architecture|model_args)\\": \{.*?\}', header)
+    if found and rng.random() < 0.75:
+        first, last = found.span()
+        told = header[first:last]
+        for _ in range(rng.randint(1, 2)):
+            told = rng.choice((_digits, _digits, _nothing))(told, rng)
+        header = header[:first] + told + header[last:]
+    else:
+        header = _damaged(header, rng)
+    return struct.pack("<Q", len(header)) + header + original[start:]
 
 
 def _position(data: bytes, rng: random.Random) -> int:
@@ -185,6 +204,12 @@ def _digits(data: bytes, rng: random.Random) -> bytes:
     run = rng.choice(runs)
     new = rng.choice((b"0", b"-1", b"7", b"99999", b"4294967296", b"9" * 19, b"1e3"))
     return data[: run.start()] + new + data[run.end() :]
+
+
+def _nothing(data: bytes, rng: random.Random) -> bytes:
+    """Says a number, or numbers, where a text says that there are none."""
+    new = rng.choice((b"7", b"[3000]", b"[1, 1, 2]", b"[]"))
+    return data.replace(b"null", new, 1)
 
 
 def _digits_in_place(data: bytes, rng: random.Random) -> bytes:
@@ -264,7 +289,7 @@ def _index() -> bytes:
     return json.dumps(index, indent=2).encode()
 
 
-def _model(format: str) -> bytes:
+def _model(format: str, suffix: str = "") -> bytes:
     """A small model in a format; of a format with directories the weights alone."""
     architecture = Architecture(
         width=64,
@@ -283,9 +308,8 @@ def _model(format: str) -> bytes:
     description = Description(
         architecture, Preprocessing((4, 4)), (), to_plain(default_config()), step=0
     )
-    suffix = {"google": ".npz", "big_vision": ".npz", "vit_jax": ".safetensors"}
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, f"model{suffix.get(format, '')}")
+        path = pathlib.Path(folder, f"model{suffix}")
         saved = save_weights(description, params, path, format)
         return (saved / "model.safetensors" if saved.is_dir() else saved).read_bytes()
 
@@ -302,8 +326,15 @@ KINDS: dict[str, Kind] = {
     ),
     "torch before 1.6": Kind((GOLDEN / "torch_legacy.pth").read_bytes, _read_tensors),
     **{
-        f"{format} model": Kind(functools.partial(_model, format), _read_model, 4)
-        for format in ("google", "big_vision", "timm", "huggingface", "vit_jax")
+        kind: Kind(functools.partial(_model, format, suffix), _read_model, 5)
+        for kind, format, suffix in (
+            ("google model", "google", ".npz"),
+            ("big_vision model", "big_vision", ".npz"),
+            ("timm model", "timm", ""),
+            ("timm file", "timm", ".safetensors"),
+            ("huggingface model", "huggingface", ""),
+            ("vit_jax model", "vit_jax", ".safetensors"),
+        )
     },
 }
 

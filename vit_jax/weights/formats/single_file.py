@@ -5,6 +5,7 @@ checkpoints of a work directory say of themselves, as JSON.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
+from vit_jax.models import AnyArchitecture, MixerArchitecture
+from vit_jax.weights.files.contents import one_line
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats.known import shapes_of
 from vit_jax.weights.formats.layout import (
@@ -24,6 +27,7 @@ from vit_jax.weights.formats.layout import (
 )
 
 _KEY = "vit_jax"
+_TENSORS_A_UNIT = 9  # of a trunk: three kernels, and three norms with scale and bias
 
 
 def is_single_file(tensors: Tensors) -> bool:
@@ -39,12 +43,57 @@ def read_single_file(tensors: Tensors) -> tuple[Description, dict[str, Any]]:
     """
     try:
         description = Description.from_dict(json.loads(tensors.metadata[_KEY]))
+    except UserError as error:
+        # Where types are checked, a value of a wrong one has a message of many lines.
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{tensors.path}: {reason}") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{tensors.path}: {error}") from error
+        raise UserError(
+            f"{tensors.path}: its description is damaged ({one_line(str(error))}). Use "
+            "another copy"
+        ) from error
+    _check_size(description.architecture, tensors)
     shapes = shapes_of(description.architecture)
     rows = [Row(path, (path,), SAME) for path in shapes]
     pieces = {name: Piece(name) for name in tensors.specs}
     return description, unflatten(read_params(tensors, pieces, rows, shapes))
+
+
+def _check_size(architecture: AnyArchitecture, tensors: Tensors) -> None:
+    """Refuses what the file cannot hold, before shapes of any size are made up."""
+    a, trunk = architecture, getattr(architecture, "trunk", None)
+    declared = a.depth + _TENSORS_A_UNIT * sum(trunk or ())
+    if declared > len(tensors.specs):
+        raise UserError(
+            f"{tensors.path}: its description is of a model with {declared:,} tensors "
+            f"or more ({a.depth:,} blocks, trunk {trunk}), and it holds "
+            f"{len(tensors.specs):,}. Use another copy"
+        )
+    largest = max(_extents(a))
+    held = sum(math.prod(spec.shape) for spec in tensors.specs.values())
+    if largest > held:
+        raise UserError(
+            f"{tensors.path}: its description is of a model with a tensor of "
+            f"{largest:,} numbers, and it holds {held:,} in all. Use another copy"
+        )
+
+
+def _extents(a: AnyArchitecture) -> list[int]:
+    """How many numbers are in the tensors that the architecture's fields size."""
+    patches = math.prod(a.grid)
+    extents = [
+        math.prod(a.embed_kernel) * a.embed_channels * a.width,
+        a.width * a.mlp_dim,
+        a.channels,
+    ]
+    if isinstance(a, MixerArchitecture):
+        return [*extents, a.width * a.num_classes, patches * a.tokens_mlp_dim]
+    learned = patches * (a.posemb == "learned")
+    return [
+        *extents,
+        (a.pre_logits or a.width) * a.num_classes,
+        a.width * max(a.width, a.registers, a.pre_logits, learned),
+    ]
 
 
 def as_single_file(
