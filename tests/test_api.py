@@ -166,8 +166,9 @@ def test_all_unreadable_images_are_named_at_once(model, paths, tmp_path):
     assert "broken.jpg" in lines[1]
     assert "absent.jpg" in lines[2]
     assert "image 5" in lines[3]
-    with pytest.raises(UserError, match="top_k=0"):
-        model.predict(paths, top_k=0)
+    for top_k in (0, "3", 2.0):
+        with pytest.raises(UserError, match=f"top_k={top_k!r}: expected a whole"):
+            model.predict(paths, top_k=top_k)
 
 
 def test_sigmoid_models_answer_each_class_apart(shared, paths, make_workdir):
@@ -204,6 +205,11 @@ def test_features_lie_on_the_grid(model, paths):
     np.testing.assert_allclose(found.pooled, parts["pooled"], atol=1e-5)
     with pytest.raises(UserError, match=r"layers \[2\]: the model has 2 blocks"):
         model.features(images, layers=(0, 2))
+    for layers in (1, "all"):
+        with pytest.raises(UserError, match=f"layers={layers!r}: expected a list"):
+            model.features(images, layers=layers)
+    with pytest.raises(UserError, match=r"layers \['x'\]"):
+        model.features(images, layers=["x"])
 
 
 def test_attention_rows_sum_to_one(model, paths):
@@ -285,11 +291,35 @@ def test_dtype_of_activations(workdir, model, paths):
         ({"posemb_resize": "cubic"}, "posemb_resize='cubic': choose from bicubic"),
         ({"num_classes": -1}, "num_classes is -1"),
         ({"dtype": "float7"}, "dtype='float7'"),
+        ({"dtype": "int32"}, "dtype='int32': choose float32 or bfloat16"),
+        ({"image_size": "384"}, "image_size='384': expected a number of pixels, or"),
+        ({"image_size": 384.0}, "image_size=384.0: expected"),
+        ({"image_size": (8, 12, 3)}, r"image_size=\(8, 12, 3\): expected"),
+        ({"patch_size": ()}, r"patch_size=\(\): expected"),
+        ({"trained_image_size": "8"}, "trained_image_size='8': expected"),
     ],
 )
 def test_impossible_values_are_refused(workdir, options, message):
     with pytest.raises(UserError, match=message):
         vit_jax.load(workdir, **options)
+
+
+def test_a_source_is_a_path_or_a_name():
+    with pytest.raises(UserError, match="source=None: expected a path"):
+        vit_jax.load(None)
+
+
+def test_sizes_may_be_numpy_s_or_lists(workdir):
+    for size in (np.int64(16), [16], (16, 16)):
+        assert vit_jax.load(workdir, image_size=size).architecture.grid == (4, 4)
+
+
+def test_what_was_changed_is_said_without_any_logging_set_up(workdir):
+    script = f"import vit_jax; vit_jax.load({str(workdir)!r}, num_classes=7)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "head replaced by a new one with zeros: 4 classes before" in done.stderr
 
 
 def test_another_patch_size_and_other_channels(workdir, model):
@@ -298,6 +328,14 @@ def test_another_patch_size_and_other_channels(workdir, model):
     assert found.architecture == dataclasses.replace(a, patch_size=(2, 4), channels=1)
     assert found.preprocessing.channels == 1
     assert found.params["patch_embed"]["kernel"].shape == (2, 4, 1, a.width)
+    # A grey image means the same, though every channel had a mean of its own.
+    grey = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 1), np.uint8)
+    single = vit_jax.load(workdir, channels=1)
+    np.testing.assert_allclose(
+        single(single.prepare(grey)),
+        model(model.prepare(np.repeat(grey, 3, axis=-1))),
+        atol=1e-5,
+    )
     assert found.params["pos_embed"].shape[1] == 2 * model.params["pos_embed"].shape[1]
 
 

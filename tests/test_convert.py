@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from vit_jax import convert
 from vit_jax.weights.loading import load_weights
@@ -38,8 +39,41 @@ def test_there_and_back(workdir, tmp_path, run_command, capsys):
         (["a", "b", "--to=tim"], "did you mean 'timm'"),
         (["absent/run", "b", "--to=timm"], "absent/run"),
         (["a", "b", "--to=timm", "--num_heads=0"], "num_heads"),
+        (
+            ["a", "b", "--to=timm", "--trained_image_size=8,x"],
+            "--trained_image_size=8,x: expected one size, or HEIGHT,WIDTH",
+        ),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message, run_command):
     with pytest.raises(SystemExit, match=message):
         run_command(convert, *arguments)
+
+
+def test_what_a_file_leaves_open_can_be_said(tmp_path, make_workdir, run_command):
+    """The grid of 6 patches, and the heads of a width of 16."""
+    workdir = make_workdir(tmp_path / "run", image_size=(8, 12))
+    google, timm, ours = (
+        tmp_path / name for name in ("a.npz", "b.safetensors", "c.safetensors")
+    )
+    run_command(convert, workdir, google, "--to=google")
+    size = "--trained_image_size=8,12"
+    with pytest.raises(SystemExit, match=r"vit_jax.convert --trained_image_size=…"):
+        run_command(convert, google, ours, "--to=vit_jax")
+    run_command(convert, google, ours, "--to=vit_jax", size)
+    found = load_weights(ours)
+    assert found.description.architecture.grid == (2, 3)
+    expected = load_weights(workdir).params["pos_embed"]
+    np.testing.assert_array_equal(found.params["pos_embed"], expected)
+
+    run_command(convert, workdir, timm, "--to=timm")
+    tensors = load_file(timm)
+    save_file(tensors, timm)  # without the config inside
+    with pytest.raises(SystemExit, match=r"python -m vit_jax.convert --num_heads=…"):
+        run_command(convert, timm, ours, "--to=vit_jax", size)
+    run_command(convert, timm, ours, "--to=vit_jax", size, "--num_heads=2")
+    assert load_weights(ours).description.architecture.num_heads == 2
+    with pytest.raises(SystemExit, match="of a model with 2 attention heads; leave"):
+        run_command(convert, ours, timm, "--to=timm", "--num_heads=4")
+    with pytest.raises(SystemExit, match=r"trained at \(8, 12\); leave trained_im"):
+        run_command(convert, ours, timm, "--to=timm", "--trained_image_size=16")

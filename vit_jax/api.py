@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import operator
+import os
 import pathlib
 from collections.abc import Sequence
 from functools import partial
@@ -44,6 +46,7 @@ def load(
     pre_logits: bool = True,
     posemb_resize: str | None = None,
     num_heads: int | None = None,
+    trained_image_size: int | tuple[int, int] | None = None,
     fold_normalization: bool = False,
     dtype: Any = None,
 ) -> "Model":
@@ -67,6 +70,8 @@ def load(
         `vit_jax.models.posemb.METHODS`; by default the one of the model's config, or of
         the family's own code.
       num_heads: for a file that does not say it.
+      trained_image_size: that the positions in a file belong to, where neither the file
+        nor a config beside it says so and the grid is not square.
       fold_normalization: put the mean and standard deviation of the input into the
         patch embedding, so that the model reads [−1, 1].
       dtype: of activations; by default as in training: what its config says, where
@@ -75,8 +80,18 @@ def load(
     Raises:
       UserError: there is no such model, or one of the values cannot be.
     """
-    size = _pair(image_size)
-    description, params = load_weights(source, num_heads=num_heads, image_size=size)
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"source={source!r}: expected a path, a name or an address")
+    sizes = {
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "trained_image_size": trained_image_size,
+    }
+    size, patch, trained = (_pair(name, value) for name, value in sizes.items())
+    dtype = None if dtype is None else _compute_dtype(dtype)
+    description, params = load_weights(
+        source, num_heads=num_heads, image_size=size, trained_image_size=trained
+    )
     original, config = description.architecture, description.config
     preprocessing = description.preprocessing
     posemb_resize = posemb_resize or config["posemb_resize"]
@@ -88,10 +103,14 @@ def load(
         params, preprocessing = adapting.fold_normalization(
             params, original, preprocessing
         )
+    if channels is not None and channels != original.channels:
+        params, preprocessing = adapting.even_normalization(
+            params, original, preprocessing
+        )
     changes = {
         "image_size": size,
         "num_classes": num_classes,
-        "patch_size": _pair(patch_size),
+        "patch_size": patch,
         "channels": channels,
         "pre_logits": None if pre_logits or not _has_pre_logits(original) else 0,
     }
@@ -113,7 +132,7 @@ def load(
     )
     module = build(
         target,
-        dtype=_compute_dtype(config["compute_dtype"] if dtype is None else dtype),
+        dtype=dtype or _compute_dtype(config["compute_dtype"]),
         attention=config["model"]["attention"],
     )
     return Model(
@@ -229,8 +248,8 @@ class Model:
         Raises:
           UserError: names every image that cannot be read.
         """
-        if top_k < 1:
-            raise UserError(f"top_k={top_k}: must be at least 1")
+        if not _whole(top_k) or top_k < 1:
+            raise UserError(f"top_k={top_k!r}: expected a whole number, at least 1")
         if not self.architecture.num_classes:
             raise UserError("this model has no head; load it without num_classes=0")
         found: list[list[tuple[str, float]]] = []
@@ -252,13 +271,16 @@ class Model:
 
         Args:
           images: as for the call.
-          layers: which blocks; 0 is the first, −1 the last.
+          layers: the numbers of blocks; 0 is the first, −1 the last.
 
         Raises:
           UserError: a block that the model has not, or unfit images.
         """
         depth = self.architecture.depth
-        if wrong := [layer for layer in layers if not -depth <= layer < depth]:
+        if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray):
+            raise UserError(f"layers={layers!r}: expected a list of numbers of blocks")
+        fits = (_whole(layer) and -depth <= layer < depth for layer in layers)
+        if wrong := [layer for layer, fit in zip(layers, fits, strict=True) if not fit]:
             raise UserError(
                 f"layers {wrong}: the model has {depth} blocks, from 0 to {depth - 1} "
                 f"or from {-depth} to -1"
@@ -396,10 +418,20 @@ def _moved(params: Any) -> Any:
     return {key: _moved(params.pop(key)) for key in list(params)}
 
 
-def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def _pair(name: str, size: Any) -> tuple[int, int] | None:
+    """(height, width) of a number of pixels or of two."""
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
+    values = size if isinstance(size, tuple | list) else (size,)
+    try:
+        # Of one value both; numpy's whole numbers are whole numbers too.
+        height, width = (operator.index(value) for value in (*values, values[0])[:2])
+    except (TypeError, ValueError, IndexError):
+        height = width = 0
+    if len(values) > 2 or height < 1 or width < 1:
+        raise UserError(
+            f"{name}={size!r}: expected a number of pixels, or (height, width)"
+        )
     return height, width
 
 
@@ -408,12 +440,19 @@ def _has_pre_logits(architecture: AnyArchitecture) -> bool:
 
 
 def _compute_dtype(dtype: Any) -> Any:
-    if dtype == "auto":
+    if isinstance(dtype, str) and dtype == "auto":
         dtype = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
     try:
-        return jnp.dtype(dtype)
+        found = jnp.dtype(dtype)
     except TypeError:
-        raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16") from None
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16")
+    return found
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _as_list(images: Any) -> list[Any]:

@@ -23,6 +23,12 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+flags.DEFINE_list(
+    "trained_image_size",
+    None,
+    "HEIGHT,WIDTH that the positions belong to, for a file whose grid is not square",
+    flag_values=FLAGS,
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -40,7 +46,9 @@ def main(arguments: list[str]) -> None:
     if FLAGS.to != "vit_jax":
         find_format(FLAGS.to)  # before anything is downloaded
     source, destination = arguments
-    weights = load_weights(source, num_heads=FLAGS.num_heads)
+    weights = load_weights(
+        source, num_heads=FLAGS.num_heads, trained_image_size=_size()
+    )
     path = save_weights(*weights, destination, FLAGS.to)
     title = FORMATS[FLAGS.to].title if FLAGS.to in FORMATS else "vit_jax's own"
     a = weights.description.architecture
@@ -49,6 +57,19 @@ def main(arguments: list[str]) -> None:
         f"{'×'.join(map(str, a.patch_size))}, images "
         f"{'×'.join(map(str, a.image_size))}, {a.num_classes} classes"
     )
+
+
+def _size() -> tuple[int, int] | None:
+    given = FLAGS.trained_image_size
+    if given is None:
+        return None
+    sides = [int(side) for side in given if side.strip().isdecimal()]
+    if len(sides) != len(given) or len(sides) not in (1, 2) or min(sides) < 1:
+        raise UserError(
+            f"--trained_image_size={','.join(given)}: expected one size, or "
+            "HEIGHT,WIDTH, in pixels"
+        )
+    return sides[0], sides[-1]
 
 
 if __name__ == "__main__":

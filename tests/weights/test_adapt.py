@@ -10,7 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import Architecture, MixerArchitecture, abstract_params, build
 from vit_jax.models.posemb import METHODS, resize
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.weights.adapt import adapt, fold_normalization
+from vit_jax.weights.adapt import adapt, even_normalization, fold_normalization
 
 SOURCE = Architecture(
     width=16,
@@ -225,6 +225,30 @@ def test_folding_the_normalisation_leaves_the_function(params, images):
         fold_normalization(params, hybrid, before)
 
 
+def test_one_mean_for_all_channels_leaves_the_function(params, images):
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    before = Preprocessing(SOURCE.image_size, mean=mean, std=std)
+    evened, after = even_normalization(params, SOURCE, before)
+
+    grey = np.random.default_rng(0).integers(0, 256, (*images.shape[:3], 1), np.uint8)
+    alike = np.repeat(grey, 3, axis=-1)
+    assert len(set(after.mean)) == len(set(after.std)) == 1
+    expected = _logits(SOURCE, params, before.normalize(alike))
+    found = _logits(SOURCE, evened, after.normalize(alike))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # And of a single channel.
+    target = dataclasses.replace(SOURCE, channels=1)
+    single = after.for_images(SOURCE.image_size, 1)
+    found = _logits(target, _adapt(evened, target), single.normalize(grey))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    # Where there is nothing to even out, or it cannot be done, nothing changes.
+    same = Preprocessing(SOURCE.image_size)
+    assert even_normalization(params, SOURCE, same) == (params, same)
+    hybrid = dataclasses.replace(SOURCE, trunk=(), patch_size=(4, 4))
+    assert even_normalization(params, hybrid, before) == (params, before)
+
+
 def _random(architecture, seed=0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -273,9 +297,9 @@ def test_a_mixer_keeps_its_grid():
     assert found["head"]["kernel"].shape == (8, 2)
     larger = dataclasses.replace(source, patch_size=(8, 8), image_size=(16, 16))
     assert adapt(params, source, larger)["patch_embed"]["kernel"].shape[:2] == (8, 8)
-    with pytest.raises(
-        UserError, match="mixes a fixed number of patches: keep the gri"
-    ):
+    with pytest.raises(UserError) as error:
         adapt(params, source, dataclasses.replace(source, image_size=(16, 16)))
+    assert "mixes a fixed number of patches: keep the grid" in str(error.value)
+    assert "config" not in str(error.value)
     with pytest.raises(UserError, match="kind: 'MixerArchitecture' in the weights"):
         adapt(params, source, SOURCE)

@@ -49,9 +49,12 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         earlier = load_description(workdir) if has_checkpoint(workdir) else None
         weights, problems = None, []
         if config.pretrained and earlier is None:
+            sized = "image_size" not in config_lib.wrong_values(config)
             try:
                 weights = load_weights(
-                    config.pretrained, num_heads=config.model.num_heads or None
+                    config.pretrained,
+                    num_heads=config.model.num_heads or None,
+                    image_size=config_lib.image_size(config) if sized else None,
                 )
             except UserError as error:
                 problems.append(str(error))

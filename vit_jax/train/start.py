@@ -17,7 +17,8 @@ from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.train.setup import Setup
 from vit_jax.train.step import TrainState
-from vit_jax.weights.loading import Weights, adapt, new_head_because
+from vit_jax.weights.adapt import adapt, even_normalization, new_head_because
+from vit_jax.weights.loading import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,13 @@ def fit_weights(
             f"reset_head=False, but the pretrained head cannot stay: {reason}. Train "
             "on data of its classes, or pass --config.reset_head=true for a new head"
         )
+    params = weights.params
+    if source.architecture.channels != setup.architecture.channels:
+        params, _ = even_normalization(
+            params, source.architecture, source.preprocessing
+        )
     return adapt(
-        weights.params,
+        params,
         source.architecture,
         setup.architecture,
         source_class_names=source.class_names,

@@ -86,7 +86,8 @@ def adapt(
 
     _check(source, target, expected, adapted)
     for line in done:
-        logger.info("pretrained weights: %s", line)
+        # Warnings, so that a notebook that has set up no logging shows them.
+        logger.warning("pretrained weights: %s", line)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), adapted)
 
 
@@ -111,8 +112,9 @@ def resize_patches(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def change_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """The first layer's kernel for another number of channels.
 
-    Averaged over the old channels for one new one, else the old ones repeated in turn;
-    then scaled so that an image whose channels are all equal gives the same tokens.
+    Averaged over the old channels for one new one, else the old ones repeated in turn,
+    each scaled by old / new number. For one and for whole multiples of the old number,
+    an image whose channels are all equal then gives the same tokens as before.
 
     Args:
       kernel: [h, w, old channels, d].
@@ -137,29 +139,30 @@ def fold_normalization(
       UserError: a model with a trunk: its first convolution standardises its weights,
         which undoes any scale.
     """
-    if getattr(architecture, "trunk", None) is not None:
+    if _has_trunk(architecture):
         raise UserError(
             "the mean and standard deviation of the input cannot be folded into this "
             "model: its first convolution standardises its weights, so their scale "
             "does not count. Keep its preprocessing"
         )
-    mean, std = (
-        np.asarray(x, np.float64) for x in (preprocessing.mean, preprocessing.std)
-    )
-    kernel, bias = (
-        np.asarray(params["patch_embed"][name], np.float64)
-        for name in ("kernel", "bias")
-    )
-    shift = np.einsum("hwcd,c->d", kernel, (0.5 - mean) / std)
-    folded = {
-        "kernel": (kernel / (2 * std)[:, None]).astype(np.float32),
-        "bias": (bias + shift).astype(np.float32),
-    }
-    logger.info("pretrained weights: folded the mean and std of the input into them")
-    return (
-        dict(params) | {"patch_embed": folded},
-        dataclasses.replace(preprocessing, mean=(0.5,), std=(0.5,)),
-    )
+    logger.warning("pretrained weights: folded the mean and std of the input into them")
+    return _renormalized(params, preprocessing, mean=0.5, std=0.5)
+
+
+def even_normalization(
+    params: Any, architecture: AnyArchitecture, preprocessing: Preprocessing
+) -> tuple[Any, Preprocessing]:
+    """The same function of the image, with one mean and std for all channels.
+
+    To be called before the number of channels changes: the new channels are mixtures of
+    the old ones, so that no old channel's mean or deviation suits them. With a trunk,
+    whose first convolution has no scale of its own, nothing changes.
+    """
+    mean, std = preprocessing.mean, preprocessing.std
+    if _has_trunk(architecture) or len(set(mean)) == len(set(std)) == 1:
+        return params, preprocessing
+    average = sum(mean) / len(mean), sum(std) / len(std)
+    return _renormalized(params, preprocessing, *average)
 
 
 def new_head_because(
@@ -181,6 +184,32 @@ def new_head_because(
     if getattr(source, "pre_logits", 0) != getattr(target, "pre_logits", 0):
         return "it read another layer"
     return ""
+
+
+def _renormalized(
+    params: Any, preprocessing: Preprocessing, mean: float, std: float
+) -> tuple[Any, Preprocessing]:
+    """The same function of the image, of input normalised with these numbers."""
+    old_mean, old_std = (
+        np.asarray(x, np.float64) for x in (preprocessing.mean, preprocessing.std)
+    )
+    kernel, bias = (
+        np.asarray(params["patch_embed"][name], np.float64)
+        for name in ("kernel", "bias")
+    )
+    shift = np.einsum("hwcd,c->d", kernel, (mean - old_mean) / old_std)
+    embedding = {
+        "kernel": (kernel * (std / old_std)[:, None]).astype(np.float32),
+        "bias": (bias + shift).astype(np.float32),
+    }
+    return (
+        dict(params) | {"patch_embed": embedding},
+        dataclasses.replace(preprocessing, mean=(mean,), std=(std,)),
+    )
+
+
+def _has_trunk(architecture: AnyArchitecture) -> bool:
+    return getattr(architecture, "trunk", None) is not None
 
 
 def _fit_input(
@@ -255,10 +284,11 @@ def _check(source: AnyArchitecture, target: AnyArchitecture, expected: Any, foun
             "An MLP-Mixer mixes a fixed number of patches: keep the grid of "
             f"{_times(source.grid)} that it was trained with."
         )
-    parts.append(
-        "Name the weights' own variant and options in the config, or leave "
-        "model.variant empty to take the architecture from the weights."
-    )
+    else:
+        parts.append(
+            "Name the weights' own variant and options in the config, or leave "
+            "model.variant empty to take the architecture from the weights."
+        )
     raise UserError("\n".join(parts))
 
 

@@ -11,8 +11,7 @@ from vit_jax.checkpoints.steps import has_checkpoints, load_description, load_pa
 from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
-from vit_jax.weights.adapt import adapt as adapt
-from vit_jax.weights.adapt import new_head_because as new_head_because
+from vit_jax.models import AnyArchitecture
 from vit_jax.weights.files.contents import plain, shortened
 from vit_jax.weights.files.directories import (
     companion,
@@ -65,7 +64,7 @@ def load_weights(
     if workdir is not None:
         path, step = workdir
         description = load_description(path, step)
-        _check_trained(description, trained_image_size, path)
+        _check_told(description.architecture, path, num_heads, trained_image_size)
         # Of the same step, even if a running training saves another one meanwhile.
         return Weights(description, load_params(path, description.step))
     resolved = resolve(source)
@@ -73,7 +72,10 @@ def load_weights(
     with open_tensors(file) as tensors:
         if is_single_file(tensors):
             weights = Weights(*read_single_file(tensors))
-            _check_trained(weights.description, trained_image_size, file)
+            architecture = weights.description.architecture
+            _check_told(architecture, file, num_heads, trained_image_size)
+            if resolved.published is not None:
+                resolved.published.check(architecture, file)
             return weights
         hints = Hints(
             # The file's own first: what lies beside it may be another's.
@@ -86,12 +88,7 @@ def load_weights(
         reading, params = read_tensors(tensors, hints)
     if resolved.published is not None:
         reading = resolved.published.complete(reading, file)
-    heads = getattr(reading.architecture, "num_heads", None)
-    if num_heads is not None and num_heads != heads:
-        raise UserError(
-            f"num_heads={num_heads}, but {file} is of a model with "
-            f"{heads or 'no'} attention heads; leave num_heads out"
-        )
+    _check_told(reading.architecture, file, num_heads, None)
     for sentence in reading.assumed:
         logger.warning("%s: %s", file.name, sentence)
     return Weights(_described(reading), params)
@@ -110,15 +107,24 @@ def _described(reading: Reading) -> Description:
     )
 
 
-def _check_trained(
-    description: Description, said: tuple[int, int] | None, path: pathlib.Path
+def _check_told(
+    architecture: AnyArchitecture,
+    path: pathlib.Path,
+    num_heads: int | None,
+    trained_image_size: tuple[int, int] | None,
 ) -> None:
-    """Refuses another size than the one that a checkpoint of ours says."""
-    known = description.architecture.image_size
-    if said is not None and tuple(said) != known:
+    """Refuses what the caller says otherwise than the weights do."""
+    heads = getattr(architecture, "num_heads", None)
+    if num_heads is not None and num_heads != heads:
         raise UserError(
-            f"trained_image_size={said}, but {path} says that it was trained at "
-            f"{known}; leave trained_image_size out"
+            f"num_heads={num_heads}, but {path} is of a model with "
+            f"{heads or 'no'} attention heads; leave num_heads out"
+        )
+    known = architecture.image_size
+    if trained_image_size is not None and tuple(trained_image_size) != known:
+        raise UserError(
+            f"trained_image_size={trained_image_size}, but {path} says that it was "
+            f"trained at {known}; leave trained_image_size out"
         )
 
 

@@ -122,7 +122,8 @@ def grid_of(
     raise UserError(
         f"{name} has {max(positions - next(iter(counts)), 0)} positions of patches, "
         "which is no square grid: pass the image size that the weights were trained "
-        "at, trained_image_size=(height, width)"
+        "at, trained_image_size=(height, width), to vit_jax.load, or let "
+        "python -m vit_jax.convert --trained_image_size=… write a file that says it"
     )
 
 

@@ -81,8 +81,9 @@ def heads_by_sizes(width: int, depth: int, mlp_dim: int) -> tuple[int, str]:
     if width % _HEAD_WIDTH:
         raise UserError(
             f"the file does not tell the number of attention heads, and the width "
-            f"{width} is not a multiple of {_HEAD_WIDTH}: pass num_heads=, or put the "
-            "model's config.json beside the file"
+            f"{width} is not a multiple of {_HEAD_WIDTH}: pass num_heads= to "
+            "vit_jax.load, put the model's config.json beside the file, or let "
+            "python -m vit_jax.convert --num_heads=… write a file that says it"
         )
     heads = width // _HEAD_WIDTH
     return heads, (

@@ -196,7 +196,7 @@ class Published:
         Raises:
           UserError: the file is of another model; lists every difference.
         """
-        self._check(reading.architecture, path)
+        self.check(reading.architecture, path)
         family = FAMILIES.get(self.family)
         if family is None or family.in_files:
             return reading
@@ -226,8 +226,8 @@ class Published:
             loss=self.loss,
         )
 
-    def _check(self, found: AnyArchitecture, path: pathlib.Path) -> None:
-        """Raises unless a file's names and shapes are those of these weights."""
+    def check(self, found: AnyArchitecture, path: pathlib.Path) -> None:
+        """Raises UserError unless what a file holds has these weights' shapes."""
         expected = self._sizes()
         if getattr(found, "posemb", "") == "sincos2d":
             expected.pop("grid", None)  # such a file does not tell it
