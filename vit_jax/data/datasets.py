@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-from vit_jax.data import digits, folders, splits, tfds_sets
+from vit_jax.data import digits, folders, splits, tables, tfds_sets
 from vit_jax.data.examples import DatasetInfo, Kind
 from vit_jax.errors import UserError
 
@@ -13,6 +13,7 @@ __all__ = ["PRESETS", "DatasetInfo", "default_splits", "describe", "find", "loca
 KINDS: dict[str, Kind] = {
     "digits": digits,
     "image folder": folders,
+    "table": tables,
     "tensorflow-datasets": tfds_sets,
 }
 
@@ -118,8 +119,8 @@ def find(dataset: str) -> tuple[str, str]:
     """
     if not dataset:
         raise UserError(
-            "no dataset given: expected 'digits', a folder of images, or the name of a "
-            "tensorflow-datasets set"
+            "no dataset given: expected 'digits', a folder of images, a table (.csv, "
+            ".tsv, .jsonl), or the name of a tensorflow-datasets set"
         )
     if dataset == "digits":
         return "digits", dataset
@@ -128,7 +129,11 @@ def find(dataset: str) -> tuple[str, str]:
     path = _absolute(dataset)
     if tfds_sets.prepared_folder(path):
         return "tensorflow-datasets", path
-    return "image folder", path
+    if os.path.isdir(path):
+        return ("table" if tables.split_files(path) else "image folder"), path
+    return (
+        "table" if path.lower().endswith(tables.EXTENSIONS) else "image folder"
+    ), path
 
 
 def locate(dataset: str, data_dir: str = "") -> tuple[str, str]:
@@ -140,8 +145,10 @@ def _is_path(dataset: str) -> bool:
     """Whether `dataset` means something on this machine, existing or not."""
     if dataset in PRESETS:
         return False
-    looks_like_a_path = dataset.startswith((".", "~", os.sep)) or dataset.endswith("/")
-    return looks_like_a_path or os.path.exists(dataset)
+    starts, ends = (".", "~", os.sep), ("/", *tables.EXTENSIONS)
+    if dataset.startswith(starts) or dataset.lower().endswith(ends):
+        return True
+    return os.path.exists(dataset)
 
 
 def _absolute(path: str) -> str:

@@ -14,6 +14,7 @@ from vit_jax.data.listings import (
     Listing,
     hold_out,
     mixed,
+    some,
 )
 from vit_jax.errors import UserError
 
@@ -82,8 +83,8 @@ def _list(path: str, scan: "_Scan") -> Listing:
         if unknown:
             raise UserError(
                 f"{os.path.join(path, split)} has classes that "
-                f"{os.path.join(path, 'train')} has not: {_some(unknown)}. "
-                f"Classes to train on: {_some(names)}. Name the folders alike."
+                f"{os.path.join(path, 'train')} has not: {some(unknown)}. "
+                f"Classes to train on: {some(names)}. Name the folders alike."
             )
     entries = {
         split: mixed(
@@ -123,7 +124,7 @@ def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
         classes = _imagenet_validation(below, files)
     if not classes:
         loose = sum(file.lower().endswith(EXTENSIONS) for file in files)
-        seen = f"{len(folders)} folder(s)" + (f" ({_some(folders)})" if folders else "")
+        seen = f"{len(folders)} folder(s)" + (f" ({some(folders)})" if folders else "")
         if loose:
             seen += f" and {loose} image(s) that are in no class's folder"
         if others:
@@ -182,8 +183,3 @@ class _Scan:
                 if not entry.name.startswith("."):
                     (folders if entry.is_dir() else files).append(entry.name)
         return sorted(folders), sorted(files)
-
-
-def _some(names) -> str:
-    shown = ", ".join(repr(name) for name in names[:5])
-    return shown + (f" … ({len(names):,} in all)" if len(names) > 5 else "")
