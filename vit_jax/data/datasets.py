@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-from vit_jax.data import digits, folders, splits, tables, tfds_sets
+from vit_jax.data import arrays, digits, folders, splits, tables, tfds_sets
 from vit_jax.data.examples import DatasetInfo, Kind
 from vit_jax.errors import UserError
 
@@ -14,8 +14,10 @@ KINDS: dict[str, Kind] = {
     "digits": digits,
     "image folder": folders,
     "table": tables,
+    "arrays": arrays,
     "tensorflow-datasets": tfds_sets,
 }
+_EXTENSIONS = {"table": tables.EXTENSIONS, "arrays": arrays.EXTENSIONS}
 
 
 def _preset(name, num_classes, train_split, eval_split, num_examples, **more):
@@ -120,7 +122,7 @@ def find(dataset: str) -> tuple[str, str]:
     if not dataset:
         raise UserError(
             "no dataset given: expected 'digits', a folder of images, a table (.csv, "
-            ".tsv, .jsonl), or the name of a tensorflow-datasets set"
+            ".tsv, .jsonl), arrays (.npz), or the name of a tensorflow-datasets set"
         )
     if dataset == "digits":
         return "digits", dataset
@@ -131,9 +133,10 @@ def find(dataset: str) -> tuple[str, str]:
         return "tensorflow-datasets", path
     if os.path.isdir(path):
         return ("table" if tables.split_files(path) else "image folder"), path
-    return (
-        "table" if path.lower().endswith(tables.EXTENSIONS) else "image folder"
-    ), path
+    for kind, extensions in _EXTENSIONS.items():
+        if path.lower().endswith(extensions):
+            return kind, path
+    return "image folder", path
 
 
 def locate(dataset: str, data_dir: str = "") -> tuple[str, str]:
@@ -145,8 +148,8 @@ def _is_path(dataset: str) -> bool:
     """Whether `dataset` means something on this machine, existing or not."""
     if dataset in PRESETS:
         return False
-    starts, ends = (".", "~", os.sep), ("/", *tables.EXTENSIONS)
-    if dataset.startswith(starts) or dataset.lower().endswith(ends):
+    ends = ("/", *(end for some in _EXTENSIONS.values() for end in some))
+    if dataset.startswith((".", "~", os.sep)) or dataset.lower().endswith(ends):
         return True
     return os.path.exists(dataset)
 
