@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.datasets import default_splits, describe
+from vit_jax.data.datasets import default_splits, describe, whole
 from vit_jax.data.decode import DecodeError, decode
 from vit_jax.data.folders import list_folder
 from vit_jax.data.sources import open_source
@@ -46,6 +46,54 @@ def test_train_with_a_folder_beside_it(tmp_path, evaluation):
         for k in range(2)
     }
     assert decode(source[0].image).shape == (4, 4, 3)
+
+
+def test_splits_may_be_written_in_capitals(tmp_path):
+    fill(tmp_path / "Train", "ab")
+    fill(tmp_path / "VAL", "ab", 2)
+    info = describe(str(tmp_path))
+    assert info.num_examples == {"train": 6, "val": 4}
+    assert info.class_names == ("a", "b")
+    assert "Train/a/0.png" in names(tmp_path, "train")
+
+
+def test_folders_of_splits_are_never_classes(tmp_path):
+    write(tmp_path / "train/0.png")
+    write(tmp_path / "val/0.png")
+    with pytest.raises(
+        UserError, match=r"/train: found .* 1 image\(s\) that are in no"
+    ):
+        list_folder(str(tmp_path))
+
+
+def test_without_training_images_all_can_be_evaluated(tmp_path):
+    fill(tmp_path / "val", "ab", 4)
+    fill(tmp_path / "test", "ab", 1)
+    assert default_splits(str(tmp_path)) == ("", "val")
+    assert whole(str(tmp_path)) == "val"
+    assert len(open_source(str(tmp_path))) == 8
+    with pytest.raises(UserError, match=r"nothing to train on, only val, test: put"):
+        describe(str(tmp_path))
+    assert describe(str(tmp_path), "val").num_examples == {"val": 8}
+
+
+def test_all_of_an_undivided_folder_can_be_evaluated(tmp_path):
+    fill(tmp_path, "ab", 10)
+    assert whole(str(tmp_path)) == "train+val"
+    assert len(open_source(str(tmp_path), "train+val")) == 20
+    fill(tmp_path / "other/train", "ab")
+    fill(tmp_path / "other/test", "ab")
+    assert whole(str(tmp_path / "other")) == "test"
+
+
+def test_folders_without_images_are_told(tmp_path, caplog):
+    fill(tmp_path, "ab")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/0.heic").write_bytes(b"x")
+    for _ in range(2):
+        assert list_folder(str(tmp_path)).class_names == ("a", "b")
+    [message] = caplog.messages
+    assert f"no classes in {tmp_path}/, for want of images: 'c' (.heic is" in message
 
 
 def test_val_is_preferred_and_test_can_be_named(tmp_path):

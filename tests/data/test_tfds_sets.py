@@ -1,7 +1,9 @@
 """Prepared tensorflow-datasets sets, read where TensorFlow is not installed."""
 
 import io
+import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -78,8 +80,12 @@ def test_several_labels_become_a_multi_hot_row():
 
 
 def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(UserError, match=r"'cifar1' is neither .* mean cifar10 or ci"):
+    with pytest.raises(UserError, match=r"'cifar1' is no name .* mean cifar10 or ci"):
         open_source("cifar1")
+    for path in ("path/to/images", "images.zip", "My Dataset"):
+        place = re.escape(os.path.abspath(path))
+        with pytest.raises(UserError, match=f"there is no folder or file {place}, and"):
+            open_source(path)
     with pytest.raises(UserError, match=r"'cifar10/nosuch' cannot be opened: .*nosuch"):
         open_source("cifar10/nosuch")
 

@@ -51,6 +51,15 @@ def run(run_command, capsys):
     return run
 
 
+def test_a_folder_of_classes_alone_is_evaluated_whole(shared, workdir, run):
+    folder = shared / "images/val"
+    report = json.loads(run(f"--checkpoint={workdir}", f"--dataset={folder}", "--json"))
+    assert (report["split"], report["examples"]) == ("train+val", 12)
+    # Its own data are divided as in training.
+    own = json.loads(run(f"--checkpoint={workdir}", "--json"))
+    assert (own["split"], own["examples"]) == ("val", 12)
+
+
 def test_needs_nothing_but_the_work_directory(workdir, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "vit_jax.evaluate", f"--checkpoint={workdir}", "--json"],

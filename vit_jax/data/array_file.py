@@ -61,6 +61,7 @@ class ArrayFile(NamedTuple):
     class_names: tuple[str, ...]
     parts: dict[str, Part]
     multi_label: bool
+    held_out: bool  # as of DatasetInfo
 
     @property
     def num_examples(self) -> dict[str, int]:
@@ -107,13 +108,13 @@ def _read(path: str, version: tuple[int, int]) -> ArrayFile:
     _check(path, problems)
 
     several = labels["train"].ndim == 2
-    parts = {}
+    parts, held_out = {}, len(chosen[0]) == 1
     for split, names in chosen[0].items():
         entries = mixed(
             Entry(str(row), () if several else int(label))
             for row, label in enumerate(labels[split])
         )
-        divided = hold_out(entries) if len(chosen[0]) == 1 else {split: entries}
+        divided = hold_out(entries) if held_out else {split: entries}
         for name, some in divided.items():
             rows = np.array([int(entry.path) for entry in some], np.int64)
             parts[name] = Part(
@@ -124,7 +125,7 @@ def _read(path: str, version: tuple[int, int]) -> ArrayFile:
             f"{path} has {len(labels['train'])} image(s), too few to hold one out for "
             "evaluation. Add images, or val_images and val_labels."
         )
-    return ArrayFile(path, version, class_names, parts, several)
+    return ArrayFile(path, version, class_names, parts, several, held_out)
 
 
 def _check(path: str, problems: list[str]) -> None:

@@ -39,6 +39,7 @@ def describe(place: str, _data_dir: str = "") -> DatasetInfo:
         file.class_names,
         *list(file.parts)[:2],
         multi_label=file.multi_label,
+        held_out=file.held_out,
     )
 
 

@@ -7,7 +7,15 @@ from vit_jax.data import arrays, digits, folders, splits, tables, tfds_sets
 from vit_jax.data.examples import DatasetInfo, Kind
 from vit_jax.errors import UserError
 
-__all__ = ["PRESETS", "DatasetInfo", "default_splits", "describe", "find", "locate"]
+__all__ = [
+    "PRESETS",
+    "DatasetInfo",
+    "default_splits",
+    "describe",
+    "find",
+    "locate",
+    "whole",
+]
 
 # The only list of them; `find` is the only place that tells them apart.
 KINDS: dict[str, Kind] = {
@@ -96,6 +104,12 @@ def describe(
     info = _describe(dataset, data_dir)
     train_split = train_split or info.train_split
     eval_split = eval_split or info.eval_split
+    if not train_split:
+        raise UserError(
+            f"{dataset} has nothing to train on, only {', '.join(info.num_examples)}: "
+            "put images to train on below FOLDER/train, or name a split with "
+            "--config.train_split"
+        )
     counts = {
         split: splits.count(split, info.num_examples, dataset)
         for split in (train_split, eval_split)
@@ -109,6 +123,12 @@ def default_splits(dataset: str, data_dir: str = "") -> tuple[str, str]:
     """What to train and to evaluate on unless told otherwise."""
     info = _describe(dataset, data_dir)
     return info.train_split, info.eval_split
+
+
+def whole(dataset: str, data_dir: str = "") -> str:
+    """What to evaluate on of data that nobody trained on: all where it is undivided."""
+    info = _describe(dataset, data_dir)
+    return f"{info.train_split}+{info.eval_split}" if info.held_out else info.eval_split
 
 
 def find(dataset: str) -> tuple[str, str]:

@@ -76,8 +76,10 @@ class DatasetInfo:
       num_classes: width of the model's head.
       num_examples: split → number of examples.
       class_names: None where only the data itself would tell.
-      train_split, eval_split: the defaults, or what `describe` was asked for.
+      train_split, eval_split: the defaults, or what `describe` was asked for; no
+        train_split where there is nothing to train on.
       multi_label: an example may have any number of labels.
+      held_out: eval_split is a part of what there is to train on, and left out there.
     """
 
     name: str
@@ -87,6 +89,7 @@ class DatasetInfo:
     train_split: str
     eval_split: str
     multi_label: bool = False
+    held_out: bool = False
 
 
 class Kind(Protocol):

@@ -1,6 +1,8 @@
 """Image folders as data sets: one folder a class, with or without given splits."""
 
 import collections
+import functools
+import logging
 import os
 import time
 
@@ -20,6 +22,8 @@ from vit_jax.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
+logger = logging.getLogger(__name__)
+
 _LAYOUTS = (
     "Expected one folder a class, FOLDER/<class>/*.jpg, or the same below FOLDER/train "
     "and FOLDER/val (or test). Images end in " + ", ".join(EXTENSIONS) + "."
@@ -37,12 +41,14 @@ def open_split(place: str, split: str, _data_dir: str = "") -> Source:
 def list_folder(path: str) -> Listing:
     """Finds classes and images below `path`.
 
+    Folders that are all named like splits are splits, whatever the case of their
+    letters; without one to train on, what is there can be evaluated on.
     Without a folder for evaluation, a tenth of the images is held out; see `hold_out`.
     A large listing is kept in the cache and holds as long as no directory has changed.
 
     Raises:
-      UserError: nothing there, no images, one class, or classes to evaluate on that
-        are not trained on.
+      UserError: nothing there, no images, one class to train on, or classes to
+        evaluate on that are not trained on.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(path):
@@ -65,15 +71,20 @@ def list_folder(path: str) -> Listing:
 
 def _list(path: str, scan: "_Scan") -> Listing:
     folders, _ = scan(path)
-    if "train" in folders and scan(os.path.join(path, "train"))[0]:
-        found = {"train": _classes(path, "train", scan)}
-        for name in EVALUATION_NAMES:
-            if name in folders:
-                found[name] = _classes(path, name, scan)
+    # Split → its folder, which may be written Train or VAL.
+    given = {
+        split: name
+        for split in ("train", *EVALUATION_NAMES)
+        for name in folders
+        if name.lower() == split
+    }
+    divided = "train" in given and scan(os.path.join(path, given["train"]))[0]
+    if divided or (folders and len(given) == len(folders)):
+        found = {split: _classes(path, given[split], scan) for split in given}
     else:
         found = {"train": _classes(path, "", scan)}
-    names = tuple(sorted(found["train"]))
-    if len(names) == 1:
+    names = tuple(sorted(found.get("train") or set().union(*found.values())))
+    if len(names) == 1 and "train" in found:
         raise UserError(
             f"found one class ({names[0]!r}) to train on in {path}, expected at least "
             f"two. {_LAYOUTS}"
@@ -94,7 +105,7 @@ def _list(path: str, scan: "_Scan") -> Listing:
         )
         for split, classes in found.items()
     }
-    if len(entries) == 1:
+    if held_out := list(entries) == ["train"]:
         entries = hold_out(entries["train"])
     if not all(entries.values()):
         raise UserError(
@@ -102,14 +113,23 @@ def _list(path: str, scan: "_Scan") -> Listing:
             "evaluation. Add images, or put some below FOLDER/val."
         )
     files = {split: Files.of(listed) for split, listed in entries.items()}
-    return Listing(path, f"the folder {path}", names, files, "train", list(files)[1])
+    train_split = "train" if "train" in files else ""
+    return Listing(
+        path,
+        f"the folder {path}",
+        names,
+        files,
+        train_split,
+        list(files)[bool(train_split)],
+        held_out=held_out,
+    )
 
 
 def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
     """Class → its images, as paths relative to `root` written with "/"."""
     folder = os.path.join(root, below)
     folders, files = scan(folder)
-    classes, others = {}, collections.Counter()
+    classes, others, without = {}, collections.Counter(), []
     for name in folders:
         images = []
         prefix = f"{below}/{name}" if below else name
@@ -120,6 +140,11 @@ def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
                 others[os.path.splitext(file)[1].lower() or "no extension"] += 1
         if images:
             classes[name] = images
+        else:
+            without.append(name)
+    if classes and without:
+        endings = f" ({', '.join(sorted(others))} is no image)" if others else ""
+        _warn(f"no classes in {folder}, for want of images: {some(without)}{endings}")
     if not classes and below:
         classes = _imagenet_validation(below, files)
     if not classes:
@@ -134,6 +159,12 @@ def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
         where = folder.rstrip("/")
         raise UserError(f"no images of any class in {where}: found {seen}. {_LAYOUTS}")
     return classes
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Once: a start lists a folder several times."""
+    logger.warning("%s", text)
 
 
 def _imagenet_validation(below: str, files: list[str]) -> dict[str, list[str]]:

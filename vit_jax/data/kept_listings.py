@@ -41,11 +41,20 @@ def find(path: str) -> Listing | None:
             labels = arrays[f"{split}/labels"]
             files[split] = Files(texts(f"{split}/paths"), labels, np.ones(len(labels)))
         names = tuple(texts("class_names").texts())
+        held_out = bool(arrays["held_out"])
     except (OSError, KeyError, ValueError):  # a directory that is gone; damage
         return None
     _recent.clear()
     _recent[path] = arrays
-    return Listing(path, f"the folder {path}", names, files, "train", list(files)[1])
+    return Listing(
+        path,
+        f"the folder {path}",
+        names,
+        files,
+        "train",
+        list(files)[1],
+        held_out=held_out,
+    )
 
 
 def keep(listing: Listing, modified: dict[str, int], listed_at: float) -> None:
@@ -58,14 +67,21 @@ def keep(listing: Listing, modified: dict[str, int], listed_at: float) -> None:
       listed_at: when the listing was begun, in s.
     """
     settled = max(modified.values()) < (listed_at - SETTLED_AFTER) * 1e9
-    if not settled or sum(listing.num_examples.values()) < WORTH_KEEPING:
+    if (
+        not settled
+        or not listing.train_split
+        or sum(listing.num_examples.values()) < WORTH_KEEPING
+    ):
         return
     columns = {
         "directories": Ragged.of_texts(list(modified)),
         "class_names": Ragged.of_texts(listing.class_names),
         "splits": Ragged.of_texts(list(listing.files)),
     }
-    arrays = {"modified": np.array(list(modified.values()), np.int64)}
+    arrays = {
+        "modified": np.array(list(modified.values()), np.int64),
+        "held_out": np.array(listing.held_out),
+    }
     for split, files in listing.files.items():
         columns[f"{split}/paths"] = files.paths
         arrays[f"{split}/labels"] = np.asarray(files.labels)

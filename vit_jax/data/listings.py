@@ -106,6 +106,7 @@ class Listing:
         nothing but the paths, so that a slice of a split is a fair sample.
       train_split, eval_split: what to train and evaluate on unless told otherwise.
       multi_label: a file may have any number of labels.
+      held_out: the files to evaluate on were chosen by `hold_out`.
     """
 
     path: str
@@ -115,6 +116,7 @@ class Listing:
     train_split: str
     eval_split: str
     multi_label: bool = False
+    held_out: bool = False
 
     @property
     def num_examples(self) -> dict[str, int]:
@@ -130,6 +132,7 @@ class Listing:
             self.train_split,
             self.eval_split,
             self.multi_label,
+            self.held_out,
         )
 
 

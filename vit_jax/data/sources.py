@@ -19,6 +19,6 @@ def open_source(dataset: str, split: str = "", data_dir: str = "") -> Source:
       UserError: no such dataset or split, no images in the folder, a set that is not
         prepared; the message says what was found and what to do.
     """
-    split = split or default_splits(dataset, data_dir)[0]
+    split = split or next(filter(None, default_splits(dataset, data_dir)))
     kind, place = find(dataset)
     return KINDS[kind].open_split(place, split, data_dir)

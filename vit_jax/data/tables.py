@@ -97,7 +97,7 @@ def _listing(path: str, files: tuple[tuple[str, str], ...], _versions) -> Listin
     names = in_order(label for row in rows for label in row.labels)
     _check_classes(names, rows, several, name)
     entries = _entries(rows, names, several)
-    if len(entries) == 1:
+    if held_out := len(entries) == 1:
         entries = hold_out(entries["train"])
     if not all(entries.values()):
         raise UserError(
@@ -105,7 +105,9 @@ def _listing(path: str, files: tuple[tuple[str, str], ...], _versions) -> Listin
             "Add rows, or a column split."
         )
     listed = {split: Files.of(some) for split, some in entries.items()}
-    return Listing(root, name, names, listed, "train", list(listed)[1], several)
+    return Listing(
+        root, name, names, listed, "train", list(listed)[1], several, held_out
+    )
 
 
 def _entries(

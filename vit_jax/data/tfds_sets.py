@@ -5,6 +5,7 @@ import glob
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from typing import Any
@@ -19,6 +20,8 @@ from vit_jax.errors import UserError
 
 # What to evaluate on, in order of preference; a set with one split is divided.
 EVALUATION_SPLITS = ("validation", "val", "valid", "test")
+# NAME, NAME/CONFIG, with :VERSION or without, and perhaps NAMESPACE: before it.
+_NAME = re.compile(r"([\w-]+:)?\w+(/[\w.,=-]+)?(:[\w.*]+)?")
 TRAIN_PART, HELD_OUT_PART = "[:90%]", "[90%:]"
 
 _STANDARD_ERROR = 2  # by number: notebooks and tests replace sys.stderr
@@ -35,6 +38,7 @@ def describe(place: str, data_dir: str) -> DatasetInfo:
         labels.class_names,
         *_default_splits(builder),
         multi_label=labels.multi_label,
+        held_out=len(builder.info.splits) == 1,
     )
 
 
@@ -160,14 +164,16 @@ def find(name: str, data_dir: str = ""):
     import tensorflow_datasets as tfds
 
     try:
+        if not _NAME.fullmatch(name):
+            raise tfds.core.DatasetNotFoundError(name)
         return tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UserError(
-            f"{name!r} is neither 'digits', nor a folder that exists, nor a name that "
-            f"tensorflow-datasets knows.{hint} Their names are listed at "
+            f"there is no folder or file {os.path.abspath(name)}, and {name!r} is no "
+            f"name that tensorflow-datasets knows.{hint} Their names are listed at "
             "https://www.tensorflow.org/datasets/catalog"
         ) from None
     except (ValueError, AssertionError, RuntimeError) as error:

@@ -63,7 +63,7 @@ def measure() -> dict[str, Any]:
     import jax
 
     from vit_jax import api, sharding
-    from vit_jax.data.datasets import locate
+    from vit_jax.data.datasets import locate, whole
     from vit_jax.data.decode import DecodeError
     from vit_jax.data.pipeline import eval_batches
     from vit_jax.data.sources import default_splits, open_source
@@ -87,7 +87,10 @@ def measure() -> dict[str, Any]:
     )
     same = dataset == config["dataset"]
     split = FLAGS.split or (config["eval_split"] if same else "")
-    split = split or default_splits(dataset, data_dir)[1]
+    if not split:
+        split = (
+            default_splits(dataset, data_dir)[1] if same else whole(dataset, data_dir)
+        )
     source = open_source(dataset, split, data_dir)
     _check_classes(model, source, dataset)
     if not len(source):
