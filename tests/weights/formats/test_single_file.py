@@ -84,6 +84,14 @@ def test_fixed_positions_of_any_grid_take_no_memory(tmp_path):
     assert peak < 16_000_000
 
 
+def test_whole_numbers_are_written_as_weights(tmp_path):
+    description, params = _weights(PLAIN)
+    params = params | {"cls": np.full((1, 1, 64), 3)}
+    path = _own_file((description, params), {}, tmp_path)
+    found = load_weights(path).params["cls"]
+    np.testing.assert_array_equal(found, np.full((1, 1, 64), 3, np.float32))
+
+
 def test_our_own_files_size_is_what_it_says(tmp_path):
     path = _own_file(_weights(PLAIN), {}, tmp_path)
     assert load_weights(path, trained_image_size=(8, 8)).params

@@ -209,10 +209,16 @@ def write_tensors(
     """The inverse of `read_params`: foreign arrays by the table's names, contiguous."""
     return {
         row.theirs: np.ascontiguousarray(
-            row.layout.write(*(np.asarray(params[path]) for path in row.ours))
+            row.layout.write(*(as_weights(params[path]) for path in row.ours))
         )
         for row in rows
     }
+
+
+def as_weights(array: Any) -> np.ndarray:
+    """The array in a type that weights are saved in, float32 if it is of another."""
+    array = np.asarray(array)
+    return array if array.dtype in _WEIGHTS else array.astype(np.float32)
 
 
 def piece_shapes(

@@ -21,6 +21,7 @@ from vit_jax.weights.formats.layout import (
     SAME,
     Piece,
     Row,
+    as_weights,
     flatten,
     read_params,
     unflatten,
@@ -101,6 +102,7 @@ def as_single_file(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and the metadata that `read_single_file` reads."""
     arrays = {
-        path: np.ascontiguousarray(leaf) for path, leaf in flatten(params).items()
+        path: np.ascontiguousarray(as_weights(leaf))
+        for path, leaf in flatten(params).items()
     }
     return arrays, {_KEY: json.dumps(description.to_dict())}
