@@ -89,5 +89,9 @@ def test_every_interpolation_in_a_chain(interpolation):
     resized = chain(image)
     assert (resized.shape, resized.dtype) == ((9, 16, 4), np.uint8)
     np.testing.assert_array_equal(resized, resize_image(image, (9, 16), interpolation))
+    for channels in (5, 9):
+        image = noise(20, 14, channels)
+        planes = [chain(image[:, :, k : k + 1]) for k in range(channels)]
+        np.testing.assert_array_equal(chain(image), np.dstack(planes))
     even = np.full((20, 14, 1), 200, np.uint8)
     np.testing.assert_array_equal(chain(even), np.full((9, 16, 1), 200))

@@ -26,19 +26,21 @@ def resize_image(
 
 
 def _by_opencv(flag: int, image: np.ndarray, size: Size) -> np.ndarray:
+    if image.shape[2] > 4:  # more than OpenCV takes
+        parts = np.split(image, range(4, image.shape[2], 4), 2)
+        return np.dstack([_by_opencv(flag, part, size) for part in parts])
     resized = cv2.resize(image, (size[1], size[0]), interpolation=flag)
     return resized.reshape(*size, image.shape[2])  # OpenCV drops a single channel
 
 
 def _by_pillow(resample: Image.Resampling, image: np.ndarray, size: Size) -> np.ndarray:
+    def resized(plane: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(plane).resize((size[1], size[0]), resample))
+
     # Pillow takes four channels for colour and alpha, and multiplies one by the other.
-    planes = [image] if image.shape[2] == 3 else np.moveaxis(image, 2, 0)
-    return np.dstack(
-        [
-            np.asarray(Image.fromarray(plane).resize((size[1], size[0]), resample))
-            for plane in planes
-        ]
-    )
+    if image.shape[2] == 3:
+        return resized(image)
+    return np.dstack([resized(plane) for plane in np.moveaxis(image, 2, 0)])
 
 
 INTERPOLATIONS: dict[str, Callable[[np.ndarray, Size], np.ndarray]] = {
