@@ -77,6 +77,13 @@ def test_only_chance_makes_a_chain_random():
         ("random_crop(padding=1.5)", "padding=1.5 must be a whole number, at least 0"),
         ("resize|random_crop(padding=8)", "padding=8 mirrors more than 8×8 has"),
         ("resize(3)|random_crop(padding=2)", "cannot cut 8×8 out of 7×7"),
+        ("three_augment(0.5)", "too many positional arguments; it takes nothing"),
+        ("solarize(257)", "threshold=257 must be a whole number, from 0 to 256"),
+        ("blur(0)", "radius_min=0 and radius_max=2.0 must be numbers"),
+        ("color_jitter", "all amounts are 0: nothing would change"),
+        ("color_jitter(0.3, -1)", "contrast=-1 must be a number, at least 0"),
+        ("color_jitter(hue=0.6)", "hue=0.6 must be a number, from 0 to 0.5"),
+        ("gray", r"no operation 'gray'\. Did you mean 'grey'\?"),
     ],
 )
 def test_what_cannot_be_read_says_why(text, message):
@@ -101,6 +108,11 @@ def test_arguments_by_position_and_by_name():
         "resize",
         "resize_small",
         "flip_lr",
+        "three_augment",
+        "color_jitter",
+        "grey",
+        "solarize",
+        "blur",
     }
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vit_jax.data.colour import blur, color_jitter, grey, solarize, three_augment
 from vit_jax.data.crops import (
     central_crop,
     flip_lr,
@@ -44,6 +45,11 @@ OPERATIONS: dict[str, Callable[..., Step]] = {
     "resize": resize,
     "resize_small": resize_small,
     "flip_lr": flip_lr,
+    "three_augment": three_augment,
+    "color_jitter": color_jitter,
+    "grey": grey,
+    "solarize": solarize,
+    "blur": blur,
 }
 
 
