@@ -1,11 +1,15 @@
 """The text that chains operations."""
 
+import re
+
 import numpy as np
 import pytest
 
-from vit_jax.data.augment import OPERATIONS, parse_chain
+from vit_jax.data import augment
+from vit_jax.data.augment import OPERATIONS, parse_chain, rescale_chain
 from vit_jax.data.resizing import resize_image
 from vit_jax.errors import UserError
+from vit_jax.weights.published.families import FAMILIES
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -13,14 +17,90 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     return random.integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def test_the_same_generator_gives_the_same_image():
-    chain = parse_chain("inception_crop|flip_lr", (16, 16))
-    image = noise(40, 40)
-    first, again, other = (
-        chain(image, np.random.default_rng(seed)) for seed in ((0, 5), (0, 5), (0, 6))
-    )
+RANDOM = (
+    "inception_crop|flip_lr",
+    "random_resized_crop",
+    "resize_small|random_crop(padding=4)",
+    "resize|randaugment(2, 10)",
+    "resize|timm_randaugment('rand-m9-mstd0.5-inc1', 'random')",
+    "resize|three_augment",
+    "resize|color_jitter(0.3, 0.3, 0.3, 0.1)",
+    "resize|blur",
+)
+
+
+@pytest.mark.parametrize("text", RANDOM)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_same_generator_gives_the_same_image(text, channels):
+    chain, image = parse_chain(text, (16, 16)), noise(40, 40, channels)
+    before = image.copy()
+    seeds = [(0, position) for position in range(12)]
+    np.random.seed(1)
+    first = [chain(image, np.random.default_rng(seed)) for seed in seeds]
+    np.random.seed(2)
+    again = [chain(image, np.random.default_rng(seed)) for seed in seeds]
     np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(image, before)
+    assert {(one.shape, one.dtype.name) for one in first} == {
+        ((16, 16, channels), "uint8")
+    }
+    assert len({one.tobytes() for one in first}) > 2
+
+
+@pytest.mark.parametrize(
+    ("text", "takes_any"),
+    [
+        ("random_resized_crop|flip_lr", True),
+        ("resize_small|random_crop(padding=2)|flip_lr", True),
+        ("resize|randaugment(1, 10)", False),
+        ("resize|timm_randaugment", False),
+        ("resize|three_augment", False),
+        ("resize|color_jitter(0.1)", False),
+        ("resize|grey", False),
+        ("resize|solarize", False),
+        ("resize|blur", False),
+    ],
+)
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_other_channels_than_of_colours_work_or_are_refused(text, takes_any, channels):
+    chain, random = parse_chain(text, (8, 8)), np.random.default_rng(0)
+    image = noise(12, 10, channels)
+    if takes_any:
+        assert chain(image, random).shape == (8, 8, channels)
+        return
+    with pytest.raises(UserError, match=rf"a\.png: .*1 or 3 channels.* has {channels}"):
+        chain(image, random, "a.png")
+
+
+def test_the_chains_that_are_documented_can_be_read():
+    quoted = re.findall(r'"([^"]*)"', augment.__doc__)
+    chains = [re.sub(r"\s+", " ", text) for text in quoted]
+    assert len(chains) == 18
+    for text in chains:
+        chain = parse_chain(text, (224, 224))
+        image = noise(300, 260 if text else 224)[: None if text else 224]
+        result = chain(image, np.random.default_rng(0))
+        assert result.shape == (224, 224, 3)
+    used = {
+        re.match(r"\w+", part)[0] for text in chains for part in text.split("|") if part
+    }
+    assert used == set(OPERATIONS) - {"grey", "solarize", "blur"}
+
+
+def test_evaluation_of_every_published_family_is_a_chain():
+    chains = {family.eval_transform for family in FAMILIES.values()}
+    assert len(chains) >= 5
+    for text in chains:
+        chain = parse_chain(text, (224, 224))
+        assert not chain.random
+        assert chain(noise(260, 240)).shape == (224, 224, 3)
+
+
+def test_only_sizes_change_with_the_size_of_the_images():
+    text = "resize_small(256)|grey()|solarize(128)|central_crop(size=224)"
+    assert rescale_chain(text, (224, 224), (112, 112)) == (
+        "resize_small(128)|grey()|solarize(128)|central_crop(size=112)"
+    )
 
 
 def test_empty_chain_keeps_the_pixels_and_checks_the_size():
@@ -37,6 +117,8 @@ def test_only_chance_makes_a_chain_random():
         "resize|flip_lr": True,
         "random_crop": True,
         "inception_crop": True,
+        "resize|grey|solarize(100)": False,
+        **dict.fromkeys(RANDOM, True),
     }.items():
         assert parse_chain(text, (8, 8)).random is expected
 
@@ -77,6 +159,19 @@ def test_only_chance_makes_a_chain_random():
         ("random_crop(padding=1.5)", "padding=1.5 must be a whole number, at least 0"),
         ("resize|random_crop(padding=8)", "padding=8 mirrors more than 8×8 has"),
         ("resize(3)|random_crop(padding=2)", "cannot cut 8×8 out of 7×7"),
+        ("randaugment(2)", "argument: 'magnitude'; it takes layers, magnitude"),
+        ("randaugment(0, 9)", "layers=0 must be a whole number, at least 1"),
+        ("randaugment(2, 31)", "magnitude=31 must be a number, from 0 to 30"),
+        ("randaugment(2, True)", "magnitude=True must be a number"),
+        (
+            "timm_randaugment(interpolation='nearest')",
+            "There are: bilinear, bicubic, r",
+        ),
+        ("timm_randaugment(fill=(1, 2))", r"fill=\(1, 2\) must be one number or three"),
+        (
+            "timm_randaugment(fill=256)",
+            "fill=256 must be a whole number, from 0 to 255",
+        ),
         ("three_augment(0.5)", "too many positional arguments; it takes nothing"),
         ("solarize(257)", "threshold=257 must be a whole number, from 0 to 256"),
         ("blur(0)", "radius_min=0 and radius_max=2.0 must be numbers"),
@@ -108,6 +203,8 @@ def test_arguments_by_position_and_by_name():
         "resize",
         "resize_small",
         "flip_lr",
+        "randaugment",
+        "timm_randaugment",
         "three_augment",
         "color_jitter",
         "grey",

@@ -4,8 +4,6 @@
     "resize"                          evaluation as in the published fine-tuning code
     "resize_small(256)|central_crop"  evaluation of most ImageNet models
     ""                                pixels as they are
-    "resize_small(248, 'bicubic_antialias', 'down')|central_crop(rounding='nearest')"
-                                      evaluation in timm, as torchvision computes it
 
 A size that is left out is the model's image size. A size is a number or (height,
 width). Interpolations: nearest, bilinear (half-pixel centres, no antialias, as
@@ -13,6 +11,37 @@ TensorFlow's), bicubic, area; bilinear_antialias and bicubic_antialias are Pillo
 pixel by pixel, as timm and Hugging Face evaluate. Roundings, of the longer side in
 resize_small (nearest if left out) and of the offset in central_crop (down if left
 out): nearest (halves to the even number), down.
+
+Training, as published:
+
+    ViT, SAM, GSAM       "inception_crop|flip_lr"
+    AugReg               "inception_crop|flip_lr|randaugment(2, 15)", which is medium;
+                         magnitude 0 is light1, 10 light2, 20 strong
+    big_vision, to 384   "resize_small(448)|random_crop|flip_lr" in transfer
+    DeiT                 "random_resized_crop|flip_lr
+                         |timm_randaugment('rand-m9-mstd0.5-inc1')"
+    DeiT-III             "random_resized_crop|flip_lr|three_augment
+                         |color_jitter(0.3, 0.3, 0.3)"
+    with its simple crop "resize_small(interpolation='bicubic_antialias',
+                         rounding='down')|random_crop(padding=4)|flip_lr
+                         |three_augment|color_jitter(0.3, 0.3, 0.3)"
+
+Evaluation, as published:
+
+    Google's files       "resize"
+    big_vision, to 224   "resize_small(256)|central_crop"
+    big_vision, to 384   "resize_small(448)|central_crop"
+    timm, to 224         "resize_small(248, 'bicubic_antialias', 'down')
+                         |central_crop(rounding='nearest')"
+    DeiT, MAE, DINOv2    "resize_small(256, 'bicubic_antialias', 'down')
+                         |central_crop(rounding='nearest')" to 224
+    DeiT-III, timm 384   "resize_small(interpolation='bicubic_antialias',
+                         rounding='down')|central_crop(rounding='nearest')"
+    ViT of Hugging Face  "resize(interpolation='bilinear_antialias')"
+    DeiT of Hugging Face "resize(256, 'bicubic_antialias')|central_crop"
+
+Operations on colours take grey images (1 channel) and RGB (3); crops, resizes and flips
+any number of channels.
 """
 
 import ast
@@ -33,8 +62,10 @@ from vit_jax.data.crops import (
     resize,
     resize_small,
 )
+from vit_jax.data.randaugment import randaugment
 from vit_jax.data.resizing import Size
 from vit_jax.data.steps import Step, read_size, times, unknown
+from vit_jax.data.timm_randaugment import timm_randaugment
 from vit_jax.errors import UserError
 
 OPERATIONS: dict[str, Callable[..., Step]] = {
@@ -45,6 +76,8 @@ OPERATIONS: dict[str, Callable[..., Step]] = {
     "resize": resize,
     "resize_small": resize_small,
     "flip_lr": flip_lr,
+    "randaugment": randaugment,
+    "timm_randaugment": timm_randaugment,
     "three_augment": three_augment,
     "color_jitter": color_jitter,
     "grey": grey,
