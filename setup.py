@@ -57,6 +57,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda12": ["jax[cuda12]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
+        # What benchmarks/input.py compares with.
+        "peers": ["tensorflow-cpu>=2.20", "timm>=1.0", "torch>=2.9", "torchvision"],
         # TensorFlow, once, to prepare a set of tensorflow-datasets.
         "prepare": ["tensorflow>=2.20"],
         # Compiles for TPUs that are not there.

@@ -3,9 +3,11 @@
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 from vit_jax.data.datasets import PRESETS
+from vit_jax.errors import UserError
 from vit_jax.main import load_recipe
 from vit_jax.train import build
 from vit_jax.train.loop import train_and_evaluate
@@ -15,7 +17,13 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 # Every recipe with the arguments it knows; the first is its default.
 ARGUMENTS = {
+    "augreg": [
+        "",
+        "Ti/16,imagenet21k",
+        "L/16,imagenet2012,strong2",
+    ],
     "b16": ["", *(name for name in PRESETS if "imagenet21k" != name != "jft300m")],
+    "deit": ["", "B/16"],
     "cifar": ["", "cifar10", "cifar100", "digits"],
     "pretrain": [
         "",
@@ -46,6 +54,7 @@ REDUCED = (
     "--config.warmup_steps=1",
     "--config.augment.eval=resize",
     "--config.augment.train=resize(10)|random_crop",
+    "--config.augment.repeats=2",
     "--config.model.variant=Ti/4",
     "--config.model.width=16",
     "--config.model.depth=1",
@@ -119,6 +128,38 @@ def test_pretraining_rows_of_the_paper(
     assert (config.b1, config.b2) == (0.9, 0.999)
     architecture = set_up(config).architecture
     assert architecture.pre_logits == architecture.width
+
+
+@pytest.mark.parametrize(
+    ("argument", "chain", "mixup", "bias"),
+    [
+        ("B/16,imagenet2012", "|randaugment(2, 15)", 0.5, -6.9),
+        ("Ti/16,imagenet2012", "|randaugment(2, 0)", 0.0, -6.9),
+        ("Ti/16,imagenet21k", "", 0.0, -10.0),
+        ("B/16,imagenet21k", "|randaugment(2, 10)", 0.2, -10.0),
+        ("B/16,imagenet21k,strong2", "|randaugment(2, 20)", 0.8, -10.0),
+    ],
+)
+def test_augmentation_levels_of_augreg(argument, chain, mixup, bias):
+    config = load("augreg", argument)
+    assert config.augment.train == "inception_crop|flip_lr" + chain
+    assert (config.mixing.form, config.mixing.mixup_alpha) == ("big_vision", mixup)
+    assert (config.model.head_bias, config.loss) == (bias, "sigmoid")
+    with pytest.raises(UserError, match="level 'heavy': choose from none, light1"):
+        load("augreg", "B/16,imagenet2012,heavy")
+
+
+def test_augmentation_of_deit():
+    setup = set_up(load("deit"))
+    mixing = setup.config.mixing
+    assert (mixing.form, mixing.mixup_alpha, mixing.cutmix_alpha) == ("timm", 0.8, 1.0)
+    assert (mixing.erasing_prob, setup.config.augment.repeats) == (0.25, 3)
+    assert "timm_randaugment('rand-m9-mstd0.5-inc1')" in setup.config.augment.train
+    image = np.zeros((300, 400, 3), np.uint8)
+    assert setup.train_transform(image, np.random.default_rng(0)).shape[:2] == (
+        224,
+        224,
+    )
 
 
 def test_fine_tuning_of_the_paper():
