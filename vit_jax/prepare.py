@@ -1,19 +1,32 @@
-"""Prepares a tensorflow-datasets set as ArrayRecord, once; needs TensorFlow.
+"""Prepares data sets as ArrayRecord files, which are read at random and fast; once.
 
-    pip install 'vit_jax[prepare]'
-    python -m vit_jax.prepare NAME [--data_dir=DIR]
+    python -m vit_jax.prepare NAME|FOLDER|TABLE … [--data_dir=DIR]
 
-A set that is already there in another format is converted beside it. Training and
-evaluation read the result without TensorFlow.
+A folder of images or a table of them becomes DIR/<its name>/1.0.0. Every image is
+decoded once to see that it can be; its bytes are kept as they are. What cannot be read
+is named and left out. Nothing but this package is needed.
+
+A name is one of tensorflow-datasets, which downloads and prepares it. That needs
+TensorFlow (pip install 'vit_jax[prepare]'); reading the result does not. A set that is
+there in another format, under its name or in the folder given, is converted beside it.
+
+A command that was stopped goes on where it was. A set shows only when it is complete.
 """
 
-from typing import Any
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from vit_jax import command
 from vit_jax.data import tfds_sets
 from vit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vit_jax.data.record_writer import Progress
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -22,23 +35,128 @@ flags.DEFINE_string(
     "Where tensorflow-datasets keeps its sets; empty = its default.",
     flag_values=FLAGS,
 )
+flags.DEFINE_float(
+    "max_bad_share",
+    0.01,
+    "Of a folder's or a table's images, may be unreadable; they are left out.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+    flag_values=FLAGS,
+)
 FILE_FORMAT = "array_record"
 
 
-def prepare(name: str, data_dir: str = "") -> str:
-    """Makes the set `name` readable at random and returns the folder it lies in.
+def prepare(dataset: str, data_dir: str = "", max_bad_share: float = 0.01) -> str:
+    """Makes a data set readable at random and returns the folder it lies in.
+
+    Args:
+      dataset: a name or folder of tensorflow-datasets; a folder of images; a table.
+      data_dir: where tensorflow-datasets keeps its sets; "" = its default.
+      max_bad_share: of the images of a folder or table.
 
     Raises:
-      UserError: TensorFlow is not installed, there is no such set, or it cannot be
-        downloaded or written; with the reason and what to do.
+      UserError: there is no such set; or it cannot be read, downloaded or written; or
+        TensorFlow is needed and not installed; with the reason and what to do.
     """
+    from vit_jax.data.datasets import KINDS, find
+    from vit_jax.data.listings import ListedImages
+
+    kind, place = find(dataset)
+    if kind == "tensorflow-datasets":
+        return _prepare_tfds(place, data_dir)
+    info = KINDS[kind].describe(place, data_dir)
+    source = KINDS[kind].open_split(place, info.train_split, data_dir)
+    if not isinstance(source, ListedImages):
+        raise UserError(
+            f"{dataset!r} ({kind}) is held in memory, there is nothing to prepare. "
+            "Expected a name of tensorflow-datasets, a folder of images, or a table."
+        )
+    return _prepare_images(source.listing, place, data_dir, max_bad_share)
+
+
+def main(arguments: list[str]) -> None:
+    """The command; see the module's docstring."""
+    if not arguments:
+        raise UserError(
+            "expected the name of one dataset, found 0: "
+            "python -m vit_jax.prepare NAME|FOLDER|TABLE … [--data_dir=DIR]"
+        )
+    problems = []
+    for dataset in arguments:
+        try:
+            folder = prepare(dataset, FLAGS.data_dir, FLAGS.max_bad_share)
+            print(f"prepared {dataset} in {folder}", flush=True)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _prepare_images(listing, place: str, data_dir: str, max_bad_share: float) -> str:
+    from tensorflow_datasets.core import constants
+
+    from vit_jax.data.record_writer import FROM_FILE, write_set
+
+    name, _ = os.path.splitext(os.path.basename(place))
+    data_dir = os.path.abspath(os.path.expanduser(data_dir or constants.DATA_DIR))
+    with _progress() as progress:
+        written = write_set(
+            listing, name, data_dir, max_bad_share=max_bad_share, progress=progress
+        )
+    for problem in written.left_out[:10]:
+        print(f"left out: {problem}", file=sys.stderr)
+    if len(written.left_out) > 10:
+        file = os.path.join(written.folder, FROM_FILE)
+        print(
+            f"left out: {len(written.left_out):,} in all, see {file}", file=sys.stderr
+        )
+    counts = ", ".join(f"{split} {n:,}" for split, n in written.num_examples.items())
+    print(f"{counts}; to use it: --config.dataset={written.folder}", file=sys.stderr)
+    return written.folder
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on a terminal, a line for each file elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+
+        def line(at: "Progress") -> None:
+            if at.shard:
+                print(f"{at.done:,}/{at.total:,} images: {at.shard}", file=sys.stderr)
+
+        yield line
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    text = TextColumn("{task.description}")
+    with Progress(*columns, text, console=console, redirect_stdout=False) as bar:
+        task = bar.add_task("images", total=None)
+
+        def update(at: "Progress") -> None:
+            bar.update(task, completed=at.done, total=at.total)
+            if at.shard:
+                bar.update(task, description=at.shard)
+
+        yield update
+
+
+def _prepare_tfds(place: str, data_dir: str) -> str:
     if not tfds_sets.tensorflow_is_installed():
         raise UserError(
-            f"preparing {name!r} needs TensorFlow, once (reading it does not):\n"
+            f"preparing {place!r} needs TensorFlow, once (reading it does not):\n"
             "  pip install 'vit_jax[prepare]'\n  python "
-            + " ".join(tfds_sets.prepare_command(name, data_dir))
+            + " ".join(tfds_sets.prepare_command(place, data_dir))
         )
-    builder = tfds_sets.find(name, data_dir)
+    builder = tfds_sets.find(place, data_dir)
     try:
         if not builder.is_prepared():
             builder.download_and_prepare(file_format=FILE_FORMAT)
@@ -48,21 +166,12 @@ def prepare(name: str, data_dir: str = "") -> str:
             _convert(builder)
     except Exception as error:  # the network, the disk, a manual download …
         raise UserError(
-            f"{name!r} could not be prepared in {builder.data_dir}: "
+            f"{place!r} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}\nIf the files must be downloaded by "
             "hand, put them where the message says and run this command again; "
             "extracted folders of images can be used directly as the dataset."
         ) from error
     return str(builder.data_dir)
-
-
-def main(arguments: list[str]) -> None:
-    if len(arguments) != 1:
-        raise UserError(
-            f"expected the name of one dataset, found {len(arguments)}: "
-            "python -m vit_jax.prepare NAME [--data_dir=DIR]"
-        )
-    print(f"prepared {arguments[0]} in {prepare(arguments[0], FLAGS.data_dir)}")
 
 
 def _convert(builder) -> None:

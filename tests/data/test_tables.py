@@ -147,7 +147,7 @@ def test_a_tenth_is_held_out_whatever_the_format_and_order(root):
     listings = []
     for name, listed in (("a.csv", many), ("b.jsonl", many[::-1])):
         source = open_source(write(root / name, listed), "val")
-        listings.append([source._listing.files["val"][i] for i in range(len(source))])
+        listings.append([source.listing.files["val"][i] for i in range(len(source))])
         assert 10 <= len(source) <= 60
     assert listings[0] == listings[1]
 

@@ -142,7 +142,7 @@ class ListedImages:
     def __init__(self, listing: Listing, split: str):
         self.class_names = listing.class_names
         self.multi_label = listing.multi_label
-        self._listing, self._split = listing, split
+        self.listing = listing
         self._parts = splits.Parts(split, listing.num_examples, listing.name)
 
     @property
@@ -154,13 +154,13 @@ class ListedImages:
 
     def __getitem__(self, index: int) -> Example:
         split, position = self._parts[index]
-        files = self._listing.files[split]
+        files = self.listing.files[split]
         relative, label = files[position]
-        path = os.path.join(self._listing.path, relative)
+        path = os.path.join(self.listing.path, relative)
         return Example(read_file(path), label, path, float(files.weights[position]))
 
     def labels(self) -> np.ndarray:
-        check_single_label(self, self._listing.name)
+        check_single_label(self, self.listing.name)
         return self._column("labels")
 
     def weights(self) -> np.ndarray:
@@ -168,10 +168,7 @@ class ListedImages:
 
     def _column(self, name):
         return self._parts.gather(
-            {
-                split: getattr(files, name)
-                for split, files in self._listing.files.items()
-            }
+            {split: getattr(files, name) for split, files in self.listing.files.items()}
         )
 
 

@@ -156,13 +156,19 @@ def open_name(name: str, data_dir: str = ""):
 
 
 def find(name: str, data_dir: str = ""):
-    """The builder of the set `name`, prepared or not.
+    """The builder of a set, prepared or not.
+
+    Args:
+      name: of the set, or the absolute path of one that is prepared.
+      data_dir: where the sets are; "" = tensorflow-datasets' default.
 
     Raises:
       UserError: there is no such set; names the nearest ones.
     """
     import tensorflow_datasets as tfds
 
+    if os.path.isabs(name):
+        return tfds.builder_from_directory(prepared_folder(name) or name)
     try:
         if not _NAME.fullmatch(name):
             raise tfds.core.DatasetNotFoundError(name)
