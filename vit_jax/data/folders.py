@@ -14,6 +14,7 @@ from vit_jax.data.listings import (
     Files,
     ListedImages,
     Listing,
+    UnknownClasses,
     hold_out,
     mixed,
     some,
@@ -89,14 +90,8 @@ def _list(path: str, scan: "_Scan") -> Listing:
             f"found one class ({names[0]!r}) to train on in {path}, expected at least "
             f"two. {_LAYOUTS}"
         )
-    for split, classes in found.items():
-        unknown = sorted(set(classes) - set(names))
-        if unknown:
-            raise UserError(
-                f"{os.path.join(path, split)} has classes that "
-                f"{os.path.join(path, 'train')} has not: {some(unknown)}. "
-                f"Classes to train on: {some(names)}. Name the folders alike."
-            )
+    unknown = {split: sorted(set(of) - set(names)) for split, of in found.items()}
+    names = tuple(sorted(set().union(*found.values())))
     entries = {
         split: mixed(
             Entry(file, label)
@@ -113,16 +108,23 @@ def _list(path: str, scan: "_Scan") -> Listing:
             "evaluation. Add images, or put some below FOLDER/val."
         )
     files = {split: Files.of(listed) for split, listed in entries.items()}
+    called = f"the folder {path}"
     train_split = "train" if "train" in files else ""
-    return Listing(
-        path,
-        f"the folder {path}",
-        names,
-        files,
-        train_split,
-        list(files)[bool(train_split)],
-        held_out=held_out,
+    eval_split = list(files)[bool(train_split)]
+    listing = Listing(
+        path, called, names, files, train_split, eval_split, held_out=held_out
     )
+    train = os.path.join(path, given.get("train", ""))
+    problems = [
+        f"{os.path.join(path, given[split])} has classes that {train} has not: "
+        f"{some(classes)}. Classes to train on: {some(sorted(found['train']))}. "
+        "Name the folders alike."
+        for split, classes in unknown.items()
+        if classes
+    ]
+    if problems:
+        raise UnknownClasses("\n".join(problems), listing)
+    return listing
 
 
 def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from vit_jax import cache
 from vit_jax.data.listings import Files, Listing, Ragged
 from vit_jax.data.stable import stable_hash
 
-FORMAT = 1  # to be counted up with every change of what is listed, or how
+FORMAT = 2  # to be counted up with every change of what is listed, or how
 # Fewer files are listed as fast as a kept listing is read.
 WORTH_KEEPING = 5_000
 # Seconds. What was changed so recently may be changed again without a later time to
@@ -46,15 +46,8 @@ def find(path: str) -> Listing | None:
         return None
     _recent.clear()
     _recent[path] = arrays
-    return Listing(
-        path,
-        f"the folder {path}",
-        names,
-        files,
-        "train",
-        list(files)[1],
-        held_out=held_out,
-    )
+    called, split = f"the folder {path}", list(files)[1]
+    return Listing(path, called, names, files, "train", split, held_out=held_out)
 
 
 def keep(listing: Listing, modified: dict[str, int], listed_at: float) -> None:

@@ -12,6 +12,7 @@ from vit_jax.data import splits
 from vit_jax.data.examples import DatasetInfo, Example, check_single_label
 from vit_jax.data.preprocessing import read_file
 from vit_jax.data.stable import stable_hash
+from vit_jax.errors import UserError
 
 EVALUATION_NAMES = ("val", "valid", "validation", "test")
 HELD_OUT = 0.1  # of the images, where nothing says what to evaluate on
@@ -106,7 +107,7 @@ class Listing:
         nothing but the paths, so that a slice of a split is a fair sample.
       train_split, eval_split: what to train and evaluate on unless told otherwise.
       multi_label: a file may have any number of labels.
-      held_out: the files to evaluate on were chosen by `hold_out`.
+      held_out: see `DatasetInfo`.
     """
 
     path: str
@@ -134,6 +135,18 @@ class Listing:
             self.multi_label,
             self.held_out,
         )
+
+
+class UnknownClasses(UserError):
+    """There are classes to evaluate on that are not trained on.
+
+    Attributes:
+      listing: of all classes.
+    """
+
+    def __init__(self, message: str, listing: Listing):
+        super().__init__(message)
+        self.listing = listing
 
 
 class ListedImages:

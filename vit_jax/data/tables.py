@@ -17,6 +17,7 @@ from vit_jax.data.listings import (
     Files,
     ListedImages,
     Listing,
+    UnknownClasses,
     hold_out,
     mixed,
     some,
@@ -95,7 +96,7 @@ def _listing(path: str, files: tuple[tuple[str, str], ...], _versions) -> Listin
     _look_for(root, train[:_LOOKED_FOR], name)
 
     names = in_order(label for row in rows for label in row.labels)
-    _check_classes(names, rows, several, name)
+    _check_number(names, several, name)
     entries = _entries(rows, names, several)
     if held_out := len(entries) == 1:
         entries = hold_out(entries["train"])
@@ -105,9 +106,18 @@ def _listing(path: str, files: tuple[tuple[str, str], ...], _versions) -> Listin
             "Add rows, or a column split."
         )
     listed = {split: Files.of(some) for split, some in entries.items()}
-    return Listing(
+    listing = Listing(
         root, name, names, listed, "train", list(listed)[1], several, held_out
     )
+    trained = {label for row in train for label in row.labels}
+    unknown = [one for one in names if one not in trained]
+    if unknown and not several:  # of many labels, some are too rare to be everywhere
+        raise UnknownClasses(
+            f"{name} has classes to evaluate on that are not trained on: "
+            f"{some(unknown)}. Write them alike in every split, or leave them out.",
+            listing,
+        )
+    return listing
 
 
 def _entries(
@@ -123,19 +133,12 @@ def _entries(
     return {split: mixed(some) for split, some in found.items() if some}
 
 
-def _check_classes(names, rows: list[Row], several: bool, name: str) -> None:
+def _check_number(names: tuple[str, ...], several: bool, name: str) -> None:
     if len(names) < (1 if several else 2):
         shown = f" ({names[0]!r})" if names else ""
         raise UserError(
             f"found {len(names)} class(es){shown} in {name}, expected at least "
             f"{1 if several else 2}. {EXPECTED}"
-        )
-    trained = {x for row in rows if row.split == "train" for x in row.labels}
-    unknown = [one for one in names if one not in trained]
-    if unknown and not several:  # of many labels, some are too rare to be everywhere
-        raise UserError(
-            f"{name} has classes to evaluate on that are not trained on: "
-            f"{some(unknown)}. Write them alike in every split, or leave them out."
         )
 
 

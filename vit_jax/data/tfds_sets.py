@@ -24,6 +24,7 @@ EVALUATION_SPLITS = ("validation", "val", "valid", "test")
 _NAME = re.compile(r"([\w-]+:)?\w+(/[\w.,=-]+)?(:[\w.*]+)?")
 TRAIN_PART, HELD_OUT_PART = "[:90%]", "[90%:]"
 
+_LONG_TO_READ = 2**30  # bytes; some seconds
 _STANDARD_ERROR = 2  # by number: notebooks and tests replace sys.stderr
 
 
@@ -31,14 +32,16 @@ def describe(place: str, data_dir: str) -> DatasetInfo:
     """See `Kind`; a set that is not prepared is prepared where that is possible."""
     builder = _builder(place, data_dir)
     labels = tfds_labels.find(builder)
+    train_split, eval_split = _default_splits(builder)
     return DatasetInfo(
         place,
         len(labels.class_names),
         num_examples(builder),
         labels.class_names,
-        *_default_splits(builder),
+        train_split,
+        eval_split,
         multi_label=labels.multi_label,
-        held_out=len(builder.info.splits) == 1,
+        held_out=eval_split.endswith(HELD_OUT_PART),
     )
 
 
@@ -90,6 +93,12 @@ class TfdsSet:
         except Exception as error:  # a wrong checksum, a file cut short, no such file
             reason = str(error).strip() or type(error).__name__
             raise DecodeError(f"{name} cannot be read: {reason}") from error
+
+    @property
+    def labels_take_long(self) -> bool:
+        """Whether `labels` has so much to read, when it does so for the first time."""
+        splits_read = [self._builder.info.splits[name] for name in self._parts.names]
+        return sum(split.num_bytes for split in splits_read) > _LONG_TO_READ
 
     def labels(self) -> np.ndarray:
         check_single_label(self, self._name)
@@ -149,7 +158,7 @@ def open_name(name: str, data_dir: str = ""):
     """
     builder = find(name, data_dir)
     if not builder.is_prepared():
-        _prepare(name, data_dir, str(builder.data_dir))
+        _prepare(name, data_dir)
         builder = find(name, data_dir)
     _check_format(builder, name, data_dir)
     return builder
@@ -217,15 +226,23 @@ def _default_splits(builder) -> tuple[str, str]:
     return train + TRAIN_PART, train + HELD_OUT_PART
 
 
-def _prepare(name: str, data_dir: str, expected_in: str) -> None:
-    command = prepare_command(name, data_dir)
-    shown = " ".join(["python", *command])
-    if not tensorflow_is_installed():
+def check_prepared(name: str, data_dir: str) -> None:
+    """Raises UserError, with the commands that mend it, unless the set is there."""
+    builder = find(name, data_dir)
+    if not builder.is_prepared():
+        shown = " ".join(["python", *prepare_command(name, data_dir)])
         raise UserError(
-            f"the dataset {name!r} is not prepared: looked in {expected_in}. Preparing "
-            "it needs TensorFlow, once (reading it does not):\n"
+            f"the dataset {name!r} is not prepared: looked in {builder.data_dir}. "
+            "Preparing it needs TensorFlow, once (reading it does not):\n"
             f"  pip install 'vit_jax[prepare]'\n  {shown}"
         )
+
+
+def _prepare(name: str, data_dir: str) -> None:
+    if not tensorflow_is_installed():
+        check_prepared(name, data_dir)
+    command = prepare_command(name, data_dir)
+    shown = " ".join(["python", *command])
     print(f"{name} is not prepared yet; running: {shown}", file=sys.stderr)
     # In a process of its own, so that TensorFlow never meets JAX's devices; what it
     # prints goes to standard error, because standard output is for results.

@@ -1,0 +1,217 @@
+"""`python -m vit_jax.data`: what is there, and what is missing of a published set."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_jax.data.__main__ as command
+from vit_jax.data import check as check_module
+from vit_jax.data import decode, imagenet, preprocessing, tfds_sets
+from vit_jax.data.check import check
+from vit_jax.data.datasets import PRESETS
+from vit_jax.errors import UserError
+
+SETS = str(pathlib.Path(__file__).parents[1] / "fixtures" / "tfds")
+
+
+def write(path, size=(6, 4)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Train: 3 × a, 5 × b, 2 × c; val: 1 × a, 2 × b, 4 × c."""
+    counts = {"train": (3, 5, 2), "val": (1, 2, 4)}
+    for split, numbers in counts.items():
+        for name, number in zip("abc", numbers, strict=True):
+            for k in range(number):
+                write(tmp_path / "set" / split / name / f"{k}.png")
+    return tmp_path / "set"
+
+
+def test_a_folder(root, run_command, capsys):
+    run_command(command, root)
+    text = capsys.readouterr().out
+    assert text.splitlines()[0] == f"{root} (image folder)"
+    assert "3 classes" in text
+    assert (
+        "train: 10 examples\n  smallest class: 'c', 2\n  largest class: 'b', 5" in text
+    )
+    assert "val: 7 examples\n  smallest class: 'a', 1\n  largest class: 'c', 4" in text
+    assert "4×6 pixels" in text
+    assert "missing" not in text
+    run_command(command, root, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "image folder"
+    assert found["splits"]["train"].pop("first").pop("name").startswith(str(root))
+    assert found["splits"]["train"] == {
+        "examples": 10,
+        "smallest": {"class": "c", "examples": 2},
+        "largest": {"class": "b", "examples": 5},
+    }
+    assert (found["classes"], found["held_out"]) == (3, False)
+    assert found["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "splits"),
+    [
+        ("digits", "digits", {"train": 1437, "test": 360}),
+        (f"{SETS}/tiny_digits", "tensorflow-datasets", {"train": 16, "test": 8}),
+        (
+            f"{SETS}/tiny_tags",
+            "tensorflow-datasets",
+            {"train": 6, "train[:90%]": 5, "train[90%:]": 1},
+        ),
+    ],
+)
+def test_other_kinds(dataset, kind, splits, run_command, capsys):
+    run_command(command, dataset, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == kind
+    assert {name: of["examples"] for name, of in found["splits"].items()} == splits
+    assert sum("first" in of for of in found["splits"].values()) == 2
+    assert found["multi_label"] == ("tags" in dataset)
+    assert found["held_out"] == ("tags" in dataset)
+    counted = sum("smallest" in of for of in found["splits"].values())
+    assert counted == (0 if found["multi_label"] else 2)
+
+
+def test_the_digits_are_like_themselves(run_command):
+    run_command(command, "digits", "--like=digits")
+
+
+def test_no_image_is_decoded_but_two(root, monkeypatch):
+    decoded = []
+
+    def counted(data, channels=3, name=""):
+        decoded.append(name)
+        return decode.decode(data, channels, name)
+
+    monkeypatch.setattr(preprocessing, "decode", counted)
+    check(str(root))
+    assert len(decoded) == 2
+
+
+def test_labels_that_take_long_to_read_are_not_counted(monkeypatch):
+    monkeypatch.setattr(tfds_sets, "_LONG_TO_READ", 6000)
+    report = check(f"{SETS}/tiny_digits")
+    assert list(report.class_counts) == ["test"]
+
+
+def test_an_image_that_cannot_be_decoded_is_wrong(root, run_command, capsys):
+    for path in (root / "val").glob("*/*"):
+        path.write_bytes(b"x")
+    with pytest.raises(SystemExit) as exit_:
+        run_command(command, root)
+    assert exit_.value.code == 1
+    out = capsys.readouterr().out
+    assert "missing or wrong: " in out
+    assert "png cannot be decoded" in out
+
+
+@pytest.fixture
+def imagenet_root(tmp_path, monkeypatch):
+    """Four classes of which the preset expects two images each, one to evaluate on."""
+    names = imagenet.class_names()[:4]
+    monkeypatch.setattr(imagenet, "class_names", lambda: names)
+    monkeypatch.setitem(check_module._SMALLEST, "imagenet2012", (2, 1))
+    preset = dataclasses.replace(
+        PRESETS["imagenet2012"],
+        num_classes=4,
+        num_examples={"train": 8, "validation": 4},
+    )
+    monkeypatch.setitem(PRESETS, "imagenet2012", preset)
+    for name in names:
+        for k in range(2):
+            write(tmp_path / "train" / name / f"{name}_{k}.JPEG")
+        write(tmp_path / "val" / name / "ILSVRC2012_val_1.JPEG")
+    return tmp_path
+
+
+def problems(root):
+    return check(str(root), like="imagenet2012").problems
+
+
+def test_a_complete_copy(imagenet_root, run_command):
+    assert problems(imagenet_root) == []
+    run_command(command, imagenet_root, "--like=imagenet2012")
+
+
+def test_what_a_copy_lacks(imagenet_root, run_command, capsys):
+    names = imagenet.class_names()
+    (imagenet_root / "train" / names[1] / f"{names[1]}_0.JPEG").unlink()
+    (imagenet_root / "val" / names[2] / "ILSVRC2012_val_1.JPEG").unlink()
+    (imagenet_root / "train" / names[3]).rename(imagenet_root / "train" / "other")
+    found = problems(imagenet_root)
+    assert (
+        f"val has classes that {imagenet_root}/train has not: '{names[3]}'" in found[0]
+    )
+    assert found[1:] == [
+        "1 unknown class(es): other",
+        "train: 7 examples, 1 too few; imagenet2012 has 8",
+        f"train: 2 class(es) of fewer than 2 examples: {names[1]} (1), {names[3]} (0)",
+        "val: 3 examples, 1 too few; imagenet2012 has 4",
+        f"val: 2 class(es) of fewer than 1 examples: {names[2]} (0), other (0)",
+    ]
+    with pytest.raises(SystemExit) as exit_:
+        run_command(command, imagenet_root, "--like=imagenet2012", "--json")
+    assert exit_.value.code == 1
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 6
+
+
+def test_nothing_to_evaluate_on(imagenet_root):
+    (imagenet_root / "val").rename(imagenet_root / "elsewhere")
+    (found,) = problems(imagenet_root)
+    assert found.startswith("nothing to evaluate on (imagenet2012 has validation)")
+
+
+def test_classes_missing_altogether_and_more_than_are_shown(imagenet_root, tmp_path):
+    names = imagenet.class_names()
+    for split in ("train", "val"):
+        (imagenet_root / split / names[0]).rename(tmp_path / f"{split}-gone")
+        for k in range(12):
+            write(imagenet_root / split / f"more{k:02d}" / "x.png")
+    found = problems(imagenet_root)
+    assert found[0] == f"1 missing class(es): {names[0]}"
+    assert found[1].startswith("12 unknown class(es): more00, more01,")
+    assert found[1].endswith("more09 …")
+    assert found[2] == "train: 18 examples, 10 too many; imagenet2012 has 8"
+
+
+def test_a_preset_whose_classes_are_not_known_here_is_compared_by_number(root):
+    found = check(str(root), like="cifar10").problems
+    assert found[0] == "3 classes; cifar10 has 10"
+    assert found[1] == "train: 10 examples, 49,990 too few; cifar10 has 50,000"
+
+
+def test_wrong_arguments(run_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_sets, "tensorflow_is_installed", lambda: True)
+    for arguments, message in (
+        ((), "expected one data set, found 0"),
+        (("a", "b"), "expected one data set, found 2"),
+        (("digits", "--like=imagenet"), "--like=imagenet: expected one of digits, cif"),
+        ((tmp_path / "gone",), "there is no folder"),
+        # It is never prepared for a look at it.
+        (
+            ("cifar10", f"--data_dir={tmp_path}"),
+            "the dataset 'cifar10' is not prepared",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_command(command, *arguments)
+    with pytest.raises(UserError):
+        check("")
+
+
+def test_names_that_are_no_text(root, run_command, capsys):
+    for path in [*(root / "train").glob("*/*.png"), *(root / "val").glob("*/*.png")]:
+        path.rename(path.with_name(f"\udcff{path.name}"))
+    run_command(command, root)
+    assert r"\udcff" in capsys.readouterr().out
+    assert np.asarray(check(str(root)).class_counts["train"]).tolist() == [3, 5, 2]

@@ -1,0 +1,217 @@
+"""What a data set holds, in seconds; and what it lacks of a published one."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data import imagenet, tfds_sets
+from vit_jax.data.datasets import KINDS, PRESETS, find
+from vit_jax.data.decode import DecodeError
+from vit_jax.data.examples import DatasetInfo, Source
+from vit_jax.data.listings import ListedImages, UnknownClasses
+from vit_jax.data.preprocessing import to_pixels
+from vit_jax.data.splits import count
+from vit_jax.errors import UserError
+
+_SHOWN = 10  # names; their number is always said
+# Examples of the smallest class, to train and to evaluate on. ImageNet's classes have
+# 732 to 1,300 images to train on (Russakovsky et al. 2015, table 2).
+_SMALLEST = {
+    "cifar10": (5_000, 1_000),
+    "cifar100": (500, 100),
+    "imagenet2012": (732, 50),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `check` finds.
+
+    Attributes:
+      dataset: as given.
+      kind: one of `datasets.KINDS`.
+      place: its path, or its name.
+      num_examples: split → number, of all splits and of the parts that are used.
+      held_out: see `DatasetInfo`.
+      class_names: in the order of the labels.
+      multi_label: an example may have any number of them.
+      class_counts: split → examples of each class; without those splits whose labels
+        would take long to read, or that have several an example.
+      first: the first example of each split to use: its name, and its height and width.
+      problems: what is wrong with it, or missing.
+    """
+
+    dataset: str
+    kind: str
+    place: str
+    num_examples: dict[str, int]
+    held_out: bool
+    class_names: tuple[str, ...]
+    multi_label: bool
+    class_counts: dict[str, np.ndarray]
+    first: dict[str, tuple[str, int, int]]
+    problems: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        splits: dict[str, Any] = {}
+        for split, number in self.num_examples.items():
+            splits[split] = {"examples": number}
+            if split in self.class_counts:
+                splits[split] |= {
+                    which: {"class": name, "examples": number}
+                    for which, (name, number) in self.extremes(split).items()
+                }
+        for split, (name, height, width) in self.first.items():
+            splits[split]["first"] = {"name": name, "height": height, "width": width}
+        return {
+            "dataset": self.dataset,
+            "kind": self.kind,
+            "place": self.place,
+            "splits": splits,
+            "held_out": self.held_out,
+            "classes": len(self.class_names),
+            "multi_label": self.multi_label,
+            "problems": self.problems,
+        }
+
+    def extremes(self, split: str) -> dict[str, tuple[str, int]]:
+        """The smallest and the largest class of a split that is counted."""
+        counts = self.class_counts[split]
+        return {
+            which: (self.class_names[index], int(counts[index]))
+            for which, index in (
+                ("smallest", int(counts.argmin())),
+                ("largest", int(counts.argmax())),
+            )
+        }
+
+
+def check(dataset: str, data_dir: str = "", like: str = "") -> Report:
+    """Looks at all labels that are quickly read, and decodes one image a split.
+
+    Args:
+      dataset: as `datasets.describe` takes it.
+      data_dir: where tensorflow-datasets keeps its sets; "" = its default.
+      like: a preset to compare with; "" = none.
+
+    Raises:
+      UserError: no such dataset or preset, or it cannot be opened at all.
+    """
+    if like and like not in PRESETS:
+        raise UserError(f"--like={like}: expected one of {', '.join(PRESETS)}")
+    kind, place = find(dataset)
+    if kind == "tensorflow-datasets":  # which would be prepared, if that is possible
+        tfds_sets.check_prepared(place, data_dir)
+    problems: list[str] = []
+    try:
+        info = KINDS[kind].describe(place, data_dir)
+        sources = {
+            split: KINDS[kind].open_split(place, split, data_dir)
+            for split in dict.fromkeys((info.train_split, info.eval_split))
+        }
+    except UnknownClasses as error:
+        problems.append(str(error))
+        info = error.listing.info(place)
+        sources = {
+            split: ListedImages(error.listing, split)
+            for split in (info.train_split, info.eval_split)
+        }
+    counts = {
+        split: np.bincount(source.labels(), minlength=info.num_classes)
+        for split, source in sources.items()
+        if not (source.multi_label or getattr(source, "labels_take_long", False))
+    }
+    first = {}
+    for split, source in sources.items():
+        try:
+            first[split] = _first(source)
+        except DecodeError as error:
+            problems.append(str(error))
+    if like:
+        problems += _missing(info, counts, like)
+    return Report(
+        dataset=dataset,
+        kind=kind,
+        place=place,
+        num_examples=info.num_examples
+        | {split: len(source) for split, source in sources.items()},
+        held_out=info.held_out,
+        class_names=info.class_names or (),
+        multi_label=info.multi_label,
+        class_counts=counts,
+        first=first,
+        problems=problems,
+    )
+
+
+def _first(source: Source) -> tuple[str, int, int]:
+    example = source[0]
+    image = example.image
+    pixels = to_pixels(image, 3, example.name) if isinstance(image, bytes) else image
+    return example.name, pixels.shape[0], pixels.shape[1]
+
+
+def _missing(info: DatasetInfo, counts: dict[str, np.ndarray], like: str) -> list[str]:
+    """What a data set lacks of a preset, and what it has that the preset has not."""
+    preset = PRESETS[like]
+    problems = _classes(info, preset)
+    # What to call it, its examples and those of each class, and the preset's split.
+    sides = [(info.train_split, [info.train_split], preset.train_split)]
+    if info.held_out:
+        sides = [("all", [info.train_split, info.eval_split], preset.train_split)]
+        problems.append(
+            f"nothing to evaluate on ({like} has {preset.eval_split}): a part of what "
+            "there is to train on is held out"
+        )
+    else:
+        sides.append((info.eval_split, [info.eval_split], preset.eval_split))
+    for (side, splits, theirs), least in zip(
+        sides, _SMALLEST.get(like, (1, 1)), strict=False
+    ):
+        found = sum(count(split, info.num_examples, info.name) for split in splits)
+        expected = count(theirs, preset.num_examples, like)
+        if found != expected:
+            difference = f"{abs(found - expected):,}"
+            problems.append(
+                f"{side}: {found:,} examples, {difference} too "
+                f"{'many' if found > expected else 'few'}; {like} has {expected:,}"
+            )
+        if info.class_names and all(split in counts for split in splits):
+            numbers = np.sum([counts[split] for split in splits], axis=0)
+            few = [
+                f"{name} ({number})"
+                for name, number in zip(info.class_names, numbers, strict=True)
+                if number < least
+            ]
+            if few:
+                problems.append(
+                    f"{side}: {len(few):,} class(es) of fewer than {least} examples: "
+                    f"{_some(few)}"
+                )
+    return problems
+
+
+def _classes(info: DatasetInfo, preset: DatasetInfo) -> list[str]:
+    names = preset.class_names
+    if preset.name == "imagenet2012":
+        names = imagenet.class_names()
+    if names is None or info.class_names is None:
+        if info.num_classes == preset.num_classes:
+            return []
+        return [
+            f"{info.num_classes:,} classes; {preset.name} has {preset.num_classes:,}"
+        ]
+    missing = [name for name in names if name not in set(info.class_names)]
+    unknown = [name for name in info.class_names if name not in set(names)]
+    return [
+        f"{len(some):,} {what} class(es): {_some(some)}"
+        for what, some in (("missing", missing), ("unknown", unknown))
+        if some
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
