@@ -215,3 +215,15 @@ def test_names_that_are_no_text(root, run_command, capsys):
     run_command(command, root)
     assert r"\udcff" in capsys.readouterr().out
     assert np.asarray(check(str(root)).class_counts["train"]).tolist() == [3, 5, 2]
+
+
+def test_what_can_only_be_evaluated(tmp_path):
+    for name in ("n01440764", "n01443537"):
+        path = tmp_path / "val" / name / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(path)
+    report = check(str(tmp_path), like="imagenet2012")
+    assert report.num_examples == {"val": 2}
+    assert report.first["val"][1:] == (4, 5)
+    assert "nothing to train on (imagenet2012 has train)" in report.problems
+    assert any("val: 2 examples, 49,998 too few" in line for line in report.problems)

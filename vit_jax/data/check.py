@@ -111,6 +111,7 @@ def check(dataset: str, data_dir: str = "", like: str = "") -> Report:
         sources = {
             split: KINDS[kind].open_split(place, split, data_dir)
             for split in dict.fromkeys((info.train_split, info.eval_split))
+            if split
         }
     except UnknownClasses as error:
         problems.append(str(error))
@@ -160,17 +161,21 @@ def _missing(info: DatasetInfo, counts: dict[str, np.ndarray], like: str) -> lis
     problems = _classes(info, preset)
     # What to call it, its examples and those of each class, and the preset's split.
     sides = [(info.train_split, [info.train_split], preset.train_split)]
-    if info.held_out:
+    if not info.train_split:
+        sides = []
+        problems.append(f"nothing to train on ({like} has {preset.train_split})")
+    elif info.held_out:
         sides = [("all", [info.train_split, info.eval_split], preset.train_split)]
         problems.append(
             f"nothing to evaluate on ({like} has {preset.eval_split}): a part of what "
             "there is to train on is held out"
         )
-    else:
-        sides.append((info.eval_split, [info.eval_split], preset.eval_split))
-    for (side, splits, theirs), least in zip(
-        sides, _SMALLEST.get(like, (1, 1)), strict=False
-    ):
+    least_to_train, least_to_evaluate = _SMALLEST.get(like, (1, 1))
+    sides = [(*side, least_to_train) for side in sides]
+    if not info.held_out:
+        split = info.eval_split
+        sides.append((split, [split], preset.eval_split, least_to_evaluate))
+    for side, splits, theirs, least in sides:
         found = sum(count(split, info.num_examples, info.name) for split in splits)
         expected = count(theirs, preset.num_examples, like)
         if found != expected:
