@@ -28,6 +28,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.3",
+        'array-record>=0.8.1; sys_platform != "win32"',
         "filelock>=3.20",
         "flax>=0.12.8",
         "grain>=0.2.18",

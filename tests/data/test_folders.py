@@ -37,6 +37,7 @@ def test_train_with_a_folder_beside_it(tmp_path, evaluation):
     assert default_splits(str(tmp_path)) == ("train", evaluation)
     info = describe(str(tmp_path))
     assert info.num_examples == {"train": 9, evaluation: 4}
+    assert not info.held_out
     assert info.class_names == ("a", "b", "c")
     source = open_source(str(tmp_path), evaluation)
     labels = {source[i].name: source[i].label for i in range(4)}
@@ -127,6 +128,8 @@ def test_every_ending_in_any_case_and_nothing_else(tmp_path):
 
 def test_one_folder_holds_out_a_tenth_of_each_class(tmp_path):
     fill(tmp_path, "ab", 150)
+    assert describe(str(tmp_path)).held_out
+    assert not describe(str(tmp_path), "train[:50%]", "train[50%:]").held_out
     listing = list_folder(str(tmp_path))
     assert (listing.train_split, listing.eval_split) == ("train", "val")
     labels = [label for _, label in listing.files["val"]]

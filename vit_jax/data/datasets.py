@@ -86,11 +86,13 @@ def describe(
 ) -> DatasetInfo:
     """Classes, and the two splits with their numbers of examples.
 
-    For the presets this needs no data; a folder is listed; another
-    tensorflow-datasets set is prepared first where that is possible.
+    For the presets this needs no data; a folder is listed, a table or the labels of an
+    array file are read; another tensorflow-datasets set is prepared first where that is
+    possible.
 
     Args:
-      dataset: "digits", a folder, or a tensorflow-datasets name or folder.
+      dataset: "digits", a folder, a table, an array file, or a tensorflow-datasets name
+        or folder.
       train_split: "" = the dataset's default.
       eval_split: "" = the dataset's default.
       data_dir: where tensorflow-datasets keeps its sets; "" = its default.
@@ -115,7 +117,11 @@ def describe(
         for split in (train_split, eval_split)
     }
     return dataclasses.replace(
-        info, num_examples=counts, train_split=train_split, eval_split=eval_split
+        info,
+        num_examples=counts,
+        train_split=train_split,
+        eval_split=eval_split,
+        held_out=info.held_out and eval_split == info.eval_split,
     )
 
 

@@ -10,14 +10,15 @@ def open_source(dataset: str, split: str = "", data_dir: str = "") -> Source:
     """Opens one split of a data set.
 
     Args:
-      dataset: "digits" (embedded), a folder of images, or a tensorflow-datasets name
-        or prepared folder.
+      dataset: "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl),
+        arrays (.npz), or a tensorflow-datasets name or prepared folder.
       split: such as "train", "train[:98%]", "train+test"; "" = the split to train on.
       data_dir: where tensorflow-datasets keeps its sets; "" = its default.
 
     Raises:
-      UserError: no such dataset or split, no images in the folder, a set that is not
-        prepared; the message says what was found and what to do.
+      UserError: no such dataset or split, no images in the folder, rows or arrays that
+        cannot be used, a set that is not prepared; the message says what was found and
+        what to do.
     """
     split = split or next(filter(None, default_splits(dataset, data_dir)))
     kind, place = find(dataset)
