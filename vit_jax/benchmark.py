@@ -38,11 +38,7 @@ def _main() -> None:
         "seconds", 10.0, "how long the whole is timed", lower_bound=0.1, flag_values=own
     )
     flags.DEFINE_bool("json", False, "one JSON object on standard output", own)
-    mine = [token for token in sys.argv if token.partition("=")[0].lstrip("-") in own]
-    rest = [token for token in sys.argv[1:] if token not in mine]
-    command.parse(
-        [sys.argv[0], *mine, *{"--help", "-h"} & set(rest)], own, __doc__ or ""
-    )
+    rest = command.parse(sys.argv, own, __doc__ or "", known_only=True)
     if own.what not in WHAT:
         raise UserError(f"--what={own.what}: choose from {', '.join(WHAT)}")
     config, _ = load_recipe([sys.argv[0], *rest])

@@ -60,8 +60,19 @@ def guard(action: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def parse(argv: Sequence[str], flag_values: flags.FlagValues, usage: str) -> list[str]:
+def parse(
+    argv: Sequence[str],
+    flag_values: flags.FlagValues,
+    usage: str,
+    known_only: bool = False,
+) -> list[str]:
     """Parses `argv`; flags and positional arguments may come in any order.
+
+    Args:
+      argv: the program's name and its arguments.
+      flag_values: of the command.
+      usage: what `--help` shows before the flags.
+      known_only: leave flags that are not of `flag_values` among the result.
 
     Returns:
       The positional arguments.
@@ -76,7 +87,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, usage: str) -> lis
         print(f"{usage.strip()}\n\nFlags:\n{options}")
         sys.exit(0)
     try:
-        return list(flag_values(list(argv)))[1:]
+        return list(flag_values(list(argv), known_only=known_only))[1:]
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}. See --help.") from None
 

@@ -35,7 +35,8 @@ def default_config() -> Config:
     config.seed = 0
 
     # --- Data ---
-    # "digits" (embedded), a folder of images, or a tensorflow-datasets name or folder.
+    # "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl), arrays
+    # (.npz), or a tensorflow-datasets name or folder; see docs/data.md.
     config.dataset = "digits"
     # Where tensorflow-datasets keeps its sets; empty = its own default.
     config.data_dir = ""

@@ -12,7 +12,6 @@ run that was stopped goes on with the first shard that is not finished.
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -24,6 +23,7 @@ import filelock
 import numpy as np
 
 from vit_jax.data.listings import Listing
+from vit_jax.data.pipeline import cores
 from vit_jax.data.shards import Shard, finished, plan, write_shard
 from vit_jax.data.tfds_labels import WEIGHT_KEY
 from vit_jax.errors import UserError
@@ -85,7 +85,7 @@ def write_set(
     try:
         _check_place(folder, final)
         work.mkdir(parents=True, exist_ok=True)
-        with _alone(folder), ThreadPoolExecutor(_cores()) as pool:
+        with _alone(folder), ThreadPoolExecutor(cores()) as pool:
             try:
                 shards = plan(listing, name, shard_bytes, pool)
                 if final.exists():
@@ -280,9 +280,3 @@ def _describe(
     }
     for file, content in ((FROM_FILE, source), ("dataset_info.json", info)):
         (work / file).write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux only; knows of containers' limits
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
