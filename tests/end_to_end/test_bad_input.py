@@ -142,7 +142,7 @@ def test_everything_wrong_comes_in_one_message(recipe, call, tmp_path, monkeypat
         ({"model.width": 18, "model.num_heads": 4}, "width 18 is not a multiple of"),
         ({"model.gelu": "x", "image_size": (9,)}, "(?s)gelu='x'.*image height 9"),
         ({"weight_decay": 0.1, "weight_decay_on": "x"}, "'x' matches no parameter"),
-        ({"dataset": "cifar1"}, "'cifar1' is neither .*Did you mean .*cifar10"),
+        ({"dataset": "cifar1"}, "'cifar1' is no name .*Did you mean .*cifar10"),
         ({"dataset": ""}, "no dataset given"),
         ({"eval_split": "val"}, r"split 'val' .*has the splits train \(1,437\), test"),
         ({"dataset": "./none"}, "there is no folder .*none"),

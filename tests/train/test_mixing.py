@@ -337,6 +337,8 @@ def test_a_run_with_everything_on(form, tiny_config, tmp_path):
             "total_steps": 2,
             "accum_steps": 2,
             "model.dropout_rate": 0.1,
+            "model.depth": 1,
+            "mesh.data": 1,
         },
     )
     numbers = train_and_evaluate(config, str(tmp_path))

@@ -119,7 +119,7 @@ class Reports:
         """
         config = self.setup.config
         enough = self.seen >= min(self._epoch, _ENOUGH_TO_JUDGE)
-        if enough and self.bad_images > config.max_bad_images * self.seen:
+        if self.bad_images > config.max_bad_images * self.seen and enough:
             raise UserError(
                 f"{self.bad_images:,} of {self.seen:,} training images could not be "
                 f"read, and max_bad_images={config.max_bad_images:g} allows "
