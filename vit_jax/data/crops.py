@@ -205,7 +205,7 @@ def _cut_and_resize(draw_box, size, area, aspect, interpolation) -> Step:
     def apply(image, rng):
         top, left, height, width = draw_box(image.shape[:2], rng, area, aspect)
         box = image[top : top + height, left : left + width]
-        return resize_image(np.ascontiguousarray(box), size, interpolation)
+        return resize_image(box, size, interpolation)
 
     return Step(apply, lambda _: size, random=True)
 

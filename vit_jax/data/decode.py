@@ -18,8 +18,7 @@ _JPEG = b"\xff\xd8\xff"
 # Channels asked for → what libjpeg-turbo calls them, and what it makes them of. The
 # luminance of a colour image is Pillow's to compute: it takes it of the colours.
 _JPEG_COLORS = {1: ("GRAY", ("Gray",)), 3: ("RGB", ("Gray", "YCbCr", "RGB"))}
-# Where a picture's orientation may be written: EXIF, or else XMP.
-_ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
+_EXIF_OR_XMP, _SCAN = 0xE1, 0xDA  # markers of segments: APP1, SOS
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _WIDE_MODES = {"I": "32-bit integer", "F": "floating-point"}
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -131,13 +130,24 @@ def _plain_jpeg(data: bytes, channels: int) -> np.ndarray | None:
 
 def _turned(data: bytes) -> bool:
     """Whether the file says that it is to be turned or mirrored."""
-    if not any(mark in data for mark in _ORIENTATION_MARKS):
-        return False
+    # Segments up to the scan: marker, length, content (ITU T.81, B.1.1.4).
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        if data[position + 1] == _SCAN:
+            return False
+        if data[position + 1] == _EXIF_OR_XMP:
+            return _orientation(data) != 1
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        position += 2 + max(length, 2)
+    return False
+
+
+def _orientation(data: bytes) -> int:
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
-        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as in _upright
-        return False
+        return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -141,8 +141,14 @@ class _Task:
         batch, part = divmod(int(task), self.per_batch)
         first = part * _ROWS_PER_TASK
         last = min(first + _ROWS_PER_TASK, self._rows)
-        loaded = [self._load_row(batch, row) for row in range(first, last)]
-        return {key: np.stack([row[key] for row in loaded]) for key in loaded[0]}
+        loaded: Batch = {}
+        for place, number in enumerate(range(first, last)):
+            for key, value in self._load_row(batch, number).items():
+                if key not in loaded:
+                    shape = (last - first, *value.shape)
+                    loaded[key] = np.empty(shape, value.dtype)
+                loaded[key][place] = value
+        return loaded
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"threads": set()}
@@ -320,28 +326,27 @@ class _Loader:
         return sum(value.nbytes for value in self.blank().values())
 
     def blank(self) -> Row:
-        if self.source.multi_label:
-            label = np.zeros(self.source.num_classes, np.float32)
-        else:
-            label = np.int32(0)
-        return {
-            "image": np.zeros((*self.image_size, self.channels), np.uint8),
-            "label": label,
-            "mask": np.float32(0),
-            "bad": np.int32(0),
-        }
+        image = np.zeros((*self.image_size, self.channels), np.uint8)
+        return self._row(image, (), mask=0, bad=0)
 
     def _read(self, index: int, pixels, bad: int) -> Row:
         example = self.source[index]
-        row = self.blank()
-        classes = np.asarray(example.label, np.int32)
+        mask = example.weight if self.weighted else 1
+        return self._row(pixels(example), example.label, mask, bad)
+
+    def _row(self, image: np.ndarray, label: Any, mask: float, bad: int) -> Row:
+        """The arrays of an example; without a label it is 0, or all zeros."""
         if self.source.multi_label:
-            row["label"][classes] = 1
+            classes = np.zeros(self.source.num_classes, np.float32)
+            classes[np.asarray(label, np.int32)] = 1
         else:
-            row["label"] = classes
-        mask = np.float32(example.weight if self.weighted else 1)
-        row.update(image=pixels(example), mask=mask, bad=np.int32(bad))
-        return row
+            classes = np.int32(0 if label == () else label)
+        return {
+            "image": image,
+            "label": classes,
+            "mask": np.float32(mask),
+            "bad": np.int32(bad),
+        }
 
     def _name(self, error: DecodeError) -> None:
         with _NAMING:
