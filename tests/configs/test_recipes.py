@@ -50,6 +50,7 @@ REDUCED = (
     "--config.batch_size=16",
     "--config.accum_steps=2",
     "--config.eval_batch_size=360",
+    "--config.mesh.data=1",
     "--config.total_steps=2",
     "--config.warmup_steps=1",
     "--config.augment.eval=resize",

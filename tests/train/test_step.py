@@ -24,7 +24,7 @@ def batch_of(setup, seed=0):
     }
 
 
-def train(config, steps=1, devices=8, batches=None):
+def train(config, steps=1, devices=1, batches=None):
     """Parameters after some steps, and the metrics of the last one."""
     config.mesh.data = devices
     setup = set_up(config)
@@ -62,11 +62,11 @@ PLAIN_SGD = {
 
 
 def test_what_all_weigh_alike_changes_nothing(tiny_config):
-    setup = set_up(tiny_config(**PLAIN_SGD))
-    batch = batch_of(setup)
+    batch = batch_of(set_up(tiny_config(**PLAIN_SGD)))
     light = batch | {"mask": batch["mask"] / 64}
-    expected, metrics = train(tiny_config(**PLAIN_SGD), batches=[batch])
-    found, their_metrics = train(tiny_config(**PLAIN_SGD), batches=[light])
+    config = tiny_config(**PLAIN_SGD)
+    expected, metrics = train(config, batches=[batch])
+    found, their_metrics = train(config, batches=[light])
     assert_trees_close(found, expected, of_largest=1e-6)
     np.testing.assert_allclose(their_metrics["loss"], metrics["loss"], rtol=1e-5)
 
@@ -76,8 +76,9 @@ def test_accumulation_gives_the_large_batch_s_gradients(tiny_config, accum_steps
     # With a learning rate of 1 the parameters' difference is the gradient.
     values = {**PLAIN_SGD, "batch_size": 32}
     start = some_params(set_up(tiny_config(**values)))
-    whole, metrics = train(tiny_config(**values))
-    parts, their_metrics = train(tiny_config(**values, accum_steps=accum_steps))
+    whole, metrics = train(tiny_config(**values), devices=8)
+    config = tiny_config(**values, accum_steps=accum_steps)
+    parts, their_metrics = train(config, devices=8)
     subtract = lambda a, b: jax.tree.map(np.subtract, a, b)  # noqa: E731
     assert_trees_close(subtract(start, parts), subtract(start, whole), of_largest=1e-6)
     for name in metrics:
@@ -237,7 +238,7 @@ def test_mixing_depends_on_neither_devices_nor_microbatches(tiny_config, form):
     batch = batch_of(setup)
     batch["mask"][5] = 0.0
     subtract = lambda a, b: jax.tree.map(np.subtract, a, b)  # noqa: E731
-    plain, metrics = train(tiny_config(**values), batches=[batch])
+    plain, metrics = train(tiny_config(**values), devices=8, batches=[batch])
     # Of eight devices and one microbatch, and of one device and four.
     config = tiny_config(**values, accum_steps=4)
     other, their_metrics = train(config, devices=1, batches=[batch])
