@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes share the cores; each test may take five minutes.
-PYTEST_ARGS ?= -n 2 --dist=worksteal --timeout=300
+# For two cores: some tests wait for processes of their own. Five minutes a test at most.
+PYTEST_ARGS ?= -n 3 --dist=worksteal --timeout=300
 
 .PHONY: quickstart test lint format setup clean
 .DELETE_ON_ERROR:

@@ -20,10 +20,9 @@ ARGUMENTS = {
     "augreg": [
         "",
         "Ti/16,imagenet21k",
-        "L/16,imagenet2012,strong2",
     ],
     "b16": ["", *(name for name in PRESETS if "imagenet21k" != name != "jft300m")],
-    "deit": ["", "B/16"],
+    "deit": [""],
     "cifar": ["", "cifar10", "cifar100", "digits"],
     "pretrain": [
         "",
