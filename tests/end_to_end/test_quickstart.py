@@ -101,8 +101,8 @@ def test_runs_shows_goes_on_and_starts_afresh(reduced, call, capfd):
     assert "has no function get_config" in capfd.readouterr().err
 
 
-def test_what_stops_the_quickstart_lets_its_part_save(tmp_path):
-    number = signal.SIGINT  # a terminal's Ctrl-C; SIGTERM is passed on alike
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_stops_the_quickstart_lets_its_part_save(tmp_path, number):
     path = pathlib.Path(__file__).parents[2] / quickstart.RECIPE
     recipe = RECIPE.format(path=str(path)).replace("= 6", "= 10_000_000")
     (tmp_path / "configs").mkdir()

@@ -229,7 +229,7 @@ def test_only_what_is_on_draws_random_numbers(tiny_config):
         assert draws(tiny_config(**values))
 
 
-@pytest.mark.parametrize("form", ["timm"])
+@pytest.mark.parametrize("form", MIXING)
 def test_mixing_depends_on_neither_devices_nor_microbatches(tiny_config, form):
     values = {**PLAIN_SGD, **MIXING[form], "batch_size": 32}
     setup = set_up(tiny_config(**values))
@@ -257,7 +257,7 @@ def test_mixing_differs_from_step_to_step_and_not_from_run_to_run(tiny_config):
     assert abs(first["loss"] - second["loss"]) > 1e-3
 
 
-@pytest.mark.parametrize("form", ["big_vision"])
+@pytest.mark.parametrize("form", MIXING)
 def test_pixels_of_what_does_not_count_reach_nothing(tiny_config, form):
     values = {**PLAIN_SGD, **MIXING[form], "bad_images": "skip"}
     batch = batch_of(set_up(tiny_config(**values)))
