@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 import subprocess
@@ -344,6 +345,19 @@ try:
 except KeyError as error:
     print(error)
 """
+
+
+@pytest.mark.parametrize(
+    ("where", "shown"),
+    [("site-packages/orbax/checkpoint/store.py", 0), ("notebook/other.py", 1)],
+)
+def test_only_orbax_s_own_abandoned_writes_are_kept_quiet(caplog, where, shown):
+    logging.getLogger("asyncio").error(
+        "Task exception was never retrieved\nfuture: <Task finished coro=<write() done, "
+        "defined at /lib/%s:180> exception=OSError(27, 'File too large')>",
+        where,
+    )
+    assert len(caplog.records) == shown
 
 
 def test_full_disk_is_said_and_the_last_good_one_survives(tmp_path):

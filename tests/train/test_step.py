@@ -1,11 +1,14 @@
 """The step's arithmetic: accumulation, devices, masks, precision."""
 
+import functools
+import json
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from vit_jax import sharding
 from vit_jax.train.setup import set_up
@@ -27,19 +30,25 @@ def batch_of(setup, seed=0):
 def train(config, steps=1, devices=1, batches=None):
     """Parameters after some steps, and the metrics of the last one."""
     config.mesh.data = devices
-    setup = set_up(config)
+    setup, step = compiled(config.to_json())
     state = setup.new_state(some_params(setup))
     state = jax.device_put(state, sharding.replicated(setup.mesh))
-    step = setup.train_step()
     for k in range(steps):
         batch = batches[k] if batches else batch_of(setup, seed=k)
         state, metrics = step(state, sharding.place(batch, setup.mesh))
     return jax.device_get(state.params), jax.device_get(metrics)
 
 
+@functools.cache
+def compiled(config):
+    """The setup and the step of a config: compiling takes longer than all the steps."""
+    setup = set_up(ConfigDict(json.loads(config)))
+    return setup, setup.lower().compile()
+
+
 def some_params(setup):
     """Random everywhere: with the zero head of a new model most gradients are zero."""
-    params = jax.device_get(setup.init_params())
+    params = jax.device_get(jax.jit(setup.init_params)())
     rng = np.random.default_rng(7)
     return jax.tree.map(
         lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params

@@ -388,11 +388,9 @@ def _keep_quiet(record: logging.LogRecord) -> bool:
 
     Every failure reaches our callers as an error and is explained once, there.
     """
-    from_orbax = (
-        f"{os.sep}orbax{os.sep}" in record.pathname
-        # asyncio reports, of all writes that a full disk ends, those nobody awaited.
-        or _UNFINISHED in record.getMessage()
-    )
+    # asyncio reports, of all writes that a full disk ends, those nobody awaited.
+    said = f"{record.pathname} {record.getMessage()}"
+    from_orbax = f"{os.sep}orbax{os.sep}" in said or _UNFINISHED in said
     return not from_orbax or logger.isEnabledFor(logging.DEBUG)
 
 

@@ -138,6 +138,8 @@ class PatchModel(nn.Module):
         init = jax.jit(lambda key: block.init(key, example)["params"])
         depth = self.architecture.depth
         params = [self.param(f"blocks_{i:02d}", init) for i in range(depth)]
+        if self.is_initializing():
+            return x, {}  # what follows has no parameters of its own
         rates: Any = [None] * depth
         if self.stochastic_depth:
             rates = stochastic_depth_rates(self.stochastic_depth, depth)
