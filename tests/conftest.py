@@ -11,15 +11,13 @@ import sys
 # Child processes of the tests inherit all of this from the environment.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight devices; and no time spent on making programs fast that run for milliseconds.
-_XLA_FLAGS = [
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-]
-# XLA ends the process at a flag it does not know, and this one may go.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(_XLA_FLAGS)
+# (XLA ends the process at a flag it does not know, and the last one may go.)
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true "
+    + "--xla_cpu_use_fusion_emitters=false"
+    * importlib.metadata.version("jaxlib").startswith("0.10.")
+)
 # Many tests and their child processes compile the same small programs.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"

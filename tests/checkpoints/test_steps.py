@@ -353,8 +353,9 @@ except KeyError as error:
 )
 def test_only_orbax_s_own_abandoned_writes_are_kept_quiet(caplog, where, shown):
     logging.getLogger("asyncio").error(
-        "Task exception was never retrieved\nfuture: <Task finished coro=<write() done, "
-        "defined at /lib/%s:180> exception=OSError(27, 'File too large')>",
+        "Task exception was never retrieved\n"
+        "future: <Task finished coro=<write() done, defined at /lib/%s:180> "
+        "exception=OSError(27, 'File too large')>",
         where,
     )
     assert len(caplog.records) == shown
