@@ -295,10 +295,25 @@ def _handlers(*names: str) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
         if name == _METADATA:
             handler, types = ocp.JsonCheckpointHandler(), _JSON
         else:
-            handler, types = ocp.PyTreeCheckpointHandler(), _ARRAYS
+            handler, types = (
+                ocp.PyTreeCheckpointHandler(type_handler_registry=_array_types()),
+                _ARRAYS,
+            )
         for arguments in types:
             registry.add(name, arguments, handler)
     return registry
+
+
+def _array_types() -> Any:
+    """How Orbax writes and reads single arrays."""
+    arrays = ocp.type_handlers.ArrayHandler(
+        # What is smaller is written by one of the devices that hold it: to slice it for
+        # all of them takes longer.
+        min_slice_bytes_for_replica_parallel=2**20
+    )
+    return ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    )
 
 
 def _reader(name: str) -> ocp.Checkpointer:
