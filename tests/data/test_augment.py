@@ -1,12 +1,15 @@
 """The text that chains operations."""
 
+import io
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_jax.data import augment
 from vit_jax.data.augment import OPERATIONS, parse_chain, rescale_chain
+from vit_jax.data.decode import open_image
 from vit_jax.data.resizing import resize_image
 from vit_jax.errors import UserError
 from vit_jax.weights.published.families import FAMILIES
@@ -45,6 +48,31 @@ def test_the_same_generator_gives_the_same_image(text, channels):
         ((16, 16, channels), "uint8")
     }
     assert len({one.tobytes() for one in first}) > 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inception_crop|flip_lr",
+        "random_resized_crop",
+        "random_crop|flip_lr",
+        "random_crop(padding=4)",
+        "central_crop",
+        "resize",
+        "resize_small|central_crop",
+    ],
+)
+def test_pixels_and_a_file_that_is_yet_to_be_decoded_give_the_same(text):
+    file = io.BytesIO()
+    picture = Image.fromarray(noise(12, 9)).resize((90, 120))
+    picture.save(file, "JPEG", quality=95)
+    chain, image = parse_chain(text, (16, 16)), open_image(file.getvalue())
+    assert not isinstance(image, np.ndarray)
+    for seed in range(8):
+        found, expected = (
+            chain(one, np.random.default_rng(seed)) for one in (image, image.decode())
+        )
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,16 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageSequence
 
-from vit_jax.data.decode import FORMATS, DecodeError, decode, with_channels
+from vit_jax.data.decode import (
+    FORMATS,
+    DecodeError,
+    decode,
+    open_image,
+    with_channels,
+)
 from vit_jax.errors import UserError
 
 # Four flat quadrants survive every lossy format.
@@ -170,6 +177,74 @@ def test_plain_jpegs_are_decoded_to_pillow_s_pixels(mode, size, options, monkeyp
     np.testing.assert_array_equal(decode(data), expected)
     if mode == "L":
         np.testing.assert_array_equal(decode(data, 1), expected[:, :, :1])
+
+
+BOXES = [
+    (slice(top, bottom), slice(3, 31))
+    for top, bottom in ((0, 1), (0, 15), (1, 16), (7, 17), (20, 33), (40, 70), (69, 70))
+]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1", None])
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 2}])
+def test_a_box_of_a_jpeg_is_decoded_no_further_than_its_end(
+    channels, subsampling, options, monkeypatch
+):
+    picture = noise(70, 47, "RGB" if subsampling and channels == 3 else "L")
+    if picture.mode == "RGB":
+        options = {**options, "subsampling": subsampling}
+    image = open_image(encode(picture, "JPEG", quality=90, **options), channels)
+    expected, heights = image.decode(), []
+    decoder = simplejpeg.decode_jpeg
+
+    def spy(*args, **kwargs):
+        pixels = decoder(*args, **kwargs)
+        heights.append(len(pixels))
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    for box in BOXES:
+        np.testing.assert_array_equal(image[box], expected[box])
+    assert heights == [min(70, rows.stop + 2) for rows, _ in BOXES]
+
+
+@pytest.mark.parametrize("kind", ["progressive", "end missing", "scans apart"])
+def test_of_other_jpegs_a_box_is_cut_out_of_the_whole(kind):
+    picture = noise(70, 47)
+    data = encode(picture, "JPEG", progressive=kind == "progressive")
+    if kind == "end missing":
+        data = data[:-2]
+    elif kind == "scans apart":
+        start = data.index(b"\xff\xda")
+        # A first scan of one component instead of three.
+        one = b"\xff\xda\0\x08\1" + data[start + 5 : start + 7] + b"\0\x3f\0"
+        data = data[:start] + one + data[start + 14 :]
+    image = open_image(data)
+    assert image.height_at == 0
+    rows, columns = BOXES[1]
+    try:
+        expected = decode(data)[rows, columns]
+    except DecodeError as error:
+        with pytest.raises(DecodeError, match=str(error)[:20]):
+            image[rows, columns]
+    else:
+        np.testing.assert_array_equal(image[rows, columns], expected)
+
+
+def test_a_box_of_a_broken_jpeg_is_pixels_or_a_named_error():
+    random, outcomes = np.random.default_rng(0), set()
+    data = np.frombuffer(encode(noise(70, 47), "JPEG"), np.uint8)
+    for _ in range(200):
+        broken = data.copy()
+        places = random.integers(0, len(data), 8)
+        broken[places] = random.integers(0, 256, 8)
+        try:
+            image = open_image(broken.tobytes(), name="x")
+            outcomes.add(image[:20, :20].shape == (20, 20, 3))
+        except DecodeError as error:
+            outcomes.add(str(error)[:1])
+    assert outcomes == {True, "x"}
 
 
 def test_the_orientation_may_be_in_xmp():

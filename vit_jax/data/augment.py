@@ -62,6 +62,7 @@ from vit_jax.data.crops import (
     resize,
     resize_small,
 )
+from vit_jax.data.decode import Opened, whole
 from vit_jax.data.randaugment import randaugment
 from vit_jax.data.resizing import Size
 from vit_jax.data.steps import Step, read_size, times, unknown
@@ -99,12 +100,12 @@ class Chain:
         return any(step.random for step in self.steps)
 
     def __call__(
-        self, image: np.ndarray, rng: np.random.Generator | None = None, name: str = ""
+        self, image: Opened, rng: np.random.Generator | None = None, name: str = ""
     ) -> np.ndarray:
         """Transforms uint8 [h, w, c] to uint8 [*image_size, c].
 
         Args:
-          image: the pixels.
+          image: the pixels, or what `open_image` returns.
           rng: needed when the chain is random.
           name: what to call the image in an error.
 
@@ -119,7 +120,8 @@ class Chain:
                 raise UserError(
                     f"{name or 'image'}: {error} (in the chain {self.text!r})"
                 ) from None
-            image = step.apply(image, rng)
+            image = step.apply(image if step.cuts else whole(image), rng)
+        image = whole(image)
         if image.shape[:2] != self.image_size:
             raise UserError(
                 f"{name or 'image'} is {times(image.shape[:2])} after the chain "

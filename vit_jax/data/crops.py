@@ -40,8 +40,8 @@ def inception_box(
     least, most = (fraction * height * width for fraction in area)
     for _ in range(100):
         ratio = rng.uniform(*aspect)
-        shortest = max(1, int(np.ceil(np.sqrt(least / ratio))))
-        tallest = int(min(np.sqrt(most / ratio), (width + 0.5) / ratio, height))
+        shortest = max(1, math.ceil(math.sqrt(least / ratio)))
+        tallest = int(min(math.sqrt(most / ratio), (width + 0.5) / ratio, height))
         if shortest > tallest:
             continue
         box_height = int(rng.integers(shortest, tallest, endpoint=True))
@@ -133,7 +133,7 @@ def random_crop(size, padding=0) -> Step:
         top, left = _place(image.shape[:2], size, rng)
         return image[top : top + size[0], left : left + size[1]]
 
-    return Step(apply, output_size, random=True)
+    return Step(apply, output_size, random=True, cuts=not padding)
 
 
 def central_crop(size, rounding="down") -> Step:
@@ -148,7 +148,7 @@ def central_crop(size, rounding="down") -> Step:
         )
         return image[top : top + size[0], left : left + size[1]]
 
-    return Step(apply, functools.partial(_cropped, size))
+    return Step(apply, functools.partial(_cropped, size), cuts=True)
 
 
 def resize(size, interpolation="bilinear") -> Step:
@@ -207,7 +207,7 @@ def _cut_and_resize(draw_box, size, area, aspect, interpolation) -> Step:
         box = image[top : top + height, left : left + width]
         return resize_image(box, size, interpolation)
 
-    return Step(apply, lambda _: size, random=True)
+    return Step(apply, lambda _: size, random=True, cuts=True)
 
 
 def _place(have: Size, want: Size, rng: np.random.Generator) -> tuple[int, int]:

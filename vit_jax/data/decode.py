@@ -1,6 +1,10 @@
 """Encoded image files to uint8 pixels, whatever way they were written."""
 
+import contextlib
+import dataclasses
 import io
+from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import simplejpeg
@@ -14,11 +18,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 # Pillow loads its plugins at the first use, which is not safe from several threads.
 Image.init()
 
-_JPEG = b"\xff\xd8\xff"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # Channels asked for → what libjpeg-turbo calls them, and what it makes them of. The
 # luminance of a colour image is Pillow's to compute: it takes it of the colours.
 _JPEG_COLORS = {1: ("GRAY", ("Gray",)), 3: ("RGB", ("Gray", "YCbCr", "RGB"))}
 _EXIF_OR_XMP, _SCAN = 0xE1, 0xDA  # markers of segments: APP1, SOS
+_SEQUENTIAL = (0xC0, 0xC1)  # SOF0, SOF1: the frame's rows follow each other
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _WIDE_MODES = {"I": "32-bit integer", "F": "floating-point"}
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -26,6 +31,53 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 class DecodeError(UserError):
     """An image that cannot be read; the message names it and the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainJpeg:
+    """An upright JPEG in grey or colour, decoded no further than what is cut out of it.
+
+    Attributes:
+      shape: (height, width, channels).
+      data: the file's bytes.
+      name: what to call the image in an error.
+      height_at: where its height stands in the bytes; 0 where its rows do not follow
+        each other, or their end is missing, so that only the whole can be decoded.
+    """
+
+    shape: tuple[int, int, int]
+    data: bytes
+    name: str
+    height_at: int
+
+    def decode(self) -> np.ndarray:
+        """The whole, uint8 of `shape`; DecodeError where it cannot be read."""
+        try:
+            return self._decoded(self.data, strict=True)
+        except ValueError:
+            # Whether a damaged file can be read is Pillow's to judge.
+            return _decoded_by_pillow(self.data, self.shape[2], self.name)
+
+    def __getitem__(self, box: tuple[slice, slice]) -> np.ndarray:
+        """The same pixels as `decode()[box]`."""
+        rows, _ = box
+        # Colours are interpolated between rows: the next one's count as well.
+        height = rows.stop + 2
+        if self.height_at and height < self.shape[0]:
+            # What says that it is lower is read up to there. What follows is noticed,
+            # and no error: hence not strict.
+            first, after = self.data[: self.height_at], self.data[self.height_at + 2 :]
+            lower = b"".join((first, height.to_bytes(2, "big"), after))
+            with contextlib.suppress(ValueError):
+                return self._decoded(lower, strict=False)[box]
+        return self.decode()[box]
+
+    def _decoded(self, data: bytes, strict: bool) -> np.ndarray:
+        colors, _ = _JPEG_COLORS[self.shape[2]]
+        return simplejpeg.decode_jpeg(data, colors, strict=strict)
+
+
+Opened: TypeAlias = "np.ndarray | PlainJpeg"
 
 
 def decode(data: bytes, channels: int = 3, name: str = "") -> np.ndarray:
@@ -49,6 +101,11 @@ def decode(data: bytes, channels: int = 3, name: str = "") -> np.ndarray:
       DecodeError: empty, truncated, corrupt, not an image, or so large when unpacked
         that it is taken for an attack (Pillow's limit).
     """
+    return whole(open_image(data, channels, name))
+
+
+def open_image(data: bytes, channels: int = 3, name: str = "") -> Opened:
+    """As `decode`, but an ordinary JPEG is decoded when it is known what is needed."""
     if channels not in _MODE_OF_CHANNELS:
         raise UserError(
             f"image files hold 1, 3 or 4 channels, {channels} are asked for. "
@@ -56,22 +113,12 @@ def decode(data: bytes, channels: int = 3, name: str = "") -> np.ndarray:
         )
     if not data:
         raise DecodeError(f"{name or 'image'} is empty (0 bytes)")
-    if (pixels := _plain_jpeg(data, channels)) is not None:
-        return pixels
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-        pixels = _to_eight_bits(_upright(image), _MODE_OF_CHANNELS[channels])
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises a dozen kinds for broken files
-        reason = str(error) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = f"its {len(data):,} bytes are in none of the formats " + (
-                ", ".join(FORMATS)
-            )
-        raise DecodeError(f"{name or 'image'} cannot be decoded: {reason}") from error
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+    return _plain_jpeg(data, channels, name) or _decoded_by_pillow(data, channels, name)
+
+
+def whole(image: Opened) -> np.ndarray:
+    """All the pixels of what `open_image` has opened."""
+    return image.decode() if isinstance(image, PlainJpeg) else image
 
 
 def with_channels(pixels: np.ndarray, channels: int, name: str = "") -> np.ndarray:
@@ -110,36 +157,58 @@ def with_channels(pixels: np.ndarray, channels: int, name: str = "") -> np.ndarr
     )
 
 
-def _plain_jpeg(data: bytes, channels: int) -> np.ndarray | None:
-    """The pixels of an upright, undamaged JPEG in grey or colour; None of all else.
-
-    What is refused here is Pillow's to judge, so that there is one judgement.
-    """
+def _plain_jpeg(data: bytes, channels: int, name: str) -> PlainJpeg | None:
+    """An upright JPEG in grey or colour; None of all else, which Pillow decodes."""
     if not data.startswith(_JPEG) or channels not in _JPEG_COLORS:
         return None
-    wanted, known = _JPEG_COLORS[channels]
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        too_large = int(height) * int(width) > (Image.MAX_IMAGE_PIXELS or 0)
-        if colorspace not in known or too_large or _turned(data):
-            return None
-        return simplejpeg.decode_jpeg(data, wanted)
     except ValueError:
         return None
+    too_large = int(height) * int(width) > (Image.MAX_IMAGE_PIXELS or 0)
+    if colorspace not in _JPEG_COLORS[channels][1] or too_large:
+        return None
+    height_at = components = 0
+    for marker, at in _segments(data):
+        if marker == _EXIF_OR_XMP and _orientation(data) != 1:
+            return None
+        if marker in _SEQUENTIAL:
+            # Length (two bytes), bits, height (two), width (two), components.
+            height_at, components = at + 3, data[at + 7]
+        elif marker == _SCAN and data[at + 2] != components:
+            height_at = 0  # one scan of several
+    if not data.endswith(_JPEG_END):
+        height_at = 0
+    return PlainJpeg((int(height), int(width), channels), data, name, height_at)
 
 
-def _turned(data: bytes) -> bool:
-    """Whether the file says that it is to be turned or mirrored."""
-    # Segments up to the scan: marker, length, content (ITU T.81, B.1.1.4).
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        if data[position + 1] == _SCAN:
-            return False
-        if data[position + 1] == _EXIF_OR_XMP:
-            return _orientation(data) != 1
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        position += 2 + max(length, 2)
-    return False
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, position behind it) of the segments up to the first scan, and of it.
+
+    A segment is a marker, its length and its content (ITU T.81, B.1.1.4).
+    """
+    position, marker = 2, 0
+    while position + 10 <= len(data) and data[position] == 0xFF and marker != _SCAN:
+        marker = data[position + 1]
+        yield marker, position + 2
+        position += 2 + max(data[position + 2] << 8 | data[position + 3], 2)
+
+
+def _decoded_by_pillow(data: bytes, channels: int, name: str) -> np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
+        pixels = _to_eight_bits(_upright(image), _MODE_OF_CHANNELS[channels])
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds for broken files
+        reason = str(error) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = f"its {len(data):,} bytes are in none of the formats " + (
+                ", ".join(FORMATS)
+            )
+        raise DecodeError(f"{name or 'image'} cannot be decoded: {reason}") from error
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def _orientation(data: bytes) -> int:

@@ -20,7 +20,7 @@ from vit_jax.data.augment import Chain, Size
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.examples import Example, Source
 from vit_jax.data.order import make_order
-from vit_jax.data.preprocessing import Preprocessing, to_pixels
+from vit_jax.data.preprocessing import Preprocessing, opened
 from vit_jax.errors import UserError
 
 TRAIN_POLICIES = ("replace", "skip", "error")
@@ -71,7 +71,7 @@ class Batches(Iterator[Batch]):
         """
         import grain  # not at import time: it takes a second
 
-        task = _Task(load_row, rows)
+        task = _Task(load_row, rows, alone=not num_processes)
         tasks = task.per_batch
         threads = cores() if num_threads is None else num_threads
         buffer = max(_PREFETCHED_BATCHES * tasks // max(num_processes, 1), threads)
@@ -93,6 +93,8 @@ class Batches(Iterator[Batch]):
             )
         places = 3 * num_processes if num_processes else 1
         waiting = places * max(buffer, 1) + tasks
+        if not num_processes:  # of a batch that is begun there is room for the whole
+            waiting = -(-waiting // tasks) * tasks
         self.waiting_bytes = waiting * min(_ROWS_PER_TASK, rows) * row_bytes
         self._threads = task.threads
         self._iterator = iter(dataset.batch(tasks, batch_fn=_joined))
@@ -129,10 +131,13 @@ class Batches(Iterator[Batch]):
 class _Task:
     """Number of a task → the rows of it, stacked. Copies of it work in processes."""
 
-    def __init__(self, load_row: Callable[[int, int], Row], rows: int):
-        self._load_row, self._rows = load_row, rows
+    def __init__(self, load_row: Callable[[int, int], Row], rows: int, alone: bool):
+        self._load_row, self._rows, self._alone = load_row, rows, alone
         self.per_batch = -(-rows // _ROWS_PER_TASK)
         self.threads: set[threading.Thread] = set()  # that have worked here
+        # Batches that tasks have begun: their arrays, and how many tasks are to come.
+        self._begun: dict[int, tuple[Batch, int]] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, task: int) -> Batch:
         thread = threading.current_thread()
@@ -143,15 +148,27 @@ class _Task:
         last = min(first + _ROWS_PER_TASK, self._rows)
         loaded: Batch = {}
         for place, number in enumerate(range(first, last)):
-            for key, value in self._load_row(batch, number).items():
-                if key not in loaded:
-                    shape = (last - first, *value.shape)
-                    loaded[key] = np.empty(shape, value.dtype)
+            row = self._load_row(batch, number)
+            if not loaded and self._alone:
+                whole = self._whole(batch, row)
+                loaded = {key: array[first:last] for key, array in whole.items()}
+            elif not loaded:
+                loaded = _empty(last - first, row)
+            for key, value in row.items():
                 loaded[key][place] = value
         return loaded
 
+    def _whole(self, batch: int, row: Row) -> Batch:
+        """Arrays of a whole batch, whose tasks write their rows where they belong."""
+        with self._lock:
+            arrays, to_come = self._begun.pop(batch, (None, self.per_batch))
+            arrays = arrays or _empty(self._rows, row)
+            if to_come > 1:
+                self._begun[batch] = arrays, to_come - 1
+        return arrays
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"threads": set()}
+        return self.__dict__ | {"threads": set(), "_lock": None}
 
 
 def train_batches(
@@ -221,9 +238,10 @@ def train_batches(
         position = batch * batch_size + process_index * rows + row
 
         def pixels(example: Example) -> np.ndarray:
-            image = to_pixels(example.image, channels, example.name)
-            rng = np.random.default_rng((seed, position))
-            return transform(image, rng, example.name)
+            # The key is the seed; the counter's upper half says which stream it is.
+            bits = np.random.Philox(key=seed, counter=position << 128)
+            image = opened(example.image, channels, example.name)
+            return transform(image, np.random.Generator(bits), example.name)
 
         return loader.load(order[position], pixels)
 
@@ -360,7 +378,15 @@ _NAMING = threading.Lock()
 _CONSEQUENCES = {"replace": "another image stands in", "skip": "left out"}
 
 
+def _empty(rows: int, like: Row) -> Batch:
+    return {key: np.empty((rows, *x.shape), x.dtype) for key, x in like.items()}
+
+
 def _joined(parts) -> Batch:
+    """The batch that the parts lie in; those of processes are put together."""
+    batch = {key: part.base for key, part in parts[0].items()}
+    if all(part[key].base is batch[key] is not None for part in parts for key in part):
+        return batch
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 

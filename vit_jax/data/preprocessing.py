@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.augment import Chain, parse_chain, rescale_chain
-from vit_jax.data.decode import DecodeError, decode, with_channels
+from vit_jax.data.decode import (
+    DecodeError,
+    Opened,
+    open_image,
+    whole,
+    with_channels,
+)
 from vit_jax.errors import UserError
 
 
@@ -134,13 +140,18 @@ class Preprocessing:
         if isinstance(image, (str, pathlib.Path)):
             name = name or str(image)
             image = read_file(image)
-        return self.chain(to_pixels(image, self.channels, name), name=name)
+        return self.chain(opened(image, self.channels, name), name=name)
 
 
 def to_pixels(image: bytes | np.ndarray, channels: int, name: str = "") -> np.ndarray:
     """An encoded or decoded image → uint8 [h, w, channels]."""
+    return whole(opened(image, channels, name))
+
+
+def opened(image: bytes | np.ndarray, channels: int, name: str = "") -> Opened:
+    """As `to_pixels`, but not decoded before a chain knows what part it needs."""
     if isinstance(image, bytes):
-        return decode(image, channels, name)
+        return open_image(image, channels, name)
     if isinstance(image, np.ndarray):
         return with_channels(image, channels, name)
     raise UserError(

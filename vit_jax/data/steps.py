@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
+from vit_jax.data.decode import Opened
 from vit_jax.data.resizing import Size
 
 COLOURED = (1, 3)  # channels that operations on colours take: grey, or RGB
@@ -21,14 +23,17 @@ class Step:
         size of its output. Raises ValueError where the input is too small.
       random: whether it draws from the generator.
       channels: numbers of channels that it takes; none = any.
+      cuts: it uses the shape of its input and one box of it, image[rows, columns], so
+        that no more than that must be decoded.
     """
 
-    apply: Callable[[np.ndarray, np.random.Generator | None], np.ndarray]
+    apply: Callable[[Any, np.random.Generator | None], np.ndarray]
     output_size: Callable[[Size | None], Size | None]
     random: bool = False
     channels: tuple[int, ...] = ()
+    cuts: bool = False
 
-    def check(self, image: np.ndarray) -> None:
+    def check(self, image: Opened) -> None:
         """Raises ValueError if it cannot be applied to this image."""
         self.output_size(image.shape[:2])
         if self.channels and image.shape[2] not in self.channels:
