@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from vit_jax.data.order import Shuffled, make_order
+from vit_jax.data.order import Shuffled, ShuffledByIndex, make_order
 from vit_jax.errors import UserError
 
 
@@ -30,17 +30,28 @@ def take(order, start, count):
     return [order[position] for position in range(start, start + count)]
 
 
-def test_uniform_has_every_example_once_in_every_epoch():
-    order = make_order(Labelled([0] * 10), seed=1)
+SHUFFLES = [Shuffled, ShuffledByIndex]
+
+
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_every_example_comes_once_in_every_epoch(shuffle):
+    order = shuffle(10, 1)
     epochs = [take(order, 10 * epoch, 10) for epoch in range(5)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5
 
 
-def test_every_place_is_as_likely_for_every_example():
+def test_large_sets_are_shuffled_without_memory():
+    assert isinstance(make_order(Labelled([0] * 10), seed=1), Shuffled)
+    source = Labelled(range(2**24 + 1))
+    assert isinstance(make_order(source, seed=1), ShuffledByIndex)
+
+
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_every_place_is_as_likely_for_every_example(shuffle):
     """χ² of 20,000 examples: from each tenth of the source a tenth to each tenth."""
     for seed in range(3):
-        order = np.array(take(Shuffled(20_000, seed), 0, 20_000))
+        order = np.array(take(shuffle(20_000, seed), 0, 20_000))
         counts, _, _ = np.histogram2d(np.arange(20_000), order, bins=10)
         statistic = ((counts - 200) ** 2 / 200).sum()
         # 81 degrees of freedom: less than one in ten thousand is outside of this.

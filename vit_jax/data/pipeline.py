@@ -233,15 +233,14 @@ def train_batches(
     order = make_order(source, seed, sampling, repeats, batch_size)
     weighted = sampling != "weighted"  # else the weights have done their part
     loader = _Loader(source, channels, transform.image_size, bad_images, weighted)
+    chance = _Chance(seed)
 
     def load_row(batch: int, row: int) -> Row:
         position = batch * batch_size + process_index * rows + row
 
         def pixels(example: Example) -> np.ndarray:
-            # The key is the seed; the counter's upper half says which stream it is.
-            bits = np.random.Philox(key=seed, counter=position << 128)
-            image = opened(example.image, channels, example.name)
-            return transform(image, np.random.Generator(bits), example.name)
+            image = opened(example.image, channels, example.name, fast=True)
+            return transform(image, chance.at(position), example.name)
 
         return loader.load(order[position], pixels)
 
@@ -307,6 +306,27 @@ def eval_batches(
         row_bytes=loader.row_bytes,
         num_threads=num_threads,
     )
+
+
+class _Chance(threading.local):
+    """A generator for each position of the stream; a thread has one at a time."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._bits = np.random.Philox(key=seed)
+        self._generator = np.random.Generator(self._bits)
+        self._start = self._bits.state
+
+    def at(self, position: int) -> np.random.Generator:
+        """The generator of (seed, position), at its start."""
+        # The counter's upper half is the position, its lower half counts the draws. To
+        # set it takes a tenth of the time that a new generator takes.
+        self._start["state"]["counter"][2] = position
+        self._bits.state = self._start
+        return self._generator
+
+    def __reduce__(self):  # for the processes that load
+        return _Chance, (self._seed,)
 
 
 @dataclasses.dataclass

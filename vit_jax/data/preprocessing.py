@@ -148,10 +148,12 @@ def to_pixels(image: bytes | np.ndarray, channels: int, name: str = "") -> np.nd
     return whole(opened(image, channels, name))
 
 
-def opened(image: bytes | np.ndarray, channels: int, name: str = "") -> Opened:
+def opened(
+    image: bytes | np.ndarray, channels: int, name: str = "", fast: bool = False
+) -> Opened:
     """As `to_pixels`, but not decoded before a chain knows what part it needs."""
     if isinstance(image, bytes):
-        return open_image(image, channels, name)
+        return open_image(image, channels, name, fast)
     if isinstance(image, np.ndarray):
         return with_channels(image, channels, name)
     raise UserError(
