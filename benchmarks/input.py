@@ -5,10 +5,9 @@
 
 The two photographs that scikit-learn ships, cut to 500 × 375 at several places and
 saved as JPEG of quality 95 with 4:2:0; each peer decodes them, takes its training crop
-to 224 and flips. Rates and ratios are by processor time, medians of the rounds, in which
-all take turns.
-A peer that is not installed is left out, and said. Exit status 1 if a bound of ours is
-missed.
+to 224 and flips. Rates and ratios are by processor time, medians of the rounds, in
+which all take turns. A peer that is not installed is left out, and said. Exit status 1
+if a bound of ours is missed.
 """
 
 import argparse

@@ -121,12 +121,15 @@ def _waiting(stream: Iterator[Any], step: float, seconds: float) -> float:
     """Share of time that steps of so many seconds wait for their batch."""
     from vit_jax.train.metrics import Stopwatch
 
+    for _ in range(2):  # to begin with as many batches ready as in a run
+        time.sleep(step)
+        next(stream)
     clock = Stopwatch()
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
+        time.sleep(step)  # as an accelerator computes, without this machine's cores
         with clock.waiting():
             next(stream)
-        time.sleep(step)  # as an accelerator computes, without this machine's cores
     return clock.lap(0)["waiting"]
 
 
@@ -136,7 +139,7 @@ def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
     import numpy as np
 
     from vit_jax import sharding
-    from vit_jax.data.preprocessing import to_pixels
+    from vit_jax.data.preprocessing import opened, to_pixels
 
     count = min(_STAGE_IMAGES, 4 * len(source))
     channels, chain = setup.architecture.channels, setup.train_transform
@@ -146,18 +149,19 @@ def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
         result = action()
         return (time.process_time() - start) / images, result
 
-    def augmented(image: Any, position: int) -> Any:
-        return chain(image, np.random.default_rng((0, position)))
+    def augmented(images: Any) -> Any:
+        draws = [np.random.default_rng((0, position)) for position in range(count)]
+        return timed(lambda: [*map(chain, images, draws)], count)
 
     read, examples = timed(
         lambda: [source[index % len(source)] for index in range(count)], count
     )
-    decode, pixels = timed(
-        lambda: [to_pixels(e.image, channels, e.name) for e in examples], count
+    # A file is decoded as far as its crop reaches: what that adds to the rest.
+    both, images = augmented(
+        opened(e.image, channels, e.name, fast=True) for e in examples
     )
-    augment, images = timed(
-        lambda: [augmented(image, i) for i, image in enumerate(pixels)], count
-    )
+    augment, _ = augmented([to_pixels(e.image, channels, e.name) for e in examples])
+    decode = both - augment
     stack, _ = timed(lambda: np.stack(images), count)
     copy, _ = timed(
         lambda: jax.block_until_ready(sharding.place(batch, setup.mesh)),

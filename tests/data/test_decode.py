@@ -1,5 +1,6 @@
 """Files of every format and colour mode, and files that are broken."""
 
+import importlib.resources
 import io
 import struct
 import warnings
@@ -207,6 +208,19 @@ def test_a_box_of_a_jpeg_is_decoded_no_further_than_its_end(
     for box in BOXES:
         np.testing.assert_array_equal(image[box], expected[box])
     assert heights == [min(70, rows.stop + 2) for rows, _ in BOXES]
+
+
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+def test_fast_decoding_is_less_than_two_grey_levels_off(name):
+    folder = importlib.resources.files("sklearn.datasets.images")
+    file = io.BytesIO()
+    with Image.open(io.BytesIO((folder / name).read_bytes())) as photograph:
+        photograph.save(file, "JPEG", quality=95, subsampling="4:2:0")
+    exact, fast = (
+        open_image(file.getvalue(), fast=fast)[100:300, 100:400].astype(float)
+        for fast in (False, True)
+    )
+    assert 0 < abs(exact - fast).mean() < 2
 
 
 @pytest.mark.parametrize("kind", ["progressive", "end missing", "scans apart"])
