@@ -8,14 +8,22 @@ on other keys, and `problems` names everything that cannot work, before any comp
 import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ml_collections import ConfigDict, config_dict
 
-from vit_jax.errors import UserError
+from vit_jax.config_checks import (  # noqa: F401, callers find all of it here
+    CHOICES,
+    RANGES,
+    check,
+    out_of_range,
+    value_of,
+    wrong_length,
+    wrong_mixing,
+    wrong_values,
+)
 
 # ml_collections gives every value the union of all types there are, so that no
 # arithmetic with it would pass; a type checker takes a config for anything.
@@ -196,74 +204,6 @@ def default_config() -> Config:
     return config.lock()
 
 
-# Keys with a few valid values.
-CHOICES = {
-    "bad_images": ("replace", "skip", "error"),
-    "eval_bad_images": ("error", "skip"),
-    "sampling": ("uniform", "balanced", "weighted"),
-    "mixing.form": ("big_vision", "timm"),
-    "mixing.erasing_mode": ("pixel", "rand", "const"),
-    "model.pooling": ("cls", "gap", "map"),
-    "model.posemb": ("learned", "sincos2d"),
-    "model.gelu": ("tanh", "exact"),
-    "model.attention": ("auto", "xla", "explicit"),
-    "model.remat": ("none", "full"),
-    "posemb_resize": ("bicubic", "bicubic_torch", "bilinear", "google"),
-    "loss": ("softmax", "sigmoid"),
-    "optimizer": ("adamw", "sgd"),
-    "momentum_dtype": ("float32", "bfloat16"),
-    "schedule": ("constant", "linear", "cosine", "rsqrt"),
-    "compute_dtype": ("auto", "float32", "bfloat16"),
-}
-
-# Keys with a range: (smallest, largest), both allowed.
-RANGES = {
-    "seed": (0, 2**32 - 1),
-    "batch_size": (1, math.inf),
-    "eval_batch_size": (1, math.inf),
-    "max_bad_images": (0.0, 1.0),
-    "loader_threads": (1, 1024),
-    "loader_processes": (0, 1024),
-    "augment.repeats": (1, math.inf),
-    "mixing.mixup_alpha": (0.0, 1000.0),
-    "mixing.cutmix_alpha": (0.0, 1000.0),
-    "mixing.prob": (0.0, 1.0),
-    "mixing.switch_prob": (0.0, 1.0),
-    "mixing.erasing_prob": (0.0, 1.0),
-    "mixing.erasing_count": (1, 64),
-    "model.width": (0, math.inf),
-    "model.depth": (0, math.inf),
-    "model.mlp_dim": (0, math.inf),
-    "model.num_heads": (0, math.inf),
-    "model.tokens_mlp_dim": (0, math.inf),
-    "model.channels": (1, math.inf),
-    "model.registers": (0, math.inf),
-    "model.pre_logits": (-1, math.inf),
-    "model.layernorm_epsilon": (1e-12, 1e-2),
-    "model.layer_scale": (0.0, math.inf),
-    "model.dropout_rate": (0.0, 0.99),
-    "model.stochastic_depth": (0.0, 0.99),
-    "label_smoothing": (0.0, 1.0),
-    "b1": (0.0, 0.999999),
-    "b2": (0.0, 0.999999),
-    "momentum": (0.0, 0.999999),
-    "weight_decay": (0.0, math.inf),
-    "grad_clip_norm": (0.0, math.inf),
-    "accum_steps": (1, math.inf),
-    "learning_rate": (0.0, math.inf),
-    "warmup_steps": (0, math.inf),
-    "end_learning_rate": (0.0, math.inf),
-    "rsqrt_timescale": (1, math.inf),
-    "cooldown_steps": (0, math.inf),
-    "total_steps": (1, 2**31 - 1),
-    "total_epochs": (1e-9, math.inf),
-    "mesh.data": (-1, math.inf),
-    "log_every": (1, math.inf),
-    "eval_every": (0, math.inf),
-    "checkpoint_every": (1, math.inf),
-    "keep_checkpoints": (1, math.inf),
-}
-
 # Keys that say what the model is. With an empty variant the pretrained file says it.
 SIZE_KEYS = ("width", "depth", "mlp_dim", "num_heads", "tokens_mlp_dim")
 ARCHITECTURE_KEYS = (
@@ -309,7 +249,7 @@ def resolve(config: Config, num_examples: int) -> Config:
       num_examples: size of the training split.
     """
     config = config.copy_and_resolve_references()
-    sound = "total_epochs" not in _out_of_range(config)
+    sound = "total_epochs" not in out_of_range(config)
     if config.total_steps is None and config.total_epochs is not None and sound:
         steps = config.total_epochs * num_examples / max(config.batch_size, 1)
         config.total_steps = max(1, round(steps))
@@ -320,7 +260,7 @@ def resolve(config: Config, num_examples: int) -> Config:
 def problems(config: Config, *, num_devices: int) -> list[str]:
     """Everything that is wrong with the values of a resolved config, one line each."""
     found = list(wrong_values(config).values())
-    found += _wrong_mixing(config) + _wrong_length(config)
+    found += wrong_mixing(config) + wrong_length(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
         if config.batch_size % unit:
@@ -340,39 +280,11 @@ def problems(config: Config, *, num_devices: int) -> list[str]:
     return found
 
 
-def wrong_values(config: Config) -> dict[str, str]:
-    """Keys whose value can never be right, whatever the others are, and why not."""
-    found = _wrong_choices(config) | _out_of_range(config)
-    size = config.image_size
-    whole = all(type(side) is int and side > 0 for side in size)
-    if not 1 <= len(size) <= 2 or not whole:
-        found["image_size"] = (
-            f"image_size={size}: give one size or height,width in pixels, "
-            "as in --config.image_size=384 or =384,256"
-        )
-    try:
-        re.compile(config.weight_decay_on)
-    except re.error as error:
-        found["weight_decay_on"] = (
-            f"weight_decay_on={config.weight_decay_on!r} is no regular expression: "
-            f"{error}"
-        )
-    return found
-
-
 def with_defaults(config: Config, keys: Iterable[str]) -> Config:
     """The config with some of its keys, by dotted name, at their defaults."""
     config, default = config.copy_and_resolve_references(), default_config()
-    config.update_from_flattened_dict({key: _get(default, key) for key in keys})
+    config.update_from_flattened_dict({key: value_of(default, key) for key in keys})
     return config
-
-
-def check(found: Iterable[str]) -> None:
-    """Raises one UserError that lists all problems, if there are any."""
-    found = list(found)
-    if found:
-        lines = "\n".join("  - " + line.replace("\n", "\n    ") for line in found)
-        raise UserError(f"the config has {len(found)} problem(s):\n{lines}")
 
 
 def default_workdir(config: Config) -> str:
@@ -404,78 +316,6 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
     return close or (choices if len(choices) <= 10 else [])
 
 
-def _wrong_choices(config: Config) -> dict[str, str]:
-    found = {}
-    for key, choices in CHOICES.items():
-        value = _get(config, key)
-        if value not in choices:
-            hint = difflib.get_close_matches(str(value), choices, n=1)
-            did_you_mean = f"; did you mean {hint[0]!r}?" if hint else ""
-            found[key] = (
-                f"{key}={value!r}: choose from {', '.join(choices)}{did_you_mean}"
-            )
-    return found
-
-
-def _out_of_range(config: Config) -> dict[str, str]:
-    found = {}
-    for key, (low, high) in RANGES.items():
-        value = _get(config, key)
-        if value is None:
-            continue
-        if not math.isfinite(value):
-            found[key] = f"{key}={value}: must be a finite number"
-        elif not low <= value <= high:
-            limit = f"from {low} to {high}" if high != math.inf else f"at least {low}"
-            use = low if value < low else high
-            found[key] = f"{key}={value}: must be {limit}; nearest is {use}"
-    if config.mesh.data == 0:
-        found["mesh.data"] = "mesh.data=0: must be -1 (all devices) or at least 1"
-    return found
-
-
-def _wrong_mixing(config: Config) -> list[str]:
-    found, mixing = [], config.mixing
-    if mixing.form == "big_vision" and mixing.cutmix_alpha > 0:
-        found.append(
-            f"mixing.cutmix_alpha={mixing.cutmix_alpha}: the form 'big_vision' has no "
-            "CutMix; use mixing.form=timm, or leave it at 0"
-        )
-    if mixing.form == "big_vision" and mixing.prob != 1:
-        found.append(
-            f"mixing.prob={mixing.prob}: the form 'big_vision' mixes every step; use "
-            "mixing.form=timm, or leave it at 1"
-        )
-    if mixing.binary_targets and config.loss != "sigmoid":
-        found.append(
-            f"mixing.binary_targets with loss={config.loss}: several classes may be "
-            "right, which only loss=sigmoid can learn"
-        )
-    return found
-
-
-def _wrong_length(config: Config) -> list[str]:
-    if config.total_steps is not None and config.total_epochs is not None:
-        return ["total_steps and total_epochs are both given; give one"]
-    if config.total_steps is None:
-        if config.total_epochs is not None:
-            return []  # out of range, and named as such
-        return ["total_steps and total_epochs are both empty; give one"]
-    found = []
-    if config.warmup_steps >= config.total_steps:
-        found.append(
-            f"warmup_steps={config.warmup_steps} must be less than "
-            f"total_steps={config.total_steps}"
-        )
-    elif config.warmup_steps + config.cooldown_steps > config.total_steps:
-        found.append(
-            f"warmup_steps + cooldown_steps = "
-            f"{config.warmup_steps + config.cooldown_steps} must not exceed "
-            f"total_steps={config.total_steps}"
-        )
-    return found
-
-
 def _architecture_without_variant(config: Config) -> list[str]:
     if not config.pretrained:
         return [
@@ -491,9 +331,3 @@ def _architecture_without_variant(config: Config) -> list[str]:
         # Not every file says how many heads there are, so they may be given.
         if key != "num_heads" and config.model[key] != default.model[key]
     ]
-
-
-def _get(config: Config, dotted: str) -> Any:
-    for part in dotted.split("."):
-        config = config[part]
-    return config
