@@ -6,12 +6,13 @@ import pytest
 
 from vit_jax import sharding
 from vit_jax.errors import UserError
+from vit_jax.models import abstract_params, architecture_from_variant
 
 
 @pytest.mark.parametrize(("asked", "devices"), [(-1, 8), (1, 1), (4, 4)])
 def test_the_mesh_has_the_devices_that_were_asked_for(asked, devices):
     mesh = sharding.make_mesh(asked)
-    assert mesh.axis_names == ("data",)
+    assert dict(mesh.shape) == {"data": devices, "fsdp": 1, "tensor": 1}
     assert mesh.size == devices
 
 
@@ -38,3 +39,116 @@ def test_replicated_arrays_are_whole_on_every_device():
     array = jax.device_put(np.arange(3.0), sharding.replicated(sharding.make_mesh()))
     assert len(array.addressable_shards) == 8
     assert all(shard.data.shape == (3,) for shard in array.addressable_shards)
+
+
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [
+        ((-1, 2, 2), (2, 2, 2)),
+        ((1, -1, 1), (1, 8, 1)),
+        ((2, 1, -1), (2, 1, 4)),
+        ((1, 2, 2), (1, 2, 2)),
+    ],
+)
+def test_one_axis_takes_what_the_others_leave(asked, shape):
+    assert tuple(sharding.make_mesh(*asked).shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ((-1, 3, 1), "mesh.data=-1 × mesh.fsdp=3, but there are 8 cpu devices; .*"),
+        (
+            (4, 4, 1),
+            "mesh.data=4 × mesh.fsdp=4, .* by mesh.data=4 × mesh.fsdp=2 or",
+        ),
+        ((-1, 1, -1), "mesh.data=-1 × mesh.tensor=-1, but .* one of them -1 for all"),
+        ((1, 0, 1), "mesh.fsdp=0, but there are"),
+    ],
+)
+def test_impossible_meshes_are_refused_with_possible_ones(asked, text):
+    with pytest.raises(UserError, match=text):
+        sharding.make_mesh(*asked)
+
+
+def test_every_large_parameter_has_its_place():
+    mesh = sharding.make_mesh(2, 2, 2)
+    expected = {
+        "blocks_00/attention/query/kernel": ("fsdp", "tensor"),
+        "blocks_00/attention/query/bias": ("tensor",),
+        "blocks_00/attention/out/kernel": ("tensor", "fsdp"),
+        "blocks_00/attention/out/bias": (),
+        "blocks_00/mlp/fc1/kernel": ("fsdp", "tensor"),
+        "blocks_00/mlp/fc2/kernel": ("tensor", "fsdp"),
+        "blocks_00/norm1/scale": (),
+        "blocks_00/tokens_mlp/fc1/kernel": ("fsdp", "tensor"),
+        "map_head/attention/value/kernel": ("fsdp", "tensor"),
+        "map_head/mlp/fc2/kernel": ("tensor", "fsdp"),
+        "patch_embed/kernel": (None, None, None, "fsdp"),
+        "trunk/block1/unit1/conv2/kernel": (None, None, None, "fsdp"),
+        "trunk/conv_root/kernel": (None, None, None, "fsdp"),
+        "pos_embed": (None, None, None, "fsdp"),
+        "head/kernel": ("fsdp", "tensor"),
+        "cls": (),
+    }
+    seen = set()
+    for name, fields in {
+        "B/16": {"pooling": "map", "image_size": (224, 224)},
+        "B/32": {"image_size": (224, 224)},
+        "R50+B/16": {"image_size": (224, 224)},
+        "Mixer-B/16": {"image_size": (224, 224)},
+    }.items():
+        architecture = architecture_from_variant(name, num_classes=1000, **fields)
+        params = abstract_params(architecture)
+        # As the optimiser keeps something for each, in a tree of its own.
+        tree = {"params": params, "moments": (params, {"of": params})}
+        where = sharding.shardings(tree, mesh)
+        assert where["moments"] == (where["params"], {"of": where["params"]})
+        for path, leaf in jax.tree.leaves_with_path(params):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found = where["params"]
+            for key in path:
+                found = found[key.key]
+            spec = tuple(axis[0] if axis else None for axis in map(_names, found.spec))
+            if name in expected:
+                assert spec == expected[name], name
+                seen.add(name)
+            whole = found.is_fully_replicated
+            assert not whole or leaf.size < 10_000, name
+    assert seen == set(expected)
+
+
+def _names(axis):
+    return (axis,) if isinstance(axis, str) else axis
+
+
+def test_dimensions_that_an_axis_does_not_divide_stay_whole():
+    mesh = sharding.make_mesh(1, 2, 4)
+    shapes = {
+        "head": {
+            "kernel": jax.ShapeDtypeStruct((16, 10), np.float32),
+            "bias": jax.ShapeDtypeStruct((10,), np.float32),
+        }
+    }
+    where = sharding.shardings(shapes, mesh)["head"]
+    assert where["kernel"].shard_shape((16, 10)) == (8, 10)
+    assert where["bias"].is_fully_replicated
+
+
+def test_bytes_are_those_of_one_device():
+    mesh = sharding.make_mesh(2, 2, 2)
+    shapes = {
+        "fc1": {"kernel": (16, 32), "bias": (32,)},
+        "norm": {"scale": (16,)},
+    }
+    tree = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    placed = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        tree,
+        sharding.shardings(tree, mesh),
+    )
+    assert sharding.bytes_per_device(placed) == 4 * (16 * 32 // 4 + 32 // 2 + 16)

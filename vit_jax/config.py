@@ -134,7 +134,9 @@ def default_config() -> Config:
     config.model.attention = "auto"
     # Compile one block and loop over it: for deep models, with remat.
     config.model.scan = False
-    # Recompute activations in the backward pass: "none" or "full".
+    # What the backward pass computes again, to save memory: "none", the "attention"
+    # core, all but "dots" (the products with parameters), "full" (everything); or
+    # "offload" those products to the host's memory (docs/parallelism.md).
     config.model.remat = "none"
 
     # --- Starting point ---
@@ -186,8 +188,12 @@ def default_config() -> Config:
 
     # --- Devices and numbers ---
     config.mesh = ConfigDict()
-    # Devices the batch is spread over; −1 = all.
+    # Devices the batch is spread over; −1, in one of the three, = all that are left.
     config.mesh.data = -1
+    # Also spread over them: parameters, gradients and optimiser state (ZeRO-3).
+    config.mesh.fsdp = 1
+    # Devices that attention heads and the MLPs' hidden units are spread over.
+    config.mesh.tensor = 1
     # Of activations: "float32", "bfloat16"; "auto" = bfloat16 on TPU and GPU.
     config.compute_dtype = "auto"
     # Go on although an accelerator is there and JAX sees only the CPU.
@@ -257,8 +263,14 @@ def resolve(config: Config, num_examples: int) -> Config:
     return config
 
 
-def problems(config: Config, *, num_devices: int) -> list[str]:
-    """Everything that is wrong with the values of a resolved config, one line each."""
+def problems(config: Config, *, num_devices: int, other_meshes: str = "") -> list[str]:
+    """Everything that is wrong with the values of a resolved config, one line each.
+
+    Args:
+      config: the config.
+      num_devices: that a batch is spread over.
+      other_meshes: on which the batch could be spread.
+    """
     found = list(wrong_values(config).values())
     found += wrong_mixing(config) + wrong_length(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
@@ -266,6 +278,7 @@ def problems(config: Config, *, num_devices: int) -> list[str]:
         if config.batch_size % unit:
             below = config.batch_size // unit * unit
             nearest = f"{below} or {below + unit}" if below else f"{unit}"
+            nearest += f", or {other_meshes}" if other_meshes else ""
             found.append(
                 f"batch_size={config.batch_size} must be divisible by {num_devices} "
                 f"devices × accum_steps={config.accum_steps} = {unit}: use {nearest}"

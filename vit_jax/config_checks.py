@@ -24,7 +24,7 @@ CHOICES = {
     "model.posemb": ("learned", "sincos2d"),
     "model.gelu": ("tanh", "exact"),
     "model.attention": ("auto", "xla", "explicit"),
-    "model.remat": ("none", "full"),
+    "model.remat": ("none", "attention", "dots", "full", "offload"),
     "posemb_resize": ("bicubic", "bicubic_torch", "bilinear", "google"),
     "loss": ("softmax", "sigmoid"),
     "optimizer": ("adamw", "sgd"),
@@ -75,6 +75,8 @@ RANGES = {
     "total_steps": (1, 2**31 - 1),
     "total_epochs": (1e-9, math.inf),
     "mesh.data": (-1, math.inf),
+    "mesh.fsdp": (-1, math.inf),
+    "mesh.tensor": (-1, math.inf),
     "log_every": (1, math.inf),
     "eval_every": (0, math.inf),
     "checkpoint_every": (1, math.inf),
@@ -129,8 +131,11 @@ def out_of_range(config: Config) -> dict[str, str]:
             limit = f"from {low} to {high}" if high != math.inf else f"at least {low}"
             use = low if value < low else high
             found[key] = f"{key}={value}: must be {limit}; nearest is {use}"
-    if config.mesh.data == 0:
-        found["mesh.data"] = "mesh.data=0: must be -1 (all devices) or at least 1"
+    for axis, size in config.mesh.items():
+        if size == 0:
+            found[f"mesh.{axis}"] = (
+                f"mesh.{axis}=0: must be -1 (all devices that are left) or at least 1"
+            )
     return found
 
 

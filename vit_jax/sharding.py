@@ -1,39 +1,103 @@
-"""The device mesh, and how parameters and batches lie on it.
+"""The device mesh, and how parameters, batches and activations lie on it.
 
-Nothing else in the package knows how many devices there are.
+Nothing else in the package knows how many devices there are. A mesh has three axes:
+
+  data    the batch is spread over it; every part holds the same parameters.
+  fsdp    the batch is spread over it too, and so are the parameters, the gradients and
+          the optimiser's state (ZeRO-3, arXiv:1910.02054): a block's parameters are
+          gathered when it runs, and again when its gradients are computed.
+  tensor  the heads of attention and the hidden units of MLPs are spread over it
+          (arXiv:1909.08053): two layers, the first split by its outputs, the second by
+          its inputs, need one sum over the devices.
+
+A mesh may lack axes, which then have the size 1. On a mesh where only `data` is larger
+than that, parameters are replicated and nothing is gathered.
 """
 
+import dataclasses
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from vit_jax.errors import UserError
+from vit_jax.models import AnyArchitecture, Layout
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# How the path of an array ends → the axis of the mesh that each of its dimensions is
+# spread over. The first row that matches counts; what matches none is small, and whole
+# on every device. The optimiser's moments have the endings of their parameters.
+PARAMETERS = (
+    (r"(query|key|value|fc1)/kernel", ("fsdp", "tensor")),
+    (r"(query|key|value|fc1)/bias", ("tensor",)),
+    (r"(out|fc2)/kernel", ("tensor", "fsdp")),
+    (r"(head|head_distillation|pre_logits)/kernel", ("fsdp", "tensor")),
+    (r"(head|head_distillation|pre_logits)/bias", ("tensor",)),
+    (r"(patch_embed|conv\w+)/kernel", (None, None, None, "fsdp")),
+    (r"pos_embed", (None, None, None, "fsdp")),
+)
+
+# The name of an activation's axis → the axes of the mesh that it is spread over.
+ACTIVATIONS = {"batch": BATCH, "heads": "tensor", "hidden": "tensor"}
+
+# What an axis of the mesh has to divide; of other dimensions those that it does not
+# divide stay whole.
+_DIVIDED = (
+    ("fsdp", "width"),
+    ("tensor", "num_heads"),
+    ("tensor", "mlp_dim"),
+    ("tensor", "tokens_mlp_dim"),
+)
 
 
-def make_mesh(data: int = -1) -> Mesh:
-    """A mesh with the one axis `data`, over which batches are spread.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of this process's devices, or of the first of them.
 
     Args:
-      data: number of devices to use; −1 = all of them.
+      data: size of the axis; −1, which one of the three may be, = all devices that the
+        others leave.
+      fsdp: the same.
+      tensor: the same.
 
     Raises:
-      UserError: there are fewer devices than asked for.
+      UserError: there are not so many devices, or they cannot be divided like that.
     """
-    devices = jax.devices()
-    if data == -1:
-        data = len(devices)
-    if not 1 <= data <= len(devices):
+    devices, sizes = jax.devices(), [data, fsdp, tensor]
+    count = len(devices)
+    given = [size for size in sizes if size != -1]
+    left = count // max(math.prod(given), 1)
+    shape = [left if size == -1 else size for size in sizes]
+    unknown = len(sizes) - len(given)
+    if (
+        min(shape) < 1
+        or unknown > 1
+        or math.prod(shape) > count
+        or (unknown and math.prod(shape) != count)
+    ):
+        asked = " × ".join(
+            f"mesh.{axis}={size}"
+            for axis, size in zip(AXES, sizes, strict=True)
+            if size != 1
+        )
         raise UserError(
-            f"mesh.data={data}, but there are {len(devices)} "
-            f"{devices[0].platform} devices; pass a number from 1 to {len(devices)}, "
-            "or -1 for all of them."
+            f"{asked}, but there are {count} {devices[0].platform} devices; pass sizes "
+            f"from 1 whose product is at most {count}, one of them -1 for all that the "
+            f"others leave. All are used by {_listed(_shapes(count), shape)}."
         )
     return jax.make_mesh(
-        (data,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:data]
+        tuple(shape),
+        AXES,
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices[: math.prod(shape)],
     )
 
 
@@ -43,13 +107,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis is spread over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The leading axis is spread over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(_batch_axes(mesh)))
 
 
 def microbatch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays [accum, b, ...]: each microbatch is spread over all the devices."""
-    return NamedSharding(mesh, PartitionSpec(None, "data"))
+    """Arrays [accum, b, ...]: each microbatch is spread as a batch is."""
+    return NamedSharding(mesh, PartitionSpec(None, _batch_axes(mesh)))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """In how many parts a batch lies on the mesh."""
+    return math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -62,6 +131,186 @@ def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
     }
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Where the parameters of a tree lie, or those and all that is kept for each.
+
+    Args:
+      tree: arrays or their shapes: parameters, an optimiser's state, or a whole
+        training state.
+      mesh: the devices.
+
+    Returns:
+      The tree with `NamedSharding` leaves.
+    """
+    return jax.tree.map_with_path(
+        lambda path, x: NamedSharding(mesh, _parameter_spec(path, x.shape, mesh.shape)),
+        tree,
+    )
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What arrays, or shapes with shardings, take of one device's memory."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshLayout(Layout):
+    """How a model's arrays lie on a mesh; a field of the models that steps run."""
+
+    mesh: Mesh
+
+    @property
+    def gathers(self) -> bool:
+        """Whether parameters are spread over fsdp."""
+        return self.mesh.shape.get("fsdp", 1) > 1
+
+    def constrain(self, x: Array, *axes: str | None) -> Array:
+        """See `Layout`."""
+        spread = tuple(ACTIVATIONS[axis] if axis else None for axis in axes)
+        return _constrain(x, self.mesh, _fitting(spread, x.shape, self.mesh.shape))
+
+    def gather(self, params: Any, dtype: Any = None) -> Any:
+        """The parameters as they are on a mesh without fsdp.
+
+        Their gradients are spread again, each as soon as it is summed over the batch.
+
+        Args:
+          params: a block's or any other subtree.
+          dtype: in which what is gathered travels; by default its own.
+        """
+        if not self.gathers:
+            return params
+
+        def gathered(path: Any, leaf: Array) -> Array:
+            stored = _parameter_spec(path, leaf.shape, self.mesh.shape)
+            whole = _parameter_spec(path, leaf.shape, {**self.mesh.shape, "fsdp": 1})
+            if stored == whole:
+                return leaf
+            return _gather(leaf, self.mesh, stored, whole, dtype or leaf.dtype)
+
+        return jax.tree.map_with_path(gathered, params)
+
+    def gather_outside_blocks(self, params: Any) -> Any:
+        """A model's parameters, with blocks as stored: they are gathered in turn."""
+        if not self.gathers:
+            return params
+        return {
+            name: value
+            if name.startswith("blocks_")
+            else self.gather({name: value})[name]
+            for name, value in params.items()
+        }
+
+
+def misfits(mesh: Mesh, architecture: AnyArchitecture) -> list[str]:
+    """What of a model the mesh has to divide and does not."""
+    return [
+        f"mesh.{axis}={parts} must divide the model's {name}={size}"
+        for axis, name in _DIVIDED
+        for parts in [mesh.shape.get(axis, 1)]
+        for size in [getattr(architecture, name, 0)]
+        if size % parts
+    ]
+
+
+def fitting_meshes(
+    mesh: Mesh, architecture: AnyArchitecture, batch_size: int, accum_steps: int
+) -> str:
+    """Meshes of as many devices that divide the model and the batch, nearest first."""
+    fitting = [
+        shape
+        for shape in _shapes(mesh.size)
+        if batch_size % (shape[0] * shape[1] * accum_steps) == 0
+        and not any(
+            getattr(architecture, name, 0) % shape[AXES.index(axis)]
+            for axis, name in _DIVIDED
+        )
+    ]
+    return _listed(fitting, [mesh.shape.get(axis, 1) for axis in AXES])
+
+
+def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(axis for axis in BATCH if axis in mesh.shape)
+
+
+def _parameter_spec(
+    path: Any, shape: tuple[int, ...], sizes: Mapping[Any, int]
+) -> PartitionSpec:
+    """Of the parameter, or what is kept for it, on a mesh of these sizes."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for pattern, axes in PARAMETERS:
+        if re.fullmatch(f"(.*/)?{pattern}", name) and len(axes) == len(shape):
+            return _fitting(axes, shape, sizes)
+    return PartitionSpec()
+
+
+def _fitting(
+    axes: tuple[Any, ...], shape: tuple[int, ...], sizes: Mapping[Any, int]
+) -> PartitionSpec:
+    """Without axes that are not there, and those that do not divide the dimension."""
+
+    def fitting(wanted: Any, size: int) -> Any:
+        names = (wanted,) if isinstance(wanted, str) else wanted or ()
+        names = tuple(name for name in names if sizes.get(name, 1) > 1)
+        parts = math.prod(sizes[name] for name in names)
+        return None if parts == 1 or size % parts else names
+
+    return PartitionSpec(*map(fitting, axes, shape))
+
+
+def _constrain(x: Array, mesh: Mesh, spec: PartitionSpec) -> Array:
+    if mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def _gather(
+    leaf: Array, mesh: Mesh, stored: PartitionSpec, whole: PartitionSpec, dtype: Any
+) -> Array:
+    def forward(leaf: Array) -> Array:
+        # Said twice, so that a loop does not gather before it starts what it slices.
+        leaf = _constrain(leaf, mesh, stored).astype(dtype)
+        return _constrain(leaf, mesh, whole)
+
+    own = leaf.dtype
+    gather = jax.custom_vjp(forward)
+    gather.defvjp(
+        lambda leaf: (forward(leaf), None),
+        lambda _, gradient: (_constrain(gradient, mesh, stored).astype(own),),
+    )
+    return gather(leaf)
+
+
+def _shapes(count: int) -> Iterator[tuple[int, int, int]]:
+    """All (data, fsdp, tensor) of so many devices."""
+    for tensor in range(1, count + 1):
+        for fsdp in range(1, count // tensor + 1):
+            if count % (fsdp * tensor) == 0:
+                yield count // (fsdp * tensor), fsdp, tensor
+
+
+def _listed(shapes: Any, asked: Any, most: int = 4) -> str:
+    """A few shapes as text, those most like the one asked for first."""
+
+    def distance(shape: Any) -> float:
+        pairs = zip(shape, asked, strict=True)
+        return sum(abs(math.log(a / max(b, 1))) for a, b in pairs)
+
+    nearest = sorted(shapes, key=distance)
+    texts = [
+        " × ".join(
+            f"mesh.{axis}={size}"
+            for axis, size in zip(AXES, shape, strict=True)
+            if size > 1 or axis == "data"
+        )
+        for shape in nearest[:most]
+    ]
+    return " or ".join(texts) + (" or others" if len(nearest) > most else "")
 
 
 # PCI identity of accelerators: vendor, and the devices of that vendor that are not

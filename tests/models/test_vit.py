@@ -249,7 +249,7 @@ def test_unknown_execution_choices_are_refused(tiny, random_params, random_image
     architecture = tiny()
     variables = {"params": random_params(architecture)}
     images = random_images(architecture)
-    with pytest.raises(ValueError, match="remat is 'half', expected none or full"):
+    with pytest.raises(ValueError, match="remat is 'half', expected none, attention"):
         VisionTransformer(architecture, remat="half").apply(variables, images)
     with pytest.raises(ValueError, match="attention is 'flash', expected one of"):
         VisionTransformer(architecture, attention="flash").apply(variables, images)

@@ -113,10 +113,12 @@ def test_keys_that_a_mixer_has_not_are_listed(tiny_config):
         "model.pre_logits": -1,
         "model.attention": "xla",
         "model.registers": 1,
+        "model.remat": "attention",
     }
     with pytest.raises(UserError, match=r"1 problem\(s\)") as error:
         set_up(tiny_config(**(TINY_MIXER | values)))
     message = str(error.value)
+    assert "model.remat='attention' (use 'dots' or 'full')" in message
     assert "MlpMixer has no such choice: " in message
     for name, default in (
         ("num_heads=2", "0"),

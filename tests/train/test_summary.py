@@ -26,6 +26,11 @@ def test_every_fact_is_there(tiny_config, caplog):
 
     params = sum(x.size for x in jax.tree.leaves(setup.abstract_state().params))
     assert re.fullmatch(r"cpu, 8 × .*, process 1 of 1", rows["backend"])
+    assert re.fullmatch(
+        "data 8 × fsdp 1 × tensor 1: parameters 0.0 MiB a device, "
+        "optimiser state 0.0 MiB",
+        rows["mesh"],
+    )
     assert f"jax {jax.__version__}, flax" in rows["versions"]
     assert f"Ti/4: width 16, depth 2, 2 heads, {params:,} parameters" in rows["model"]
     assert rows["model"].endswith("computes in float32")
@@ -36,6 +41,21 @@ def test_every_fact_is_there(tiny_config, caplog):
     assert rows["input"] == "2 threads, at most 5 MiB of images ready for later steps"
     assert rows["memory"] == "4 MiB a device for the compiled step"
     assert rows["directory"] == "runs/x"
+
+
+def test_what_a_device_holds_is_told_in_bytes(tiny_config, caplog):
+    values = {"mesh.data": 2, "mesh.fsdp": 4, "model.width": 256, "batch_size": 32}
+    setup = set_up(tiny_config(**values, **{"model.mlp_dim": 1024}))
+    with caplog.at_level(logging.INFO, "vit_jax"):
+        log_summary(setup, "runs/x", 0, None, 0)
+    [row] = [line for line in caplog.messages if line.startswith("mesh")]
+    # 12 · 256² parameters in each of two blocks are spread over fsdp, and for each
+    # there are two moments.
+    assert 2 * 12 * 256**2 / 4 * 4 / 2**20 == 1.5
+    assert row.endswith(
+        "data 2 × fsdp 4 × tensor 1: parameters 1.5 MiB a device, optimiser state "
+        "3.1 MiB"
+    )
 
 
 def test_too_little_memory_is_explained(tiny_config):

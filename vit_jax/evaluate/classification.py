@@ -49,9 +49,11 @@ def make_eval_step(
     """
     num_classes = model.architecture.num_classes
     loss_fn = LOSSES[loss]
+    layout = sharding.MeshLayout(mesh)
 
     def eval_step(params: Any, batch: Mapping[str, Array]) -> Sums:
         images = preprocessing.normalize(batch["image"])
+        params = layout.gather_outside_blocks(params)
         logits: Any = model.apply({"params": params}, images)
         targets = to_targets(batch["label"], num_classes)
         counts = batch["mask"] > 0
@@ -125,8 +127,9 @@ def evaluate(
 
 
 def padded_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """The next multiple of the mesh's devices."""
-    return -(-batch_size // mesh.size) * mesh.size
+    """The next size that can be spread over the mesh."""
+    parts = sharding.batch_parts(mesh)
+    return -(-batch_size // parts) * parts
 
 
 def _add(totals: dict[str, Any], sums: Sums | None):

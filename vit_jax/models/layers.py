@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.attention import attend
+from vit_jax.models.layout import Layout
 
 GELU = {
     "tanh": partial(nn.gelu, approximate=True),
@@ -20,15 +22,23 @@ lecun_normal = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()
 zeros = nn.initializers.zeros_init()
 normal = nn.initializers.normal
+# Name of what attention gives, for a rematerialisation policy: a kernel is no product.
+ATTENDED = "attended"
 
 
 class Attention(nn.Module):
-    """Multi-head attention; a head's channels lie side by side in the projections."""
+    """Multi-head attention; a head's channels lie side by side in the projections.
+
+    Attributes:
+      remat: compute what lies between the projections once more in the backward pass.
+    """
 
     num_heads: int
     dtype: Any = jnp.float32
     implementation: str = "auto"
     qkv_bias: bool = True
+    remat: bool = False
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
@@ -44,16 +54,19 @@ class Attention(nn.Module):
         def heads(x, name):
             b, n, _ = x.shape
             x = dense(use_bias=self.qkv_bias, name=name)(x)
-            return x.reshape(b, n, self.num_heads, -1)
+            x = x.reshape(b, n, self.num_heads, -1)
+            return self.layout.constrain(x, "batch", None, "heads", None)
 
-        y, weights = attend(
-            heads(x, "query"),
-            heads(source, "key"),
-            heads(source, "value"),
-            implementation=self.implementation,
-            return_weights=return_weights,
+        core = partial(
+            attend, implementation=self.implementation, return_weights=return_weights
         )
-        return dense(name="out")(y.reshape(x.shape)), weights
+        if self.remat:
+            core = jax.checkpoint(core)
+        y, weights = core(
+            heads(x, "query"), heads(source, "key"), heads(source, "value")
+        )
+        y = checkpoint_name(y.reshape(x.shape), ATTENDED)
+        return dense(name="out")(y), weights
 
 
 class Mlp(nn.Module):
@@ -65,6 +78,7 @@ class Mlp(nn.Module):
     dropout_rate: float = 0.0
     kernel_init: nn.initializers.Initializer = xavier_uniform
     bias_init: nn.initializers.Initializer = normal(1e-6)
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
@@ -77,7 +91,8 @@ class Mlp(nn.Module):
             bias_init=self.bias_init,
         )
         keys: Any = [None] * 2 if key is None else jax.random.split(key)
-        y = GELU[self.gelu](dense(self.hidden, name="fc1")(x))
+        y = dense(self.hidden, name="fc1")(x)
+        y = GELU[self.gelu](self.layout.constrain(y, "batch", None, "hidden"))
         y = drop(y, self.dropout_rate, keys[0])
         y = dense(x.shape[-1], name="fc2")(y)
         return drop(y, self.dropout_rate, keys[1])

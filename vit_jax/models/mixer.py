@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models.architecture import MixerArchitecture
 from vit_jax.models.layers import Mlp, drop, lecun_normal, zeros
+from vit_jax.models.layout import Layout
 from vit_jax.models.patch_model import PatchModel
 
 INTERMEDIATES = ("embedding", "tokens", "normed", "pooled", "pre_logits")
@@ -41,7 +42,7 @@ class MlpMixer(PatchModel):
         x = self._patch_embed(jnp.asarray(images, self.dtype))
         x = x.reshape(len(x), a.num_tokens, a.width)
         found = {"embedding": x}
-        block = MixerBlock(a, self.dtype, self.dropout_rate, parent=None)
+        block = MixerBlock(a, self.dtype, self.dropout_rate, self.layout, parent=None)
         # The tokens are a dimension of the parameters.
         x, of_blocks = self._encode(block, x, x[:1], keys, intermediates)
         found |= of_blocks
@@ -62,6 +63,7 @@ class MixerBlock(nn.Module):
     architecture: MixerArchitecture
     dtype: Any = jnp.float32
     dropout_rate: float = 0.0
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
@@ -81,6 +83,7 @@ class MixerBlock(nn.Module):
             dropout_rate=self.dropout_rate,
             kernel_init=lecun_normal,
             bias_init=zeros,
+            layout=self.layout,
         )
         keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
 

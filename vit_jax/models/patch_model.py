@@ -11,9 +11,27 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vit_jax.models.architecture import AnyArchitecture
-from vit_jax.models.layers import stochastic_depth_rates, zeros
+from vit_jax.models.layers import ATTENDED, stochastic_depth_rates, zeros
+from vit_jax.models.layout import Layout
 
-REMAT = ("none", "full")
+_policies = jax.checkpoint_policies
+_products = _policies.save_from_both_policies(
+    _policies.dots_saveable, _policies.save_only_these_names(ATTENDED)
+)
+# What the backward pass finds of a block; the rest it computes once more. None keeps
+# parameters that were gathered: that they are spread would be for nothing.
+REMAT = {
+    # Only where parameters are gathered; otherwise the compiler decides. Keeping what
+    # lies between products as well takes twice the memory (docs/parallelism.md).
+    "none": _products,
+    # The same; and `Attention` leaves out what lies between its projections.
+    "attention": _products,
+    # The products with parameters, which are most of the arithmetic.
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "full": _policies.nothing_saveable,
+    # The same as "dots", in the host's memory until they are needed.
+    "offload": _policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
 
 
 class PatchModel(nn.Module):
@@ -24,11 +42,12 @@ class PatchModel(nn.Module):
       dtype: of activations. Parameters, statistics of norms, softmax and logits are
         float32 whatever it is.
       scan: run the blocks as one compiled loop, over parameters stacked in the step.
-      remat: "full" recomputes each block in the backward pass, which saves memory.
+      remat: what the backward pass recomputes, which saves memory; a name of `REMAT`.
       dropout_rate: in training only.
       stochastic_depth: probability that an example skips a branch of the last block,
         rising linearly from 0 in the first (arXiv:1603.09382); in training only.
       head_bias: initial bias of the head.
+      layout: where arrays lie, if there are several devices.
     """
 
     architecture: AnyArchitecture
@@ -38,6 +57,7 @@ class PatchModel(nn.Module):
     dropout_rate: float = 0.0
     stochastic_depth: float = 0.0
     head_bias: float = 0.0
+    layout: Layout = Layout()
 
     def __call__(
         self,
@@ -88,7 +108,7 @@ class PatchModel(nn.Module):
                 "value range: normalise them first"
             )
         if self.remat not in REMAT:
-            raise ValueError(f"remat is {self.remat!r}, expected {' or '.join(REMAT)}")
+            raise ValueError(f"remat is {self.remat!r}, expected {', '.join(REMAT)}")
         if unknown := [name for name in wanted if name not in choices]:
             raise ValueError(
                 f"no intermediates {', '.join(map(repr, unknown))} in this "
@@ -146,13 +166,17 @@ class PatchModel(nn.Module):
 
         def step(x, inputs):
             params, key, rate = inputs
+            params = self.layout.gather(params, self.dtype)
             x, given = run({"params": params}, x, key, rate, wanted)
+            x = self.layout.constrain(x, "batch", None, None)
             given = {"tokens": x} | given
             return x, {name: given[name] for name in given if name in wanted}
 
-        if self.remat == "full":
+        if self.layout.gathers or self.remat not in ("none", "attention"):
             # Inside a scan nothing can undo the recomputation, elsewhere XLA would.
-            step = jax.checkpoint(step, prevent_cse=not self.scan)
+            policy = REMAT[self.remat]
+            step = jax.checkpoint(step, prevent_cse=not self.scan, policy=policy)
+        x = self.layout.constrain(x, "batch", None, None)
         inputs = list(zip(params, keys, rates, strict=True))
         if self.scan:
             x, given = jax.lax.scan(step, x, _stack(inputs))

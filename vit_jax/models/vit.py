@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models.architecture import Architecture
 from vit_jax.models.layers import Attention, Mlp, drop, normal, xavier_uniform, zeros
+from vit_jax.models.layout import Layout
 from vit_jax.models.patch_model import PatchModel
 from vit_jax.models.posemb import sincos2d
 from vit_jax.models.resnet import Trunk
@@ -62,6 +63,8 @@ class VisionTransformer(PatchModel):
             attention=self.attention,
             dropout_rate=self.dropout_rate,
             layer_scale_init=self.layer_scale_init,
+            remat_attention=self.remat == "attention",
+            layout=self.layout,
             parent=None,
         )
         one_token = jnp.zeros((1, 1, a.width), self.dtype)
@@ -141,7 +144,8 @@ class VisionTransformer(PatchModel):
         patches = x[:, a.num_prefix_tokens :]
         if a.pooling == "gap":
             return [patches.mean(axis=1)]
-        return [MapHead(a, self.dtype, self.attention, name="map_head")(patches)]
+        head = MapHead(a, self.dtype, self.attention, self.layout, name="map_head")
+        return [head(patches)]
 
 
 class Block(nn.Module):
@@ -152,6 +156,8 @@ class Block(nn.Module):
     attention: str = "auto"
     dropout_rate: float = 0.0
     layer_scale_init: float = 1e-4
+    remat_attention: bool = False
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
@@ -168,7 +174,13 @@ class Block(nn.Module):
 
         y = norm(name="norm1")(x)
         attention = Attention(
-            a.num_heads, self.dtype, self.attention, a.qkv_bias, name="attention"
+            a.num_heads,
+            self.dtype,
+            self.attention,
+            a.qkv_bias,
+            self.remat_attention,
+            self.layout,
+            name="attention",
         )
         y, weights = attention(y, y, "attention" in wanted)
         y = drop(y, self.dropout_rate, keys[0])
@@ -176,7 +188,14 @@ class Block(nn.Module):
         x = x + drop(y, skip_rate, keys[1], whole_examples=True)
 
         y = norm(name="norm2")(x)
-        mlp = Mlp(a.mlp_dim, a.gelu, self.dtype, self.dropout_rate, name="mlp")
+        mlp = Mlp(
+            a.mlp_dim,
+            a.gelu,
+            self.dtype,
+            self.dropout_rate,
+            layout=self.layout,
+            name="mlp",
+        )
         y = mlp(y, keys[2])
         y = self._scale(y, "layer_scale2")
         x = x + drop(y, skip_rate, keys[3], whole_examples=True)
@@ -196,16 +215,24 @@ class MapHead(nn.Module):
     architecture: Architecture
     dtype: Any = jnp.float32
     attention: str = "auto"
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(self, patches: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         a = self.architecture
         b, _, d = patches.shape
         probe = self.param("probe", xavier_uniform, (1, 1, d)).astype(self.dtype)
-        attention = Attention(a.num_heads, self.dtype, self.attention, name="attention")
+        attention = Attention(
+            a.num_heads,
+            self.dtype,
+            self.attention,
+            layout=self.layout,
+            name="attention",
+        )
         x, _ = attention(jnp.broadcast_to(probe, (b, 1, d)), patches)
         y = nn.LayerNorm(epsilon=a.layernorm_epsilon, dtype=self.dtype, name="norm")(x)
-        x = x + Mlp(a.mlp_dim, a.gelu, self.dtype, name="mlp")(y)
+        mlp = Mlp(a.mlp_dim, a.gelu, self.dtype, layout=self.layout, name="mlp")
+        x = x + mlp(y)
         return x[:, 0]
 
 

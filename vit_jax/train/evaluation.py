@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from vit_jax import sharding
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
@@ -26,7 +27,7 @@ class Evaluation:
             min(config.eval_batch_size, len(source)), setup.mesh
         )
         self._eval_step = make_eval_step(
-            setup.model,
+            setup.model.clone(layout=sharding.MeshLayout(setup.mesh)),
             setup.preprocessing,
             setup.mesh,
             loss=config.loss,

@@ -52,9 +52,10 @@ class Setup:
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state."""
         state = jax.eval_shape(lambda: self.new_state(self.init_params()))
-        everywhere = sharding.replicated(self.mesh)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            state,
+            sharding.shardings(state, self.mesh),
         )
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -79,8 +80,9 @@ class Setup:
         step = make_train_step(
             self.config, self.model, self.preprocessing, self.optimizer, self.mesh
         )
-        everywhere = sharding.replicated(self.mesh)
-        return jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+        where = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+        metrics = sharding.replicated(self.mesh)
+        return jax.jit(step, donate_argnums=0, out_shardings=(where, metrics))
 
     def lower(self) -> jax.stages.Lowered:
         """The training step for this run's shapes, not yet compiled."""
@@ -132,10 +134,9 @@ def set_up(
     )
     # What has a wrong value is listed now; the rest is checked without it.
     wrong = config_lib.wrong_values(config)
-    if "mesh.data" not in wrong:
+    if not any(key.startswith("mesh.") for key in wrong):
         with _noting(found):
-            mesh = mesh or sharding.make_mesh(config.mesh.data)
-    found += config_lib.problems(config, num_devices=mesh.size if mesh else 1)
+            mesh = mesh or sharding.make_mesh(**config.mesh)
     sound = config_lib.with_defaults(config, wrong)
     if "image_size" not in wrong:
         size = config_lib.image_size(config)
@@ -148,11 +149,24 @@ def set_up(
                 architecture = _architecture(
                     sound, info.num_classes if info else 1, pretrained
                 )
+    other_meshes = ""
     if architecture and mesh:
+        batch = sound.batch_size, sound.accum_steps
+        other_meshes = sharding.fitting_meshes(mesh, architecture, *batch)
+        if wrong_mesh := sharding.misfits(mesh, architecture):
+            found.append(
+                f"{'; '.join(wrong_mesh)}: of {mesh.size} devices "
+                + (f"use {other_meshes}" if other_meshes else "no mesh fits")
+            )
         model = _model(sound, architecture, mesh)
         with _noting(found):
             shapes = jax.eval_shape(lambda: _init_params(model, sound.seed))
             optimizer = make_optimizer(sound, shapes)
+    found += config_lib.problems(
+        config,
+        num_devices=sharding.batch_parts(mesh) if mesh else 1,
+        other_meshes=other_meshes,
+    )
     config_lib.check(found)
     # Otherwise a problem was found.
     assert info and mesh and architecture and preprocessing and model and optimizer
@@ -220,11 +234,14 @@ def _refuse_keys_of_other_kinds(
     names = names | set(type(build_model(architecture)).__dataclass_fields__)
     model, default = config.model, config_lib.default_config().model
     others = {key for key in model if key != "variant" and key not in names}
-    if wrong := [
+    wrong = [
         f"model.{key}={model[key]!r} (leave it at {default[key]!r})"
         for key in sorted(others)
         if model[key] != default[key]
-    ]:
+    ]
+    if model.remat == "attention" and "attention" not in names:
+        wrong.append("model.remat='attention' (use 'dots' or 'full')")
+    if wrong:
         kind = type(build_model(architecture)).__name__
         raise ValueError(f"{kind} has no such choice: {', '.join(wrong)}")
 

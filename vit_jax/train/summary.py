@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.train.setup import Setup
 
@@ -31,8 +32,9 @@ def log_summary(
     """
     config, mesh, model = setup.config, setup.mesh, setup.architecture
     device = mesh.devices.flat[0]
-    params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(setup.init_params)))
-    per_device = config.batch_size // mesh.size
+    state = setup.abstract_state()
+    params = sum(x.size for x in jax.tree.leaves(state.params))
+    per_device = config.batch_size // sharding.batch_parts(mesh)
     info = setup.info
     examples = info.num_examples[info.train_split]
     splits = (
@@ -43,6 +45,9 @@ def log_summary(
     rows = {
         "backend": f"{device.platform}, {mesh.size} × {device.device_kind}, "
         f"process {jax.process_index() + 1} of {jax.process_count()}",
+        "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        + f": parameters {_mib(sharding.bytes_per_device(state.params))} a device, "
+        f"optimiser state {_mib(sharding.bytes_per_device(state.opt_state))}",
         "versions": ", ".join(versions),
         "model": f"{config.model.variant or 'as pretrained'}: width {model.width}, "
         f"depth {model.depth}, {model.mixing}, {params:,} parameters, "
@@ -76,12 +81,13 @@ def out_of_memory_explained(setup: Setup) -> Iterator[None]:
         config, device = setup.config, setup.mesh.devices.flat[0]
         asked = re.search(r"(\d{4,}) bytes", str(error))
         size = f", asked for {int(asked[1]) / 2**30:.1f} GiB" if asked else ""
-        half = max(config.batch_size // 2, setup.mesh.size)
+        half = max(config.batch_size // 2, sharding.batch_parts(setup.mesh))
         raise UserError(
             f"out of memory on {device.device_kind}{size}. Of these each needs less: "
             f"--config.accum_steps={2 * config.accum_steps} (smaller microbatches, the "
             "same result), --config.model.remat=full (a third more time), "
-            f"--config.batch_size={half}, or more devices."
+            f"--config.batch_size={half}, or more devices, over which "
+            "--config.mesh.fsdp=-1 --config.mesh.data=1 spreads the parameters too."
         ) from error
 
 
@@ -104,6 +110,10 @@ def _memory(memory: Any) -> str:
         - memory.alias_size_in_bytes
     )
     return f"{size / 2**20:,.0f} MiB a device for the compiled step"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def _by(size: tuple[int, int]) -> str:

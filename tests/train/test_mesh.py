@@ -1,0 +1,324 @@
+"""One step on every kind of mesh: the numbers of one device, the collectives meant."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from vit_jax import sharding
+from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.steps import Checkpoints
+from vit_jax.data.sources import open_source
+from vit_jax.errors import UserError
+from vit_jax.train import build
+from vit_jax.train.evaluation import Evaluation
+from vit_jax.train.setup import set_up
+from vit_jax.train.start import initial_state
+
+VALUES = {
+    # With a learning rate of 1 the parameters' difference is the gradient.
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "grad_clip_norm": 0.0,
+    "schedule": "constant",
+    "learning_rate": 1.0,
+    "model.num_heads": 4,
+    "augment.train": "resize",
+}
+
+
+def mesh(data=1, fsdp=1, tensor=1):
+    return {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+
+
+WAYS = {
+    "one": mesh(),
+    "data": mesh(8),
+    "fsdp": mesh(fsdp=8),
+    "tensor": mesh(tensor=4),
+    "fsdp, attention recomputed": mesh(fsdp=4) | {"model.remat": "attention"},
+    "fsdp and tensor, accumulated": mesh(fsdp=4, tensor=2) | {"accum_steps": 2},
+    "all three, scanned": mesh(2, 2, 2)
+    | {"model.scan": True, "model.remat": "full", "accum_steps": 2},
+    "data and fsdp, dots kept": mesh(2, 4) | {"model.remat": "dots"},
+    "data and tensor, dots offloaded": mesh(2, tensor=2) | {"model.remat": "offload"},
+}
+
+
+@dataclasses.dataclass
+class Ran:
+    """A step from random parameters."""
+
+    setup: object
+    lowered: str
+    compiled: str
+    gradients: dict
+    metrics: dict
+
+    def collectives(self, kind):
+        """The shapes that each collective of a kind gives, one list a collective."""
+        found = re.findall(rf"= (.*?) {kind}(?:-start)?\(", self.compiled)
+        return [
+            [
+                tuple(int(n) for n in dims.split(",") if n)
+                for dims in re.findall(r"\w+\[([\d,]*)\]", text)
+            ]
+            for text in found
+        ]
+
+
+_RAN = {}
+
+
+@pytest.fixture
+def ran(tiny_config):
+    """A function of the name of a way; each is compiled once."""
+
+    def run(way):
+        if way not in _RAN:
+            _RAN[way] = _run(tiny_config(**VALUES, **WAYS[way]))
+        return _RAN[way]
+
+    return run
+
+
+def _run(config):
+    setup = set_up(config)
+    rng = np.random.default_rng(7)
+    abstract = setup.abstract_state()
+    # Random everywhere: with the zero head of a new model most gradients are zero.
+    params = jax.tree.map(
+        lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32),
+        abstract.params,
+    )
+    rows = config.batch_size
+    batch = {
+        "image": rng.integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, rows).astype(np.int32),
+        "mask": np.ones(rows, np.float32),
+        "bad": np.zeros(rows, np.int32),
+    }
+    where = jax.tree.map(lambda x: x.sharding, abstract)
+    state = jax.device_put(setup.new_state(params), where)
+    lowered = setup.lower()
+    compiled = lowered.compile()
+    state, metrics = compiled(state, sharding.place(batch, setup.mesh))
+    for leaf, expected in zip(
+        jax.tree.leaves(state), jax.tree.leaves(where), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
+    gradients = jax.tree.map(np.subtract, params, jax.device_get(state.params))
+    texts = lowered.as_text(), compiled.as_text()
+    return Ran(setup, *texts, gradients, jax.device_get(metrics))
+
+
+@pytest.mark.parametrize("way", list(WAYS)[1:])
+def test_every_mesh_gives_the_gradients_of_one_device(ran, way):
+    one, other = ran("one"), ran(way)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(one.gradients))
+    for x, y in zip(
+        jax.tree.leaves(other.gradients), jax.tree.leaves(one.gradients), strict=True
+    ):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * largest)
+    for name in one.metrics:
+        np.testing.assert_allclose(other.metrics[name], one.metrics[name], rtol=1e-5)
+
+
+def test_one_device_has_neither_constraints_nor_collectives(ran):
+    one = ran("one")
+    assert "sharding_constraint" not in one.lowered
+    for kind in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+        assert not one.collectives(kind)
+
+
+def test_constraints_are_in_the_lowered_text(ran):
+    spread = re.compile(r"sharding_constraint .*?<@mesh, \[(.*?)\]>")
+    found = set(spread.findall(ran("all three, scanned").lowered))
+    batch = '{"data", "fsdp"}'
+    assert f"{batch}, {{}}, {{}}" in found  # tokens
+    assert f'{batch}, {{}}, {{"tensor"}}, {{}}' in found  # heads
+    assert f'{batch}, {{}}, {{"tensor"}}' in found  # hidden units
+    assert '{"fsdp"}, {"tensor"}' in found  # what a block stores,
+    assert '{}, {"tensor"}' in found  # and computes with
+
+
+def test_data_parallelism_only_sums_gradients(ran):
+    data = ran("data")
+    assert data.collectives("all-reduce")
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert not data.collectives(kind)
+
+
+@pytest.mark.parametrize("way", ["fsdp", "all three, scanned"])
+def test_fsdp_gathers_a_matrix_at_a_time_and_stores_shards(ran, way):
+    fsdp = ran(way)
+    params = fsdp.setup.abstract_state().params
+    largest = max(x.size for x in jax.tree.leaves(params))
+    gathered = fsdp.collectives("all-gather")
+    assert gathered
+    for shapes in gathered:
+        assert sum(map(math.prod, shapes)) <= largest
+    # Parameters that enter are shards, and so are those that leave.
+    entry = fsdp.compiled[fsdp.compiled.index("entry_computation_layout") :]
+    inputs, outputs = entry[: entry.index("\n")].split("->")
+    parts = fsdp.setup.mesh.shape["fsdp"]
+    parts_of_hidden = fsdp.setup.mesh.shape["tensor"]
+    shard, whole = f"f32[{16 // parts},{32 // parts_of_hidden}]", "f32[16,32]"
+    for side in (inputs, outputs):
+        assert shard in side
+        assert whole not in side
+
+
+def test_fsdp_spreads_gradients_as_soon_as_they_are_summed(ran):
+    fsdp = ran("fsdp")
+    spread = r'sharding_constraint .*<@mesh, \[{"fsdp"}, {}\]> : tensor<16x32xf32>'
+    # Of this matrix in each of two blocks: as it is stored, in both passes, and its
+    # gradient.
+    assert len(re.findall(spread, fsdp.lowered)) == 2 * 3
+    # A sum of which a device keeps its part is one reduce-scatter on TPU and GPU; for
+    # the CPU XLA leaves two operations.
+    summed = [s for shapes in fsdp.collectives("all-reduce") for s in shapes]
+    scattered = fsdp.compiled.count("reduce-scatter(")
+    assert scattered or (
+        summed.count((16, 32)) == 2 and "dynamic-slice" in fsdp.compiled
+    )
+
+
+def test_fsdp_gathers_again_in_the_backward_pass(ran):
+    # One barrier a block, behind which its parameters are gathered once more.
+    assert ran("data").lowered.count("optimization_barrier") == 0
+    assert ran("fsdp").lowered.count("optimization_barrier") == 2
+
+
+def test_tensor_parallelism_sums_tokens_and_gathers_no_parameters(ran):
+    tensor = ran("tensor")
+    assert not tensor.collectives("all-gather")
+    assert not tensor.collectives("all-to-all")
+    tokens = (16, 5, 16)
+    summed = [s for shapes in tensor.collectives("all-reduce") for s in shapes]
+    # In each of two blocks after attention and after the MLP; in the backward pass
+    # before both, where attention has three projections.
+    assert summed.count(tokens) == 2 * (2 + 1 + 3)
+
+
+def test_offloaded_products_lie_in_the_host_s_memory(tiny_config):
+    # The text lowered for the CPU does not say it: its memory is the host's.
+    def traced(remat):
+        setup = set_up(tiny_config(**mesh(), **{"model.remat": remat}))
+        arguments = setup.abstract_state(), setup.abstract_batch()
+        return str(setup.train_step().trace(*arguments).jaxpr)
+
+    assert "MemorySpace.Host" in traced("offload")
+    assert "MemorySpace.Host" not in traced("dots")
+
+
+def test_a_mesh_with_the_one_axis_data_will_do(tiny_config):
+    # As outside measurements have it.
+    devices = np.array(jax.devices())
+    only_data = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    fn, arguments = build(tiny_config(), only_data)
+    text = fn.lower(*arguments).as_text()
+    assert '{"data"}, {}, {}' in text
+    state, batch = arguments
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
+    assert batch["image"].sharding.shard_shape((16, 8, 8, 3)) == (2, 8, 8, 3)
+
+
+def test_a_new_state_is_created_spread_and_the_same(tiny_config, tmp_path):
+    values = {"model.num_heads": 4, "momentum_dtype": "bfloat16"}
+    states = []
+    for sizes in (mesh(2, 2, 2), mesh(1)):
+        setup = set_up(tiny_config(**values, **sizes))
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            states.append(initial_state(setup, checkpoints, None))
+    spread, whole = states
+    for state in (spread.params, spread.opt_state[1].mu, spread.opt_state[1].nu):
+        kernel = state["blocks_01"]["mlp"]["fc2"]["kernel"]
+        assert kernel.shape == (32, 16)
+        assert {s.data.shape for s in kernel.addressable_shards} == {(16, 8)}
+    assert spread.opt_state[1].mu["head"]["kernel"].dtype == "bfloat16"
+    jax.tree.map(np.testing.assert_array_equal, spread.params, whole.params)
+
+
+def test_what_one_mesh_saved_another_restores(tiny_config, tmp_path):
+    setup = set_up(tiny_config(**mesh(fsdp=8)))
+    state = jax.tree.map(
+        lambda x: jax.device_put(
+            np.random.default_rng(x.size).normal(size=x.shape).astype(x.dtype),
+            x.sharding,
+        ),
+        setup.abstract_state(),
+    )
+    description = Description(
+        setup.architecture, setup.preprocessing, (), setup.config.to_dict(), 3
+    )
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        rest = (state.opt_state, state.bad_images)
+        checkpoints.save(3, state.params, rest, description)
+        checkpoints.wait()
+        for sizes in (mesh(fsdp=8), mesh(8)):
+            other = set_up(tiny_config(**sizes))
+            found = initial_state(other, checkpoints, None)
+            for x, y, where in zip(
+                jax.tree.leaves((found.params, found.opt_state)),
+                jax.tree.leaves((state.params, state.opt_state)),
+                jax.tree.leaves(
+                    (other.abstract_state().params, other.abstract_state().opt_state)
+                ),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(x, y)
+                assert x.sharding == where.sharding
+
+
+def test_evaluation_uses_the_parameters_where_they_lie(tiny_config, tmp_path):
+    numbers = []
+    for sizes in (mesh(2, 2, 2), mesh(1)):
+        setup = set_up(tiny_config(**sizes, **{"eval_split": "test[:50]"}))
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            state = initial_state(setup, checkpoints, None)
+        key = jax.random.key(0)
+        head = jax.random.normal(key, (16, 10))
+        params = state.params | {"head": state.params["head"] | {"kernel": head}}
+        where = sharding.shardings(params, setup.mesh)
+        evaluation = Evaluation(setup, open_source("digits", "test[:50]"))
+        numbers.append(evaluation(jax.device_put(params, where), iter))
+    assert numbers[0]["examples"] == 50
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (
+            mesh(tensor=4, data=2),
+            r"mesh.tensor=4 must divide the model's num_heads=2: of 8 devices use "
+            r"mesh.data=4 × mesh.tensor=2 or ",
+        ),
+        (
+            mesh(fsdp=3, data=2) | {"batch_size": 18},
+            r"mesh.fsdp=3 must divide the model's width=16: of 6 devices use "
+            r"mesh.data=3 × mesh.fsdp=2 or mesh.data=6 or ",
+        ),
+        (
+            mesh(fsdp=-1, tensor=2) | {"batch_size": 9, "accum_steps": 3},
+            r"batch_size=9 must be divisible by 4 devices × accum_steps=3 = 12: use "
+            r"12$",
+        ),
+        (
+            mesh(fsdp=8) | {"batch_size": 20},
+            r"batch_size=20 must .*: use 16 or 24, or mesh.data=1 × mesh.fsdp=4 × "
+            r"mesh.tensor=2 or mesh.data=2 × mesh.fsdp=2 × mesh.tensor=2",
+        ),
+        (mesh(fsdp=0), r"mesh.fsdp=0: must be -1 \(all devices that are left\)"),
+        (mesh(fsdp=-1, data=-1), r"mesh.data=-1 × mesh.fsdp=-1, but there are 8 cpu"),
+    ],
+)
+def test_what_a_mesh_cannot_divide_is_refused(tiny_config, values, text):
+    with pytest.raises(UserError, match=r"has 1 problem\(s\)") as error:
+        set_up(tiny_config(**values))
+    assert re.search(text, str(error.value)), error.value
