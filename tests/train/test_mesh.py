@@ -192,6 +192,9 @@ def test_fsdp_gathers_again_in_the_backward_pass(ran):
     # One barrier a block, behind which its parameters are gathered once more.
     assert ran("data").lowered.count("optimization_barrier") == 0
     assert ran("fsdp").lowered.count("optimization_barrier") == 2
+    # So each matrix is whole twice, and at no other time.
+    whole = r"sharding_constraint .*<@mesh, \[{}, {}\]> : tensor<16x32xf32>"
+    assert len(re.findall(whole, ran("fsdp").lowered)) == 2 * 2
 
 
 def test_tensor_parallelism_sums_tokens_and_gathers_no_parameters(ran):
