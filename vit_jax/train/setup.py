@@ -137,6 +137,7 @@ def set_up(
     if not any(key.startswith("mesh.") for key in wrong):
         with _noting(found):
             mesh = mesh or sharding.make_mesh(**config.mesh)
+    first = len(found)
     sound = config_lib.with_defaults(config, wrong)
     if "image_size" not in wrong:
         size = config_lib.image_size(config)
@@ -162,7 +163,8 @@ def set_up(
         with _noting(found):
             shapes = jax.eval_shape(lambda: _init_params(model, sound.seed))
             optimizer = make_optimizer(sound, shapes)
-    found += config_lib.problems(
+    # First what the values alone show.
+    found[first:first] = config_lib.problems(
         config,
         num_devices=sharding.batch_parts(mesh) if mesh else 1,
         other_meshes=other_meshes,
