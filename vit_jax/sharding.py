@@ -19,7 +19,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -173,6 +173,20 @@ class MeshLayout(Layout):
         """See `Layout`."""
         spread = tuple(ACTIVATIONS[axis] if axis else None for axis in axes)
         return _constrain(x, self.mesh, _fitting(spread, x.shape, self.mesh.shape))
+
+    def apart(self, attention: Callable[..., Array]) -> Callable[..., Array]:
+        """See `Layout`."""
+        if self.mesh.size == 1:
+            return attention
+
+        def divided(*arrays: Array) -> Array:
+            spread = (ACTIVATIONS["batch"], None, ACTIVATIONS["heads"], None)
+            spec = _fitting(spread, arrays[0].shape, self.mesh.shape)
+            # A kernel does not say of itself whether its parts differ.
+            parts = {"mesh": self.mesh, "in_specs": spec, "out_specs": spec}
+            return jax.shard_map(attention, check_vma=False, **parts)(*arrays)
+
+        return divided
 
     def gather(self, params: Any, dtype: Any = None) -> Any:
         """The parameters as they are on a mesh without fsdp.

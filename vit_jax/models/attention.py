@@ -1,10 +1,14 @@
 """Formulations of scaled dot-product attention, and which one to use."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from vit_jax.models.layout import Layout
+from vit_jax.models.short_attention import fits, short_attention
 
 
 def attend(
@@ -14,6 +18,7 @@ def attend(
     *,
     implementation: str = "auto",
     return_weights: bool = False,
+    layout: Layout = Layout(),  # noqa: B008 (it never changes)
 ) -> tuple[Float[Array, "b n h k"], Float[Array, "b h n m"] | None]:
     """softmax(query keyᵀ / √k) value for each head (arXiv:1706.03762, eq. 1).
 
@@ -24,6 +29,7 @@ def attend(
       key: what each of m tokens offers.
       value: what each of them hands over.
       implementation: one of `IMPLEMENTATIONS`; all compute the same function.
+      layout: where the arrays lie, if there are several devices.
       return_weights: also return what the softmax gives, in float32. Only the
         explicit formulation has it, so asking for it chooses that one.
 
@@ -40,10 +46,10 @@ def attend(
         )
     if return_weights:
         return _explicit(query, key, value)
-    return IMPLEMENTATIONS[implementation](query, key, value)[0], None
+    return IMPLEMENTATIONS[implementation](query, key, value, layout)[0], None
 
 
-def _explicit(query, key, value):
+def _explicit(query, key, value, _layout=None):
     scores = jnp.einsum(
         "bnhk,bmhk->bhnm", query, key, preferred_element_type=jnp.float32
     )
@@ -52,7 +58,7 @@ def _explicit(query, key, value):
 
 
 def _fused(implementation):
-    def attention(query, key, value):
+    def attention(query, key, value, _layout):
         mixed = jax.nn.dot_product_attention(
             query, key, value, implementation=implementation
         )
@@ -61,8 +67,24 @@ def _fused(implementation):
     return attention
 
 
+def _short(query, key, value, layout):
+    _, n, heads, channels = query.shape
+
+    def attention(query, key, value):
+        b, n, heads, channels = query.shape  # of one device
+        tokens = (x.reshape(b, n, heads * channels) for x in (query, key, value))
+        mixed: Any = short_attention(*tokens, heads)
+        return mixed.reshape(query.shape)
+
+    itself = key.shape == query.shape
+    if not itself or not fits(n, heads * channels, heads, query.dtype):
+        return _fused("xla")(query, key, value, layout)
+    return layout.apart(attention)(query, key, value), None
+
+
 IMPLEMENTATIONS: dict[str, Callable] = {
     "auto": _fused(None),  # JAX chooses
     "xla": _fused("xla"),
+    "pallas": _short,  # where the kernel fits; on other platforms than TPU it is XLA's
     "explicit": _explicit,
 }

@@ -58,7 +58,10 @@ class Attention(nn.Module):
             return self.layout.constrain(x, "batch", None, "heads", None)
 
         core = partial(
-            attend, implementation=self.implementation, return_weights=return_weights
+            attend,
+            implementation=self.implementation,
+            return_weights=return_weights,
+            layout=self.layout,
         )
         if self.remat:
             core = jax.checkpoint(core)

@@ -1,6 +1,7 @@
 """What a model says of where its arrays lie; one device is all a model knows of."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Array
@@ -27,6 +28,15 @@ class Layout:
         """
         del axes
         return x
+
+    def apart(self, attention: Callable[..., Array]) -> Callable[..., Array]:
+        """The same function, run by each device on its own examples and heads.
+
+        Args:
+          attention: arrays [b, n, heads, k] → an array of this shape, each example and
+            head for itself; what the compiler cannot divide, as a kernel of ours.
+        """
+        return attention
 
     def gather(self, params: Any, dtype: Any) -> Any:
         """A block's parameters as the block computes with them.

@@ -1,0 +1,304 @@
+"""Attention within one image as two TPU kernels: what is short stays on the chip.
+
+A Vision Transformer attends among a few hundred tokens. XLA writes the probabilities of
+every head to memory and reads them back, forward and backward: nearly half of a B/16
+step for a twentieth of its arithmetic. Here a grid step takes one image, or some of its
+heads, into the chip's vector memory (VMEM) and leaves with the result; probabilities
+are never written, and the backward kernel computes them once more from query and key.
+
+Layout. Query, key and value come as the projections give them, [b, n, heads · k], and
+need neither a transposition nor padding in memory. Registers are 128 lanes wide, heads
+64 to 128 channels: a head is read with the whole registers that it touches (its
+window), and the channels of its neighbours are zeroed in one factor of each product,
+which adds nothing to the sum. What the matrix unit computes for a neighbour's channels
+in the output is thrown away by a select. The unit works on 128 × 128 blocks, so none
+of this costs it time.
+
+Order. The forward kernel has the queries in rows: the softmax reduces over lanes and
+its divisor is applied to the output, [n, k], and not to the probabilities, [n, n]. The
+backward kernel has the keys in rows, so that three of its five products need no
+transposition and the sums are over rows. In both, the products that start a head are
+issued before the softmax of the head before: matrix and vector units work at once.
+
+Precision. Products of bfloat16 with float32 sums, as elsewhere; the softmax and its
+gradient in float32. Float32 operands are multiplied in float32.
+
+Length. Scores take [n, n] in float32. Beyond `_ROWS` queries they are computed in
+pieces of rows, and the gradients of key and value are summed over the pieces.
+
+On other platforms than the TPU the same function is XLA's.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+_LANES = 128  # of a vector register
+# Queries at a time, at most; and so few that a piece of scores takes no more bytes.
+_ROWS, _SCORES = 320, 700_000
+# Bytes of VMEM that a grid step may take by our estimate; and in truth, where the
+# smallest chip (v4) has 16 MiB.
+_BUDGET, _LIMIT = 12 * 2**20, 16 * 2**20
+
+Tokens = Float[Array, "b n d"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def short_attention(
+    query: Tokens, key: Tokens, value: Tokens, num_heads: int, interpret: bool = False
+) -> Tokens:
+    """softmax(query keyᵀ / √k) value for each head (arXiv:1706.03762, eq. 1).
+
+    Args:
+      query: a head's k = d / num_heads channels lie side by side.
+      key: of the same tokens.
+      value: of the same tokens.
+      num_heads: divides d.
+      interpret: run the kernels as ordinary JAX, on any platform; for tests.
+    """
+    return _forward(query, key, value, num_heads, interpret)[0]
+
+
+def _forward(query, key, value, num_heads, interpret):
+    kernel = functools.partial(
+        _call, _forward_kernel, outputs=1, num_heads=num_heads, interpret=interpret
+    )
+    out = _on_tpu(
+        lambda *operands: kernel(operands)[0],
+        functools.partial(_by_xla, num_heads=num_heads),
+        interpret,
+    )(query, key, value)
+    return out, (query, key, value)
+
+
+def _backward(num_heads, interpret, operands, gradient):
+    kernel = functools.partial(
+        _call, _backward_kernel, outputs=3, num_heads=num_heads, interpret=interpret
+    )
+
+    def by_xla(*arrays):
+        function = functools.partial(_by_xla, num_heads=num_heads)
+        return jax.vjp(function, *arrays[:3])[1](arrays[3])
+
+    run = _on_tpu(lambda *arrays: tuple(kernel(arrays)), by_xla, interpret)
+    return run(*operands, gradient)
+
+
+short_attention.defvjp(_forward, _backward)
+
+
+def fits(tokens: int, width: int, num_heads: int, dtype: Any) -> bool:
+    """Whether the kernels take sequences of this size on every chip but the v3."""
+    head = width // num_heads
+    if not 64 <= head <= _LANES or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+        return False
+    return bool(_heads_a_step(tokens, width, num_heads, jnp.dtype(dtype).itemsize, 7))
+
+
+def _on_tpu(kernel: Callable, other: Callable, interpret: bool) -> Callable:
+    """The platform is that of the devices that the program is compiled for."""
+    if interpret:
+        return kernel
+    return lambda *operands: lax.platform_dependent(
+        *operands, tpu=kernel, default=other
+    )
+
+
+def _by_xla(query, key, value, num_heads):
+    heads = (
+        x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
+        for x in (query, key, value)
+    )
+    mixed = jax.nn.dot_product_attention(*heads, implementation="xla")
+    return mixed.reshape(query.shape)
+
+
+def _call(kernel, operands, *, outputs: int, num_heads: int, interpret: bool):
+    from jax.experimental import pallas as pl  # not at import time: half a second
+    from jax.experimental.pallas import tpu as pltpu
+
+    b, n, d = operands[0].shape
+    dtype = operands[0].dtype
+    arrays = len(operands) + outputs
+    together = _heads_a_step(n, d, num_heads, dtype.itemsize, arrays)
+    if not together:
+        raise ValueError(
+            f"{n} tokens of {num_heads} heads × {d // num_heads} channels in {dtype} "
+            "do not fit the kernels of short_attention; see `fits`"
+        )
+    block = pl.BlockSpec((1, n, together * d // num_heads), lambda i, j: (i, 0, j))
+    return pl.pallas_call(
+        functools.partial(kernel, heads=together),
+        grid=(b, num_heads // together),
+        in_specs=[block] * len(operands),
+        out_specs=[block] * outputs,
+        out_shape=[jax.ShapeDtypeStruct((b, n, d), dtype)] * outputs,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_LIMIT
+        ),
+        interpret=interpret,
+    )(*operands)
+
+
+def _heads_a_step(n: int, d: int, num_heads: int, itemsize: int, arrays: int) -> int:
+    """As many heads as VMEM holds, whose channels fill whole registers; 0 = none."""
+    # Of scores six pieces live at once in the backward kernel; of results, in float32,
+    # the registers of two heads.
+    working = 4 * (6 * _pieces(n)[0].stop * n + 3 * 2 * n * _LANES)
+    for heads in range(num_heads, 0, -1):
+        width = heads * d // num_heads
+        whole = heads == num_heads or width % _LANES == 0
+        # Two of each block: the next grid step's is copied while this one runs.
+        blocks = 2 * arrays * n * width * itemsize
+        if num_heads % heads == 0 and whole and blocks + working <= _BUDGET:
+            return heads
+    return 0
+
+
+def _forward_kernel(query, key, value, out, *, heads):
+    """One image: references [1, n, heads · k]."""
+    n, width = query.shape[1:]
+    channels = width // heads
+    to_exponent = math.log2(math.e) / math.sqrt(channels)
+    results = _Registers(channels, out)
+
+    def scores(head, rows):
+        at = _window(head, channels, width)
+        return _dot(_only(query[0, rows, at], head, channels), key[0, :, at], (1, 1))
+
+    for head, rows, found in _one_ahead(scores, heads, _pieces(n)):
+        largest = found.max(axis=1, keepdims=True)
+        exponentials = jnp.exp2((found - largest) * to_exponent)
+        divisor = exponentials.sum(axis=1, keepdims=True)
+        at = _window(head, channels, width)
+        product = _dot(exponentials.astype(value.dtype), value[0, :, at], (1, 0))
+        results.put(product * (1 / divisor), head, rows)
+
+
+def _backward_kernel(query, key, value, gradient, d_query, d_key, d_value, *, heads):
+    """One image: references [1, n, heads · k]."""
+    n, width = query.shape[1:]
+    channels = width // heads
+    scale = 1 / math.sqrt(channels)
+    to_exponent = math.log2(math.e) * scale
+    pieces, everything = _pieces(n), slice(0, n)
+    of_query, of_key, of_value = (
+        _Registers(channels, reference) for reference in (d_query, d_key, d_value)
+    )
+    sums: Any = ()  # of the head's key and value, over the pieces
+
+    def products(head, rows):
+        """Scores and the weights' gradients, [keys, queries]."""
+        at = _window(head, channels, width)
+        pairs = (key, query), (value, gradient)
+        return [
+            _dot(one[0, :, at], _only(other[0, rows, at], head, channels), (1, 1))
+            for one, other in pairs
+        ]
+
+    for head, rows, (found, d_weights) in _one_ahead(products, heads, pieces):
+        largest = found.max(axis=0, keepdims=True)
+        exponentials = jnp.exp2((found - largest) * to_exponent)
+        weights = exponentials * (1 / exponentials.sum(axis=0, keepdims=True))
+        mean = (weights * d_weights).sum(axis=0, keepdims=True)
+        d_scores = (weights * (d_weights - mean)).astype(query.dtype)
+        at = _window(head, channels, width)
+        of_query.put(_dot(d_scores, key[0, :, at], (0, 0)) * scale, head, rows)
+        parts = (
+            _dot(d_scores, query[0, rows, at], (1, 0)) * scale,
+            _dot(weights.astype(value.dtype), gradient[0, rows, at], (1, 0)),
+        )
+        before = sums if rows.start else (0.0, 0.0)
+        sums = [part + total for part, total in zip(parts, before, strict=True)]
+        if rows.stop == n:
+            of_key.put(sums[0], head, everything)
+            of_value.put(sums[1], head, everything)
+
+
+def _pieces(n: int) -> list[slice]:
+    """Of the rows: as few as can be, alike, each of whole registers (bfloat16: 16)."""
+    count = -(-n // max(min(_ROWS, _SCORES // (4 * n)), 16))
+    rows = -(-n // count // 16) * 16
+    return [slice(at, min(at + rows, n)) for at in range(0, n, rows)]
+
+
+def _one_ahead(
+    start: Callable[[int, slice], Any], heads: int, pieces: list[slice]
+) -> Iterator[tuple[int, slice, Any]]:
+    """Every head and piece with what `start` gives; the next is begun before."""
+    order = list(itertools.product(range(heads), pieces))
+    ahead = start(*order[0])
+    for (head, rows), following in itertools.zip_longest(order, order[1:]):
+        found = ahead
+        if following:
+            ahead = start(*following)
+        yield head, rows, found
+
+
+def _window(head: int, channels: int, width: int) -> slice:
+    """The whole registers that a head's channels touch."""
+    first, last = head * channels, (head + 1) * channels
+    return slice(first // _LANES * _LANES, min(-(-last // _LANES) * _LANES, width))
+
+
+def _own(shape: tuple[int, ...], first_lane: int, head: int, channels: int) -> Array:
+    """Which lanes are the head's, of registers from `first_lane` on."""
+    lane = lax.broadcasted_iota(jnp.int32, shape, 1) + first_lane
+    return (lane >= head * channels) & (lane < (head + 1) * channels)
+
+
+def _only(window: Array, head: int, channels: int) -> Array:
+    """A head's window with its neighbours' channels zeroed."""
+    if window.shape[1] == channels:
+        return window
+    first = head * channels // _LANES * _LANES
+    own = _own(window.shape, first, head, channels)
+    return jnp.where(own, window, jnp.zeros_like(window))
+
+
+def _dot(a: Array, b: Array, contracting: tuple[int, int]) -> Array:
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    axes = ((contracting[0],), (contracting[1],)), ((), ())
+    return lax.dot_general(
+        a, b, axes, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+class _Registers:
+    """Collects what the heads' windows give, and writes registers that are complete.
+
+    Heads share registers: each sets its own lanes and leaves the others alone.
+    """
+
+    def __init__(self, channels: int, reference: Any):
+        self._channels, self._reference = channels, reference
+        self._begun: dict[tuple[int, int], Array] = {}
+
+    def put(self, product: Array, head: int, rows: slice) -> None:
+        """Sets the head's lanes of these rows; heads come in order.
+
+        Args:
+          product: float32 [rows, window]; of other heads' lanes it may say anything.
+          head: number of the head.
+          rows: of the reference.
+        """
+        width = self._reference.shape[2]
+        at = _window(head, self._channels, width)
+        for lane in range(at.start, at.stop, _LANES):
+            new = product[:, lane - at.start : lane - at.start + _LANES]
+            before = self._begun.pop((lane, rows.start), None)
+            if before is not None:
+                own = _own(new.shape, lane, head, self._channels)
+                new = jnp.where(own, new, before)
+            end = lane + new.shape[1]
+            if (head + 1) * self._channels >= end:
+                self._reference[0, rows, lane:end] = new.astype(self._reference.dtype)
+            else:
+                self._begun[lane, rows.start] = new
