@@ -87,15 +87,15 @@ def test_the_digits_are_like_themselves(run_command):
 
 
 def test_no_image_is_decoded_but_two(root, monkeypatch):
-    decoded = []
+    opened = []
 
-    def counted(data, channels=3, name=""):
-        decoded.append(name)
-        return decode.decode(data, channels, name)
+    def counted(data, channels, name, fast):
+        opened.append(name)
+        return decode.open_image(data, channels, name, fast)
 
-    monkeypatch.setattr(preprocessing, "decode", counted)
+    monkeypatch.setattr(preprocessing, "open_image", counted)
     check(str(root))
-    assert len(decoded) == 2
+    assert len(opened) == 2
 
 
 def test_labels_that_take_long_to_read_are_not_counted(monkeypatch):

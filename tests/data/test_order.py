@@ -1,6 +1,7 @@
 """Which example comes when: once an epoch, by class, by weight, repeatedly."""
 
 import collections
+import pickle
 
 import numpy as np
 import pytest
@@ -104,3 +105,11 @@ def test_repeated_examples_lie_apart_in_their_batch():
     for batch in range(6):
         rows = take(order, 12 * batch, 12)
         assert rows == 3 * take(plain, 4 * batch, 4)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "balanced", "weighted"])
+def test_other_processes_get_the_same_order(sampling):
+    source = Labelled([0, 1, 1, 2, 0], [1.0, 2.0, 0.5, 3.0, 1.0])
+    order = make_order(source, seed=3, sampling=sampling)
+    first = take(order, 0, 20)
+    assert take(pickle.loads(pickle.dumps(order)), 0, 20) == first

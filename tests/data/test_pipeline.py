@@ -292,6 +292,10 @@ def test_closing_leaves_no_thread_and_ends_the_stream():
     assert len(set(threading.enumerate()) - before) >= 1
     batches.close()
     batches.close()
+    # One that has never worked may need a moment to notice.
+    deadline = time.monotonic() + 10
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert set(threading.enumerate()) <= before
     with pytest.raises(StopIteration):
         next(batches)

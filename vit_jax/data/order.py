@@ -48,22 +48,35 @@ def make_order(
     return order if repeats == 1 else _Repeated(order, batch, repeats)
 
 
+class _Permutations:
+    """(count, …) → a permutation of count that (seed, …) decides; the last are kept."""
+
+    def __init__(self, seed: int, kept: int):
+        self._seed, self._kept = seed, kept
+        self._cached = functools.lru_cache(kept)(self._permutation)
+
+    def __call__(self, count: int, *which: int) -> np.ndarray:
+        return self._cached(count, *which)
+
+    def _permutation(self, count: int, *which: int) -> np.ndarray:
+        order = np.arange(count, dtype=np.int32)
+        np.random.default_rng((self._seed, *which)).shuffle(order)
+        return order
+
+    def __reduce__(self):  # for the processes that load; a cache stays where it is
+        return _Permutations, (self._seed, self._kept)
+
+
 class Shuffled:
     """0 … count − 1 in a new order every epoch, each once."""
 
     def __init__(self, count: int, seed: int):
         # Two epochs are in use at their border.
-        @functools.lru_cache(2)
-        def shuffled(epoch: int) -> np.ndarray:
-            order = np.arange(count, dtype=np.int32)
-            np.random.default_rng((seed, epoch)).shuffle(order)
-            return order
-
-        self._count, self._shuffled = count, shuffled
+        self._count, self._shuffled = count, _Permutations(seed, kept=2)
 
     def __getitem__(self, position: int) -> int:
         epoch, rank = divmod(position, self._count)
-        return int(self._shuffled(epoch)[rank])
+        return int(self._shuffled(self._count, epoch)[rank])
 
 
 class ShuffledByIndex:
@@ -94,12 +107,8 @@ class _Balanced:
         _, starts = np.unique(labels[by_label], return_index=True)
         self._members = np.split(by_label, starts[1:])  # classes without examples: none
 
-        # Cached are the rounds and epochs that are in use, and as many of those before.
-        @functools.lru_cache(2 * len(self._members) + 64)
-        def shuffled(count: int, *which: int) -> np.ndarray:
-            return np.random.default_rng((seed, *which)).permutation(count)
-
-        self._shuffled = shuffled
+        # The rounds and epochs that are in use, and as many of those before.
+        self._shuffled = _Permutations(seed, kept=2 * len(self._members) + 64)
 
     def __getitem__(self, position: int) -> int:
         draw, turn = divmod(position, len(self._members))
