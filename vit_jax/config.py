@@ -130,8 +130,8 @@ def default_config() -> Config:
     config.model.dropout_rate = 0.0
     # Rate of stochastic depth in the last block; it grows linearly from 0.
     config.model.stochastic_depth = 0.0
-    # Formulation of attention: "auto", "xla", "pallas" (kernels for the TPU)
-    # or "explicit".
+    # Formulation of attention: "auto", "xla", "pallas" (kernels for the TPU) or
+    # "explicit"; see docs/performance.md.
     config.model.attention = "auto"
     # Compile one block and loop over it: for deep models, with remat.
     config.model.scan = False

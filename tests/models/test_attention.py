@@ -15,7 +15,7 @@ def random_arguments(dtype=jnp.float32, tokens=5, source=7):
 
 
 def test_the_formulations_are_these():
-    assert set(IMPLEMENTATIONS) == {"auto", "xla", "explicit"}
+    assert set(IMPLEMENTATIONS) == {"auto", "xla", "pallas", "explicit"}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -71,5 +71,7 @@ def test_bfloat16_in_and_out_with_a_float32_softmax(implementation):
 
 
 def test_unknown_formulation_is_refused():
-    with pytest.raises(ValueError, match="'flash', expected one of auto, xla, expl"):
+    with pytest.raises(
+        ValueError, match="'flash', expected one of auto, xla, pallas, expl"
+    ):
         attend(*random_arguments(), implementation="flash")

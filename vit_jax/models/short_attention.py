@@ -30,7 +30,6 @@ On other platforms than the TPU the same function is XLA's.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -144,6 +143,7 @@ def _call(kernel, operands, *, outputs: int, num_heads: int, interpret: bool):
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_LIMIT
         ),
         interpret=interpret,
+        name=f"attention{kernel.__name__.removesuffix('_kernel')}",
     )(*operands)
 
 
@@ -233,12 +233,12 @@ def _one_ahead(
     start: Callable[[int, slice], Any], heads: int, pieces: list[slice]
 ) -> Iterator[tuple[int, slice, Any]]:
     """Every head and piece with what `start` gives; the next is begun before."""
-    order = list(itertools.product(range(heads), pieces))
+    order = [(head, rows) for head in range(heads) for rows in pieces]
     ahead = start(*order[0])
-    for (head, rows), following in itertools.zip_longest(order, order[1:]):
+    for number, (head, rows) in enumerate(order, 1):
         found = ahead
-        if following:
-            ahead = start(*following)
+        if number < len(order):
+            ahead = start(*order[number])
         yield head, rows, found
 
 

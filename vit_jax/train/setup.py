@@ -265,7 +265,7 @@ def _model(config: Config, architecture: AnyArchitecture, mesh: Mesh) -> PatchMo
     return build_model(
         architecture,
         dtype=_compute_dtype(config.compute_dtype, mesh),
-        attention=config.model.attention,
+        attention=_attention(config.model.attention, mesh),
         scan=config.model.scan,
         remat=config.model.remat,
         dropout_rate=config.model.dropout_rate,
@@ -279,6 +279,15 @@ def _init_params(model: PatchModel, seed: int) -> Any:
     height, width = model.architecture.image_size
     images = jnp.zeros((1, height, width, model.architecture.channels))
     return model.init(jax.random.key(seed), images)["params"]
+
+
+def _attention(name: str, mesh: Mesh) -> str:
+    """`auto` is the kernels on TPUs; those before v4 multiply bfloat16 differently."""
+    device = mesh.devices.flat[0]
+    old = ("TPU v2", "TPU v3")
+    if name == "auto" and device.platform == "tpu" and device.device_kind not in old:
+        return "pallas"
+    return name
 
 
 def _compute_dtype(name: str, mesh: Mesh) -> Any:
