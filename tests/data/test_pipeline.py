@@ -277,6 +277,14 @@ def test_evaluation_fails_on_a_bad_image_unless_allowed(caplog):
     assert sum(batch["mask"].sum() for batch in seen) == 6
 
 
+def started_since(before):
+    """Threads that are there now; one that has never worked may end a moment later."""
+    deadline = time.monotonic() + 10
+    while (new := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return new
+
+
 def test_closing_leaves_no_thread_and_ends_the_stream():
     before = set(threading.enumerate())
     batches = train_batches(
@@ -292,17 +300,13 @@ def test_closing_leaves_no_thread_and_ends_the_stream():
     assert len(set(threading.enumerate()) - before) >= 1
     batches.close()
     batches.close()
-    # One that has never worked may need a moment to notice.
-    deadline = time.monotonic() + 10
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert set(threading.enumerate()) <= before
+    assert not started_since(before)
     with pytest.raises(StopIteration):
         next(batches)
     train(Memory(10))  # the end of the stream closes, too
     with pytest.raises(DecodeError):
         train(Memory(10, bad=(3,)), bad_images="error")
-    assert set(threading.enumerate()) <= before
+    assert not started_since(before)
 
 
 def test_an_error_in_a_thread_keeps_its_type():
