@@ -11,7 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import sharding
 from vit_jax.errors import UserError
-from vit_jax.models import Layout, abstract_params, architecture_from_variant
+from vit_jax.models import (
+    Layout,
+    abstract_params,
+    architecture_from_variant,
+    attention,
+)
 from vit_jax.models.attention import attend
 
 
@@ -185,3 +190,18 @@ def test_attention_kernels_run_on_each_device_s_own_examples_and_heads():
     expected = gradients("explicit", Layout())(*arrays)
     for one, other in zip(ours(*placed), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_whether_the_kernels_fit_is_asked_for_one_device_s_heads(monkeypatch):
+    asked = []
+
+    def nothing_fits(*sizes):
+        asked.append(sizes)
+
+    monkeypatch.setattr(attention, "fits", nothing_fits)
+    layout = sharding.MeshLayout(sharding.make_mesh(data=4, tensor=2))
+    tokens = jax.random.normal(jax.random.key(0), (8, 20, 6, 64))
+    found, _ = attend(tokens, tokens, tokens, implementation="pallas", layout=layout)
+    expected, _ = attend(tokens, tokens, tokens, implementation="explicit")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert set(asked) == {(20, 192, 3, jnp.dtype("float32"))}

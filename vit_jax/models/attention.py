@@ -68,17 +68,19 @@ def _fused(implementation):
 
 
 def _short(query, key, value, layout):
-    _, n, heads, channels = query.shape
+    by_xla = _fused("xla")
+    if key.shape != query.shape:  # the kernels are for attention among the same tokens
+        return by_xla(query, key, value, layout)
 
     def attention(query, key, value):
-        b, n, heads, channels = query.shape  # of one device
+        """Of the examples and heads of one device."""
+        b, n, heads, channels = query.shape
+        if not fits(n, heads * channels, heads, query.dtype):
+            return by_xla(query, key, value, layout)[0]
         tokens = (x.reshape(b, n, heads * channels) for x in (query, key, value))
         mixed: Any = short_attention(*tokens, heads)
         return mixed.reshape(query.shape)
 
-    itself = key.shape == query.shape
-    if not itself or not fits(n, heads * channels, heads, query.dtype):
-        return _fused("xla")(query, key, value, layout)
     return layout.apart(attention)(query, key, value), None
 
 

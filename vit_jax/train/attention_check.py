@@ -38,6 +38,7 @@ def with_checked_attention(setup: Setup) -> Setup:
 
 def _problem(setup: Setup) -> str | None:
     a: Any = setup.architecture
+    layout = sharding.MeshLayout(setup.mesh)
     images = sharding.batch_parts(setup.mesh)
     shape = (images, a.num_tokens, a.num_heads, a.width // a.num_heads)
     rng = np.random.default_rng(0)
@@ -46,8 +47,8 @@ def _problem(setup: Setup) -> str | None:
     def results(implementation: str) -> Any:
         def run(query, key, value, gradient):
             def attention(*operands):
-                layout, how = setup.model.layout, implementation
-                return attend(*operands, implementation=how, layout=layout)[0]
+                how = {"implementation": implementation, "layout": layout}
+                return attend(*operands, **how)[0]
 
             mixed, pull = jax.vjp(attention, query, key, value)
             return mixed, *pull(gradient)
