@@ -3,9 +3,10 @@
     python benchmarks/fuzz_images.py [--count=20000] [--seed=0]
 
 Small images in every format, with bytes changed, removed, repeated or exchanged between
-two files. Exit status 1 if an image raises anything else, takes more than five seconds,
-or if memory keeps growing: it is measured after a quarter of the images and at the end.
-A crash ends the process; what it was given is then in fuzz_images.last.
+two files; decoded as a training crop does, no further than needed, and whole. Exit
+status 1 if an image raises anything else, takes more than five seconds, or if memory
+keeps growing: it is measured after a quarter of the images and at the end. A crash ends
+the process; what it was given is then in fuzz_images.last.
 """
 
 import collections
@@ -22,7 +23,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from vit_jax.data.decode import DecodeError, decode
+from vit_jax.data.decode import DecodeError, open_image, whole
 
 flags.DEFINE_integer("count", 20_000, "images to decode")
 flags.DEFINE_integer("seed", 0, "of the mutations")
@@ -105,7 +106,12 @@ def main(_: list[str]) -> None:
         _LAST.write_bytes(data)
         start = time.perf_counter()
         try:
-            decode(data, int(rng.choice([1, 3, 4])), "fuzzed")
+            image = open_image(data, int(rng.choice([1, 3, 4])), "fuzzed", fast=True)
+            height, width, _ = image.shape
+            rows = slice(height // 4, max(height // 2, 1))
+            assert image[rows, : max(width // 2, 1)].size
+            outcomes["cut"] += 1
+            assert whole(image).shape == image.shape
             outcomes["decoded"] += 1
         except DecodeError:
             outcomes["refused"] += 1

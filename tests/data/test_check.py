@@ -82,8 +82,9 @@ def test_other_kinds(dataset, kind, splits, run_command, capsys):
     assert counted == (0 if found["multi_label"] else 2)
 
 
-def test_the_digits_are_like_themselves(run_command):
-    run_command(command, "digits", "--like=digits")
+def test_the_digits_are_like_themselves(run_command, capsys):
+    run_command(command, "digits", "--like=digits", "--json")
+    assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
 def test_no_image_is_decoded_but_two(root, monkeypatch):

@@ -63,7 +63,11 @@ class PlainJpeg:
             return _decoded_by_pillow(self.data, self.shape[2], self.name)
 
     def __getitem__(self, box: tuple[slice, slice]) -> np.ndarray:
-        """The same pixels as `decode()[box]`."""
+        """The same pixels as `decode()[box]`.
+
+        Of damaged files too, as far as the whole can be read; what cannot, for a stray
+        marker among the pixels, may pass here.
+        """
         rows, _ = box
         # Colours are interpolated between rows: the next one's count as well.
         height = rows.stop + 2

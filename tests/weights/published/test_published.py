@@ -389,7 +389,8 @@ def test_what_only_the_file_says_is_not_compared():
 
 def test_fixed_positions_tell_no_grid():
     row = find("i1k-s16-90ep")
-    row.complete(reading(row.architecture, image_size=(64, 64)), CACHED)
+    completed = row.complete(reading(row.architecture, image_size=(64, 64)), CACHED)
+    assert completed.architecture.image_size == (64, 64)
 
 
 def test_copies_without_the_head_are_the_same_model():
