@@ -14,6 +14,8 @@ import numpy as np
 from vit_jax.data.examples import Source
 from vit_jax.errors import UserError
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 class Order(Protocol):
     """Position in the stream → index of the example in its source."""
@@ -133,7 +135,9 @@ class _Weighted:
 
     def __getitem__(self, position: int) -> int:
         count = len(self._ends)
-        start = np.random.default_rng((self._seed, position // count)).random()
+        # Multiples of the golden ratio lie evenly in [0, 1): over the epochs every
+        # share comes out.
+        start = (self._seed / 2**32 + position // count * _GOLDEN) % 1
         share = (self._ranks[position] + start) / count
         # The last end may be rounded to just below one.
         return min(int(np.searchsorted(self._ends, share, side="right")), count - 1)
