@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
+from vit_jax import config_checks
 from vit_jax.errors import UserError
 
 
@@ -131,14 +132,14 @@ def test_no_length_is_a_problem():
 def test_all_problems_come_at_once():
     found = problems(loss="x", optimizer="y", batch_size=9, learning_rate=-1.0)
     with pytest.raises(UserError, match=r"4 problem\(s\)") as error:
-        config_lib.check(found)
+        config_checks.check(found)
     for name in ("loss", "optimizer", "batch_size", "learning_rate"):
         assert f"- {name}=" in str(error.value)
 
 
 def test_choices_and_ranges_name_existing_keys():
     keys = set(config_lib.flat_keys(config_lib.default_config()))
-    assert keys >= set(config_lib.CHOICES) | set(config_lib.RANGES)
+    assert keys >= set(config_checks.CHOICES) | set(config_checks.RANGES)
 
 
 def test_the_work_directory_s_name_depends_on_every_value():

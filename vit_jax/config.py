@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ml_collections import ConfigDict, config_dict
 
-from vit_jax.config_checks import (  # noqa: F401, callers find all of it here
-    CHOICES,
-    RANGES,
-    check,
+from vit_jax.config_checks import (
     out_of_range,
     value_of,
     wrong_length,

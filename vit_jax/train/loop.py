@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax import sharding
+from vit_jax import config_checks, sharding
 from vit_jax.checkpoints.steps import Checkpoints, has_checkpoint, load_description
 from vit_jax.checkpoints.workdir import claim
 from vit_jax.config import Config
@@ -50,7 +50,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         earlier = load_description(workdir) if has_checkpoint(workdir) else None
         weights, problems = None, []
         if config.pretrained and earlier is None:
-            sized = "image_size" not in config_lib.wrong_values(config)
+            sized = "image_size" not in config_checks.wrong_values(config)
             try:
                 weights = load_weights(
                     config.pretrained,

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from vit_jax import config as config_lib
-from vit_jax import sharding
+from vit_jax import config_checks, sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import Config
 from vit_jax.data.augment import Chain, parse_chain
@@ -133,7 +133,7 @@ def set_up(
         config, info.num_examples[info.train_split] if info else 1
     )
     # What has a wrong value is listed now; the rest is checked without it.
-    wrong = config_lib.wrong_values(config)
+    wrong = config_checks.wrong_values(config)
     if not any(key.startswith("mesh.") for key in wrong):
         with _noting(found):
             mesh = mesh or sharding.make_mesh(**config.mesh)
@@ -169,7 +169,7 @@ def set_up(
         num_devices=sharding.batch_parts(mesh) if mesh else 1,
         other_meshes=other_meshes,
     )
-    config_lib.check(found)
+    config_checks.check(found)
     # Otherwise a problem was found.
     assert info and mesh and architecture and preprocessing and model and optimizer
 
