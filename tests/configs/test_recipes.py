@@ -9,9 +9,9 @@ import pytest
 from vit_jax.data.datasets import PRESETS
 from vit_jax.errors import UserError
 from vit_jax.main import load_recipe
-from vit_jax.train import build
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.setup import set_up
+from vit_jax.train.step import build
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 

@@ -15,7 +15,6 @@ from vit_jax.models import PatchModel
 from vit_jax.models.losses import LOSSES, to_targets
 
 Sums = dict[str, Array]
-EvalStep = Callable[[Any, Mapping[str, Array]], Sums]
 
 
 def make_eval_step(
@@ -25,7 +24,7 @@ def make_eval_step(
     *,
     loss: str,
     per_class: bool = False,
-) -> EvalStep:
+) -> jax.stages.Wrapped:
     """The jitted step (params, batch) → sums over the batch's examples.
 
     A batch has `image` uint8 [b, h, w, c], `mask` float32 [b] (0 = padding, or an image
@@ -79,7 +78,7 @@ def make_eval_step(
 
 
 def evaluate(
-    eval_step: EvalStep,
+    eval_step: Callable[[Any, Mapping[str, Array]], Sums],
     params: Any,
     batches: Iterable[Mapping[str, np.ndarray]],
     mesh: Mesh,

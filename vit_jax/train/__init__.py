@@ -1,3 +1,1 @@
-"""One training run: the optimiser, the pure step, the loop around it."""
-
-from vit_jax.train.setup import build as build
+"""One training run: the optimiser, the pure update, the loop around it."""

@@ -5,15 +5,10 @@ from typing import Any
 
 import jax
 
-from vit_jax import sharding
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluate.classification import (
-    evaluate,
-    make_eval_step,
-    padded_batch_size,
-)
+from vit_jax.evaluate.classification import evaluate, padded_batch_size
 from vit_jax.train.setup import Setup
 
 
@@ -26,13 +21,7 @@ class Evaluation:
         self._batch_size = padded_batch_size(
             min(config.eval_batch_size, len(source)), setup.mesh
         )
-        self._eval_step = make_eval_step(
-            setup.model.clone(layout=sharding.MeshLayout(setup.mesh)),
-            setup.preprocessing,
-            setup.mesh,
-            loss=config.loss,
-            per_class=config.per_class,
-        )
+        self._eval_step = setup.eval_step()
 
     def __call__(
         self, params: Any, watch: Callable[[Iterable[Any]], Iterable[Any]]

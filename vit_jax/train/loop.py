@@ -20,8 +20,8 @@ from vit_jax.train.metrics import MetricWriter, Progress
 from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import fit_weights, initial_state, open_sources
-from vit_jax.train.step import TrainState
 from vit_jax.train.summary import log_summary, out_of_memory_explained
+from vit_jax.train.update import TrainState
 from vit_jax.weights.loading import load_weights
 
 

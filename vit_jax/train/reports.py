@@ -19,7 +19,7 @@ from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.interrupts import Interrupts
 from vit_jax.train.metrics import MetricWriter, Progress, Stopwatch
 from vit_jax.train.setup import Setup
-from vit_jax.train.step import TrainState
+from vit_jax.train.update import TrainState
 
 logger = logging.getLogger(__name__)
 

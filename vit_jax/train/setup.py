@@ -21,10 +21,11 @@ from vit_jax.config import Config
 from vit_jax.data.augment import Chain, parse_chain
 from vit_jax.data.datasets import DatasetInfo, describe, locate
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.evaluate.classification import make_eval_step
 from vit_jax.models import AnyArchitecture, PatchModel, architecture_from_variant
 from vit_jax.models import build as build_model
 from vit_jax.train.optimizers import make_optimizer
-from vit_jax.train.step import TrainState, make_train_step
+from vit_jax.train.update import TrainState, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Setup:
             sharding.shardings(state, self.mesh),
         )
 
-    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of a global training batch."""
-        rows = self.config.batch_size
+    def abstract_batch(self, rows: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a global batch; by default of training."""
+        rows = rows or self.config.batch_size
         image = (*self.architecture.image_size, self.architecture.channels)
         label: Any = ((self.info.num_classes,), jnp.float32)
         columns = {
@@ -76,7 +77,7 @@ class Setup:
         }
 
     def train_step(self) -> jax.stages.Wrapped:
-        """The jitted step; it takes `abstract_state()` and `abstract_batch()`."""
+        """The jitted step; it takes `abstract_state()` and a batch."""
         step = make_train_step(
             self.config, self.model, self.preprocessing, self.optimizer, self.mesh
         )
@@ -88,20 +89,20 @@ class Setup:
         """The training step for this run's shapes, not yet compiled."""
         return self.train_step().lower(self.abstract_state(), self.abstract_batch())
 
+    def eval_step(self) -> jax.stages.Wrapped:
+        """The jitted step of an evaluation; it takes parameters and a batch."""
+        return make_eval_step(
+            self.model.clone(layout=sharding.MeshLayout(self.mesh)),
+            self.preprocessing,
+            self.mesh,
+            loss=self.config.loss,
+            per_class=self.config.per_class,
+        )
+
     @property
     def train_transform(self) -> Chain:
         """The random transform of one training image."""
         return parse_chain(self.config.augment.train, self.architecture.image_size)
-
-
-def build(config: Config, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple[Any, Any]]:
-    """The jitted training step of a recipe, and the abstract arguments to lower it.
-
-    `fn, arguments = build(config, mesh)`, then `fn.lower(*arguments).compile()`; the
-    devices of the mesh need not be there.
-    """
-    setup = set_up(config, mesh=mesh)
-    return setup.train_step(), (setup.abstract_state(), setup.abstract_batch())
 
 
 def set_up(

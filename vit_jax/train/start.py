@@ -16,7 +16,7 @@ from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.train.setup import Setup
-from vit_jax.train.step import TrainState
+from vit_jax.train.update import TrainState
 from vit_jax.weights.adapt import adapt, even_normalization, new_head_because
 from vit_jax.weights.loading import Weights
 
