@@ -22,7 +22,7 @@ DROP = {"dropout_rate": 0.2, "stochastic_depth": 0.4}
 @pytest.fixture
 def training(tiny, random_params, random_images):
     """Loss and gradients as a function of the fields of a model; that of a seed."""
-    architecture = tiny(layer_scale=True)
+    architecture = tiny(depth=3, layer_scale=True)
     params, images = random_params(architecture), random_images(architecture, batch=4)
 
     def training(**fields):
@@ -90,10 +90,53 @@ def test_scan_traces_one_block_and_remat_recomputes_it(tiny, equations):
     loop, scan = primitives(), primitives(scan=True)
     assert "scan" not in loop
     assert scan.count("scan") == 1
-    assert (loop.count("tanh"), scan.count("tanh")) == (3, 1)
+    # The last block, of which the head reads one token, is a program of its own.
+    assert (loop.count("tanh"), scan.count("tanh")) == (3, 2)
     assert "remat2" not in loop + scan
     assert primitives(remat="full").count("remat2") == 3
-    assert primitives(remat="full", scan=True).count("remat2") == 1
+    assert primitives(remat="full", scan=True).count("remat2") == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "read"),
+    [
+        ({}, 1),
+        ({"distillation_token": True, "registers": 2}, 2),
+        ({"norm": "after_pool"}, 1),
+        ({"pooling": "gap"}, 6),
+        ({"pooling": "map"}, 6),
+    ],
+)
+def test_the_last_block_computes_only_what_the_head_reads(
+    tiny, random_params, random_images, equations, fields, read
+):
+    architecture = tiny(**fields)
+    model = VisionTransformer(architecture)
+    params = {"params": random_params(architecture)}
+    images = random_images(architecture)
+
+    def logits(params, intermediates=()):
+        result = model.apply(params, images, intermediates=intermediates)
+        return result[0] if intermediates else result
+
+    jaxpr = jax.make_jaxpr(logits)(params)
+    products = [
+        equation.outvars[0].aval.shape
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name == "dot_general"
+    ]
+    hidden = [shape[1] for shape in products if shape[-1] == architecture.mlp_dim]
+    total = architecture.num_tokens
+    last = read + (architecture.pooling != "cls") * architecture.num_prefix_tokens
+    assert hidden[:2] == [total, last]
+
+    # Asking for all tokens makes it compute them: the same logits and gradients.
+    def value(params, **how):
+        return jnp.sum(jnp.sin(logits(params, **how)))
+
+    found = jax.value_and_grad(value)(params)
+    everything = partial(value, intermediates=("tokens",))
+    assert_same(found, jax.value_and_grad(everything)(params), str(fields))
 
 
 def test_bfloat16_reaches_every_product_and_spares_what_needs_float32(

@@ -142,7 +142,8 @@ class PatchModel(nn.Module):
         example: Float[Array, "1 m d"],
         keys: Any,
         wanted: tuple[str, ...],
-    ) -> tuple[Float[Array, "b n d"], dict[str, Array]]:
+        read: int | None = None,
+    ) -> tuple[Float[Array, "b r d"], dict[str, Array]]:
         """The blocks in turn, and what each gave of `wanted`, stacked.
 
         Args:
@@ -152,6 +153,8 @@ class PatchModel(nn.Module):
           example: the fewest tokens that show a block the shapes of its parameters.
           keys: one a block.
           wanted: names of what to return.
+          read: how many tokens are read of the last block, which then computes only
+            these, and gives nothing that is wanted; by default all.
         """
         # A block is a function of a subtree, so loop and scan can share the tree.
         run: Any = block.apply
@@ -164,28 +167,33 @@ class PatchModel(nn.Module):
         if self.stochastic_depth:
             rates = stochastic_depth_rates(self.stochastic_depth, depth)
 
-        def step(x, inputs):
+        def step(x, inputs, **how):
             params, key, rate = inputs
             params = self.layout.gather(params, self.dtype)
-            x, given = run({"params": params}, x, key, rate, wanted)
+            x, given = run({"params": params}, x, key, rate, wanted, **how)
             x = self.layout.constrain(x, "batch", None, None)
             given = {"tokens": x} | given
             return x, {name: given[name] for name in given if name in wanted}
 
-        if self.layout.gathers or self.remat not in ("none", "attention"):
-            # Inside a scan nothing can undo the recomputation, elsewhere XLA would.
-            policy = REMAT[self.remat]
-            step = jax.checkpoint(step, prevent_cse=not self.scan, policy=policy)
+        def sparing(step, **how):
+            if self.layout.gathers or self.remat not in ("none", "attention"):
+                return jax.checkpoint(step, policy=REMAT[self.remat], **how)
+            return step
+
         x = self.layout.constrain(x, "batch", None, None)
         inputs = list(zip(params, keys, rates, strict=True))
-        if self.scan:
-            x, given = jax.lax.scan(step, x, _stack(inputs))
+        last = [] if read is None else [inputs.pop()]
+        if self.scan and inputs:
+            # Inside a scan nothing can undo the recomputation, elsewhere XLA would.
+            x, given = jax.lax.scan(sparing(step, prevent_cse=False), x, _stack(inputs))
         else:
             given = []
             for block_inputs in inputs:
-                x, of_block = step(x, block_inputs)
+                x, of_block = sparing(step)(x, block_inputs)
                 given.append(of_block)
             given = _stack(given)
+        for block_inputs in last:
+            x, _ = sparing(partial(step, read=read))(x, block_inputs)
         return x, {name: jnp.moveaxis(value, 0, 1) for name, value in given.items()}
 
     def _head(self, x: Float[Array, "b d"], name: str = "head") -> Float[Array, "b k"]:
@@ -198,4 +206,6 @@ class PatchModel(nn.Module):
 
 
 def _stack(trees):
+    if not trees:
+        return {}
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

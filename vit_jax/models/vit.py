@@ -53,6 +53,9 @@ class VisionTransformer(PatchModel):
         self._check(images, intermediates, choices)
         *keys, embed_key = self._keys(train)
         norm = nn.LayerNorm(epsilon=a.layernorm_epsilon, dtype=self.dtype, name="norm")
+        # Of the last block only what the head reads is computed.
+        all_wanted = {"tokens", "attention", "normed"} & set(intermediates)
+        read = a.num_pooled if a.pooling == "cls" and not all_wanted else None
 
         x = self._embed(jnp.asarray(images, self.dtype))
         x = drop(x, self.dropout_rate, embed_key)
@@ -68,7 +71,7 @@ class VisionTransformer(PatchModel):
             parent=None,
         )
         one_token = jnp.zeros((1, 1, a.width), self.dtype)
-        x, of_blocks = self._encode(block, x, one_token, keys, intermediates)
+        x, of_blocks = self._encode(block, x, one_token, keys, intermediates, read)
         found |= of_blocks
         if a.norm == "before_pool":
             x = norm(x)
@@ -166,8 +169,12 @@ class Block(nn.Module):
         key: Key[Array, ""] | None = None,
         skip_rate: Float[Array | np.ndarray, ""] | np.float32 | None = None,
         wanted: tuple[str, ...] = (),
-    ) -> tuple[Float[Array, "b n d"], dict[str, Float[Array, "b heads n n"] | None]]:
-        """Tokens, and what is `wanted`; without a key nothing is dropped."""
+        read: int | None = None,
+    ) -> tuple[Float[Array, "b r d"], dict[str, Float[Array, "b heads r n"] | None]]:
+        """The first tokens as far as they are `read`, by default all; what is `wanted`.
+
+        Without a key nothing is dropped.
+        """
         a = self.architecture
         norm = partial(nn.LayerNorm, epsilon=a.layernorm_epsilon, dtype=self.dtype)
         keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
@@ -182,7 +189,8 @@ class Block(nn.Module):
             self.layout,
             name="attention",
         )
-        y, weights = attention(y, y, "attention" in wanted)
+        x = x[:, :read]
+        y, weights = attention(y[:, :read], y, "attention" in wanted)
         y = drop(y, self.dropout_rate, keys[0])
         y = self._scale(y, "layer_scale1")
         x = x + drop(y, skip_rate, keys[1], whole_examples=True)
