@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vit_jax.models import VisionTransformer, layers, vit
+from vit_jax.models import VisionTransformer, dropout, layers, vit
 
 
 def test_stochastic_depth_rises_linearly():
-    rates = layers.stochastic_depth_rates(0.1, 12)
+    rates = dropout.stochastic_depth_rates(0.1, 12)
     expected = [0, 0.009091, 0.045455, 0.1]
     np.testing.assert_allclose(rates[[0, 1, 5, 11]], expected, atol=1e-6)
     assert len(rates) == 12
@@ -15,7 +16,7 @@ def test_stochastic_depth_rises_linearly():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dropped_elements_are_zero_and_the_rest_scaled(dtype):
-    dropped = layers.drop(jnp.ones((100, 20, 50), dtype), 0.2, jax.random.key(0))
+    dropped = dropout.drop(jnp.ones((100, 20, 50), dtype), 0.2, jax.random.key(0))
     assert dropped.dtype == dtype
     kept = float(jnp.asarray(1 / np.float32(0.8), dtype))
     assert set(np.unique(dropped.astype(jnp.float32))) == {0.0, kept}
@@ -24,11 +25,52 @@ def test_dropped_elements_are_zero_and_the_rest_scaled(dtype):
     np.testing.assert_allclose(mean, 1, atol=3 * (0.2 / 0.8 / 100_000) ** 0.5)
 
 
+def test_drops_are_independent_in_rows_channels_and_layers():
+    def drops(seed):
+        kept = dropout.drop(jnp.ones((8, 64, 512)), 0.1, jax.random.key(seed)) > 0
+        return (np.asarray(~kept).reshape(512, 512) - 0.1) / 0.3
+
+    first = drops(0)
+    # Sums of independent variables of variance one, in standard deviations.
+    sums = {
+        "all": first.sum() / 512,
+        "rows": ((first.sum(0) ** 2 / 512).sum() - 512) / 32,
+        "channels": ((first.sum(1) ** 2 / 512).sum() - 512) / 32,
+        "neighbouring rows": (first[1:] * first[:-1]).sum() / 512,
+        "neighbouring channels": (first[:, 1:] * first[:, :-1]).sum() / 512,
+        "rectangles": np.prod(
+            [first[a::2, b::2] for a in (0, 1) for b in (0, 1)], axis=0
+        ).sum()
+        / 256,
+        "layers": (first * drops(1)).sum() / 512,
+    }
+    assert {name: z for name, z in sums.items() if abs(z) > 3} == {}
+
+
+def test_gradients_are_dropped_alike_and_nothing_is_kept_for_it():
+    x, key = jnp.ones((4, 7, 96)), jax.random.key(3)
+    dropped, pull = jax.vjp(lambda x: dropout.drop(x, 0.5, key), x)
+    np.testing.assert_array_equal(pull(x)[0], dropped)
+    assert {leaf.size for leaf in jax.tree.leaves(pull)} <= {1, 2}
+
+
+def test_the_mesh_does_not_change_what_is_dropped():
+    def drop(x):
+        return dropout.drop(x, 0.3, jax.random.key(0))
+
+    x = jnp.ones((8, 5, 16))
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("a", None, "b")))
+    compiled = jax.jit(drop).lower(spread).compile()
+    np.testing.assert_array_equal(compiled(spread), drop(x))
+    assert "all-" not in compiled.as_text()
+
+
 def test_whole_examples_are_dropped_together_at_a_traced_rate():
     @jax.jit
     def skip(rate):
         x = jnp.ones((20_000, 2, 3))
-        return layers.drop(x, rate, jax.random.key(0), whole_examples=True)
+        return dropout.drop(x, rate, jax.random.key(0), whole_examples=True)
 
     dropped = skip(jnp.float32(0.3))
     assert (dropped == dropped[:, :1, :1]).all()
@@ -38,9 +80,9 @@ def test_whole_examples_are_dropped_together_at_a_traced_rate():
 
 def test_without_key_or_rate_nothing_is_dropped():
     x = jnp.ones((2, 3, 4))
-    assert layers.drop(x, 0.5, None) is x
-    assert layers.drop(x, 0.0, jax.random.key(0)) is x
-    assert layers.drop(x, None, jax.random.key(0)) is x
+    assert dropout.drop(x, 0.5, None) is x
+    assert dropout.drop(x, 0.0, jax.random.key(0)) is x
+    assert dropout.drop(x, None, jax.random.key(0)) is x
 
 
 def test_a_block_under_stochastic_depth_is_unbiased(tiny, random_params):
@@ -69,7 +111,7 @@ def drops(monkeypatch, tiny, random_params, random_images):
     def drops(**fields):
         architecture = tiny(pooling="map")
         variables = {"params": random_params(architecture)}
-        calls, drop = [], layers.drop
+        calls, drop = [], dropout.drop
 
         def record(x, rate, key, whole_examples=False):
             numbers = key if key is None else tuple(jax.random.key_data(key).tolist())

@@ -1,4 +1,4 @@
-"""Layers that blocks are made of, and what training drops in them."""
+"""Layers that blocks are made of."""
 
 from functools import partial
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.attention import attend
+from vit_jax.models.dropout import drop
 from vit_jax.models.layout import Layout
 
 GELU = {
@@ -99,18 +99,3 @@ class Mlp(nn.Module):
         y = drop(y, self.dropout_rate, keys[0])
         y = dense(x.shape[-1], name="fc2")(y)
         return drop(y, self.dropout_rate, keys[1])
-
-
-def stochastic_depth_rates(last: float, depth: int) -> Float[np.ndarray, " depth"]:
-    """Rates from 0 in the first block to `last` in the last."""
-    return np.linspace(0, last, depth, dtype=np.float32)
-
-
-def drop(x: Array, rate: Any, key: Any, whole_examples: bool = False) -> Array:
-    """Zeroes elements or examples with probability `rate`; the mean stays as it was."""
-    if key is None or (not isinstance(rate, jax.Array) and not rate):
-        return x
-    kept = jnp.float32(1) - rate
-    shape = (len(x), *[1] * (x.ndim - 1)) if whole_examples else x.shape
-    scaled = (x / kept).astype(x.dtype)
-    return jnp.where(jax.random.bernoulli(key, kept, shape), scaled, jnp.zeros_like(x))

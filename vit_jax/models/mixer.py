@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.architecture import MixerArchitecture
-from vit_jax.models.layers import Mlp, drop, lecun_normal, zeros
+from vit_jax.models.dropout import drop
+from vit_jax.models.layers import Mlp, lecun_normal, zeros
 from vit_jax.models.layout import Layout
 from vit_jax.models.patch_model import PatchModel
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vit_jax.models.architecture import AnyArchitecture
-from vit_jax.models.layers import ATTENDED, stochastic_depth_rates, zeros
+from vit_jax.models.dropout import stochastic_depth_rates
+from vit_jax.models.layers import ATTENDED, zeros
 from vit_jax.models.layout import Layout
 
 _policies = jax.checkpoint_policies

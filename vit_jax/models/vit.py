@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.architecture import Architecture
-from vit_jax.models.layers import Attention, Mlp, drop, normal, xavier_uniform, zeros
+from vit_jax.models.dropout import drop
+from vit_jax.models.layers import Attention, Mlp, normal, xavier_uniform, zeros
 from vit_jax.models.layout import Layout
 from vit_jax.models.patch_model import PatchModel
 from vit_jax.models.posemb import sincos2d
