@@ -202,7 +202,11 @@ def default_config() -> Config:
     # 0 = only at the end.
     config.eval_every = 0
     config.checkpoint_every = 1000
+    # The newest so many stay.
     config.keep_checkpoints = 2
+    # The best by the evaluations' "top1", "top5" or "loss" stays too, and an evaluation
+    # that is better than all before saves one; "" = no such.
+    config.keep_best = ""
     # Also write each class's accuracy to metrics.jsonl.
     config.per_class = False
     return config.lock()

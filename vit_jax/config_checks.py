@@ -31,6 +31,7 @@ CHOICES = {
     "momentum_dtype": ("float32", "bfloat16"),
     "schedule": ("constant", "linear", "cosine", "rsqrt"),
     "compute_dtype": ("auto", "float32", "bfloat16"),
+    "keep_best": ("", "top1", "top5", "loss"),
 }
 
 # Keys with a range: (smallest, largest), both allowed.
@@ -113,9 +114,13 @@ def wrong_choices(config: Config) -> dict[str, str]:
             hint = difflib.get_close_matches(str(value), choices, n=1)
             did_you_mean = f"; did you mean {hint[0]!r}?" if hint else ""
             found[key] = (
-                f"{key}={value!r}: choose from {', '.join(choices)}{did_you_mean}"
+                f"{key}={value!r}: choose from {_listed(choices)}{did_you_mean}"
             )
     return found
+
+
+def _listed(choices: Iterable[str]) -> str:
+    return ", ".join(choice or '""' for choice in choices)
 
 
 def out_of_range(config: Config) -> dict[str, str]:

@@ -10,18 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec
 from orbax.checkpoint._src.path import atomicity
 
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.steps import (
-    Checkpoints,
+from vit_jax.checkpoints.reading import (
     has_checkpoint,
+    load_checkpoint,
     load_description,
     load_params,
 )
+from vit_jax.checkpoints.steps import Checkpoints
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models.architecture import Architecture
@@ -435,12 +437,90 @@ def test_damage_is_named(tmp_path):
         checkpoints.save(2, *state, describe(2))
     for data in (tmp_path / "checkpoints/2/params").rglob("d/*"):
         data.write_bytes(b"")
-    with pytest.raises(UserError, match="checkpoints/2 is damaged"):
-        load_params(tmp_path)
     (tmp_path / "checkpoints/2/metadata/metadata").write_text("{")
-    with pytest.raises(UserError, match="checkpoints/2 is damaged"):
-        load_description(tmp_path)
-    assert load_description(tmp_path, step=1).step == 1
+    # With checksums, and as it is without.
+    for _ in range(2):
+        with pytest.raises(UserError, match="checkpoints/2 is damaged"):
+            load_params(tmp_path, step=2)
+        with pytest.raises(UserError, match="checkpoints/2 is damaged"):
+            load_description(tmp_path, step=2)
+        assert load_description(tmp_path, step=1).step == 1
+        (tmp_path / "checkpoints/2/MANIFEST.json").unlink(missing_ok=True)
+
+
+def damage(file):
+    """Changes one bit of the last byte but one."""
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 4
+    file.write_bytes(content)
+
+
+def test_the_newest_sound_one_is_used_and_the_damaged_are_said(tmp_path, caplog):
+    params, opt_state = save(tmp_path, 1, 2, 3)
+    folder = tmp_path / "checkpoints"
+    damage(folder / "3/params/_METADATA")
+    damage(next((folder / "2/optimizer/d").iterdir()))
+    # Of what is read, a reader takes the newest; it changes nothing.
+    assert load_description(tmp_path).step == 3
+    assert_identical(load_params(tmp_path), params)
+    assert load_checkpoint(tmp_path)[0].step == 2
+    assert "checkpoints/3 is damaged (params/_METADATA has changed" in caplog.text
+    assert "The one before it, step 2, is used" in caplog.text
+    assert sorted(os.listdir(folder)) == ["1", "2", "3"]
+    caplog.clear()
+    targets = abstract((params, opt_state), on_one)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        with pytest.raises(UserError, match="checkpoints/3 is damaged"):
+            checkpoints.restore(3, *targets)
+        found = checkpoints.restore_newest(*targets)
+        assert_identical(found[:2], (params, opt_state))
+        assert found.description.step == checkpoints.latest_step() == 1
+        assert "2 is damaged (optimizer/d/" in caplog.text
+        assert "moved to" in caplog.text
+        assert sorted(os.listdir(folder)) == ["1", "2.damaged", "3.damaged"]
+        # These steps can be saved again, and a damaged one never counts as kept.
+        checkpoints.save(2, params, opt_state, describe(2))
+        checkpoints.wait()
+    assert sorted(os.listdir(folder)) == ["1", "2", "2.damaged", "3.damaged"]
+
+
+def test_without_any_sound_one_nothing_is_started_anew(tmp_path):
+    params, opt_state = save(tmp_path, 1, 2)
+    for step in (1, 2):
+        damage(tmp_path / f"checkpoints/{step}/params/_sharding")
+    targets = abstract((params, opt_state), on_one)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        with pytest.raises(UserError, match="There is no sound checkpoint") as error:
+            checkpoints.restore_newest(*targets)
+        assert str(error.value).count("is damaged (params/_sharding") == 2
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
+
+
+def test_what_fails_for_want_of_memory_is_no_damage(tmp_path, monkeypatch):
+    params, opt_state = save(tmp_path, 1, 2)
+
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        monkeypatch.setattr(ocp.CheckpointManager, "restore", full)
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            checkpoints.restore_newest(*abstract((params, opt_state), on_one))
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
+
+
+def test_the_best_stays(tmp_path):
+    state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
+    with Checkpoints(tmp_path, keep=1, best="loss") as checkpoints:
+        assert checkpoints.best_step() is None
+        for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 1.0)):
+            checkpoints.note(step, {"loss": loss})
+            assert checkpoints.is_best(step) == (step in (1, 2))
+            checkpoints.save(step, *state, describe(step))
+        checkpoints.save(5, *state, describe(5))  # not evaluated
+        checkpoints.wait()
+        assert checkpoints.best_step() == 2
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "5"]
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):

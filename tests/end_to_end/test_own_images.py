@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import vit_jax
-from vit_jax.checkpoints.steps import load_description
+from vit_jax.checkpoints.reading import load_description
 from vit_jax.config import default_config, flat_keys
 from vit_jax.train.loop import train_and_evaluate
 

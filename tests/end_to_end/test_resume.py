@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import vit_jax
-from vit_jax.checkpoints.steps import load_description, load_params
+from vit_jax.checkpoints.reading import load_description, load_params
 
 HERE = pathlib.Path(__file__).parent
 STEPS = 10

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from vit_jax.checkpoints.steps import has_checkpoint, load_description
+from vit_jax.checkpoints.reading import has_checkpoint, load_description
 from vit_jax.train import evaluation, loop
 from vit_jax.train.interrupts import Interrupted, Interrupts
 from vit_jax.train.loop import train_and_evaluate

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.steps import load_params
+from vit_jax.checkpoints.reading import load_params
 from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError

@@ -3,49 +3,66 @@
 import contextlib
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+from jax.experimental import multihost_utils
 
 from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
+from vit_jax.checkpoints.manifest import write_manifest
+from vit_jax.checkpoints.parts import (
+    EMA,
+    METADATA,
+    OPTIMIZER,
+    PARAMS,
+    UNFINISHED,
+    DamagedError,
+    handlers,
+    reason,
+    sound,
+)
+from vit_jax.checkpoints.reading import choose, newest_sound, saved_steps
+from vit_jax.checkpoints.retention import Retention
+from vit_jax.checkpoints.workdir import CHECKPOINTS, locate
 from vit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# The parts of a checkpoint: a folder each in WORKDIR/checkpoints/<step>.
-_PARAMS, _OPTIMIZER, _METADATA = "params", "optimizer", "metadata"
-# What Orbax calls a folder until it is complete.
-_UNFINISHED = ".orbax-checkpoint-tmp"
-_ARRAYS = (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)
-_JSON = (ocp.args.JsonSave, ocp.args.JsonRestore)
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` returns."""
+
+    params: Any
+    opt_state: Any
+    description: Description
+    ema: Any = None
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager, to be used by one run at a time.
 
-    A checkpoint is written beside its final place and renamed when it is complete, so
-    one that can be seen is whole, whatever happened to the process. Older ones are
-    deleted only after that.
+    A checkpoint is written beside its final place, read once for the checksums of its
+    files, and renamed when it is complete, so one that can be seen is whole, whatever
+    happened to the process. Older ones are deleted only after that. All of this but the
+    copy of the arrays happens beside the training.
 
     Leave it through `with` or `close()`: a save that is in flight when the interpreter
     exits can no longer finish, and Python waits for it forever.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], keep: int):
+    def __init__(self, workdir: str | os.PathLike[str], keep: int, best: str = ""):
         """Opens or creates WORKDIR/checkpoints and removes what killed saves left.
 
         Args:
           workdir: the run's directory.
           keep: how many of the newest checkpoints stay.
+          best: a metric; the checkpoint that is best by it stays as well.
 
         Raises:
           UserError: the directory cannot be written to.
@@ -58,12 +75,16 @@ class Checkpoints:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
+            self._retention = Retention(keep, best)
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=checkpoint_managers.LatestN(keep),
+                    preservation_policy=self._retention,
+                    async_options=ocp.options.AsyncOptions(
+                        post_finalization_callback=self._write_manifest
+                    ),
                 ),
-                handler_registry=_handlers(_PARAMS, _OPTIMIZER, _METADATA),
+                handler_registry=handlers(PARAMS, EMA, OPTIMIZER, METADATA),
             )
         except OSError as error:
             raise UserError(
@@ -73,10 +94,28 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint; None before the first."""
-        return max(_steps(self._directory), default=None)
+        return max(saved_steps(self._directory), default=None)
+
+    def best_step(self) -> int | None:
+        """The checkpoint that is best by the metric; None without one."""
+        return self._retention.best(saved_steps(self._directory))
+
+    def is_best(self, step: int) -> bool:
+        """Whether what was noted of a step is better than all there are."""
+        there = {*saved_steps(self._directory), self._in_flight or step, step}
+        return self._retention.best(there) == step
+
+    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """What an evaluation has measured: decides which checkpoint is the best."""
+        self._retention.note(step, metrics)
 
     def save(
-        self, step: int, params: Any, opt_state: Any, description: Description
+        self,
+        step: int,
+        params: Any,
+        opt_state: Any,
+        description: Description,
+        ema: Any = None,
     ) -> None:
         """Starts saving; returns when the arrays are copied, so they may be donated.
 
@@ -88,6 +127,7 @@ class Checkpoints:
           params: tree of arrays.
           opt_state: tree of arrays.
           description: what the checkpoint says of itself.
+          ema: averaged parameters, if there are any.
 
         Raises:
           UserError: this or an earlier save failed; names the step, the reason and the
@@ -99,43 +139,78 @@ class Checkpoints:
             if step == latest:
                 return
             raise ValueError(f"step {step} is older than the saved step {latest}")
-        items = ocp.args.Composite(
-            **{
-                _PARAMS: ocp.args.PyTreeSave(params),
-                _OPTIMIZER: ocp.args.PyTreeSave(opt_state),
-                _METADATA: ocp.args.JsonSave(description.to_dict()),
-            }
-        )
+        items: dict[str, Any] = {
+            PARAMS: ocp.args.PyTreeSave(params),
+            OPTIMIZER: ocp.args.PyTreeSave(opt_state),
+            METADATA: ocp.args.JsonSave(description.to_dict()),
+        }
+        if ema is not None:
+            items[EMA] = ocp.args.PyTreeSave(ema)
         self._in_flight = step
         with self._failures_explained(OSError):
-            self._manager.save(step, args=items, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def restore_newest(
+        self, abstract_params: Any, abstract_opt_state: Any, abstract_ema: Any = None
+    ) -> Restored | None:
+        """Like `restore`, of the newest checkpoint that is sound; None without any.
+
+        Damaged ones that are newer are moved away, to checkpoints/<step>.damaged, so
+        that these steps can be saved again.
+
+        Raises:
+          UserError: all are damaged; or see `restore`.
+        """
+        damaged: list[int] = []
+
+        def restore(step: int) -> Restored:
+            try:
+                return self.restore(
+                    step, abstract_params, abstract_opt_state, abstract_ema
+                )
+            except DamagedError:
+                damaged.append(step)
+                raise
+
+        if self.latest_step() is None:
+            return None
+        found = newest_sound(self._directory.parent, restore)
+        for step in damaged:
+            self._set_aside(step)
+        return found
 
     def restore(
-        self, step: int, abstract_params: Any, abstract_opt_state: Any
-    ) -> tuple[Any, Any, Description]:
+        self,
+        step: int,
+        abstract_params: Any,
+        abstract_opt_state: Any,
+        abstract_ema: Any = None,
+    ) -> Restored:
         """Reads a checkpoint onto the devices that the abstract arrays name.
 
         Args:
           step: one of the saved steps.
           abstract_params: tree of `jax.ShapeDtypeStruct` with shardings.
           abstract_opt_state: the same, in optax's classes.
-
-        Returns:
-          Parameters, optimizer state and description.
+          abstract_ema: the same of averaged parameters; None if there are none.
 
         Raises:
-          UserError: no such step, another model's or optimizer's tree, or damage.
+          DamagedError: it is not as it was written.
+          UserError: no such step, or another model's or optimizer's tree.
         """
         self.wait()
-        wanted = {_PARAMS: abstract_params, _OPTIMIZER: abstract_opt_state}
+        wanted = {PARAMS: abstract_params, OPTIMIZER: abstract_opt_state}
+        if abstract_ema is not None:
+            wanted[EMA] = abstract_ema
         for leaf in jax.tree.leaves(wanted):
             if getattr(leaf, "sharding", None) is None:
                 raise ValueError(f"{leaf} has no sharding to restore onto")
-        _choose(self._directory.parent, step)
+        choose(self._directory.parent, step)
         folder = self._directory / str(step)
-        with _damage_explained(folder):
+        self._check(folder, (*wanted, METADATA))
+        with sound(folder):
             saved: Any = self._manager.metadata(step).item_metadata
-            found = {name: saved[name].tree for name in wanted}
+            found = {name: saved[name].tree for name in wanted if saved[name]}
         if difference := compare_trees(wanted, found, dtypes=True):
             raise UserError(
                 f"the checkpoint {folder} is not of this model and optimizer:\n"
@@ -150,11 +225,12 @@ class Checkpoints:
             )
             for name, tree in wanted.items()
         }
-        items[_METADATA] = ocp.args.JsonRestore()
-        with _damage_explained(folder):
-            state = self._manager.restore(step, args=ocp.args.Composite(**items))
-        description = Description.from_dict(state[_METADATA])
-        return state[_PARAMS], state[_OPTIMIZER], description
+        items[METADATA] = ocp.args.JsonRestore()
+        with sound(folder):
+            state: Any = self._manager.restore(step, args=ocp.args.Composite(**items))
+        description = Description.from_dict(state[METADATA])
+        ema = state[EMA] if EMA in wanted else None
+        return Restored(state[PARAMS], state[OPTIMIZER], description, ema)
 
     def wait(self) -> None:
         """Returns when the save in flight is complete.
@@ -197,6 +273,45 @@ class Checkpoints:
             # What ended the run comes first; it must not be hidden by this.
             logger.error("%s", error)
 
+    def _write_manifest(self) -> None:
+        """Orbax calls it when all files are written and the folder has its old name.
+
+        In one process only, and when all others have written theirs.
+        """
+        step = str(self._in_flight)
+        for folder in self._directory.iterdir():
+            # Where nothing can be renamed, it has its final name from the start.
+            if folder.name == step or folder.name.startswith(step + UNFINISHED):
+                write_manifest(folder)
+
+    def _check(self, folder: Path, parts: tuple[str, ...]) -> None:
+        """Raises DamagedError in all processes if the first finds a difference."""
+        difference = ""
+        if jax.process_index() == 0:
+            try:
+                with sound(folder, *parts):
+                    pass
+            except DamagedError as error:
+                difference = str(error)
+        if jax.process_count() > 1:
+            damaged = np.asarray(bool(difference))
+            if multihost_utils.broadcast_one_to_all(damaged) and not difference:
+                difference = f"the checkpoint {folder} is damaged."
+        if difference:
+            raise DamagedError(difference)
+
+    def _set_aside(self, step: int) -> None:
+        folder = self._directory / str(step)
+        aside = self._directory / f"{step}.damaged"
+        if jax.process_index() == 0:
+            if aside.exists():
+                _remove(aside)
+            folder.rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
+        logger.warning("it was moved to %s, which you may delete", aside)
+        self._manager.reload()
+
     @contextlib.contextmanager
     def _failures_explained(self, kind: type[Exception]) -> Iterator[None]:
         try:
@@ -207,7 +322,7 @@ class Checkpoints:
             self._manager.reload()  # Orbax has already forgotten the older steps
             last = self.latest_step()
             raise UserError(
-                f"checkpoint at step {step} was not saved ({_reason(error)}); "
+                f"checkpoint at step {step} was not saved ({reason(error)}); "
                 + (
                     "there is no earlier one."
                     if last is None
@@ -222,192 +337,10 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         for folder in self._directory.iterdir():
-            if _UNFINISHED in folder.name:
+            if UNFINISHED in folder.name:
                 logger.info("removing %s, a save that was cut off", folder)
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
 
-def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
-    """Whether there is a complete checkpoint to go on from."""
-    return bool(_steps(locate(workdir) / CHECKPOINTS))
-
-
-def has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
-    """Whether it holds a checkpoint, complete or not, by what the folders hold."""
-    directory = locate(workdir) / CHECKPOINTS
-    return any(
-        (directory / str(step) / part).is_dir()
-        for step in _steps(directory)
-        for part in (_PARAMS, _METADATA)
-    )
-
-
-def load_description(
-    workdir: str | os.PathLike[str], step: int | None = None
-) -> Description:
-    """What a checkpoint says of itself; reads none of its arrays.
-
-    Args:
-      workdir: a run's directory, which a running training may be writing to.
-      step: which checkpoint; by default the newest.
-
-    Raises:
-      UserError: not a work directory, no such checkpoint, or a damaged one.
-    """
-    directory = locate(workdir)
-    folder = directory / CHECKPOINTS / str(_choose(directory, step))
-    with _damage_explained(folder), _reader(_METADATA) as reader:
-        items = ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()})
-        values = reader.restore(folder, args=items)[_METADATA]
-    return Description.from_dict(values)
-
-
-def load_params(workdir: str | os.PathLike[str], step: int | None = None) -> Any:
-    """The parameters as numpy arrays; needs no devices and reads no optimizer state.
-
-    Args:
-      workdir: a run's directory, which a running training may be writing to.
-      step: which checkpoint; by default the newest.
-
-    Returns:
-      A nested dict of numpy arrays.
-
-    Raises:
-      UserError: not a work directory, no such checkpoint, or a damaged one.
-    """
-    directory = locate(workdir)
-    folder = directory / CHECKPOINTS / str(_choose(directory, step))
-    with _damage_explained(folder), _reader(_PARAMS) as reader:
-        tree = reader.metadata(folder).item_metadata[_PARAMS].tree
-        as_numpy = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-        )
-        items = ocp.args.Composite(
-            **{_PARAMS: ocp.args.PyTreeRestore(restore_args=as_numpy)}
-        )
-        return reader.restore(folder, args=items)[_PARAMS]
-
-
-def _handlers(*names: str) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    """Orbax reads and writes the parts named, and leaves the others alone."""
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for name in names:
-        if name == _METADATA:
-            handler, types = ocp.JsonCheckpointHandler(), _JSON
-        else:
-            handler, types = (
-                ocp.PyTreeCheckpointHandler(type_handler_registry=_array_types()),
-                _ARRAYS,
-            )
-        for arguments in types:
-            registry.add(name, arguments, handler)
-    return registry
-
-
-def _array_types() -> Any:
-    """How Orbax writes and reads single arrays."""
-    arrays = ocp.type_handlers.ArrayHandler(
-        # What is smaller is written by one of the devices that hold it: to slice it for
-        # all of them takes longer.
-        min_slice_bytes_for_replica_parallel=2**20
-    )
-    return ocp.type_handlers.create_type_handler_registry(
-        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
-    )
-
-
-def _reader(name: str) -> ocp.Checkpointer:
-    # Unlike a manager, it neither owns nor changes the directory.
-    handler = ocp.CompositeCheckpointHandler(handler_registry=_handlers(name))
-    return ocp.Checkpointer(handler)
-
-
-def _steps(checkpoints: Path) -> list[int]:
-    # A save in flight has another name until it is complete.
-    if not checkpoints.is_dir():
-        return []
-    return sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdecimal())
-
-
-def _choose(workdir: Path, step: int | None) -> int:
-    if not (workdir / CHECKPOINTS).is_dir():
-        raise UserError(f"{workdir} is not a work directory: {_contents(workdir)}.")
-    steps = _steps(workdir / CHECKPOINTS)
-    if not steps:
-        raise UserError(
-            f"{workdir} holds no complete checkpoint; train first, or pass another "
-            "directory."
-        )
-    if step is not None and step not in steps:
-        raise UserError(
-            f"{workdir} holds no checkpoint of step {step}; there are "
-            f"{', '.join(map(str, steps))}."
-        )
-    return steps[-1] if step is None else step
-
-
-def _contents(path: Path) -> str:
-    if not path.exists():
-        return "there is nothing of that name"
-    if not path.is_dir():
-        return "it is a file"
-    names = sorted(p.name for p in path.iterdir())
-    if CONFIG_FILE in names:
-        return "a run was started in it, but has saved nothing yet"
-    some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return f"it holds {some or 'nothing'}, and no folder named {CHECKPOINTS}"
-
-
-@contextlib.contextmanager
-def _damage_explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    # Orbax and TensorStore raise whatever the damage led to.
-    except Exception as error:
-        if closed := _inaccessible(folder):
-            raise UserError(
-                f"the checkpoint {folder} cannot be read: {closed} is not accessible "
-                "to this user; make it readable."
-            ) from error
-        raise UserError(
-            f"the checkpoint {folder} is damaged and cannot be read "
-            f"({_reason(error)}); move that folder away to use the one before it."
-        ) from error
-
-
-def _inaccessible(folder: Path) -> str:
-    """What within (or above) this user may not read, if anything; "" if all may be."""
-    closed = []
-
-    def look(error: OSError) -> None:
-        closed.append(error.filename)
-
-    for where, _, names in os.walk(folder, onerror=look):
-        paths = [where, *(os.path.join(where, name) for name in names)]
-        closed += [path for path in paths if not os.access(path, os.R_OK)]
-    return os.fspath(closed[0]) if closed else ""
-
-
-def _reason(error: BaseException) -> str:
-    # TensorStore's messages are long; what the operating system said is a number in it.
-    text = str(error)
-    if found := re.search(r"os_error_code='(\d+)'", text):
-        return os.strerror(int(found[1]))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(f"{type(error).__name__}: {text}".split())[:200]
-
-
-def _keep_quiet(record: logging.LogRecord) -> bool:
-    """Drops what Orbax logs, tracebacks of its threads among it.
-
-    Every failure reaches our callers as an error and is explained once, there.
-    """
-    # asyncio reports, of all writes that a full disk ends, those nobody awaited.
-    said = f"{record.pathname} {record.getMessage()}"
-    from_orbax = f"{os.sep}orbax{os.sep}" in said or _UNFINISHED in said
-    return not from_orbax or logger.isEnabledFor(logging.DEBUG)
-
-
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_keep_quiet)
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

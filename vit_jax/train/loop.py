@@ -8,7 +8,8 @@ import jax
 
 from vit_jax import config as config_lib
 from vit_jax import config_checks, sharding
-from vit_jax.checkpoints.steps import Checkpoints, has_checkpoint, load_description
+from vit_jax.checkpoints.reading import has_checkpoint, load_description
+from vit_jax.checkpoints.steps import Checkpoints
 from vit_jax.checkpoints.workdir import claim
 from vit_jax.config import Config
 from vit_jax.data.pipeline import train_batches
@@ -70,7 +71,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         stack.enter_context(claim(workdir, config_lib.to_plain(config), first=first))
 
         checkpoints = stack.enter_context(
-            Checkpoints(workdir, keep=config.keep_checkpoints)
+            Checkpoints(workdir, config.keep_checkpoints, config.keep_best)
         )
         state = initial_state(setup, checkpoints, params)
         step = int(state.step)
@@ -129,7 +130,7 @@ def _train(
             # done first, so that no number depends on interruptions.
             if reports.due(step, config.eval_every):
                 reports.evaluate(step, state)
-            if reports.due(step, config.checkpoint_every):
+            if reports.due(step, config.checkpoint_every) or reports.is_best(step):
                 reports.save(step, state)
             if step == config.total_steps:
                 return reports.writer.recorded(step, "eval") or {}

@@ -50,6 +50,11 @@ class MetricWriter:
         """That line, if this run or the one it goes on has written it already."""
         return self._recorded.get((step, split))
 
+    def of_split(self, split: str) -> list[tuple[int, dict[str, Any]]]:
+        """Step and line of all that are written of a split."""
+        lines = self._recorded.items()
+        return [(step, line) for (step, of), line in lines if of == split]
+
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Adds a line and the same points for TensorBoard.
 

@@ -49,6 +49,10 @@ class Reports:
     bad_images: int = 0  # of these, unreadable
     bad_images_told: int = 0  # at the end of the last epoch
 
+    def __post_init__(self) -> None:
+        for step, numbers in self.writer.of_split("eval"):
+            self.checkpoints.note(step, numbers)
+
     def stepped(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics; meanwhile those of the step before are read."""
         self.checkpoints.check()
@@ -141,6 +145,7 @@ class Reports:
                 f"training stops. {self._last_good()} {_DIVERGED}"
             )
         self.writer.write(step, "eval", numbers)
+        self.checkpoints.note(step, numbers)
         logger.info(
             "step %d: top-1 %.2f %% of %d held-out images, loss %.4f",
             step,
@@ -148,6 +153,12 @@ class Reports:
             numbers["examples"],
             numbers["loss"],
         )
+
+    def is_best(self, step: int) -> bool:
+        """Whether this step was evaluated, and is better than all that are kept."""
+        if not self.setup.config.keep_best or not self.writer.recorded(step, "eval"):
+            return False
+        return step > 0 and self.checkpoints.is_best(step)
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts saving the state; see `Checkpoints.save`."""

@@ -112,15 +112,15 @@ def fit_weights(
 def initial_state(
     setup: Setup, checkpoints: Checkpoints, params: dict[str, Any] | None
 ) -> TrainState:
-    """From the newest checkpoint; else from `params`; else from random weights."""
+    """From the newest sound checkpoint, else from `params`, else from random ones."""
     abstract = setup.abstract_state()
-    step = checkpoints.latest_step()
-    if step is not None:
-        rest = (abstract.opt_state, abstract.bad_images)
-        found, (opt_state, bad), _ = checkpoints.restore(step, abstract.params, rest)
+    rest = (abstract.opt_state, abstract.bad_images)
+    found = checkpoints.restore_newest(abstract.params, rest)
+    if found is not None:
+        step, (opt_state, bad) = found.description.step, found.opt_state
         logger.info("going on from the checkpoint of step %d", step)
         count = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-        return TrainState(count, found, opt_state, bad)
+        return TrainState(count, found.params, opt_state, bad)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     if params is None:
         return jax.jit(

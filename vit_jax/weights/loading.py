@@ -7,7 +7,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.steps import has_checkpoints, load_description, load_params
+from vit_jax.checkpoints.reading import has_checkpoints, load_checkpoint
 from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
@@ -63,10 +63,10 @@ def load_weights(
     workdir = _workdir(source)
     if workdir is not None:
         path, step = workdir
-        description = load_description(path, step)
-        _check_told(description.architecture, path, num_heads, trained_image_size)
-        # Of the same step, even if a running training saves another one meanwhile.
-        return Weights(description, load_params(path, description.step))
+        weights = Weights(*load_checkpoint(path, step))
+        architecture = weights.description.architecture
+        _check_told(architecture, path, num_heads, trained_image_size)
+        return weights
     resolved = resolve(source)
     file = weight_file(resolved.path)
     with open_tensors(file) as tensors:

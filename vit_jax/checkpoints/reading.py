@@ -1,0 +1,177 @@
+"""Reading checkpoints without being their run: what they say, and their parameters."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.parts import (
+    EMA,
+    METADATA,
+    PARAMS,
+    DamagedError,
+    reader,
+    sound,
+)
+from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
+from vit_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
+    """Whether there is a complete checkpoint to go on from."""
+    return bool(saved_steps(locate(workdir) / CHECKPOINTS))
+
+
+def has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
+    """Whether it holds a checkpoint, complete or not, by what the folders hold."""
+    directory = locate(workdir) / CHECKPOINTS
+    return any(
+        (directory / str(step) / part).is_dir()
+        for step in saved_steps(directory)
+        for part in (PARAMS, METADATA)
+    )
+
+
+def load_description(
+    workdir: str | os.PathLike[str], step: int | None = None
+) -> Description:
+    """What a checkpoint says of itself; reads none of its arrays.
+
+    Args:
+      workdir: a run's directory, which a running training may be writing to.
+      step: which checkpoint; by default the newest that is sound.
+
+    Raises:
+      UserError: not a work directory, no such checkpoint, or a damaged one.
+    """
+    return _read(locate(workdir), step, _description)
+
+
+def load_params(
+    workdir: str | os.PathLike[str], step: int | None = None, *, ema: bool = False
+) -> Any:
+    """The parameters as numpy arrays; needs no devices and reads no optimizer state.
+
+    Args:
+      workdir: a run's directory, which a running training may be writing to.
+      step: which checkpoint; by default the newest that is sound.
+      ema: the averaged ones, if the run has averaged any.
+
+    Returns:
+      A nested dict of numpy arrays.
+
+    Raises:
+      UserError: not a work directory, no such checkpoint, or a damaged one.
+    """
+    return _read(locate(workdir), step, lambda folder: _params(folder, ema))
+
+
+def load_checkpoint(
+    workdir: str | os.PathLike[str], step: int | None = None, *, ema: bool = False
+) -> tuple[Description, Any]:
+    """Both `load_description` and `load_params`, of the same step."""
+
+    def both(folder: Path) -> tuple[Description, Any]:
+        return _description(folder), _params(folder, ema)
+
+    return _read(locate(workdir), step, both)
+
+
+def has_ema(workdir: str | os.PathLike[str], step: int) -> bool:
+    """Whether a checkpoint has averaged parameters."""
+    return (locate(workdir) / CHECKPOINTS / str(step) / EMA).is_dir()
+
+
+def _description(folder: Path) -> Description:
+    with sound(folder, METADATA), reader(METADATA) as orbax:
+        items = ocp.args.Composite(**{METADATA: ocp.args.JsonRestore()})
+        values = orbax.restore(folder, args=items)[METADATA]
+    return Description.from_dict(values)
+
+
+def _params(folder: Path, ema: bool) -> Any:
+    name = EMA if ema and (folder / EMA).is_dir() else PARAMS
+    with sound(folder, name), reader(name) as orbax:
+        tree = orbax.metadata(folder).item_metadata[name].tree
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+        )
+        items = ocp.args.Composite(
+            **{name: ocp.args.PyTreeRestore(restore_args=as_numpy)}
+        )
+        return orbax.restore(folder, args=items)[name]
+
+
+def _read(workdir: Path, step: int | None, read: Callable[[Path], T]) -> T:
+    """Of that step, or of the newest that can be read."""
+    chosen = choose(workdir, step)
+    if step is not None:
+        return read(workdir / CHECKPOINTS / str(chosen))
+    return newest_sound(workdir, lambda step: read(workdir / CHECKPOINTS / str(step)))
+
+
+def newest_sound(workdir: Path, read: Callable[[int], T]) -> T:
+    """Of the newest checkpoint that is not damaged, saying which are.
+
+    Raises:
+      UserError: all are.
+    """
+    steps = saved_steps(workdir / CHECKPOINTS)[::-1]
+    damages = []
+    for step, older in zip(steps, [*steps[1:], None], strict=True):
+        try:
+            return read(step)
+        except DamagedError as error:
+            damages.append(str(error))
+            if older is not None:
+                logger.warning("%s The one before it, step %d, is used", error, older)
+    raise DamagedError(
+        "\n".join(damages) + f"\nThere is no sound checkpoint in {workdir}. Copy one "
+        "from a backup, or remove that folder to start again."
+    )
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    # A save in flight has another name until it is complete.
+    if not checkpoints.is_dir():
+        return []
+    return sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdecimal())
+
+
+def choose(workdir: Path, step: int | None) -> int:
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise UserError(f"{workdir} is not a work directory: {_contents(workdir)}.")
+    steps = saved_steps(workdir / CHECKPOINTS)
+    if not steps:
+        raise UserError(
+            f"{workdir} holds no complete checkpoint; train first, or pass another "
+            "directory."
+        )
+    if step is not None and step not in steps:
+        raise UserError(
+            f"{workdir} holds no checkpoint of step {step}; there are "
+            f"{', '.join(map(str, steps))}."
+        )
+    return steps[-1] if step is None else step
+
+
+def _contents(path: Path) -> str:
+    if not path.exists():
+        return "there is nothing of that name"
+    if not path.is_dir():
+        return "it is a file"
+    names = sorted(p.name for p in path.iterdir())
+    if CONFIG_FILE in names:
+        return "a run was started in it, but has saved nothing yet"
+    some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return f"it holds {some or 'nothing'}, and no folder named {CHECKPOINTS}"
