@@ -49,6 +49,7 @@ def load(
     trained_image_size: int | tuple[int, int] | None = None,
     fold_normalization: bool = False,
     dtype: Any = None,
+    ema: bool = True,
 ) -> "Model":
     """Loads a model from wherever it is; what was changed on the way is logged.
 
@@ -76,6 +77,8 @@ def load(
         patch embedding, so that the model reads [−1, 1].
       dtype: of activations; by default as in training: what its config says, where
         "auto" is bfloat16 on TPU and GPU and float32 on the CPU.
+      ema: the averaged weights of a work directory that has any (`ema_decay`); False
+        takes those of the last update.
 
     Raises:
       UserError: there is no such model, or one of the values cannot be.
@@ -90,7 +93,11 @@ def load(
     size, patch, trained = (_pair(name, value) for name, value in sizes.items())
     dtype = None if dtype is None else _compute_dtype(dtype)
     description, params = load_weights(
-        source, num_heads=num_heads, image_size=size, trained_image_size=trained
+        source,
+        num_heads=num_heads,
+        image_size=size,
+        trained_image_size=trained,
+        ema=ema,
     )
     original, config = description.architecture, description.config
     preprocessing = description.preprocessing

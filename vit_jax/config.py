@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_dict
 from vit_jax.config_checks import (
     out_of_range,
     value_of,
+    wrong_average,
     wrong_length,
     wrong_mixing,
     wrong_values,
@@ -166,6 +167,11 @@ def default_config() -> Config:
     config.weight_decay_on = ".*kernel"
     # Global norm; 0 = no clipping.
     config.grad_clip_norm = 1.0
+    # Decay of the moving average of the parameters, such as 0.9999; 0 = no average. It
+    # is evaluated too (split "eval_ema"), saved, and what predict and load prefer.
+    config.ema_decay = 0.0
+    # Less at first: min(ema_decay, (1 + t) / (10 + t)) at t finished updates.
+    config.ema_warmup = False
     # Microbatches a step; the gradients are those of the whole batch.
     config.accum_steps = 1
 
@@ -274,7 +280,7 @@ def problems(config: Config, *, num_devices: int, other_meshes: str = "") -> lis
       other_meshes: on which the batch could be spread.
     """
     found = list(wrong_values(config).values())
-    found += wrong_mixing(config) + wrong_length(config)
+    found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
         if config.batch_size % unit:

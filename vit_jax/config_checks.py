@@ -67,6 +67,7 @@ RANGES = {
     "momentum": (0.0, 0.999999),
     "weight_decay": (0.0, math.inf),
     "grad_clip_norm": (0.0, math.inf),
+    "ema_decay": (0.0, 0.9999999),
     "accum_steps": (1, math.inf),
     "learning_rate": (0.0, math.inf),
     "warmup_steps": (0, math.inf),
@@ -163,6 +164,13 @@ def wrong_mixing(config: Config) -> list[str]:
             "right, which only loss=sigmoid can learn"
         )
     return found
+
+
+def wrong_average(config: Config) -> list[str]:
+    """What of the averaged weights' keys does not go together."""
+    if config.ema_warmup and not config.ema_decay:
+        return ["ema_warmup without ema_decay: there is no average; set ema_decay"]
+    return []
 
 
 def wrong_length(config: Config) -> list[str]:

@@ -30,6 +30,10 @@ flags.DEFINE_list(
     flag_values=FLAGS,
 )
 
+flags.DEFINE_bool(
+    "raw", False, "the last weights, also where there are averaged ones", FLAGS
+)
+
 
 def main(arguments: list[str]) -> None:
     """The command; see the module's docstring."""
@@ -47,7 +51,10 @@ def main(arguments: list[str]) -> None:
         find_format(FLAGS.to)  # before anything is downloaded
     source, destination = arguments
     weights = load_weights(
-        source, num_heads=FLAGS.num_heads, trained_image_size=_size()
+        source,
+        num_heads=FLAGS.num_heads,
+        trained_image_size=_size(),
+        ema=not FLAGS.raw,
     )
     path = save_weights(*weights, destination, FLAGS.to)
     title = FORMATS[FLAGS.to].title if FLAGS.to in FORMATS else "vit_jax's own"

@@ -26,6 +26,9 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "top_k", 5, "classes to show for an image", lower_bound=1, flag_values=FLAGS
 )
+flags.DEFINE_bool(
+    "raw", False, "the last weights, also where there are averaged ones", FLAGS
+)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 
 
@@ -40,7 +43,7 @@ def main(arguments: list[str]) -> None:
     from vit_jax import api
 
     paths = expand(arguments)
-    model = api.load(FLAGS.checkpoint)
+    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw)
     predictions = model.predict(paths, FLAGS.top_k)
     if FLAGS.json:
         images = [

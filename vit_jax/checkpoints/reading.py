@@ -78,18 +78,17 @@ def load_params(
 
 def load_checkpoint(
     workdir: str | os.PathLike[str], step: int | None = None, *, ema: bool = False
-) -> tuple[Description, Any]:
-    """Both `load_description` and `load_params`, of the same step."""
+) -> tuple[Description, Any, bool]:
+    """What `load_description` and `load_params` give, of the same step.
 
-    def both(folder: Path) -> tuple[Description, Any]:
-        return _description(folder), _params(folder, ema)
+    The third value says whether the parameters are averaged ones.
+    """
 
-    return _read(locate(workdir), step, both)
+    def all_three(folder: Path) -> tuple[Description, Any, bool]:
+        averaged = ema and (folder / EMA).is_dir()
+        return _description(folder), _params(folder, averaged), averaged
 
-
-def has_ema(workdir: str | os.PathLike[str], step: int) -> bool:
-    """Whether a checkpoint has averaged parameters."""
-    return (locate(workdir) / CHECKPOINTS / str(step) / EMA).is_dir()
+    return _read(locate(workdir), step, all_three)
 
 
 def _description(folder: Path) -> Description:

@@ -40,6 +40,9 @@ flags.DEFINE_bool("per_class", False, "also each class's accuracy", FLAGS)
 flags.DEFINE_bool(
     "allow_bad_images", False, "leave out images that cannot be read", FLAGS
 )
+flags.DEFINE_bool(
+    "raw", False, "the last weights, also where there are averaged ones", FLAGS
+)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 
 
@@ -73,7 +76,7 @@ def measure() -> dict[str, Any]:
         padded_batch_size,
     )
 
-    model = api.load(FLAGS.checkpoint)
+    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw)
     config = model.config
     if not config["dataset"] and FLAGS.dataset is None:
         raise UserError(

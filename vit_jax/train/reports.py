@@ -50,7 +50,7 @@ class Reports:
     bad_images_told: int = 0  # at the end of the last epoch
 
     def __post_init__(self) -> None:
-        for step, numbers in self.writer.of_split("eval"):
+        for step, numbers in self.writer.of_split(self._judged):
             self.checkpoints.note(step, numbers)
 
     def stepped(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -134,29 +134,43 @@ class Reports:
     def evaluate(self, step: int, state: TrainState) -> None:
         """Measures and writes the held-out accuracy, unless that was done before."""
         self.read_metrics()
-        if self.writer.recorded(step, "eval"):
-            return
+        weights = {"eval": state.params}
+        if self.setup.config.ema_decay:
+            weights["eval_ema"] = state.ema
+        for split, params in weights.items():
+            if not self.writer.recorded(step, split):
+                self._evaluate(step, state, split, params)
+
+    def _evaluate(self, step: int, state: TrainState, split: str, params: Any) -> None:
         failing = self.saving_if_data_fail(step, state, "eval_bad_images")
         with self.clock.stopped(), failing:
-            numbers = self.evaluation(state.params, self.interrupts.watch)
+            numbers = self.evaluation(params, self.interrupts.watch)
         if not math.isfinite(numbers["loss"]):
             raise UserError(
                 f"step {step}: the loss on the held-out images is {numbers['loss']}; "
                 f"training stops. {self._last_good()} {_DIVERGED}"
             )
-        self.writer.write(step, "eval", numbers)
-        self.checkpoints.note(step, numbers)
+        self.writer.write(step, split, numbers)
+        if split == self._judged:
+            self.checkpoints.note(step, numbers)
         logger.info(
-            "step %d: top-1 %.2f %% of %d held-out images, loss %.4f",
+            "step %d%s: top-1 %.2f %% of %d held-out images, loss %.4f",
             step,
+            ", averaged weights" * (split == "eval_ema"),
             100 * numbers["top1"],
             numbers["examples"],
             numbers["loss"],
         )
 
+    @property
+    def _judged(self) -> str:
+        """The split that says which checkpoint is the best."""
+        return "eval_ema" if self.setup.config.ema_decay else "eval"
+
     def is_best(self, step: int) -> bool:
         """Whether this step was evaluated, and is better than all that are kept."""
-        if not self.setup.config.keep_best or not self.writer.recorded(step, "eval"):
+        evaluated = self.writer.recorded(step, self._judged)
+        if not self.setup.config.keep_best or not evaluated:
             return False
         return step > 0 and self.checkpoints.is_best(step)
 
@@ -181,7 +195,7 @@ class Reports:
         )
         rest = (state.opt_state, state.bad_images)
         with self.clock.stopped():
-            self.checkpoints.save(step, state.params, rest, description)
+            self.checkpoints.save(step, state.params, rest, description, state.ema)
 
     @contextlib.contextmanager
     def saving_if_data_fail(

@@ -48,7 +48,9 @@ class Setup:
         """The state before the first step."""
         # Two arrays: the step donates its state, and one cannot be given away twice.
         step, bad_images = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        return TrainState(step, params, self.optimizer.init(params), bad_images)
+        # A copy, for the same reason.
+        ema = jax.tree.map(jnp.copy, params) if self.config.ema_decay else None
+        return TrainState(step, params, self.optimizer.init(params), bad_images, ema)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state."""

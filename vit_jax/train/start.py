@@ -115,12 +115,12 @@ def initial_state(
     """From the newest sound checkpoint, else from `params`, else from random ones."""
     abstract = setup.abstract_state()
     rest = (abstract.opt_state, abstract.bad_images)
-    found = checkpoints.restore_newest(abstract.params, rest)
+    found = checkpoints.restore_newest(abstract.params, rest, abstract.ema)
     if found is not None:
         step, (opt_state, bad) = found.description.step, found.opt_state
         logger.info("going on from the checkpoint of step %d", step)
         count = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-        return TrainState(count, found.params, opt_state, bad)
+        return TrainState(count, found.params, opt_state, bad, found.ema)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     if params is None:
         return jax.jit(

@@ -47,7 +47,9 @@ def log_summary(
         f"process {jax.process_index() + 1} of {jax.process_count()}",
         "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         + f": parameters {_mib(sharding.bytes_per_device(state.params))} a device, "
-        f"optimiser state {_mib(sharding.bytes_per_device(state.opt_state))}",
+        f"optimiser state {_mib(sharding.bytes_per_device(state.opt_state))}"
+        + f", averages {_mib(sharding.bytes_per_device(state.ema))}"
+        * (config.ema_decay > 0),
         "versions": ", ".join(versions),
         "model": f"{config.model.variant or 'as pretrained'}: width {model.width}, "
         f"depth {model.depth}, {model.mixing}, {params:,} parameters, "

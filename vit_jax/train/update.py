@@ -27,6 +27,7 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     bad_images: Array  # int32 scalar: training images so far that could not be read
+    ema: Any = None  # averages of params; None without `ema_decay`
 
 
 def make_train_step(
@@ -112,6 +113,9 @@ def make_train_step(
         directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
         rate = schedule(state.step)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
+        ema = state.ema
+        if config.ema_decay:
+            ema = averaged(state.ema, params, _ema_decay(config, state.step))
         bad_images = state.bad_images + jnp.sum(batch["bad"])
         metrics = {
             "loss": loss / count,
@@ -120,9 +124,22 @@ def make_train_step(
             "learning_rate": rate,
             "bad_images": bad_images,
         }
-        return TrainState(state.step + 1, params, opt_state, bad_images), metrics
+        state = TrainState(state.step + 1, params, opt_state, bad_images, ema)
+        return state, metrics
 
     return train_step
+
+
+def averaged(ema: Any, params: Any, decay: Any) -> Any:
+    """Exponential moving average: decay × `ema` + (1 − decay) × `params`."""
+    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+
+
+def _ema_decay(config: Config, step: Array) -> Any:
+    if not config.ema_warmup:
+        return config.ema_decay
+    t = step.astype(jnp.float32)
+    return jnp.minimum(config.ema_decay, (1 + t) / (10 + t))
 
 
 def _microbatches(rows: Array, count: int) -> Array:

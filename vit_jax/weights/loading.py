@@ -42,6 +42,7 @@ def load_weights(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     trained_image_size: tuple[int, int] | None = None,
+    ema: bool = True,
 ) -> Weights:
     """Reads weights; the format is recognised by what the file holds.
 
@@ -55,6 +56,7 @@ def load_weights(
         where their number is no square and nothing else does.
       trained_image_size: (height, width) that the weights were trained at, for a file
         whose grid is none of what it looks like.
+      ema: the averaged weights of a work directory, if it has any; else the last ones.
 
     Raises:
       UserError: nothing is there, or it is none of these, or it is damaged, or was not
@@ -63,8 +65,10 @@ def load_weights(
     workdir = _workdir(source)
     if workdir is not None:
         path, step = workdir
-        weights = Weights(*load_checkpoint(path, step))
-        architecture = weights.description.architecture
+        description, params, averaged = load_checkpoint(path, step, ema=ema)
+        if averaged:
+            logger.info("%s, step %d: the averaged weights", path, description.step)
+        weights, architecture = Weights(description, params), description.architecture
         _check_told(architecture, path, num_heads, trained_image_size)
         return weights
     resolved = resolve(source)
