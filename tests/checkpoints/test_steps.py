@@ -1,5 +1,6 @@
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -539,3 +540,19 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monke
         load_params(tmp_path)
     assert str(closed) in str(error.value)
     assert "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize("in_its_place", ["nothing", "a file"])
+def test_a_folder_that_vanishes_is_said_and_not_made_anew(tmp_path, in_its_place):
+    state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
+    folder = tmp_path / "run/checkpoints"
+    with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
+        checkpoints.save(1, *state, describe(1))
+        checkpoints.wait()
+        shutil.move(folder, tmp_path / "away")
+        if in_its_place == "a file":
+            folder.touch()
+        with pytest.raises(UserError, match=r"run/checkpoints has vanished\)"):
+            checkpoints.save(2, *state, describe(2))
+    assert not folder.is_dir()
+    assert os.listdir(tmp_path / "away") == ["1"]

@@ -61,7 +61,7 @@ def test_an_average_lies_where_its_parameters_do(tiny):
     state = state.abstract_state()
     where = jax.tree.map(lambda x: x.sharding, state.params)
     assert jax.tree.map(lambda x: x.sharding, state.ema) == where
-    assert where["blocks_00"]["mlp"]["fc1"]["kernel"].spec[0] == ("fsdp",)
+    assert where["blocks_00"]["mlp"]["fc1"]["kernel"].spec[0] == "fsdp"
 
 
 def test_without_an_average_the_state_has_none(tiny):

@@ -297,3 +297,17 @@ def test_stopwatch(monkeypatch):
         clock.now += 50
     clock.now += 1
     assert stopwatch.lap(images=80) == {"images_per_second": 40.0, "waiting": 0.0}
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_file_that_vanishes_is_noticed_before_a_checkpoint(tmp_path, how):
+    writer = MetricWriter(tmp_path, 0)
+    writer.write(1, "train", {"loss": 1.0})
+    writer.flush()
+    (tmp_path / "metrics.jsonl").unlink()
+    if how == "replaced":
+        (tmp_path / "metrics.jsonl").touch()
+    said = r"metrics.jsonl \((No such|it was replaced)"
+    for finish in (writer.flush, writer.close):
+        with pytest.raises(UserError, match=said):
+            finish()

@@ -1,6 +1,7 @@
 """Saving and restoring the state of a run, step by step, with Orbax."""
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -148,6 +149,11 @@ class Checkpoints:
             items[EMA] = ocp.args.PyTreeSave(ema)
         self._in_flight = step
         with self._failures_explained(OSError):
+            # Orbax would make it anew, wherever that then is, and nobody would know.
+            if not self._directory.is_dir():
+                raise NotADirectoryError(
+                    errno.ENOTDIR, f"the folder {self._directory} has vanished"
+                )
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore_newest(
@@ -318,8 +324,9 @@ class Checkpoints:
             yield
         except kind as error:
             step, self._in_flight = self._in_flight, None
-            self._remove_unfinished()  # gives a full disk its space back
-            self._manager.reload()  # Orbax has already forgotten the older steps
+            with contextlib.suppress(OSError):  # the folder may be gone
+                self._remove_unfinished()  # gives a full disk its space back
+                self._manager.reload()  # Orbax has already forgotten the older steps
             last = self.latest_step()
             raise UserError(
                 f"checkpoint at step {step} was not saved ({reason(error)}); "

@@ -1,6 +1,7 @@
 """What a run shows of itself: JSON lines, TensorBoard, and progress on the terminal."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -87,6 +88,11 @@ class MetricWriter:
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._events.flush()
+            # Writing to a file that was deleted meanwhile fails nowhere.
+            if not os.path.samestat(os.fstat(self._stream.fileno()), self._file.stat()):
+                raise FileNotFoundError(
+                    errno.ENOENT, "it was replaced while the run wrote it", self._file
+                )
 
     def close(self) -> None:
         """Flushes and closes the files; may be called twice.
