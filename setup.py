@@ -29,6 +29,7 @@ setup(
     install_requires=[
         "absl-py>=2.3",
         'array-record>=0.8.1; sys_platform != "win32"',
+        "etils[epath]>=1.13",
         "filelock>=3.20",
         "flax>=0.12.8",
         "grain>=0.2.18",
@@ -58,6 +59,9 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda12": ["jax[cuda12]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
+        # Work directories in buckets.
+        "gcs": ["gcsfs>=2026.9"],
+        "s3": ["s3fs>=2026.9"],
         # What benchmarks/input.py compares with.
         "peers": ["tensorflow-cpu>=2.20", "timm>=1.0", "torch>=2.9", "torchvision"],
         # TensorFlow, once, to prepare a set of tensorflow-datasets.

@@ -89,7 +89,8 @@ def test_what_cannot_be_a_work_directory(tmp_path):
         tmp_path / "torn": "is not the config of a run",
         tmp_path / "stray": "holds checkpoints but no config.json",
         "/proc/run": "cannot be written to",  # for root, too
-        "gs://bucket/run": "gcsfuse",
+        "az://bucket/run": "expected the path of a folder, gs://BUCKET/FOLDER",
+        "gs://": "expected the path of a folder, gs://BUCKET/FOLDER",
         "": "is empty",
     }
     for path, text in expected.items():
@@ -101,10 +102,12 @@ def test_a_directory_that_became_read_only_is_refused(tmp_path, monkeypatch):
     claim(tmp_path, CONFIG)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
 
-    def refuse(self):
+    def refuse(self, content):
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(workdir.Path, "touch", refuse)  # permissions do not bind root
+    monkeypatch.setattr(
+        workdir.Path, "write_bytes", refuse
+    )  # permissions do not bind root
     with pytest.raises(UserError, match=r"cannot be written to \(Permission denied\)"):
         claim(tmp_path, CONFIG)
 

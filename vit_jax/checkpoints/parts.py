@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vit_jax.checkpoints.buckets import in_bucket
 from vit_jax.checkpoints.manifest import MANIFEST, check_manifest
 from vit_jax.errors import UserError
 
@@ -95,6 +96,8 @@ def sound(folder: Path, *parts: str) -> Iterator[None]:
 
 def _inaccessible(folder: Path) -> str:
     """What within (or above) this user may not read, if anything; "" if all may be."""
+    if in_bucket(folder):
+        return ""  # its errors speak for themselves
     closed = []
 
     def look(error: OSError) -> None:
@@ -124,7 +127,8 @@ def _keep_quiet(record: logging.LogRecord) -> bool:
     """
     # asyncio reports, of all writes that a full disk ends, those nobody awaited.
     said = f"{record.pathname} {record.getMessage()}"
-    from_orbax = f"{os.sep}orbax{os.sep}" in said or UNFINISHED in said
+    signs = (f"{os.sep}orbax{os.sep}", UNFINISHED, "tensorstore_spec")
+    from_orbax = any(sign in said for sign in signs)
     return not from_orbax or logger.isEnabledFor(logging.DEBUG)
 
 

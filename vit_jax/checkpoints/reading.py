@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vit_jax.checkpoints.buckets import is_complete
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.parts import (
     EMA,
@@ -144,7 +145,11 @@ def saved_steps(checkpoints: Path) -> list[int]:
     # A save in flight has another name until it is complete.
     if not checkpoints.is_dir():
         return []
-    return sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdecimal())
+    return sorted(
+        int(path.name)
+        for path in checkpoints.iterdir()
+        if path.name.isdecimal() and is_complete(path)
+    )
 
 
 def choose(workdir: Path, step: int | None) -> int:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -14,6 +13,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from vit_jax.checkpoints.buckets import (
+    in_bucket,
+    is_complete,
+    is_folder,
+    move,
+    remove,
+)
 from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.manifest import write_manifest
@@ -34,6 +40,9 @@ from vit_jax.checkpoints.workdir import CHECKPOINTS, locate
 from vit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_RENAME = ocp.options.AtomicityMode.ATOMIC_RENAME
+_COMMIT_FILE = ocp.options.AtomicityMode.COMMIT_FILE
 
 
 class Restored(NamedTuple):
@@ -81,6 +90,9 @@ class Checkpoints:
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=self._retention,
+                    atomicity_options=ocp.options.AtomicityOptions(
+                        mode=_COMMIT_FILE if in_bucket(self._directory) else _RENAME
+                    ),
                     async_options=ocp.options.AsyncOptions(
                         post_finalization_callback=self._write_manifest
                     ),
@@ -90,7 +102,8 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"checkpoints cannot be written to {self._directory} "
-                f"({error.strerror}); make it writable or pass another --workdir."
+                f"({error.strerror or error}); make it writable or pass another "
+                "--workdir."
             ) from error
 
     def latest_step(self) -> int | None:
@@ -150,7 +163,7 @@ class Checkpoints:
         self._in_flight = step
         with self._failures_explained(OSError):
             # Orbax would make it anew, wherever that then is, and nobody would know.
-            if not self._directory.is_dir():
+            if not is_folder(self._directory):
                 raise NotADirectoryError(
                     errno.ENOTDIR, f"the folder {self._directory} has vanished"
                 )
@@ -311,8 +324,8 @@ class Checkpoints:
         aside = self._directory / f"{step}.damaged"
         if jax.process_index() == 0:
             if aside.exists():
-                _remove(aside)
-            folder.rename(aside)
+                remove(aside)
+            move(folder, aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")
         logger.warning("it was moved to %s, which you may delete", aside)
@@ -341,13 +354,10 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         # Before any of this run's saves and after a failed one, so none is in use.
-        if jax.process_index() != 0:
+        if jax.process_index() != 0 or not self._directory.is_dir():
             return
         for folder in self._directory.iterdir():
-            if UNFINISHED in folder.name:
+            cut_off = folder.name.isdecimal() and not is_complete(folder)
+            if UNFINISHED in folder.name or cut_off:
                 logger.info("removing %s, a save that was cut off", folder)
-                _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 import filelock
 
+from vit_jax.checkpoints.buckets import bucket_path, in_bucket
 from vit_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -24,16 +25,15 @@ def locate(workdir: str | os.PathLike[str]) -> Path:
 
     Orbax takes only absolute paths, and people type relative ones.
 
+    Args:
+      workdir: a path, or gs://BUCKET/FOLDER or s3://BUCKET/FOLDER.
+
     Raises:
-      UserError: an address such as gs://bucket/run; as a path it would quietly become
-        a local folder of that name.
+      UserError: another address: as a path it would quietly become a local folder.
     """
     text = os.fspath(workdir)
     if "://" in text:
-        raise UserError(
-            f"work directory {text}: only paths of a file system can be used; mount "
-            "the bucket (for example with gcsfuse) and pass the path it is mounted at."
-        )
+        return bucket_path(text)
     if not text:
         raise UserError(
             "the work directory's name is empty; pass the path of a folder."
@@ -57,7 +57,8 @@ def claim(
 
     Returns:
       A lock: until it is left, or the process ends, nobody else can claim the
-      directory. Two runs that wrote there would destroy each other's metrics.
+      directory. Two runs that wrote there would destroy each other's metrics. A bucket
+      has no locks: there nobody notices a second run.
 
     Raises:
       UserError: another run's directory (names the keys that differ), one that a run is
@@ -80,8 +81,8 @@ def claim(
         ) from None
     except OSError as error:
         raise UserError(
-            f"work directory {directory} cannot be written to ({error.strerror}); make "
-            "it writable or pass another --workdir."
+            f"work directory {directory} cannot be written to "
+            f"({error.strerror or error}); make it writable or pass another --workdir."
         ) from None
 
 
@@ -90,7 +91,7 @@ def _take(directory: Path, file: Path, config: Mapping[str, Any]) -> None:
     if file.exists() and _trained(directory):
         _compare(directory, _read_config(file), config)
         _check_writable(directory)
-    elif any((directory / CHECKPOINTS).glob("[0-9]*")):
+    elif _holds_steps(directory):
         raise UserError(
             f"{directory} holds checkpoints but no {CONFIG_FILE}, so nobody can tell "
             "which run they belong to; put the file back or pass another --workdir."
@@ -100,6 +101,8 @@ def _take(directory: Path, file: Path, config: Mapping[str, Any]) -> None:
 
 
 def _lock(directory: Path) -> contextlib.AbstractContextManager[Any]:
+    if in_bucket(directory):
+        return contextlib.nullcontext()
     lock = filelock.FileLock(directory / _LOCK)
     try:
         return lock.acquire(blocking=False)
@@ -118,6 +121,9 @@ def write_atomically(file: Path, text: str) -> None:
     Raises:
       OSError: nothing was changed.
     """
+    if in_bucket(file):
+        file.write_text(text)
+        return
     # A name of its own: several processes of one run may share the directory.
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -145,9 +151,13 @@ def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
 def _trained(directory: Path) -> bool:
     """Whether a run has left more here than its config."""
     metrics = directory / METRICS_FILE
-    return (metrics.exists() and metrics.stat().st_size > 0) or any(
-        (directory / CHECKPOINTS).glob("[0-9]*")
-    )
+    written = metrics.exists() and metrics.read_bytes() != b""
+    return written or _holds_steps(directory)
+
+
+def _holds_steps(directory: Path) -> bool:
+    folder = directory / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -195,7 +205,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _check_writable(directory: Path) -> None:
     probe = directory / f".{uuid.uuid4().hex}.tmp"
-    probe.touch()
+    probe.write_bytes(b"")
     probe.unlink()
 
 

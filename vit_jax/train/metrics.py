@@ -1,19 +1,22 @@
 """What a run shows of itself: JSON lines, TensorBoard, and progress on the terminal."""
 
 import contextlib
-import errno
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
+from vit_jax.checkpoints.buckets import in_bucket
 from vit_jax.checkpoints.workdir import METRICS_FILE, locate, write_atomically
 from vit_jax.errors import UserError
+from vit_jax.train.lines import open_lines
 
 TENSORBOARD = "tensorboard"
 
@@ -45,7 +48,7 @@ class MetricWriter:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._recorded = _cut_back(self._file, resume_step)
             self._events = _Events(self._file.parent / TENSORBOARD, resume_step)
-            self._stream = open(self._file, "a", encoding="utf-8")  # noqa: SIM115
+            self._stream = open_lines(self._file)
 
     def recorded(self, step: int, split: str) -> dict[str, Any] | None:
         """That line, if this run or the one it goes on has written it already."""
@@ -85,14 +88,8 @@ class MetricWriter:
           UserError: the disk is full, or the like.
         """
         with self._failures_explained():
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
+            self._stream.sync()
             self._events.flush()
-            # Writing to a file that was deleted meanwhile fails nowhere.
-            if not os.path.samestat(os.fstat(self._stream.fileno()), self._file.stat()):
-                raise FileNotFoundError(
-                    errno.ENOENT, "it was replaced while the run wrote it", self._file
-                )
 
     def close(self) -> None:
         """Flushes and closes the files; may be called twice.
@@ -251,8 +248,11 @@ class _Events:
 
         protobuf: Any = event_pb2  # its classes are made at run time
         directory.mkdir(parents=True, exist_ok=True)
+        self._directory, self._local = directory, directory
+        if in_bucket(directory):  # written here, and copied at every flush
+            self._local = Path(tempfile.mkdtemp(prefix="vit_jax_events_"))
         # tensorboardX overwrites a file of the same second; the process makes it ours.
-        self._writer = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+        self._writer = EventsWriter(str(self._local / "events"), f".{os.getpid()}")
         start = protobuf.Event(
             wall_time=time.time(),
             # What earlier files hold from this step on is hidden (purged).
@@ -274,9 +274,14 @@ class _Events:
 
     def flush(self) -> None:
         self._writer.flush()
+        if self._local is not self._directory:
+            for file in self._local.iterdir():
+                (self._directory / file.name).write_bytes(file.read_bytes())
 
     def close(self) -> None:
         self._writer.close()
+        if self._local is not self._directory:
+            shutil.rmtree(self._local, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -296,7 +301,7 @@ def _cut_back(file: Path, resume_step: int) -> dict[tuple[int, str], dict[str, A
     """Removes lines after `resume_step` and a torn last one; returns what is left."""
     if not file.exists():
         return {}
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = file.read_bytes().decode("utf-8", errors="replace")
     # A line is whole when its newline is there; what follows the last one is torn.
     lines = text.split("\n")[:-1]
     kept: list[str] = []

@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
+from vit_jax.checkpoints.buckets import in_bucket
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.reading import has_checkpoints, load_checkpoint
-from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE
+from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture
@@ -27,6 +29,9 @@ from vit_jax.weights.formats.single_file import is_single_file, read_single_file
 from vit_jax.weights.published.download import resolve
 
 logger = logging.getLogger(__name__)
+
+# In a bucket: a file to download, and no work directory.
+_WEIGHT_FILE = re.compile(r"\.(npz|safetensors|bin|pth|pt)(#.*)?$")
 
 
 class Weights(NamedTuple):
@@ -47,10 +52,11 @@ def load_weights(
     """Reads weights; the format is recognised by what the file holds.
 
     Args:
-      source: a work directory (its newest checkpoint) or WORKDIR/checkpoints/STEP; a
-        file in our own, Google's, big_vision's, timm's or Hugging Face's format; a
-        directory with such a file and its config.json; a published name, see
-        `python -m vit_jax.models`; "hf:owner/name"; an https address.
+      source: a work directory (its newest checkpoint) or WORKDIR/checkpoints/STEP,
+        also in a bucket (gs://, s3://); a file in our own, Google's, big_vision's,
+        timm's or Hugging Face's format; a directory with such a file and its
+        config.json; a published name, see `python -m vit_jax.models`; "hf:owner/name";
+        an https address.
       num_heads: for a file that does not say it.
       image_size: (height, width) that they are wanted for. It tells the grid of patches
         where their number is no square and nothing else does.
@@ -140,6 +146,10 @@ def _workdir(source: str | pathlib.Path) -> tuple[pathlib.Path, int | None] | No
     Raises:
       UserError: models of others are in it, called as steps are.
     """
+    if in_bucket(source) and not _WEIGHT_FILE.search(str(source)):
+        path = locate(source)
+        is_step = path.parent.name == CHECKPOINTS and path.name.isdecimal()
+        return (path.parent.parent, int(path.name)) if is_step else (path, None)
     # Absolute, so that "." and "10" have a parent.
     path = pathlib.Path(source).expanduser().absolute()
     is_step = path.parent.name == CHECKPOINTS and path.name.isdecimal()
