@@ -59,6 +59,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda12": ["jax[cuda12]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
+        "wandb": ["wandb>=0.22"],
         # Work directories in buckets.
         "gcs": ["gcsfs>=2026.9"],
         "s3": ["s3fs>=2026.9"],

@@ -213,6 +213,11 @@ def default_config() -> Config:
     # The best by the evaluations' "top1", "top5" or "loss" stays too, and an evaluation
     # that is better than all before saves one; "" = no such.
     config.keep_best = ""
+    # First and last step, counted from 1, that are traced for XProf; (0, 0) = none.
+    config.profile_steps = (0, 0)
+    # Project of Weights & Biases that gets the metrics too, by the extra [wandb];
+    # "" = none.
+    config.wandb_project = ""
     # Also write each class's accuracy to metrics.jsonl.
     config.per_class = False
     return config.lock()

@@ -96,6 +96,12 @@ def wrong_values(config: Config) -> dict[str, str]:
             f"image_size={size}: give one size or height,width in pixels, "
             "as in --config.image_size=384 or =384,256"
         )
+    traced = tuple(config.profile_steps)
+    if traced != (0, 0) and not (len(traced) == 2 and 1 <= traced[0] <= traced[1]):
+        found["profile_steps"] = (
+            f"profile_steps={traced}: give the first and the last step, as in "
+            "--config.profile_steps=10,15, or 0,0 for none"
+        )
     try:
         re.compile(config.weight_decay_on)
     except re.error as error:

@@ -98,9 +98,11 @@ def _main() -> None:
         set_up(error.config, problems=error.problems)
         raise
     # Imported only now: flag errors and --help should not wait for JAX.
+    from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.train.interrupts import Interrupted
     from vit_jax.train.loop import train_and_evaluate
 
+    use_compilation_cache()
     try:
         train_and_evaluate(config, workdir)
     except Interrupted as interrupted:

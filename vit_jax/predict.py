@@ -41,7 +41,9 @@ def main(arguments: list[str]) -> None:
     if not arguments:
         raise UserError("no images; pass image files, or folders of them")
     from vit_jax import api
+    from vit_jax.compilation_cache import use_compilation_cache
 
+    use_compilation_cache()
     paths = expand(arguments)
     model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw)
     predictions = model.predict(paths, FLAGS.top_k)

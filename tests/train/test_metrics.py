@@ -293,7 +293,7 @@ def test_stopwatch(monkeypatch):
     clock.now += 3
     assert stopwatch.lap(images=80) == {"images_per_second": 20.0, "waiting": 0.25}
     clock.now += 1
-    with stopwatch.stopped():  # an evaluation
+    with stopwatch.stopped("evaluating"):
         clock.now += 50
     clock.now += 1
     assert stopwatch.lap(images=80) == {"images_per_second": 40.0, "waiting": 0.0}

@@ -66,6 +66,7 @@ def measure() -> dict[str, Any]:
     import jax
 
     from vit_jax import api, sharding
+    from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.data.datasets import locate, whole
     from vit_jax.data.decode import DecodeError
     from vit_jax.data.pipeline import eval_batches
@@ -76,6 +77,7 @@ def measure() -> dict[str, Any]:
         padded_batch_size,
     )
 
+    use_compilation_cache()
     model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw)
     config = model.config
     if not config["dataset"] and FLAGS.dataset is None:

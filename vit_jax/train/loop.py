@@ -18,11 +18,13 @@ from vit_jax.train.attention_check import with_checked_attention
 from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.interrupts import Interrupted, Interrupts, StopRequest
 from vit_jax.train.metrics import MetricWriter, Progress
+from vit_jax.train.profiling import Profile
 from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import fit_weights, initial_state, open_sources
 from vit_jax.train.summary import log_summary, out_of_memory_explained
 from vit_jax.train.update import TrainState
+from vit_jax.train.wandb_run import missing_wandb, wandb_runs
 from vit_jax.weights.loading import load_weights
 
 
@@ -49,7 +51,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
 
         # Where it starts: an earlier run of this directory, weights, or nothing.
         earlier = load_description(workdir) if has_checkpoint(workdir) else None
-        weights, problems = None, []
+        weights, problems = None, missing_wandb(config)
         if config.pretrained and earlier is None:
             sized = "image_size" not in config_checks.wrong_values(config)
             try:
@@ -107,8 +109,11 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
             setup.info.num_examples,
             Evaluation(setup, eval_source),
             checkpoints,
-            stack.enter_context(MetricWriter(workdir, step)),
+            stack.enter_context(
+                MetricWriter(workdir, step, wandb_runs(config, workdir))
+            ),
             stack.enter_context(Progress(config.total_steps, step)),
+            stack.enter_context(Profile(workdir, config.profile_steps)),
             interrupts,
             (step, int(state.bad_images)),
         )
@@ -133,17 +138,19 @@ def _train(
             if reports.due(step, config.checkpoint_every) or reports.is_best(step):
                 reports.save(step, state)
             if step == config.total_steps:
+                reports.finish(step)
                 return reports.writer.recorded(step, "eval") or {}
             if interrupts.received is not None:
                 raise StopRequest
             with reports.fetching(step, state):
                 batch = sharding.place(next(batches), reports.setup.mesh)
-            state, metrics = compiled(state, batch)
             step += 1
+            with reports.profile.step(step):
+                state, metrics = compiled(state, batch)
             reports.stepped(step, metrics)
     except StopRequest:
         if step:
             reports.save(step, state)
-            reports.checkpoints.wait()
+        reports.finish(step)
         assert interrupts.received is not None
         raise Interrupted(interrupts.received, step) from None

@@ -1,5 +1,6 @@
 """What a run shows of itself: JSON lines, TensorBoard, and progress on the terminal."""
 
+import collections
 import contextlib
 import json
 import math
@@ -8,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,7 @@ from vit_jax.checkpoints.buckets import in_bucket
 from vit_jax.checkpoints.workdir import METRICS_FILE, locate, write_atomically
 from vit_jax.errors import UserError
 from vit_jax.train.lines import open_lines
+from vit_jax.train.wandb_run import WandbRun
 
 TENSORBOARD = "tensorboard"
 
@@ -33,16 +35,23 @@ class MetricWriter:
     checkpoint: what was written after that checkpoint is removed first.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_step: int):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        resume_step: int,
+        also: Sequence[WandbRun] = (),
+    ):
         """Opens the files, cut back to what the checkpoint knows.
 
         Args:
           workdir: the run's directory.
           resume_step: the step of the checkpoint the run goes on from; 0 without one.
+          also: who gets the same numbers; closed with this.
 
         Raises:
           UserError: they cannot be read or written, or are not ours.
         """
+        self._also = also
         self._file = locate(workdir) / METRICS_FILE
         with self._failures_explained():
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +87,15 @@ class MetricWriter:
         with self._failures_explained():
             self._stream.write(json.dumps(line, allow_nan=False) + "\n")
             self._stream.flush()
-            self._events.write(step, split, numbers)
+        self.show(step, split, numbers)
         self._recorded[step, split] = line
+
+    def show(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
+        """The points alone, without a line: what is not the same in every run."""
+        with self._failures_explained():
+            self._events.write(step, split, numbers)
+        for other in self._also:
+            other.write(step, split, numbers)
 
     def flush(self) -> None:
         """Returns when everything is on the disk; to be called before a checkpoint.
@@ -105,6 +121,8 @@ class MetricWriter:
             finally:
                 self._events.close()
                 self._stream.close()
+                for other in self._also:
+                    other.close()
 
     def __enter__(self) -> Self:
         return self
@@ -204,8 +222,9 @@ class Stopwatch:
     """Measures speed and the share of time that steps wait for data."""
 
     def __init__(self) -> None:
-        self._since = time.monotonic()
+        self._begun = self._since = time.monotonic()
         self._waited = 0.0
+        self._spent: dict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -214,16 +233,25 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._waited += time.monotonic() - before
+            seconds = time.monotonic() - before
+            self._waited += seconds
+            self._spent["waiting"] += seconds
 
     @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
+    def stopped(self, doing: str) -> Iterator[None]:
         """Time spent inside does not count: no steps are made meanwhile."""
         before = time.monotonic()
         try:
             yield
         finally:
-            self._since += time.monotonic() - before
+            seconds = time.monotonic() - before
+            self._since += seconds
+            self._spent[doing] += seconds
+
+    def spent(self) -> dict[str, float]:
+        """Seconds since the stopwatch was made: in "steps", and beside them."""
+        whole = time.monotonic() - self._begun
+        return {"steps": whole - sum(self._spent.values()), **self._spent}
 
     def lap(self, images: int) -> dict[str, float]:
         """`images_per_second` and `waiting` (0 to 1) since the last lap."""

@@ -16,8 +16,10 @@ from vit_jax.checkpoints.steps import Checkpoints
 from vit_jax.data.decode import DecodeError
 from vit_jax.errors import UserError
 from vit_jax.train.evaluation import Evaluation
+from vit_jax.train.goodput import goodput, in_words
 from vit_jax.train.interrupts import Interrupts
 from vit_jax.train.metrics import MetricWriter, Progress, Stopwatch
+from vit_jax.train.profiling import Profile
 from vit_jax.train.setup import Setup
 from vit_jax.train.update import TrainState
 
@@ -40,6 +42,7 @@ class Reports:
     checkpoints: Checkpoints
     writer: MetricWriter
     progress: Progress
+    profile: Profile
     interrupts: Interrupts
     start: tuple[int, int]  # finished updates and unreadable images before this process
     clock: Stopwatch = dataclasses.field(default_factory=Stopwatch)
@@ -56,6 +59,8 @@ class Reports:
     def stepped(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics; meanwhile those of the step before are read."""
         self.checkpoints.check()
+        with self.clock.stopped("tracing"):
+            self.profile.stepped(step, metrics)
         self.read_metrics()
         self.unread = step, metrics
 
@@ -143,7 +148,7 @@ class Reports:
 
     def _evaluate(self, step: int, state: TrainState, split: str, params: Any) -> None:
         failing = self.saving_if_data_fail(step, state, "eval_bad_images")
-        with self.clock.stopped(), failing:
+        with self.clock.stopped("evaluating"), failing:
             numbers = self.evaluation(params, self.interrupts.watch)
         if not math.isfinite(numbers["loss"]):
             raise UserError(
@@ -194,8 +199,20 @@ class Reports:
             self.examples,
         )
         rest = (state.opt_state, state.bad_images)
-        with self.clock.stopped():
+        with self.clock.stopped("saving"):
             self.checkpoints.save(step, state.params, rest, description, state.ema)
+
+    def finish(self, step: int) -> None:
+        """Waits for the last save, and says where the time of this process went."""
+        with self.clock.stopped("saving"):
+            self.checkpoints.wait()
+        shares = goodput(self.clock.spent())
+        # Not among the metrics, which are the same in every run.
+        self.writer.show(step, "time", shares)
+        logger.info("goodput    %s", in_words(shares))
+        best = self.checkpoints.best_step()
+        if best is not None:
+            logger.info("best       step %d, by %s", best, self.setup.config.keep_best)
 
     @contextlib.contextmanager
     def saving_if_data_fail(

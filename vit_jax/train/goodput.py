@@ -1,0 +1,51 @@
+"""Where the time of a process goes: how much of it are steps."""
+
+import contextlib
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+
+_LOADED = time.time()
+
+
+def process_start() -> float:
+    """When this process began, in seconds as `time.time` counts them."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # proc(5): field 22, in ticks since the machine started; the name before it may
+        # hold spaces and ends with the last parenthesis.
+        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        up = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+        age = up - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - age
+    return _LOADED  # without Python's own start
+
+
+def goodput(spent: Mapping[str, float]) -> dict[str, float]:
+    """Shares of the time since this process started.
+
+    Args:
+      spent: what the time went to since the first step → seconds; "steps" is what is
+        productive.
+
+    Returns:
+      `goodput` (0 to 1) = the share of "steps", `seconds` of the whole, and the share
+      of everything else; "starting" is what was before.
+    """
+    whole = max(time.time() - process_start(), 1e-9)
+    starting = max(whole - sum(spent.values()), 0.0)
+    parts = {"starting": starting, **spent}
+    steps = parts.pop("steps")
+    shares = {name: seconds / whole for name, seconds in parts.items()}
+    return {"goodput": steps / whole, "seconds": whole, **shares}
+
+
+def in_words(shares: Mapping[str, float]) -> str:
+    """One line of what `goodput` returns."""
+    rest = ", ".join(
+        f"{name} {100 * share:.1f} %"
+        for name, share in shares.items()
+        if name not in ("goodput", "seconds") and share >= 0.0005
+    )
+    steps, seconds = 100 * shares["goodput"], shares["seconds"]
+    return f"{steps:.1f} % of {seconds:,.0f} s were steps; {rest}"

@@ -1,0 +1,63 @@
+"""A trace of chosen steps, for XProf and TensorBoard."""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import jax
+
+from vit_jax.checkpoints.workdir import locate
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "profile"
+
+
+class Profile:
+    """Traces from the first to the last of some steps; a context manager.
+
+    Everything between them is in the trace: waiting for data, evaluation, saving.
+    """
+
+    def __init__(self, workdir: str, steps: Sequence[int]):
+        """Nothing is traced before `step`.
+
+        Args:
+          workdir: the run's; traces go to its folder "profile".
+          steps: the first and the last, counted from 1; (0, 0) = none.
+        """
+        self._folder = locate(workdir) / FOLDER
+        self._first, self._last = steps
+        self._tracing = False
+
+    def step(self, number: int) -> contextlib.AbstractContextManager[None]:
+        """Around the call of a step, which gets its number in the trace."""
+        if self._first <= number <= self._last and not self._tracing:
+            jax.profiler.start_trace(self._folder)
+            self._tracing = True
+        return jax.profiler.StepTraceAnnotation("train", step_num=number)
+
+    def stepped(self, number: int, result: object) -> None:
+        """After the call; `result` is what the step will have computed."""
+        if self._tracing and number >= self._last:
+            jax.block_until_ready(result)
+            self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._tracing:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._tracing = False
+        jax.profiler.stop_trace()
+        logger.info("the trace of the steps is in %s", self._folder)
