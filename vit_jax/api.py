@@ -18,6 +18,7 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, Architecture, PatchModel, build
+from vit_jax.models.attention import FASTEST_ON_CPU, why_not_cudnn
 from vit_jax.models.posemb import METHODS
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.loading import load_weights
@@ -137,10 +138,11 @@ def load(
         target_class_names=class_names,
         posemb_resize=posemb_resize,
     )
+    dtype = dtype or _compute_dtype(config["compute_dtype"])
     module = build(
         target,
-        dtype=dtype or _compute_dtype(config["compute_dtype"]),
-        attention=config["model"]["attention"],
+        dtype=dtype,
+        attention=_attention_here(config["model"]["attention"], target, dtype),
     )
     return Model(
         module,
@@ -444,6 +446,17 @@ def _pair(name: str, size: Any) -> tuple[int, int] | None:
 
 def _has_pre_logits(architecture: AnyArchitecture) -> bool:
     return isinstance(architecture, Architecture) and architecture.pre_logits > 0
+
+
+def _attention_here(name: str, architecture: AnyArchitecture, dtype: Any) -> str:
+    """The formulation of the config, where it runs on the first device; else XLA's."""
+    platform = jax.devices()[0].platform
+    if name == "cudnn" and isinstance(architecture, Architecture):
+        channels = architecture.width // architecture.num_heads
+        name = "auto" if why_not_cudnn(platform, channels, dtype) else name
+    if name == "auto":  # a training run would try what is faster
+        return FASTEST_ON_CPU if platform == "cpu" else "xla"
+    return name
 
 
 def _compute_dtype(dtype: Any) -> Any:

@@ -23,7 +23,7 @@ CHOICES = {
     "model.pooling": ("cls", "gap", "map"),
     "model.posemb": ("learned", "sincos2d"),
     "model.gelu": ("tanh", "exact"),
-    "model.attention": ("auto", "xla", "pallas", "explicit"),
+    "model.attention": ("auto", "xla", "pallas", "cudnn", "explicit"),
     "model.remat": ("none", "attention", "dots", "full", "offload"),
     "posemb_resize": ("bicubic", "bicubic_torch", "bilinear", "google"),
     "loss": ("softmax", "sigmoid"),

@@ -195,3 +195,15 @@ def test_without_a_variant_the_pretrained_architecture_stays(name, tiny_config):
             set_up(config, pretrained=description)
     else:
         assert set_up(config, pretrained=description).architecture.pre_logits == 5
+
+
+def test_attention_that_cannot_run_here_is_refused(tiny_config):
+    with pytest.raises(UserError) as error:
+        set_up(tiny_config(**{"model.attention": "cudnn", "batch_size": 9}))
+    assert "has 2 problem(s)" in str(error.value)
+    assert (
+        "model.attention='cudnn': it runs on NVIDIA GPUs, and the devices are cpu; use "
+        "auto"
+    ) in str(error.value)
+    # The kernels for the TPU are XLA's formulation elsewhere.
+    assert set_up(tiny_config(**{"model.attention": "pallas"})).model.attention

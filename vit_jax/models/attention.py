@@ -1,6 +1,7 @@
 """Formulations of scaled dot-product attention, and which one to use."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -84,9 +85,90 @@ def _short(query, key, value, layout):
     return layout.apart(attention)(query, key, value), None
 
 
+def _cudnn(query, key, value, layout):
+    by_xla = _fused("xla")
+    # Its backward pass takes no single query; other tokens' keys are a small part.
+    if query.shape[1] == 1 or key.shape != query.shape:
+        return by_xla(query, key, value, layout)
+
+    def attention(query, key, value):
+        """Of the examples and heads of one device."""
+        b, n, *_ = query.shape
+        fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
+        if n % 2 == 0:
+            return fused(query, key, value)
+        # JAX has no gradients of an odd length; a token more that nobody reads.
+        one_more = ((0, 0), (0, 1), (0, 0), (0, 0))
+        lengths = jnp.full((b,), n, jnp.int32)
+        mixed = fused(
+            *(jnp.pad(x, one_more) for x in (query, key, value)),
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+        )
+        return mixed[:, :n]
+
+    return layout.apart(attention)(query, key, value), None
+
+
 IMPLEMENTATIONS: dict[str, Callable] = {
     "auto": _fused(None),  # JAX chooses
     "xla": _fused("xla"),
     "pallas": _short,  # where the kernel fits; on other platforms than TPU it is XLA's
+    "cudnn": _cudnn,  # on NVIDIA's GPUs only, see `why_not_cudnn`
     "explicit": _explicit,
 }
+
+# What `candidates` has for the CPU, where nothing is tried: the fastest as measured.
+FASTEST_ON_CPU = "xla"
+
+
+def candidates(
+    platform: str,
+    device_kind: str,
+    *,
+    tokens: int,
+    heads: int,
+    channels: int,
+    dtype: Any,
+) -> tuple[str, ...]:
+    """The formulations that may be the fastest, the most promising first.
+
+    Args:
+      platform: of the devices, as JAX calls it: "tpu", "gpu", "cpu".
+      device_kind: of the devices, as JAX calls it: "TPU v5 lite".
+      tokens: that attend to each other.
+      heads: on one device.
+      channels: of a head.
+      dtype: of query, key and value.
+    """
+    if platform == "tpu":
+        # Those before v4 multiply bfloat16 differently.
+        old = device_kind in ("TPU v2", "TPU v3")
+        if not old and fits(tokens, heads * channels, heads, dtype):
+            return "pallas", "xla"
+    if platform == "gpu" and not why_not_cudnn(platform, channels, dtype):
+        return "cudnn", "xla"
+    return (FASTEST_ON_CPU,) if platform == "cpu" else ("xla",)
+
+
+def why_not_cudnn(platform: str, channels: int, dtype: Any) -> str:
+    """What keeps cuDNN's fused attention from running; empty if nothing does.
+
+    Args:
+      platform: of the devices, as JAX calls it.
+      channels: of a head.
+      dtype: of query, key and value.
+    """
+    if platform != "gpu":
+        return f"it runs on NVIDIA GPUs, and the devices are {platform}"
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"it computes in bfloat16, and compute_dtype is {jnp.dtype(dtype)}"
+    if channels % 8 or channels > _CUDNN_CHANNELS:
+        return (
+            f"a head has {channels} channels, and it takes multiples of 8 up to "
+            f"{_CUDNN_CHANNELS}"
+        )
+    return ""
+
+
+_CUDNN_CHANNELS = 128  # on every GPU

@@ -14,7 +14,7 @@ from vit_jax.checkpoints.workdir import claim
 from vit_jax.config import Config
 from vit_jax.data.pipeline import train_batches
 from vit_jax.errors import UserError
-from vit_jax.train.attention_check import with_checked_attention
+from vit_jax.train.attention_choice import with_chosen_attention
 from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.interrupts import Interrupted, Interrupts, StopRequest
 from vit_jax.train.metrics import MetricWriter, Progress
@@ -64,13 +64,13 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
                 problems.append(str(error))
         start = earlier or (weights and weights.description)
         setup = set_up(config, pretrained=start, problems=problems)
-        setup = with_checked_attention(setup)
         config = setup.config
         stack.enter_context(out_of_memory_explained(setup))
         train_source, eval_source = open_sources(setup, earlier)
         params = weights and fit_weights(setup, weights, train_source.class_names)
         first = jax.process_index() == 0
         stack.enter_context(claim(workdir, config_lib.to_plain(config), first=first))
+        setup = with_chosen_attention(setup, workdir)
 
         checkpoints = stack.enter_context(
             Checkpoints(workdir, config.keep_checkpoints, config.keep_best)

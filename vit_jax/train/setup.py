@@ -22,8 +22,14 @@ from vit_jax.data.augment import Chain, parse_chain
 from vit_jax.data.datasets import DatasetInfo, describe, locate
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.evaluate.classification import make_eval_step
-from vit_jax.models import AnyArchitecture, PatchModel, architecture_from_variant
+from vit_jax.models import (
+    AnyArchitecture,
+    Architecture,
+    PatchModel,
+    architecture_from_variant,
+)
 from vit_jax.models import build as build_model
+from vit_jax.models.attention import candidates, why_not_cudnn
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.update import TrainState, make_train_step
 
@@ -162,7 +168,10 @@ def set_up(
                 f"{'; '.join(wrong_mesh)}: of {mesh.size} devices "
                 + (f"use {other_meshes}" if other_meshes else "no mesh fits")
             )
-        model = _model(sound, architecture, mesh)
+        attention = ""
+        with _noting(found):
+            attention = _attention(sound, architecture, mesh)
+        model = _model(sound, architecture, mesh, attention or "xla")
         with _noting(found):
             shapes = jax.eval_shape(lambda: _init_params(model, sound.seed))
             optimizer = make_optimizer(sound, shapes)
@@ -264,11 +273,13 @@ def _preprocessing(
     )
 
 
-def _model(config: Config, architecture: AnyArchitecture, mesh: Mesh) -> PatchModel:
+def _model(
+    config: Config, architecture: AnyArchitecture, mesh: Mesh, attention: str
+) -> PatchModel:
     return build_model(
         architecture,
         dtype=_compute_dtype(config.compute_dtype, mesh),
-        attention=_attention(config.model.attention, mesh),
+        attention=attention,
         scan=config.model.scan,
         remat=config.model.remat,
         dropout_rate=config.model.dropout_rate,
@@ -284,12 +295,40 @@ def _init_params(model: PatchModel, seed: int) -> Any:
     return model.init(jax.random.key(seed), images)["params"]
 
 
-def _attention(name: str, mesh: Mesh) -> str:
-    """`auto` is the kernels on TPUs; those before v4 multiply bfloat16 differently."""
+def attention_candidates(
+    architecture: AnyArchitecture, dtype: Any, mesh: Mesh
+) -> tuple[str, ...]:
+    """What `model.attention=auto` chooses from, the most promising first.
+
+    Without attention, as in an MLP-Mixer, nothing.
+    """
+    if not isinstance(architecture, Architecture):
+        return ()
     device = mesh.devices.flat[0]
-    old = ("TPU v2", "TPU v3")
-    if name == "auto" and device.platform == "tpu" and device.device_kind not in old:
-        return "pallas"
+    return candidates(
+        device.platform,
+        device.device_kind,
+        tokens=architecture.num_tokens,
+        heads=max(architecture.num_heads // mesh.shape.get("tensor", 1), 1),
+        channels=architecture.width // architecture.num_heads,
+        dtype=dtype,
+    )
+
+
+def _attention(config: Config, architecture: AnyArchitecture, mesh: Mesh) -> str:
+    """The formulation that the config names; of `auto` the most promising.
+
+    Raises:
+      ValueError: it cannot run on these devices.
+    """
+    name, dtype = config.model.attention, _compute_dtype(config.compute_dtype, mesh)
+    found = attention_candidates(architecture, dtype, mesh)
+    if name == "auto":
+        return found[0] if found else name
+    if name == "cudnn" and isinstance(architecture, Architecture):
+        channels = architecture.width // architecture.num_heads
+        if reason := why_not_cudnn(mesh.devices.flat[0].platform, channels, dtype):
+            raise ValueError(f"model.attention='cudnn': {reason}; use auto")
     return name
 
 
