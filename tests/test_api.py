@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 import vit_jax
-from vit_jax import sharding
+from vit_jax import api, sharding
 from vit_jax.api import Model
 from vit_jax.config import default_config, to_plain
 from vit_jax.data.examples import Example
@@ -399,3 +399,17 @@ def test_a_model_trained_with_cudnn_works_on_the_cpu(tmp_path, make_workdir):
     model = vit_jax.load(path)
     assert model.module.attention == attention.FASTEST_ON_CPU
     assert model(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 10)
+
+
+def test_predictions_of_a_few_images_are_one_program(model):
+    images = [np.full((8, 12, 3), 20 * i, np.uint8) for i in range(8)]
+    expected = model.predict(images)
+    programs = api._logits._cache_size()
+    for count in (5, 7, 8):
+        assert model.predict(images[:count]) == expected[:count]
+    assert api._logits._cache_size() == programs
+    # Of more there are full batches, and a rest.
+    many = images * 9
+    found = model.predict(many)
+    assert len(found) == 72
+    assert api._logits._cache_size() == programs + 1

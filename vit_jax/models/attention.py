@@ -51,11 +51,26 @@ def attend(
 
 
 def _explicit(query, key, value, _layout=None):
-    scores = jnp.einsum(
-        "bnhk,bmhk->bhnm", query, key, preferred_element_type=jnp.float32
-    )
-    weights = jax.nn.softmax(scores / query.shape[-1] ** 0.5, axis=-1)
+    weights = jax.nn.softmax(_scores(query, key) / query.shape[-1] ** 0.5, axis=-1)
     return jnp.einsum("bhnm,bmhk->bnhk", weights.astype(value.dtype), value), weights
+
+
+@jax.custom_vjp
+def _scores(query, key):
+    """Products in float32; those of their gradient are of the arguments' dtype."""
+    return jnp.einsum("bnhk,bmhk->bhnm", query, key, preferred_element_type=jnp.float32)
+
+
+def _scores_backward(operands, gradient):
+    query, key = operands
+    gradient = gradient.astype(query.dtype)
+    return (
+        jnp.einsum("bhnm,bmhk->bnhk", gradient, key),
+        jnp.einsum("bhnm,bnhk->bmhk", gradient, query),
+    )
+
+
+_scores.defvjp(lambda query, key: (_scores(query, key), (query, key)), _scores_backward)
 
 
 def _fused(implementation):
@@ -146,8 +161,9 @@ def candidates(
         old = device_kind in ("TPU v2", "TPU v3")
         if not old and fits(tokens, heads * channels, heads, dtype):
             return "pallas", "xla"
-    if platform == "gpu" and not why_not_cudnn(platform, channels, dtype):
-        return "cudnn", "xla"
+    if platform == "gpu":
+        fused = () if why_not_cudnn(platform, channels, dtype) else ("cudnn",)
+        return (*fused, "explicit", "xla")
     return (FASTEST_ON_CPU,) if platform == "cpu" else ("xla",)
 
 
