@@ -1,52 +1,15 @@
-"""Measures how fast this machine feeds a training run.
-
-  python -m vit_jax.benchmark --what=input --config=configs/b16.py:FOLDER
-      [--config.KEY=VALUE ...] [--seconds=10] [--json]
+"""How fast this machine feeds a training run.
 
 Times the iterator that training uses, on the run's own data, transforms, threads and
-processes. Stages are timed in one thread, by the processor time they take. To measure a
-single core: taskset -c 0 python -m vit_jax.benchmark ...
+processes. Stages are timed in one thread, by the processor time they take.
 """
 
-import json
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import flags
-
-from vit_jax import command
-from vit_jax.errors import UserError
-
 _STAGE_IMAGES = 256
-WHAT = ("input",)
-
-
-def main() -> None:
-    """The command; see the module's docstring."""
-    command.guard(_main)
-
-
-def _main() -> None:
-    from vit_jax.main import load_recipe
-
-    own = flags.FlagValues()
-    flags.DEFINE_string("what", "input", "what to measure: input", flag_values=own)
-    flags.DEFINE_float(
-        "seconds", 10.0, "how long the whole is timed", lower_bound=0.1, flag_values=own
-    )
-    flags.DEFINE_bool("json", False, "one JSON object on standard output", own)
-    rest = command.parse(sys.argv, own, __doc__ or "", known_only=True)
-    if own.what not in WHAT:
-        raise UserError(f"--what={own.what}: choose from {', '.join(WHAT)}")
-    config, _ = load_recipe([sys.argv[0], *rest])
-    report = measure_input(config, own.seconds)
-    if own.json:
-        print(json.dumps(report, allow_nan=False))
-    else:
-        _print(report)
 
 
 def measure_input(config: Any, seconds: float) -> dict[str, Any]:
@@ -172,7 +135,8 @@ def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
     return {name: max(cost, 1e-9) for name, cost in (costs | {"copy": copy}).items()}
 
 
-def _print(report: dict[str, Any]) -> None:
+def show(report: dict[str, Any]) -> None:
+    """Prints what `measure_input` gave, for people."""
     from rich.console import Console
     from rich.table import Table
 
@@ -190,7 +154,3 @@ def _print(report: dict[str, Any]) -> None:
         f"peak memory {report['peak_bytes'] / 2**20:,.0f} MiB",
         soft_wrap=True,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vit_jax import benchmark
+from vit_jax.benchmark import __main__ as benchmark
 
 RECIPE = """
 from vit_jax.config import default_config
@@ -57,7 +57,7 @@ def test_people_get_a_table(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--what=sleep"], "--what=sleep: choose from input"),
+        (["--what=sleep"], "--what=sleep: choose from train, inference, input"),
         (["--seconds=0"], "seconds"),
         (["--config.batch=1"], "batch: no such key"),
         (["--waht=input"], "waht"),

@@ -1,0 +1,1 @@
+"""How fast a recipe runs here: `python -m vit_jax.benchmark`."""
