@@ -19,7 +19,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,7 +59,12 @@ _DIVIDED = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] = (),
+) -> Mesh:
     """A mesh of this process's devices, or of the first of them.
 
     Args:
@@ -67,11 +72,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         others leave.
       fsdp: the same.
       tensor: the same.
+      devices: others than this process's, to compile for.
 
     Raises:
       UserError: there are not so many devices, or they cannot be divided like that.
     """
-    devices, sizes = jax.devices(), [data, fsdp, tensor]
+    devices, sizes = devices or jax.devices(), [data, fsdp, tensor]
     count = len(devices)
     given = [size for size in sizes if size != -1]
     left = count // max(math.prod(given), 1)

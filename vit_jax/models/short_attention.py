@@ -143,6 +143,8 @@ def _call(kernel, operands, *, outputs: int, num_heads: int, interpret: bool):
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_LIMIT
         ),
         interpret=interpret,
+        # For who reads the compiled program: shapes do not tell it (vit_jax.plan).
+        metadata={"heads": str(num_heads)},
         name=f"attention{kernel.__name__.removesuffix('_kernel')}",
     )(*operands)
 

@@ -117,6 +117,7 @@ def set_up(
     config: Config,
     *,
     mesh: Mesh | None = None,
+    devices: Sequence[Any] = (),
     pretrained: Description | None = None,
     problems: Sequence[str] = (),
 ) -> Setup:
@@ -124,7 +125,8 @@ def set_up(
 
     Args:
       config: a recipe with the command line's overrides applied.
-      mesh: the devices; by default those of this process that `mesh.data` names.
+      mesh: the devices; by default `config.mesh` of `devices`.
+      devices: by default those of this process.
       pretrained: what the pretrained checkpoint says of itself. An empty
         `model.variant` takes the architecture from it.
       problems: what is already known to be wrong, to be listed with the rest.
@@ -145,7 +147,7 @@ def set_up(
     wrong = config_checks.wrong_values(config)
     if not any(key.startswith("mesh.") for key in wrong):
         with _noting(found):
-            mesh = mesh or sharding.make_mesh(**config.mesh)
+            mesh = mesh or sharding.make_mesh(**config.mesh, devices=devices)
     first = len(found)
     sound = config_lib.with_defaults(config, wrong)
     if "image_size" not in wrong:

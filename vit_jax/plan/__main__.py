@@ -1,0 +1,104 @@
+"""Says what a run needs before it starts, for devices that need not be there.
+
+  python -m vit_jax.plan --config=configs/b16.py[:ARGUMENT] [--topology=v5e:4x4]
+      [--suggest] [--sweep='batch_size=64,128;image_size=224,384;patch_size=14,16']
+      [--config.KEY=VALUE ...] [--json]
+
+Tokens, parameters and arithmetic of the model; bytes of each device's memory, as the
+compiler finds them, and whether they fit; an estimate of a step's time on TPUs. Neither
+weights nor a prepared data set are needed. --topology is a slice of TPUs (v3, v4, v5e,
+v5p, v6e), GPUs (h100:8, a100:8) or cpu; without it, the devices of this machine.
+--suggest adds the largest batch, and what each way to save memory gives and costs.
+"""
+
+import functools
+import json
+import sys
+from typing import Any
+
+from absl import flags
+
+from vit_jax import command
+from vit_jax.errors import UserError
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    command.guard(_main)
+
+
+def _main() -> None:
+    own = flags.FlagValues()
+    flags.DEFINE_string(
+        "topology", "", "the devices, as in v5e:4x4; default: of this machine", own
+    )
+    flags.DEFINE_bool("suggest", False, "the largest batch; ways to save memory", own)
+    flags.DEFINE_multi_string(
+        "sweep",
+        [],
+        "a table over values of keys, as in batch_size=64,128;patch_size=14,16",
+        flag_values=own,
+    )
+    flags.DEFINE_bool("json", False, "one JSON object on standard output", own)
+    rest = command.parse(sys.argv, own, __doc__ or "", known_only=True)
+
+    from vit_jax.plan import report, suggest, sweep
+    from vit_jax.plan.plans import make_plan
+
+    argv, axes = [sys.argv[0], *rest], sweep.parse(own.sweep)
+    topology = _topology(own.topology)
+    config, prepare = _recipe(argv, topology)
+    points = sweep.configs(argv, axes)
+    plan = make_plan(prepare(config), topology)
+    found: dict[str, Any] = plan.to_json()
+    show = (lambda *_: None) if own.json else (lambda view, value: view(value))
+    show(report.show_plan, plan)
+    if own.suggest:
+        found["suggestions"] = suggest.suggest(plan, prepare)
+        show(report.show_suggestions, found["suggestions"])
+    if points:
+        found["sweep"] = sweep.run(points, prepare, topology)
+        show(report.show_sweep, found["sweep"])
+    if own.json:
+        print(json.dumps(found, allow_nan=False))
+
+
+def _topology(name: str) -> Any:
+    import jax
+
+    from vit_jax.plan.topologies import topology
+
+    if name:
+        # Do not wait for an accelerator that this process will not use, nor take it.
+        jax.config.update("jax_platforms", "cpu")
+    return topology(name)
+
+
+def _recipe(argv: list[str], topology: Any) -> tuple[Any, Any]:
+    """The config of a command line, and what makes runs of it and of others like it."""
+    from vit_jax.main import WrongOverrides, load_recipe
+    from vit_jax.train.setup import set_up
+
+    problems = []
+    try:
+        config, _ = load_recipe(argv)
+    except WrongOverrides as error:
+        config, problems = error.config, error.problems
+    pretrained = None
+    if config.pretrained and not config.model.variant:
+        # Only then the architecture is that of the weights.
+        from vit_jax.weights.loading import load_weights
+
+        try:
+            weights = load_weights(config.pretrained)
+            pretrained = weights.description
+        except UserError as error:
+            problems.append(str(error))
+    prepare = functools.partial(set_up, devices=topology.devices, pretrained=pretrained)
+    if problems:
+        prepare(config, problems=problems)
+    return config, prepare
+
+
+if __name__ == "__main__":
+    main()

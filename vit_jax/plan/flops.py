@@ -1,0 +1,70 @@
+"""Arithmetic of a model, counted in the traced program: products are 2 FLOPs a term."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+
+from vit_jax import models
+
+
+class Flops(NamedTuple):
+    """Of one image on its way to the logits; only products count."""
+
+    total: int
+    attention: int  # between activations: query with key, weights with value
+
+    @property
+    def training(self) -> int:
+        """Forward and backward: each product has two for its gradients."""
+        return 3 * self.total
+
+
+def count(architecture: models.AnyArchitecture) -> Flops:
+    """Of a model, whatever formulation, device or precision computes it."""
+    fields = {"attention": "explicit"} if hasattr(architecture, "num_heads") else {}
+    model = models.build(architecture, **fields)
+    size = (1, *architecture.image_size, architecture.channels)
+    images = jax.ShapeDtypeStruct(size, jax.numpy.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return Flops(*_of(jax.make_jaxpr(model.apply)(shapes, images).jaxpr))
+
+
+def _of(jaxpr: core.Jaxpr) -> tuple[int, int]:
+    """All FLOPs, and those of products that have batch dimensions.
+
+    A product with a parameter has none: the parameter is the same for every image.
+    """
+    total = batched = 0
+    for equation in jaxpr.eqns:
+        times = equation.params.get("length", 1)  # of a scan
+        for inner in _inner(equation.params):
+            both = _of(inner)
+            total, batched = total + times * both[0], batched + times * both[1]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+            left = _shape(equation.invars[0])
+            terms = math.prod(left[axis] for axis in contracted)
+            flops = 2 * terms * math.prod(_shape(equation.outvars[0]))
+            total, batched = total + flops, batched + flops * bool(batch)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = _shape(equation.invars[1])
+            outputs = equation.params["dimension_numbers"].rhs_spec[0]
+            terms = math.prod(kernel) // kernel[outputs]
+            total += 2 * terms * math.prod(_shape(equation.outvars[0]))
+    return total, batched
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
+    """The programs that an equation runs."""
+    leaves = jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
+    return [getattr(leaf, "jaxpr", leaf) for leaf in leaves if _is_jaxpr(leaf)]
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)

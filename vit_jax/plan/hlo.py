@@ -1,0 +1,191 @@
+"""Reads a compiled program's text (optimised HLO) as far as its cost asks for.
+
+The text has a line an operation, grouped into computations; fusions, loops and calls
+name the computation that they run. Layouts say where an array lies and how it is
+padded: `{1,0:T(8,128)S(1)}` is row-major, in tiles of 8 × 128, in vector memory.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from typing import NamedTuple
+
+_ITEM_BYTES = {
+    **dict.fromkeys(("s4", "u4"), 0.5),
+    **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1),
+    **dict.fromkeys(("s16", "u16", "f16", "bf16"), 2),
+    **dict.fromkeys(("s32", "u32", "f32"), 4),
+    **dict.fromkeys(("s64", "u64", "f64", "c64"), 8),
+}
+# Memory spaces other than the main one: vector memory, flags and scalars, the host's.
+# The common memory of a v4, S(3), counts as main memory: its speed is not published.
+_ELSEWHERE = re.compile(r"S\([1256]\)")
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d[a-z]*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
+_OPERATION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*->.*\{\s*$")
+_OPCODE = re.compile(r"\s*([\w\-]+)\(")
+_NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Leaf(NamedTuple):
+    """An array, or one of those in a tuple."""
+
+    shape: tuple[int, ...]
+    bytes: float  # with the padding of its tiles
+    in_hbm: bool  # or in the memories on the chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One line: `name = type opcode(operands), attributes`."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: tuple[str, ...]
+    arguments: str  # as they are written: operands, or what a constant is
+    attributes: str
+    is_root: bool
+
+    @functools.cached_property
+    def leaves(self) -> list[Leaf]:
+        """The arrays that it gives."""
+        return [_leaf(match) for match in _ARRAY.finditer(self.type)]
+
+    @property
+    def bytes(self) -> float:
+        """Of all it gives, wherever that lies."""
+        return sum(leaf.bytes for leaf in self.leaves)
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Of what it gives, those that lie in the device's main memory."""
+        return sum(leaf.bytes for leaf in self.leaves if leaf.in_hbm)
+
+    def called(self, attribute: str) -> str:
+        """The computation that `attribute` ("calls", "body", …) names, or ""."""
+        match = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
+        return match[1] if match else ""
+
+    @property
+    def branches(self) -> list[str]:
+        """The computations that a conditional chooses from."""
+        pattern = r"branch_computations=\{[^}]*\}|(?:true|false)_computation=%[\w.\-]+"
+        return _NAME.findall(" ".join(re.findall(pattern, self.attributes)))
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's own estimate; 0 where it has none."""
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(match[1]) if match else 0
+
+
+@dataclasses.dataclass
+class Computation:
+    """A function: its operations by name, in order."""
+
+    operations: dict[str, Operation]
+
+    @functools.cached_property
+    def parameters(self) -> dict[int, str]:
+        """Their names by number."""
+        return {
+            int(operation.arguments): operation.name
+            for operation in self.operations.values()
+            if operation.opcode == "parameter"
+        }
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[tuple[Operation, int]]]:
+        """Name → who takes it, and as which of its operands."""
+        found: dict[str, list[tuple[Operation, int]]] = {}
+        for operation in self.operations.values():
+            for position, name in enumerate(operation.operands):
+                found.setdefault(name, []).append((operation, position))
+        return found
+
+
+class Program(NamedTuple):
+    """A module: its computations, and the name of the one that runs."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+def parse(text: str) -> Program:
+    """Reads what `compiled.as_text()` gives."""
+    computations: dict[str, Computation] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            if match := _COMPUTATION.match(line):
+                current = computations[match[2]] = Computation({})
+                entry = match[2] if match[1] else entry
+        elif current is not None and (match := _OPERATION.match(line)):
+            operation = _operation(line, match)
+            current.operations[operation.name] = operation
+    if not entry:
+        raise ValueError("no HLO module: it has no ENTRY computation")
+    return Program(computations, entry)
+
+
+def trip_count(loop: Operation, program: Program) -> int:
+    """How often a `while` runs its body.
+
+    It is an attribute of the loop, or, on TPUs, the constant that the condition
+    compares the counter with.
+    """
+    if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(match[1])
+    condition = program.computations[loop.called("condition")]
+    constants = [
+        int(operation.arguments)
+        for operation in condition.operations.values()
+        if operation.opcode == "constant" and operation.arguments.isdigit()
+    ]
+    return max(constants, default=1)
+
+
+def _operation(line: str, match: re.Match[str]) -> Operation:
+    start = match.end()
+    # A tuple's type is in parentheses, any other has no space.
+    end = _closing(line, start) if line[start] == "(" else line.index(" ", start)
+    opcode = _OPCODE.match(line, end)
+    assert opcode, line
+    close = _closing(line, opcode.end() - 1)
+    arguments = line[opcode.end() : close - 1]
+    return Operation(
+        name=match[2],
+        type=line[start:end],
+        opcode=opcode[1],
+        operands=tuple(_NAME.findall(arguments)),
+        arguments=arguments,
+        attributes=line[close:],
+        is_root=bool(match[1]),
+    )
+
+
+def _closing(line: str, start: int) -> int:
+    """Just behind the parenthesis that closes the one at `start`."""
+    depth = 0
+    for match in re.compile(r"[()]").finditer(line, start):
+        depth += 1 if match[0] == "(" else -1
+        if not depth:
+            return match.end()
+    raise ValueError(f"a parenthesis is never closed: {line[:200]}")
+
+
+def _leaf(match: re.Match[str]) -> Leaf:
+    kind, dimensions, layout = match.groups(default="")
+    shape = tuple(int(size) for size in dimensions.split(",") if size)
+    order, _, places = layout.partition(":")
+    minor_to_major = [int(axis) for axis in order.split(",") if axis.strip().isdigit()]
+    physical = [shape[axis] for axis in reversed(minor_to_major)] or list(shape)
+    tile = re.search(r"T\((\d+(?:,\d+)*)\)", places)
+    tile = [int(size) for size in tile[1].split(",")] if tile else []
+    if len(tile) <= len(physical):
+        for axis, size in enumerate(reversed(tile), 1):
+            physical[-axis] = -(-physical[-axis] // size) * size
+    in_hbm = not _ELSEWHERE.search(places)
+    return Leaf(shape, _ITEM_BYTES.get(kind, 0) * math.prod(physical), in_hbm)

@@ -1,0 +1,175 @@
+"""A plan for people: tables on standard output."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vit_jax.plan.plans import Plan
+from vit_jax.plan.suggest import shown
+
+_ESTIMATE = (
+    "hyb and cyc are an optimistic and a conservative estimate. They rank programs on "
+    "one chip and promise no throughput: no stall and no traffic between devices is in "
+    "them. Below 5 %, or where they disagree, there is no difference to be seen."
+)
+_NO_ESTIMATE = "There are no estimates of time for this platform, only for TPUs."
+_EXTRAPOLATED = "≈ by the line through two models of 2 and 4 blocks, not compiled."
+
+
+def show_plan(plan: Plan) -> None:
+    """The recipe as it is."""
+    setup, measured, topology = plan.setup, plan.measurement, plan.topology
+    architecture, config = setup.architecture, setup.config
+    mesh = " × ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
+    height, width = architecture.image_size
+    patch = " × ".join(map(str, architecture.patch_size))
+    named = plan.bytes
+    parts = ("parameters", "gradients", "optimizer", "batch", "activations")
+    rows = {
+        "devices": f"{topology.name}, mesh {mesh}",
+        "images": f"{height} × {width} in patches of {patch}: "
+        f"{architecture.num_tokens:,} tokens",
+        "parameters": f"{plan.params:,}",
+        "FLOPs an image": f"{_si(plan.flops.total)} forward, "
+        f"{_si(plan.flops.training)} in training; "
+        f"{plan.flops.attention / plan.flops.total:.1%} of them in attention",
+        "batch": f"{config.batch_size:,}, "
+        f"{config.batch_size / setup.mesh.size:,g} a device"
+        + f" in {config.accum_steps} parts"
+        * (config.accum_steps > 1),
+        "bytes a device": ", ".join(f"{name} {_gib(named[name])}" for name in parts),
+        "at peak": f"{_gib(named['peak'])} of {_gib(topology.usable_bytes)}: "
+        + ("fits" if measured.fits else "does not fit")
+        + f" (compiled in {measured.compile_seconds:.0f} s)",
+        "a step": _step(plan),
+        "the run": f"{config.total_steps:,} steps = {plan.images:,} images = "
+        f"{plan.epochs:,.2f} epochs",
+    }
+    table = _table()
+    for name, text in rows.items():
+        table.add_row(name, text)
+    _console().print(table)
+    if measured.refused:
+        _note(f"The compiler: {measured.refused}")
+    _note(_ESTIMATE if measured.estimate else "" if measured.refused else _NO_ESTIMATE)
+
+
+def show_suggestions(suggestions: dict[str, Any]) -> None:
+    """What `suggest` gives."""
+    largest = suggestions["largest_batch"]
+    table = _table("change", "at peak", "fits", "step, hyb", "step, cyc")
+    for row in suggestions["changes"]:
+        if row["problem"]:
+            table.add_row(shown(row["set"]), "", "no")
+            continue
+        time = row["time"]
+        table.add_row(
+            shown(row["set"]),
+            _about(row) + _gib(row["peak"]),
+            _yes(row["fits"]),
+            *([f"{time[name] - 1:+.0%}" for name in ("hyb", "cyc")] if time else "--"),
+        )
+    console = _console()
+    console.print(
+        f"\nThe largest batch of the recipe as it is: {largest['batch_size']:,}"
+        + (f", {_gib(largest['peak'])} at peak" if largest["batch_size"] else "")
+    )
+    console.print(table)
+    _notes(suggestions["changes"], lambda row: shown(row["set"]))
+
+
+def show_sweep(rows: list[dict[str, Any]]) -> None:
+    """What `sweep.run` gives."""
+    table = _table(
+        *rows[0]["set"],
+        *("tokens", "FLOPs an image", "attention", "at peak", "fits"),
+        *("hyb ms", "cyc ms", "hyb ms an image"),
+    )
+    for row in rows:
+        if row["problem"]:
+            table.add_row(*row["set"].values(), *[""] * 4, "no")
+            continue
+        table.add_row(
+            *row["set"].values(),
+            f"{row['tokens']:,}",
+            _si(row["train_flops_per_image"]),
+            f"{row['attention_share']:.1%}",
+            _about(row) + _gib(row["peak"]),
+            _yes(row["fits"]),
+            _ms(row["hyb_seconds"]),
+            _ms(row["cyc_seconds"]),
+            _ms(row["hyb_seconds_per_image"], digits=3),
+        )
+    console = _console()
+    console.print()
+    console.print(table)
+    _notes(rows, lambda row: " ".join(f"{k}={v}" for k, v in row["set"].items()))
+
+
+def _step(plan: Plan) -> str:
+    measured = plan.measurement
+    if measured.estimate is None:
+        return "not estimated"
+    arithmetic = plan.flops.training * plan.setup.config.batch_size
+    ideal = arithmetic / plan.setup.mesh.size / plan.topology.peak_flops
+    return (
+        f"hyb {_ms(measured.hyb_seconds)} ms, cyc {_ms(measured.cyc_seconds)} ms "
+        f"(its FLOPs at the chip's peak: {_ms(ideal)} ms); "
+        f"{measured.estimate.traffic_bytes / 1e9:,.1f} GB of traffic with the memory"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", show_header=bool(columns)
+    )
+    for name in columns or ("", ""):
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    # In a pipe or a file every row is a line.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def _note(text: str) -> None:
+    if text:
+        _console().print(text, style="dim")
+
+
+def _notes(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> None:
+    """What the cells of a table leave out."""
+    for row in rows:
+        if row["problem"]:
+            _note(f"{name(row)}: {row['problem']}")
+    if any(row["extrapolated"] for row in rows):
+        _note(_EXTRAPOLATED)
+
+
+def _si(count: float) -> str:
+    for letter, size in (("T", 1e12), ("G", 1e9)):
+        if count >= size:
+            return f"{count / size:,.1f} {letter}"
+    return f"{count / 1e6:,.1f} M"
+
+
+def _gib(count: float) -> str:
+    return (
+        f"{count / 2**30:,.2f} GiB" if count >= 2**29 else f"{count / 2**20:,.1f} MiB"
+    )
+
+
+def _ms(seconds: float | None, digits: int = 1) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:,.{digits}f}"
+
+
+def _yes(fits: bool) -> str:
+    return "yes" if fits else "no"
+
+
+def _about(row: dict[str, Any]) -> str:
+    return "≈ " if row["extrapolated"] else ""

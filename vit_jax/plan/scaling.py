@@ -1,0 +1,75 @@
+"""What a deep model needs, by the line through two shallow ones: in fewer minutes."""
+
+import dataclasses
+import logging
+
+import jax
+
+from vit_jax.plan.compiled import Measurement
+from vit_jax.plan.plans import measure_step
+from vit_jax.plan.topologies import Topology
+from vit_jax.train.optimizers import make_optimizer
+from vit_jax.train.setup import Setup
+
+# Blocks are alike, and the compiler's work grows with their number. How close the line
+# comes is in docs/planning.md.
+DEPTHS = (2, 4)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Of a training step on one device."""
+
+    peak_bytes: int
+    fits: bool
+    # By hyb and by cyc; None: no estimates for this platform, or refused.
+    seconds: tuple[float, float] | None
+    extrapolated: bool  # or compiled as it is
+
+
+def predict(setup: Setup, topology: Topology, what: str) -> Prediction:
+    """Compiles the training step, or that of two models with fewer blocks.
+
+    Args:
+      setup: the run.
+      topology: where its mesh lies.
+      what: for the messages on progress.
+    """
+    depth, (few, more) = setup.architecture.depth, DEPTHS
+
+    # A scan compiles one block.
+    if depth <= more or setup.config.model.scan:
+        logger.info("compiling: %s", what)
+        found = measure_step(setup, topology)
+        return Prediction(found.bytes.peak, found.fits, _seconds(found), False)
+
+    points = []
+    for blocks in DEPTHS:
+        logger.info("compiling: %s, %d of %d blocks", what, blocks, depth)
+        points.append(measure_step(at_depth(setup, blocks), topology))
+
+    def line(first: float, second: float) -> float:
+        return second + (second - first) / (more - few) * (depth - more)
+
+    peak = line(*(point.bytes.peak for point in points))
+    seconds = None
+    first, second = map(_seconds, points)
+    if first and second:
+        seconds = line(first[0], second[0]), line(first[1], second[1])
+    return Prediction(int(peak), peak <= topology.usable_bytes, seconds, True)
+
+
+def _seconds(found: Measurement) -> tuple[float, float] | None:
+    return found.estimate and (found.estimate.hyb_seconds, found.estimate.cyc_seconds)
+
+
+def at_depth(setup: Setup, depth: int) -> Setup:
+    """The same run with another number of blocks."""
+    architecture = dataclasses.replace(setup.architecture, depth=depth)
+    model = setup.model.clone(architecture=architecture)
+    changed = dataclasses.replace(setup, architecture=architecture, model=model)
+    # The optimiser knows the parameters that decay.
+    shapes = jax.eval_shape(changed.init_params)
+    return dataclasses.replace(changed, optimizer=make_optimizer(setup.config, shapes))

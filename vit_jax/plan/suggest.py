@@ -1,0 +1,148 @@
+"""The largest batch that fits, and what each way to save memory gives and costs."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vit_jax import sharding
+from vit_jax.config import Config
+from vit_jax.errors import UserError
+from vit_jax.plan.plans import Plan, measure_step
+from vit_jax.plan.scaling import Prediction, logger, predict
+from vit_jax.train.setup import Setup
+
+# Makes a run of a config; raises UserError if it cannot be.
+Prepare = Callable[[Config], Setup]
+
+_REMAT = ("none", "attention", "dots", "full")  # each keeps less than the one before
+# A batch that leaves no more of the memory than this is the largest; each further look
+# is a compilation of the whole model.
+_LEFT = 0.02
+_MOST_TRIES = 4
+
+
+def suggest(plan: Plan, prepare: Prepare) -> dict[str, Any]:
+    """As JSON values, what could be changed.
+
+    Args:
+      plan: the recipe as it is.
+      prepare: of the recipe with other values.
+
+    Returns:
+      `largest_batch`: of the recipe as it is: `batch_size`, 0 where none fits, and its
+        `peak` in bytes.
+      `changes`: for each the keys to `set`; its `peak`, and whether it `fits`; `time`
+        of a step as a multiple of the recipe's, by both estimates, null where there are
+        none; whether it is `extrapolated` from models with fewer blocks; `problem`, if
+        it cannot be. Where nothing fits, the last change is all of them together.
+    """
+    base = None
+    if plan.topology.has_estimates:
+        base = predict(plan.setup, plan.topology, "the recipe as it is")
+    rows = [_row(change, base, prepare, plan) for change in _changes(plan)]
+    if not plan.measurement.fits and not any(row["fits"] for row in rows):
+        possible = [row["set"] for row in rows if not row["problem"]]
+        everything = {key: value for keys in possible for key, value in keys.items()}
+        rows.append(_row(everything, base, prepare, plan))
+    return {"largest_batch": _largest_batch(plan, prepare), "changes": rows}
+
+
+def shown(change: dict[str, Any]) -> str:
+    """Keys and values, as on the command line."""
+    return " ".join(f"--config.{key}={value}" for key, value in change.items())
+
+
+def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Keys to set, one way to save memory after the other."""
+    config, mesh = plan.setup.config, plan.setup.mesh
+    if config.model.remat in _REMAT:
+        less = _REMAT[_REMAT.index(config.model.remat) + 1 :]
+        yield from ({"model.remat": name} for name in less if name != "attention")
+    if config.momentum_dtype != "bfloat16":
+        yield {"momentum_dtype": "bfloat16"}
+    for factor in (2, 4):
+        yield {"accum_steps": factor * config.accum_steps}
+    if mesh.shape["fsdp"] == 1 < mesh.shape["data"]:
+        yield {"mesh.data": 1, "mesh.fsdp": -1}
+
+
+def _with(config: Config, values: dict[str, Any]) -> Config:
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def _row(
+    change: dict[str, Any], base: Prediction | None, prepare: Prepare, plan: Plan
+) -> dict[str, Any]:
+    nothing = {"peak": None, "fits": False, "time": None, "extrapolated": False}
+    try:
+        setup = prepare(_with(plan.setup.config, change))
+    except UserError as error:
+        return {"set": change, **nothing, "problem": str(error)}
+    found = predict(setup, plan.topology, shown(change))
+    time = None
+    if base and base.seconds and found.seconds:
+        both = zip(found.seconds, base.seconds, strict=True)
+        time = dict(zip(("hyb", "cyc"), (new / old for new, old in both), strict=True))
+    return {
+        "set": change,
+        "peak": found.peak_bytes,
+        "fits": found.fits,
+        "time": time,
+        "extrapolated": found.extrapolated,
+        "problem": None,
+    }
+
+
+def _largest_batch(plan: Plan, prepare: Prepare) -> dict[str, Any]:
+    """By the line through two batches, until a batch nearly fills the memory.
+
+    A device takes its part of a batch in multiples of eight, the rows of a register,
+    unless the recipe itself does not.
+    """
+    config, topology = plan.setup.config, plan.topology
+    unit = sharding.batch_parts(plan.setup.mesh) * config.accum_steps
+    unit = math.lcm(unit, config.augment.repeats)
+    if config.batch_size % (8 * unit) == 0:
+        unit *= 8
+
+    peaks = {config.batch_size: plan.measurement.bytes.peak}
+    fitting = {config.batch_size} if plan.measurement.fits else set()
+    guess = config.batch_size // 2 // unit * unit or 2 * config.batch_size
+    for _ in range(_MOST_TRIES):
+        logger.info("compiling: --config.batch_size=%d", guess)
+        setup = prepare(_with(config, {"batch_size": guess}))
+        measured = measure_step(setup, topology)
+        peaks[guess] = measured.bytes.peak
+        if measured.fits:
+            fitting.add(guess)
+        guess = _next_guess(peaks, fitting, topology.usable_bytes, unit)
+        if not guess:
+            break
+    best = max(fitting, default=0)
+    return {"batch_size": best, "peak": peaks.get(best)}
+
+
+def _next_guess(
+    peaks: dict[int, int], fitting: set[int], usable: int, unit: int
+) -> int:
+    """The batch to look at next, in multiples of `unit`; 0 = enough is known.
+
+    Args:
+      peaks: batch size → bytes; of two sizes or more.
+      fitting: those of them that fit.
+      usable: bytes there are.
+      unit: what batches are multiples of.
+    """
+    below = max(fitting, default=0)
+    above = min(peaks.keys() - fitting, default=math.inf)
+    if below and peaks[below] >= (1 - _LEFT) * usable:
+        return 0
+    # Through the two nearest to what there is.
+    a, b = sorted(peaks, key=lambda size: abs(peaks[size] - usable))[:2]
+    slope = (peaks[b] - peaks[a]) / (b - a)
+    guess = math.inf if slope <= 0 else a + (usable - peaks[a]) / slope
+    guess = min(guess, above - unit, 8 * max(peaks))
+    guess = int(guess // unit * unit)
+    return guess if guess > below else 0
