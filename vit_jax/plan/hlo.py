@@ -117,7 +117,8 @@ def parse(text: str) -> Program:
     """Reads what `compiled.as_text()` gives."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    # What a kernel says of itself is written over several lines.
+    for line in re.sub(r'\n(?="|\}.)', " ", text).splitlines():
         if not line.startswith(" "):
             if match := _COMPUTATION.match(line):
                 current = computations[match[2]] = Computation({})

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vit_jax import sharding
 from vit_jax.plan.plans import Plan
 from vit_jax.plan.suggest import shown
 
@@ -37,7 +38,7 @@ def show_plan(plan: Plan) -> None:
         f"{_si(plan.flops.training)} in training; "
         f"{plan.flops.attention / plan.flops.total:.1%} of them in attention",
         "batch": f"{config.batch_size:,}, "
-        f"{config.batch_size / setup.mesh.size:,g} a device"
+        f"{config.batch_size // sharding.batch_parts(setup.mesh):,} a device"
         + f" in {config.accum_steps} parts"
         * (config.accum_steps > 1),
         "bytes a device": ", ".join(f"{name} {_gib(named[name])}" for name in parts),
@@ -101,7 +102,7 @@ def show_sweep(rows: list[dict[str, Any]]) -> None:
             _yes(row["fits"]),
             _ms(row["hyb_seconds"]),
             _ms(row["cyc_seconds"]),
-            _ms(row["hyb_seconds_per_image"], digits=3),
+            _ms(row["hyb_seconds_per_image"]),
         )
     console = _console()
     console.print()
@@ -118,7 +119,7 @@ def _step(plan: Plan) -> str:
     return (
         f"hyb {_ms(measured.hyb_seconds)} ms, cyc {_ms(measured.cyc_seconds)} ms "
         f"(its FLOPs at the chip's peak: {_ms(ideal)} ms); "
-        f"{measured.estimate.traffic_bytes / 1e9:,.1f} GB of traffic with the memory"
+        f"{_si(measured.estimate.traffic_bytes)}B to and from the memory"
     )
 
 
@@ -138,7 +139,7 @@ def _console() -> Console:
 
 def _note(text: str) -> None:
     if text:
-        _console().print(text, style="dim")
+        _console().print(text, style="dim", soft_wrap=not sys.stdout.isatty())
 
 
 def _notes(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> None:
@@ -163,8 +164,10 @@ def _gib(count: float) -> str:
     )
 
 
-def _ms(seconds: float | None, digits: int = 1) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:,.{digits}f}"
+def _ms(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1e3:,.{1 if seconds >= 0.01 else 3}f}"
 
 
 def _yes(fits: bool) -> str:

@@ -1,0 +1,99 @@
+"""What is kept of a compiled program, and of one that the compiler refuses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vit_jax import sharding
+from vit_jax.plan import measure, topology
+from vit_jax.plan.compiled import memory_needed
+
+# As libtpu 0.0.52 writes them.
+AT_THE_END = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory \
+in memory space hbm. Used 23.58G of 15.75G hbm. Exceeded hbm capacity by 7.83G.
+
+Total hbm usage >= 23.83G:
+    reserved        258.00M"""
+BEFORE = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the \
+total memory required for HLO temporaries (400.00G) exceeds available HBM (15.48G)."""
+
+
+def program():
+    mesh = sharding.make_mesh()
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=rows)
+    step = jax.jit(lambda x: (x + 1, jnp.sum(x @ x.T)), donate_argnums=0)
+    return step, (x,)
+
+
+def test_the_peak_is_arguments_outputs_and_temporaries_less_what_they_share():
+    step, arguments = program()
+    found = measure(step, arguments, topology())
+    analysis = step.lower(*arguments).compile().memory_analysis()
+    memory = found.bytes
+    assert memory.arguments == analysis.argument_size_in_bytes == 8 * 128 * 4
+    # All rows are gathered; the first output takes the argument's place.
+    assert memory.temporaries == analysis.temp_size_in_bytes >= 64 * 128 * 4
+    assert memory.aliased == memory.arguments
+    assert memory.peak == memory.arguments + memory.temporaries + (
+        memory.outputs - memory.aliased
+    )
+    assert found.fits and found.refused == "" and found.compile_seconds > 0
+    assert found.flops > 8 * 64 * 128
+    assert found.estimate is found.hyb_seconds is found.traffic_bytes is None
+
+
+def test_it_fits_if_the_peak_is_no_more_than_a_program_may_use():
+    step, arguments = program()
+    here = topology()
+    peak = measure(step, arguments, here).bytes.peak
+    for usable, fits in [(peak, True), (peak - 1, False)]:
+        chip = here.chip._replace(usable_bytes=usable)
+        small = dataclasses.replace(here, chip=chip)
+        assert measure(step, arguments, small).fits == fits
+
+
+class Refused:
+    """A program that compiles to an error."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def lower(self, *_):
+        return self
+
+    def compile(self, **_):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_a_program_that_the_compiler_refuses_needs_what_it_says():
+    _, arguments = program()
+    found = measure(Refused(AT_THE_END), arguments, topology())
+    assert not found.fits
+    assert found.bytes.peak == int(23.58 * 2**30)
+    assert found.bytes.arguments == 8 * 128 * 4
+    assert found.refused.endswith("Exceeded hbm capacity by 7.83G.")
+    assert found.estimate is None and found.flops is None
+
+
+def test_other_failures_are_no_answer():
+    _, arguments = program()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        measure(Refused("INTERNAL: a bug"), arguments, topology())
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        (AT_THE_END, int(23.58 * 2**30)),
+        (BEFORE, 400 * 2**30),
+        ("RESOURCE_EXHAUSTED: Used 512.5M of 15.75G hbm", int(512.5 * 2**20)),
+        ("RESOURCE_EXHAUSTED: too many open files", None),
+        ("INTERNAL: Used 1G of 2G hbm", None),
+    ],
+)
+def test_what_is_needed_stands_in_the_message(message, needed):
+    assert memory_needed(message) == needed

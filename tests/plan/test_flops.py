@@ -1,0 +1,67 @@
+"""Arithmetic: against closed forms and published numbers."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit_jax.models import architecture_from_variant
+from vit_jax.plan import flops
+
+
+def of(variant, size=224, classes=1000, **fields):
+    return flops.count(
+        architecture_from_variant(
+            variant, image_size=(size, size), num_classes=classes, **fields
+        )
+    )
+
+
+def closed_form(width, depth, mlp, patch, size, classes):
+    """2 FLOPs a term: embedding, projections, MLPs, head; and the core of attention."""
+    patches = (size // patch) ** 2
+    tokens = patches + 1
+    core = depth * 2 * 2 * tokens**2 * width
+    block = tokens * (4 * width**2 + 2 * width * mlp)
+    rest = patches * patch**2 * 3 * width + depth * block + width * classes
+    return core + 2 * rest, core
+
+
+@pytest.mark.parametrize(
+    ("variant", "sizes"),
+    [("B/16", (768, 12, 3072, 16, 224, 1000)), ("Ti/32", (192, 12, 768, 32, 64, 10))],
+)
+def test_a_vision_transformer_is_counted_to_the_last_product(variant, sizes):
+    found = of(variant, sizes[4], sizes[5])
+    assert tuple(found) == closed_form(*sizes)
+    assert found.training == 3 * found.total
+
+
+# Multiply-accumulates, in 10⁹: DeiT (arXiv:2012.12877) table 1 and timm's
+# results/model_benchmark for the hybrids and Mixers.
+@pytest.mark.parametrize(
+    ("variant", "published", "tolerance"),
+    [
+        ("S/16", 4.6, 0.01),
+        ("B/16", 17.6, 0.005),
+        ("R26+S/32", 3.5, 0.03),
+        ("Mixer-B/16", 12.6, 0.005),
+    ],
+)
+def test_counts_are_the_published_ones(variant, published, tolerance):
+    found = of(variant)
+    assert found.total / 2e9 == pytest.approx(published, rel=tolerance)
+    assert (found.attention == 0) == variant.startswith("Mixer")
+
+
+def test_pooling_by_attention_counts_as_attention():
+    plain, pooled = of("Ti/32", pooling="gap"), of("Ti/32", pooling="map")
+    one_query = 2 * 2 * 49 * 192
+    assert pooled.attention - plain.attention == one_query
+
+
+def test_loops_count_as_often_as_they_run_and_branches_inside_functions():
+    def step(x, _):
+        return jax.jit(lambda x: x @ x)(x), None
+
+    traced = jax.make_jaxpr(lambda x: jax.lax.scan(step, x, length=5)[0])
+    assert flops._of(traced(jnp.zeros((4, 4))).jaxpr) == (5 * 2 * 4**3, 0)
