@@ -11,14 +11,15 @@ from vit_jax import sharding
 from vit_jax.plan import measure, topology
 from vit_jax.plan.compiled import memory_needed
 
-# As libtpu 0.0.52 writes them.
+# As TPU compilers write it; the second is that of libtpu 0.0.52.
 AT_THE_END = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory \
 in memory space hbm. Used 23.58G of 15.75G hbm. Exceeded hbm capacity by 7.83G.
 
 Total hbm usage >= 23.83G:
     reserved        258.00M"""
-BEFORE = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the \
-total memory required for HLO temporaries (400.00G) exceeds available HBM (15.48G)."""
+BEFORE = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on \
+HBM, the total memory required for HLO temporaries (400.00G) exceeds available HBM \
+(15.48G)."""
 
 
 def program():

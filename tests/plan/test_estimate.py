@@ -84,7 +84,12 @@ def test_of_branches_each_is_as_likely():
 @pytest.mark.parametrize(
     ("text", "shape", "size", "in_hbm"),
     [
-        ("bf16[128,197,768]{2,1,0:T(8,128)(2,1)}", (128, 197, 768), 128 * 200 * 1536, 1),
+        (
+            "bf16[128,197,768]{2,1,0:T(8,128)(2,1)}",
+            (128, 197, 768),
+            128 * 200 * 1536,
+            1,
+        ),
         ("bf16[128,197,768]{2,0,1:T(8,128)(2,1)S(1)}", (128, 197, 768), 38731776, 0),
         ("f32[]{:T(128)S(6)}", (), 4, 0),
         ("f32[100]{0:T(1024)}", (100,), 4096, 1),
@@ -107,8 +112,9 @@ def test_what_is_no_program_is_refused():
 def kernel(name, tokens, heads=12, images=16):
     said = f'{{\n"heads":"{heads}"\n}}' if heads else "{}"
     width = 64 * (heads or 12)
+    shape = f"bf16[{images},{tokens},{width}]{{2,1,0}}"
     text = (
-        f"ENTRY %m () -> f32[] {{\n  %{name}.1 = bf16[{images},{tokens},{width}]{{2,1,0}}"
+        f"ENTRY %m () -> f32[] {{\n  %{name}.1 = {shape}"
         ' custom-call(), custom_call_target="tpu_custom_call", '
         f"frontend_attributes={{kernel_metadata={said}}}\n}}\n"
     )

@@ -107,7 +107,7 @@ def measure(
     )
 
 
-# How libtpu says it, at the end of buffer assignment and before it.
+# How compilers for TPUs say it; the second is libtpu 0.0.52.
 _NEEDED = (
     r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
     r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM",

@@ -47,7 +47,8 @@ def show_plan(plan: Plan) -> None:
         + f" (compiled in {measured.compile_seconds:.0f} s)",
         "a step": _step(plan),
         "the run": f"{config.total_steps:,} steps = {plan.images:,} images = "
-        f"{plan.epochs:,.2f} epochs",
+        f"{plan.epochs:,.2f} epochs ({setup.info.name} of "
+        f"{setup.info.num_examples[setup.info.train_split]:,})",
     }
     table = _table()
     for name, text in rows.items():
