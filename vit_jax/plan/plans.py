@@ -1,6 +1,7 @@
 """One recipe on one topology: sizes, arithmetic, memory, length of the run."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from vit_jax.plan import flops
 from vit_jax.plan.compiled import Measurement, measure
 from vit_jax.plan.topologies import Topology
 from vit_jax.train.setup import Setup
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,7 @@ def make_plan(setup: Setup, topology: Topology) -> Plan:
       topology: where its mesh lies.
     """
     state = setup.abstract_state()
+    logger.info("compiling the training step for %s", topology.name)
     return Plan(
         topology=topology,
         setup=setup,

@@ -1,12 +1,11 @@
 """What a deep model needs, by the line through two shallow ones: in fewer minutes."""
 
 import dataclasses
-import logging
 
 import jax
 
 from vit_jax.plan.compiled import Measurement
-from vit_jax.plan.plans import measure_step
+from vit_jax.plan.plans import logger, measure_step
 from vit_jax.plan.topologies import Topology
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.setup import Setup
@@ -14,8 +13,6 @@ from vit_jax.train.setup import Setup
 # Blocks are alike, and the compiler's work grows with their number. How close the line
 # comes is in docs/planning.md.
 DEPTHS = (2, 4)
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +26,18 @@ class Prediction:
     extrapolated: bool  # or compiled as it is
 
 
+def is_shallow(setup: Setup) -> bool:
+    """Whether compiling the model as it is takes no longer than two shallow ones."""
+    return setup.architecture.depth <= DEPTHS[-1] or setup.config.model.scan
+
+
+def as_measured(found: Measurement) -> Prediction:
+    """What was compiled as it is."""
+    return Prediction(found.bytes.peak, found.fits, _seconds(found), False)
+
+
 def predict(setup: Setup, topology: Topology, what: str) -> Prediction:
-    """Compiles the training step, or that of two models with fewer blocks.
+    """Compiles the training step, or, of a deep model, those of two shallow ones.
 
     Args:
       setup: the run.
@@ -38,12 +45,9 @@ def predict(setup: Setup, topology: Topology, what: str) -> Prediction:
       what: for the messages on progress.
     """
     depth, (few, more) = setup.architecture.depth, DEPTHS
-
-    # A scan compiles one block.
-    if depth <= more or setup.config.model.scan:
+    if is_shallow(setup):
         logger.info("compiling: %s", what)
-        found = measure_step(setup, topology)
-        return Prediction(found.bytes.peak, found.fits, _seconds(found), False)
+        return as_measured(measure_step(setup, topology))
 
     points = []
     for blocks in DEPTHS:

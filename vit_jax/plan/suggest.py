@@ -7,8 +7,8 @@ from typing import Any
 from vit_jax import sharding
 from vit_jax.config import Config
 from vit_jax.errors import UserError
-from vit_jax.plan.plans import Plan, measure_step
-from vit_jax.plan.scaling import Prediction, logger, predict
+from vit_jax.plan.plans import Plan, logger, measure_step
+from vit_jax.plan.scaling import Prediction, as_measured, is_shallow, predict
 from vit_jax.train.setup import Setup
 
 # Makes a run of a config; raises UserError if it cannot be.
@@ -36,8 +36,9 @@ def suggest(plan: Plan, prepare: Prepare) -> dict[str, Any]:
         none; whether it is `extrapolated` from models with fewer blocks; `problem`, if
         it cannot be. Where nothing fits, the last change is all of them together.
     """
-    base = None
-    if plan.topology.has_estimates:
+    # To be compared with others, it is predicted like them.
+    base = as_measured(plan.measurement)
+    if plan.topology.has_estimates and not is_shallow(plan.setup):
         base = predict(plan.setup, plan.topology, "the recipe as it is")
     rows = [_row(change, base, prepare, plan) for change in _changes(plan)]
     if not plan.measurement.fits and not any(row["fits"] for row in rows):
@@ -73,7 +74,7 @@ def _with(config: Config, values: dict[str, Any]) -> Config:
 
 
 def _row(
-    change: dict[str, Any], base: Prediction | None, prepare: Prepare, plan: Plan
+    change: dict[str, Any], base: Prediction, prepare: Prepare, plan: Plan
 ) -> dict[str, Any]:
     nothing = {"peak": None, "fits": False, "time": None, "extrapolated": False}
     try:
@@ -82,7 +83,7 @@ def _row(
         return {"set": change, **nothing, "problem": str(error)}
     found = predict(setup, plan.topology, shown(change))
     time = None
-    if base and base.seconds and found.seconds:
+    if base.seconds and found.seconds:
         both = zip(found.seconds, base.seconds, strict=True)
         time = dict(zip(("hyb", "cyc"), (new / old for new, old in both), strict=True))
     return {
