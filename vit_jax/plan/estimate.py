@@ -98,12 +98,10 @@ def _cost(
 ) -> _Cost:
     opcode = operation.opcode
     if opcode in ("copy-start", "slice-start"):
-        # The compiler's own moves between memories: it gives source and destination.
-        source, target = operation.leaves[0], operation.leaves[1]
-        if opcode == "copy-start":
-            source, target = target, source
-        moved = min(source.bytes, target.bytes)
-        return _Cost(moved * (source.in_hbm + target.in_hbm), waited=False)
+        # The compiler's own moves between memories, of the smaller of both arrays.
+        one, other = operation.leaves[:2]
+        moved = min(one.bytes, other.bytes)
+        return _Cost(moved * (one.in_hbm + other.in_hbm), waited=False)
     if opcode.startswith(_COLLECTIVE):
         return _Cost(collective=operation.bytes)
     if opcode == "custom-call":

@@ -10,7 +10,11 @@ from vit_jax import models
 
 
 class Flops(NamedTuple):
-    """Of one image on its way to the logits; only products count."""
+    """Of one image on its way to the logits; only products count.
+
+    As is usual, every block counts with all tokens, although of the last one only
+    those that the head reads are computed.
+    """
 
     total: int
     attention: int  # between activations: query with key, weights with value
@@ -28,7 +32,11 @@ def count(architecture: models.AnyArchitecture) -> Flops:
     size = (1, *architecture.image_size, architecture.channels)
     images = jax.ShapeDtypeStruct(size, jax.numpy.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    return Flops(*_of(jax.make_jaxpr(model.apply)(shapes, images).jaxpr))
+
+    def forward(variables: Any, images: jax.Array) -> Any:
+        return model.apply(variables, images, intermediates=("tokens",))
+
+    return Flops(*_of(jax.make_jaxpr(forward)(shapes, images).jaxpr))
 
 
 def _of(jaxpr: core.Jaxpr) -> tuple[int, int]:
