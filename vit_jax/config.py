@@ -155,13 +155,19 @@ def default_config() -> Config:
     # "softmax", or "sigmoid": one yes-or-no question a class.
     config.loss = "softmax"
     config.label_smoothing = 0.0
-    # "adamw" or "sgd" (with momentum).
+    # "adamw", "sgd" (with momentum) or "adafactor", which keeps of a matrix's second
+    # moments the means of rows and columns (vit_jax/train/optimizers.py).
     config.optimizer = "adamw"
     config.b1 = 0.9
+    # Of adafactor the largest decay of the second moments.
     config.b2 = 0.999
+    # Of sgd and adafactor.
     config.momentum = 0.9
     # Of the first moment or momentum: "float32" or "bfloat16".
     config.momentum_dtype = "float32"
+    # Keep the optimiser's state in the host's memory, and move it to the devices for
+    # every update (docs/parallelism.md).
+    config.offload_optimizer = False
     # Decoupled: multiplied by the learning rate, as in optax.adamw.
     config.weight_decay = 0.0
     # Regular expression: which parameters decay, by full path ("blocks_00/mlp/fc1/…").

@@ -27,7 +27,7 @@ CHOICES = {
     "model.remat": ("none", "attention", "dots", "full", "offload"),
     "posemb_resize": ("bicubic", "bicubic_torch", "bilinear", "google"),
     "loss": ("softmax", "sigmoid"),
-    "optimizer": ("adamw", "sgd"),
+    "optimizer": ("adamw", "adafactor", "sgd"),
     "momentum_dtype": ("float32", "bfloat16"),
     "schedule": ("constant", "linear", "cosine", "rsqrt"),
     "compute_dtype": ("auto", "float32", "bfloat16"),

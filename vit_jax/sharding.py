@@ -156,6 +156,17 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def on_host(tree: Any) -> Any:
+    """Shardings as of `shardings`, of arrays in the memory of the devices' hosts.
+
+    Scalars stay on the devices.
+    """
+    return jax.tree.map(
+        lambda x: x.sharding.with_memory_kind("pinned_host") if x.ndim else x.sharding,
+        tree,
+    )
+
+
 def bytes_per_device(tree: Any) -> int:
     """What arrays, or shapes with shardings, take of one device's memory."""
     return sum(

@@ -122,3 +122,46 @@ def test_decay_that_applies_to_nothing_is_refused():
     config = recipe(weight_decay=0.1, weight_decay_on="kernels")
     with pytest.raises(UserError, match=r"'kernels' matches no parameter.*head/kernel"):
         make_optimizer(config, PARAMS)
+
+
+def test_adafactor_by_its_published_formulas():
+    rng = np.random.default_rng(0)
+    params = {"kernel": np.ones((32, 48), np.float32), "bias": np.ones(8, np.float32)}
+    config = recipe(optimizer="adafactor", b2=0.5, momentum=0.9, grad_clip_norm=0.0)
+    optimizer = make_optimizer(config, params)
+    state = optimizer.init(params)
+    rows, columns, second = 0.0, 0.0, 0.0
+    expected = {"kernel": 0.0, "bias": 0.0}
+    for t in (1, 2, 3):
+        grads = {
+            name: rng.standard_normal(x.shape).astype(np.float32)
+            for name, x in params.items()
+        }
+        found, state = optimizer.update(grads, state, params)
+        decay = min(0.5, 1 - t**-0.8)
+        square = np.float64(grads["kernel"]) ** 2
+        rows = decay * rows + (1 - decay) * square.mean(1, keepdims=True)
+        columns = decay * columns + (1 - decay) * square.mean(0, keepdims=True)
+        second = decay * second + (1 - decay) * np.float64(grads["bias"]) ** 2
+        scaled = {
+            "kernel": grads["kernel"] / np.sqrt(rows * columns / rows.mean()),
+            "bias": grads["bias"] / np.sqrt(second),
+        }
+        for name, direction in scaled.items():
+            expected[name] = 0.9 * expected[name] + 0.1 * direction
+            np.testing.assert_allclose(
+                found[name], expected[name], rtol=1e-4, atol=1e-6
+            )
+
+
+def test_adafactor_keeps_vectors_of_matrices():
+    params = {"kernel": jnp.ones((64, 128)), "bias": jnp.ones(64)}
+    config = recipe(optimizer="adafactor", momentum_dtype="bfloat16")
+    state = make_optimizer(config, params).init(params)
+    sizes = {x.size for x in jax.tree.leaves(state) if x.dtype == jnp.float32}
+    assert sizes == {64, 128, 1}
+    moments = [x for x in jax.tree.leaves(state) if x.dtype == jnp.bfloat16]
+    assert sorted(x.size for x in moments) == [64, 64 * 128]
+    plain = make_optimizer(recipe(optimizer="adafactor", momentum=0.0), params)
+    kept = sum(x.size for x in jax.tree.leaves(plain.init(params)))
+    assert kept < 64 + 128 + 64 + 8

@@ -11,6 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from vit_jax import sharding
+from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.steps import Checkpoints
 from vit_jax.train.setup import set_up
 
 
@@ -322,3 +324,31 @@ def test_mixed_images_train_in_bfloat16(tiny_config, form):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert np.isfinite(metrics["grad_norm"])
     assert metrics["loss"] == pytest.approx(their_metrics["loss"], rel=0.02)
+
+
+def test_an_optimizer_state_on_the_host_changes_no_number(tiny_config, tmp_path):
+    """Two steps, and a checkpoint in between that the other one can read."""
+    states = {}
+    for offload in (False, True):
+        config = tiny_config(offload_optimizer=offload, **{"mesh.data": 2})
+        config.mesh.fsdp = 4
+        setup = set_up(config)
+        step, abstract = setup.lower().compile(), setup.abstract_state()
+        where = jax.tree.map(lambda x: x.sharding, abstract)
+        kinds = {x.memory_kind for x in jax.tree.leaves(where.opt_state)}
+        assert kinds == ({"device", "pinned_host"} if offload else {"device"})
+        state = jax.device_put(setup.new_state(some_params(setup)), where)
+        state, _ = step(state, sharding.place(batch_of(setup), setup.mesh))
+        described = Description(
+            setup.architecture, setup.preprocessing, (), {"offload": offload}, 1
+        )
+        with Checkpoints(tmp_path / str(offload), keep=1) as checkpoints:
+            checkpoints.save(1, state.params, state.opt_state, described)
+            checkpoints.wait()
+        with Checkpoints(tmp_path / str(offload), keep=1) as checkpoints:
+            found = checkpoints.restore(1, abstract.params, abstract.opt_state)
+        state = state._replace(params=found.params, opt_state=found.opt_state)
+        state, _ = step(state, sharding.place(batch_of(setup, 1), setup.mesh))
+        assert jax.tree.map(lambda x: x.sharding, state.opt_state) == where.opt_state
+        states[offload] = jax.device_get((state.params, state.opt_state))
+    assert jax.tree.all(jax.tree.map(np.array_equal, states[False], states[True]))

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
+from vit_jax import sharding
 from vit_jax.config import Config
 from vit_jax.errors import UserError
 
@@ -53,7 +55,7 @@ def make_schedule(config: Config) -> Callable[[Any], Array]:
 
 
 def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW or SGD with momentum, then weight decay.
+    """Clipping by global norm; AdamW, Adafactor or SGD with momentum; weight decay.
 
     Its updates are directions: the step multiplies them by −(learning rate), so the
     decay is decoupled and scaled by the learning rate, as in optax.adamw.
@@ -68,6 +70,7 @@ def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
     dtype = jnp.dtype(config.momentum_dtype)
     directions = {
         "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, mu_dtype=dtype),
+        "adafactor": lambda: _adafactor(config.b2, config.momentum, dtype),
         "sgd": lambda: optax.trace(config.momentum, accumulator_dtype=dtype),
     }
     chain = [directions[config.optimizer]()]
@@ -85,6 +88,43 @@ def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
             )
         chain.append(optax.add_decayed_weights(config.weight_decay, mask))
     return optax.chain(*chain)
+
+
+def _adafactor(cap: float, momentum: float, dtype: Any) -> optax.GradientTransformation:
+    """Adafactor as "Scaling Vision Transformers" (arXiv:2106.04560, §3.4) modifies it.
+
+    Of the second moments of a matrix only the means of rows and columns are kept. Their
+    decay is min(cap, 1 − t^−0.8) at update t = 1, 2, …; there is no clipping by block
+    and no scaling by the parameters, and the first moment is a plain average.
+    """
+
+    def decay(step: Any, exponent: Any) -> Array:
+        return jnp.minimum(cap, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -exponent)
+
+    chain = [
+        optax.scale_by_factored_rms(
+            decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay
+        )
+    ]
+    if momentum:
+        chain.append(optax.ema(momentum, debias=False, accumulator_dtype=dtype))
+    return optax.chain(*chain)
+
+
+def offloaded(
+    optimizer: optax.GradientTransformation, mesh: Mesh
+) -> optax.GradientTransformation:
+    """The same, of a state that is in the host's memory between updates.
+
+    Its arrays come to where their parameters lie on the mesh; where they go afterwards
+    the caller says, by the jitted step's out_shardings.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        here = jax.device_put(state, sharding.shardings(state, mesh))
+        return optimizer.update(updates, here, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def decay_mask(params: Any, pattern: str) -> Any:

@@ -30,7 +30,7 @@ from vit_jax.models import (
 )
 from vit_jax.models import build as build_model
 from vit_jax.models.attention import candidates, why_not_cudnn
-from vit_jax.train.optimizers import make_optimizer
+from vit_jax.train.optimizers import make_optimizer, offloaded
 from vit_jax.train.update import TrainState, make_train_step
 
 
@@ -61,11 +61,11 @@ class Setup:
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state."""
         state = jax.eval_shape(lambda: self.new_state(self.init_params()))
-        return jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            state,
-            sharding.shardings(state, self.mesh),
-        )
+        state = _placed(state, sharding.shardings(state, self.mesh))
+        if not self.config.offload_optimizer:
+            return state
+        where = sharding.on_host(state.opt_state)
+        return state._replace(opt_state=_placed(state.opt_state, where))
 
     def abstract_batch(self, rows: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a global batch; by default of training."""
@@ -177,6 +177,8 @@ def set_up(
         with _noting(found):
             shapes = jax.eval_shape(lambda: _init_params(model, sound.seed))
             optimizer = make_optimizer(sound, shapes)
+            if sound.offload_optimizer:
+                optimizer = offloaded(optimizer, mesh)
     # First what the values alone show.
     found[first:first] = config_lib.problems(
         config,
@@ -190,6 +192,14 @@ def set_up(
     # Absolute, so that the checkpoint finds its data from any current directory.
     config.dataset, config.data_dir = locate(config.dataset, config.data_dir)
     return Setup(config, info, mesh, architecture, preprocessing, model, optimizer)
+
+
+def _placed(shapes: Any, where: Any) -> Any:
+    return jax.tree.map(
+        lambda x, there: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there),
+        shapes,
+        where,
+    )
 
 
 @contextlib.contextmanager
