@@ -9,7 +9,7 @@ import pytest
 
 from vit_jax import config_checks
 from vit_jax.errors import UserError
-from vit_jax.train import goodput, wandb_run
+from vit_jax.train import goodput, profiling, wandb_run
 from vit_jax.train.loop import train_and_evaluate
 
 
@@ -120,3 +120,10 @@ def test_when_the_process_started():
 
     started = goodput.process_start()
     assert time.time() - 3600 * 24 < started < goodput._LOADED + 0.1
+
+
+def test_traces_do_not_go_to_buckets(tiny):
+    config = tiny(profile_steps=(1, 2))
+    assert "need a --workdir on a disk" in profiling.untraceable(config, "gs://a/b")[0]
+    assert profiling.untraceable(config, "runs/b") == []
+    assert profiling.untraceable(tiny(), "gs://a/b") == []

@@ -18,7 +18,7 @@ from vit_jax.train.attention_choice import with_chosen_attention
 from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.interrupts import Interrupted, Interrupts, StopRequest
 from vit_jax.train.metrics import MetricWriter, Progress
-from vit_jax.train.profiling import Profile
+from vit_jax.train.profiling import Profile, untraceable
 from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import fit_weights, initial_state, open_sources
@@ -51,7 +51,8 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
 
         # Where it starts: an earlier run of this directory, weights, or nothing.
         earlier = load_description(workdir) if has_checkpoint(workdir) else None
-        weights, problems = None, missing_wandb(config)
+        weights = None
+        problems = missing_wandb(config) + untraceable(config, workdir)
         if config.pretrained and earlier is None:
             sized = "image_size" not in config_checks.wrong_values(config)
             try:

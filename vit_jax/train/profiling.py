@@ -8,11 +8,22 @@ from typing import Self
 
 import jax
 
+from vit_jax.checkpoints.buckets import in_bucket
 from vit_jax.checkpoints.workdir import locate
+from vit_jax.config import Config
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "profile"
+
+
+def untraceable(config: Config, workdir: str) -> list[str]:
+    """Why steps cannot be traced, known before anything is compiled."""
+    if any(config.profile_steps) and in_bucket(workdir):
+        return [
+            f"profile_steps={config.profile_steps}: traces need a --workdir on a disk"
+        ]
+    return []
 
 
 class Profile:
