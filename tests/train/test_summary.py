@@ -5,11 +5,9 @@ import re
 import types
 
 import jax
-import pytest
 
-from vit_jax.errors import UserError
 from vit_jax.train.setup import set_up
-from vit_jax.train.summary import log_summary, out_of_memory_explained
+from vit_jax.train.summary import log_summary
 
 
 def test_every_fact_is_there(tiny_config, caplog):
@@ -56,16 +54,3 @@ def test_what_a_device_holds_is_told_in_bytes(tiny_config, caplog):
         "data 2 × fsdp 4 × tensor 1: parameters 1.5 MiB a device, optimiser state "
         "3.1 MiB"
     )
-
-
-def test_too_little_memory_is_explained(tiny_config):
-    setup = set_up(tiny_config(batch_size=32))
-    with pytest.raises(UserError) as error, out_of_memory_explained(setup):
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Out of memory allocating 74773162936 bytes."
-        )
-    assert "out of memory on cpu, asked for 69.6 GiB" in str(error.value)
-    for less in ("accum_steps=2", "model.remat=full", "batch_size=16"):
-        assert f"--config.{less}" in str(error.value)
-    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory_explained(setup):
-        raise jax.errors.JaxRuntimeError("INTERNAL: something else")

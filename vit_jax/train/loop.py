@@ -18,11 +18,12 @@ from vit_jax.train.attention_choice import with_chosen_attention
 from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.interrupts import Interrupted, Interrupts, StopRequest
 from vit_jax.train.metrics import MetricWriter, Progress
+from vit_jax.train.out_of_memory import out_of_memory_explained
 from vit_jax.train.profiling import Profile, untraceable
 from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import fit_weights, initial_state, open_sources
-from vit_jax.train.summary import log_summary, out_of_memory_explained
+from vit_jax.train.summary import log_summary
 from vit_jax.train.update import TrainState
 from vit_jax.train.wandb_run import missing_wandb, wandb_runs
 from vit_jax.weights.loading import load_weights

@@ -1,16 +1,12 @@
 """The table a run starts with: what it runs on, what it trains, what it needs."""
 
-import contextlib
 import importlib.metadata
 import logging
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from vit_jax import sharding
-from vit_jax.errors import UserError
 from vit_jax.train.setup import Setup
 
 logger = logging.getLogger(__name__)
@@ -72,25 +68,14 @@ def log_summary(
         logger.info("%-10s %s", name, value)
 
 
-@contextlib.contextmanager
-def out_of_memory_explained(setup: Setup) -> Iterator[None]:
-    """A device without enough memory ends in a message that says what needs less."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        config, device = setup.config, setup.mesh.devices.flat[0]
-        asked = re.search(r"(\d{4,}) bytes", str(error))
-        size = f", asked for {int(asked[1]) / 2**30:.1f} GiB" if asked else ""
-        half = max(config.batch_size // 2, sharding.batch_parts(setup.mesh))
-        raise UserError(
-            f"out of memory on {device.device_kind}{size}. Of these each needs less: "
-            f"--config.accum_steps={2 * config.accum_steps} (smaller microbatches, the "
-            "same result), --config.model.remat=full (a third more time), "
-            f"--config.batch_size={half}, or more devices, over which "
-            "--config.mesh.fsdp=-1 --config.mesh.data=1 spreads the parameters too."
-        ) from error
+def needed_bytes(memory: Any) -> int:
+    """What a program takes of a device's memory, by its `memory_analysis()`."""
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
 
 
 def _input(config: Any, waiting_bytes: int) -> str:
@@ -105,13 +90,7 @@ def _input(config: Any, waiting_bytes: int) -> str:
 def _memory(memory: Any) -> str:
     if memory is None:
         return "unknown: this backend's compiler does not tell"
-    size = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
-    return f"{size / 2**20:,.0f} MiB a device for the compiled step"
+    return f"{needed_bytes(memory) / 2**20:,.0f} MiB a device for the compiled step"
 
 
 def _mib(size: int) -> str:
