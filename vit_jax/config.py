@@ -129,8 +129,8 @@ def default_config() -> Config:
     # Rate of stochastic depth in the last block; it grows linearly from 0.
     config.model.stochastic_depth = 0.0
     # Formulation of attention: "xla", "pallas" (kernels for the TPU), "cudnn" (fused,
-    # on GPUs) or "explicit"; "auto" = the fastest of those that prove right at the
-    # start of the run. See docs/performance.md.
+    # on GPUs), "per_head" (for CPUs) or "explicit"; "auto" = the fastest of those that
+    # prove right at the start of the run. See docs/performance.md.
     config.model.attention = "auto"
     # Compile one block and loop over it: for deep models, with remat.
     config.model.scan = False

@@ -1,13 +1,16 @@
 """What the speed of training and inference is said to be."""
 
 import json
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from vit_jax import sharding
 from vit_jax.benchmark import __main__ as command
-from vit_jax.benchmark import peaks, steps
+from vit_jax.benchmark import peak, steps
 from vit_jax.errors import UserError
 
 RECIPE = """
@@ -33,7 +36,7 @@ def get_config():
 def run(tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE)
-    monkeypatch.setattr(peaks, "_SIZE", {"cpu": 64})
+    monkeypatch.setattr(peak, "_SIZE", {"cpu": 64})
 
     def run(*arguments):
         argv = ["benchmark", f"--config={recipe}", "--seconds=0.1", *arguments]
@@ -52,10 +55,10 @@ def test_training_in_numbers(run):
     assert report["images_per_second"] == pytest.approx(16e3 / ms["median"])
     assert report["steps"] >= 5
     assert report["compile_seconds"] > 0.01
-    # Five tokens of width 16; the patches' gradient is none of the image.
+    # Five tokens of width 16; each product has two for its gradients.
     block = 4 * 5 * 16**2 + 2 * 5**2 * 16 + 2 * 5 * 16 * 32
     forward = 2 * (block + 4 * 48 * 16 + 16 * 100)
-    assert report["model_flops_per_image"] == 3 * forward - 2 * 4 * 48 * 16
+    assert report["model_flops_per_image"] == 3 * forward
     rate = report["model_flops_per_image"] * report["images_per_second"]
     assert report["model_flops_per_second"] == pytest.approx(rate)
     assert report["matmul_flops_source"] == "measured"
@@ -110,38 +113,56 @@ def test_what_is_no_lack_of_memory_is_not_hidden(run, monkeypatch):
         run("--what=train")
 
 
-def test_a_device_s_peak_is_of_its_data_sheet(monkeypatch):
-    class Device:
-        platform = "tpu"
-        device_kind = "TPU v5 lite"
+class Device:
+    """What a mesh of devices that are not there is made of."""
 
-    class Mesh:
-        class devices:  # noqa: N801
-            flat = (Device,) * 4
+    def __init__(self, platform, device_kind):
+        self.platform, self.device_kind = platform, device_kind
 
-        size = 4
 
-    assert peaks.matmul_peak(Mesh, "float32") == (4 * 197e12, "data sheet")
-    Device.platform, Device.device_kind = "gpu", "NVIDIA H100 80GB HBM3"
-    assert peaks.matmul_peak(Mesh, "bfloat16") == (4 * 989e12, "data sheet")
-    # With other operands it is another number.
-    monkeypatch.setattr(peaks, "measured_matmul", lambda *_: 5.0)
-    assert peaks.matmul_peak(Mesh, "float32") == (20, "measured")
-    Device.platform, Device.device_kind = "cpu", "cpu"
-    assert peaks.matmul_peak(Mesh, "bfloat16") == (5, "measured")
+@pytest.mark.parametrize(
+    ("platform", "kind", "dtype", "expected"),
+    [
+        ("tpu", "TPU v5 lite", "float32", (4 * 197e12, "data sheet")),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", (4 * 989e12, "data sheet")),
+        # In float32 it is another number.
+        ("gpu", "NVIDIA H100 80GB HBM3", "float32", (4 * 16e9, "measured")),
+        ("gpu", "NVIDIA Unheard-of", "bfloat16", (4 * 16e9, "measured")),
+        # Simulated devices are the same cores.
+        ("cpu", "cpu", "bfloat16", (16e9, "measured")),
+    ],
+)
+def test_a_peak_is_of_the_data_sheet_or_measured(
+    monkeypatch, platform, kind, dtype, expected
+):
+    def measure(self):
+        if self.source == "measured":
+            self._seconds += [1.0, 1.0, 5.0]
+
+    monkeypatch.setattr(peak.Peak, "measure", measure)
+    monkeypatch.setattr(peak.Peak, "_size", 2000)
+    mesh = SimpleNamespace(size=4, devices=np.array([Device(platform, kind)] * 4))
+    found = peak.Peak(mesh, dtype)
+    assert (found.flops_per_second, found.source) == expected
+
+
+def test_a_peak_is_measured_with_products(monkeypatch):
+    monkeypatch.setattr(peak, "_SIZE", {"cpu": 256})
+    found = peak.Peak(sharding.make_mesh(data=1), "float32")
+    assert 1e8 < found.flops_per_second < 1e14
 
 
 def test_a_state_is_made_where_it_lies(tiny_config):
     config = tiny_config(**{"mesh.data": 2, "mesh.fsdp": 4})
     mesh = steps._checked([config])
-    state = steps._first_state(config, "train", mesh)
+    state = steps.first_state(config, "train", mesh)
     setup = steps.set_up(config, mesh=mesh)
     found, wanted = (
         jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
         for tree in (state, setup.abstract_state())
     )
     assert found == wanted
-    batch = steps._random_batch(setup.abstract_batch())
+    batch = steps.random_batch(setup.abstract_batch())
     assert batch["mask"].sum() == 16
     assert len(set(batch["image"].flatten().tolist())) > 200
     assert len(batch["image"].sharding.device_set) == 8

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax import sharding
 from vit_jax.models.attention import (
     FASTEST_ON_CPU,
     IMPLEMENTATIONS,
@@ -24,7 +25,14 @@ def random_arguments(dtype=jnp.float32, tokens=5, source=7):
 
 
 def test_the_formulations_are_these():
-    assert set(IMPLEMENTATIONS) == {"auto", "xla", "pallas", "cudnn", "explicit"}
+    assert set(IMPLEMENTATIONS) == {
+        "auto",
+        "xla",
+        "pallas",
+        "cudnn",
+        "per_head",
+        "explicit",
+    }
 
 
 @pytest.mark.parametrize("implementation", ON_CPU)
@@ -40,7 +48,8 @@ def test_equals_the_formula_in_float64(implementation):
     np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
-def test_explicit_and_fused_have_the_same_gradients():
+@pytest.mark.parametrize("implementation", ["xla", "per_head"])
+def test_explicit_and_others_have_the_same_gradients(implementation):
     def gradients(implementation):
         def loss(*arguments):
             mixed, _ = attend(*arguments, implementation=implementation)
@@ -48,8 +57,32 @@ def test_explicit_and_fused_have_the_same_gradients():
 
         return jax.grad(loss, argnums=(0, 1, 2))(*random_arguments())
 
-    for one, other in zip(gradients("xla"), gradients("explicit"), strict=True):
+    both = gradients(implementation), gradients("explicit")
+    for one, other in zip(*both, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "per_head"])
+def test_large_scores_do_not_overflow(implementation):
+    query, key, value = random_arguments()
+    mixed, _ = attend(1e3 * query, 1e3 * key, value, implementation=implementation)
+    expected, _ = attend(1e3 * query, 1e3 * key, value, implementation="explicit")
+    np.testing.assert_allclose(mixed, expected, atol=1e-5)
+
+
+def test_each_device_computes_its_own_heads_one_by_one():
+    layout = sharding.MeshLayout(sharding.make_mesh(data=2, tensor=4))
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.normal(size=(4, 5, 8, 6)), jnp.float32) for _ in range(3)]
+
+    def attention(*arrays):
+        return attend(*arrays, implementation="per_head", layout=layout)[0]
+
+    expected, _ = attend(*arrays, implementation="explicit")
+    compiled = jax.jit(attention).lower(*arrays).compile()
+    np.testing.assert_allclose(compiled(*arrays), expected, atol=1e-6)
+    text = jax.jit(attention).lower(*arrays).as_text()
+    assert "tensor<2x5x5xf32>" in text  # the scores of half the examples, of one head
 
 
 @pytest.mark.parametrize("implementation", ON_CPU)
@@ -81,7 +114,7 @@ def test_bfloat16_in_and_out_with_a_float32_softmax(implementation):
 
 def test_unknown_formulation_is_refused():
     with pytest.raises(
-        ValueError, match="'flash', expected one of auto, xla, pallas, cudnn, e"
+        ValueError, match="'flash', expected one of auto, xla, pallas, cudnn, p"
     ):
         attend(*random_arguments(), implementation="flash")
 

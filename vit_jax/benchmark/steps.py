@@ -12,10 +12,10 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from vit_jax.benchmark.peaks import matmul_peak
+from vit_jax.benchmark.peak import Peak
 from vit_jax.config import Config
 from vit_jax.errors import UserError
-from vit_jax.train.flops import matmul_flops
+from vit_jax.plan import flops
 from vit_jax.train.setup import set_up
 from vit_jax.train.step import build, build_predict
 
@@ -45,7 +45,7 @@ def measure_steps(
       The device, its `matmul_flops_per_second` and where that is known from, and the
       numbers of the batch size that gives the most images a second: `batch_size`,
       `images_per_second`, `step_ms` {median, p10, p90}, `compile_seconds`,
-      `model_flops_per_second` (products of the model as it is, none recomputed),
+      `model_flops_per_second` (`vit_jax.plan.flops`: none recomputed),
       `matmul_share` of the peak, `peak_bytes` of a device and where it is known from.
       `sweep` has all batch sizes, the smallest first; one that does not fit into memory
       has `error` in place of the numbers.
@@ -53,7 +53,7 @@ def measure_steps(
     Raises:
       UserError: the recipe or a batch size cannot be, or no batch size fits.
     """
-    program, key = _PROGRAMS[what]
+    _, key = _PROGRAMS[what]
     if not config.model.variant:
         raise UserError(
             "model.variant is empty: benchmark does not open pretrained weights, so "
@@ -62,8 +62,9 @@ def measure_steps(
     configs = [_with(config, **{key: size}) for size in batch_sizes or [config[key]]]
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
-    peak, source = matmul_peak(mesh, setup.model.dtype)
-    flops = _flops_per_image(configs[0], program, mesh)
+    counted = flops.count(setup.architecture)
+    per_image = counted.training if what == "train" else counted.total
+    peak = Peak(mesh, setup.model.dtype)
     rows = []
     for each in configs:
         row = {"batch_size": each[key]}
@@ -73,10 +74,13 @@ def measure_steps(
             if not _is_out_of_memory(error):
                 raise
             row["error"] = "out of memory"
-        else:
-            rate = row["images_per_second"] * flops
-            row |= {"model_flops_per_second": rate, "matmul_share": rate / peak}
         rows.append(row)
+    peak.measure()  # again, for what else the machine does changes
+    for row in rows:
+        if "error" not in row:
+            rate = row["images_per_second"] * per_image
+            share = rate / peak.flops_per_second
+            row |= {"model_flops_per_second": rate, "matmul_share": share}
     fitting = [row for row in rows if "error" not in row]
     if not fitting:
         raise UserError(
@@ -91,9 +95,9 @@ def measure_steps(
         "compute_dtype": jnp.dtype(setup.model.dtype).name,
         "device": device.device_kind,
         "devices": mesh.size,
-        "model_flops_per_image": flops,
-        "matmul_flops_per_second": peak,
-        "matmul_flops_source": source,
+        "model_flops_per_image": per_image,
+        "matmul_flops_per_second": peak.flops_per_second,
+        "matmul_flops_source": peak.source,
         **max(fitting, key=lambda row: row["images_per_second"]),
         "sweep": rows,
     }
@@ -120,16 +124,6 @@ def _checked(configs: list[Config]) -> Mesh:
     return mesh
 
 
-def _flops_per_image(
-    config: Config, program: Callable[[Config, Mesh], Any], mesh: Mesh
-) -> float:
-    """Of the model itself: no kernel hides a product and none is computed twice."""
-    plain = {"model.attention": "explicit", "model.remat": "none", "accum_steps": 1}
-    step, arguments = program(_with(config, **plain), mesh)
-    flops = matmul_flops(step.trace(*arguments).jaxpr)
-    return flops / _rows(arguments[1])
-
-
 def _measure(config: Config, what: str, mesh: Mesh, seconds: float) -> dict[str, Any]:
     """One batch size."""
     program, _ = _PROGRAMS[what]
@@ -142,7 +136,7 @@ def _measure(config: Config, what: str, mesh: Mesh, seconds: float) -> dict[str,
         compiled = lowered.compile()
         compile_seconds = time.perf_counter() - start
 
-    state, batch = _first_state(config, what, mesh), _random_batch(arguments[1])
+    state, batch = first_state(config, what, mesh), random_batch(arguments[1])
     jax.block_until_ready((state, batch))
 
     def run() -> None:
@@ -178,7 +172,7 @@ def _timed(run: Callable[[], None], seconds: float) -> list[float]:
     return times
 
 
-def _first_state(config: Config, what: str, mesh: Mesh) -> Any:
+def first_state(config: Config, what: str, mesh: Mesh) -> Any:
     """Random parameters or a whole training state, each shard made where it lies."""
     setup = set_up(config, mesh=mesh)
     where = jax.tree.map(lambda x: x.sharding, setup.abstract_state())
@@ -187,7 +181,7 @@ def _first_state(config: Config, what: str, mesh: Mesh) -> Any:
     return jax.jit(lambda: setup.new_state(setup.init_params()), out_shardings=where)()
 
 
-def _random_batch(abstract: Any) -> Any:
+def random_batch(abstract: Any) -> Any:
     """Random images; class 0, and every example counts."""
 
     def make() -> Any:
