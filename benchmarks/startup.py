@@ -110,8 +110,9 @@ def main() -> int:
 
 def _predict(runs: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
-        model, image = (
-            str(pathlib.Path(folder, n)) for n in ("s16.safetensors", "a.jpg")
+        model, image, cached = (
+            str(pathlib.Path(folder, name))
+            for name in ("s16.safetensors", "image.jpg", "cache")
         )
         _python("-c", MODEL, model, image)
         cache = {
