@@ -205,3 +205,20 @@ def test_whether_the_kernels_fit_is_asked_for_one_device_s_heads(monkeypatch):
     expected, _ = attend(tokens, tokens, tokens, implementation="explicit")
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert set(asked) == {(20, 192, 3, jnp.dtype("float32"))}
+
+
+def test_a_side_of_a_slice_may_be_divided_among_axes():
+    class Chip:
+        """As JAX has those of a TPU v4; a slice of 4 × 4 × 4."""
+
+        platform, device_kind, core_on_chip = "tpu", "TPU v4", 0
+        process_index = slice_index = 0
+
+        def __init__(self, number):
+            self.id = number
+            self.coords = [number % 4, number // 4 % 4, number // 16]
+
+    chips = [Chip(number) for number in range(64)]
+    mesh = sharding.make_mesh(2, 32, 1, devices=chips)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 32, "tensor": 1}
+    assert {chip.id for chip in mesh.devices.flat} == set(range(64))

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -99,12 +100,12 @@ def make_mesh(
             f"from 1 whose product is at most {count}, one of them -1 for all that the "
             f"others leave. All are used by {_listed(_shapes(count), shape)}."
         )
-    return jax.make_mesh(
-        tuple(shape),
-        AXES,
-        axis_types=(AxisType.Auto,) * 3,
-        devices=devices[: math.prod(shape)],
+    # On a slice of TPUs neighbours stay together. `jax.make_mesh` does the same, but
+    # refuses shapes for which a side of the slice has to be divided among two axes.
+    arranged = mesh_utils.create_device_mesh(
+        shape, devices[: math.prod(shape)], allow_split_physical_axes=True
     )
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

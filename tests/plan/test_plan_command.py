@@ -1,10 +1,12 @@
 """The command: its one JSON object, its tables, its messages."""
 
+import importlib.util
 import json
 import re
 
 import jax
 import pytest
+from jax.experimental import topologies
 
 from vit_jax import sharding
 from vit_jax.config import SIZE_KEYS, default_config
@@ -13,6 +15,7 @@ from vit_jax.main import WrongOverrides
 from vit_jax.plan import __main__ as command
 from vit_jax.plan.compiled import Bytes, Measurement
 from vit_jax.plan.estimate import Estimate
+from vit_jax.plan.topologies import _NO_TPU
 from vit_jax.train.setup import set_up
 
 RECIPE = """
@@ -157,6 +160,19 @@ def test_a_change_that_cannot_be_has_its_reason_below_the_table(run, compiled):
             r"--config.accum_steps=4: .*\n.*batch_size=16 must be divisible by 8 dev",
         ),
     )
+
+
+def test_devices_are_those_of_the_topology(run, compiled, monkeypatch):
+    class Slice:
+        devices = jax.devices()[:4]
+
+    monkeypatch.setattr(topologies, "get_topology_desc", lambda **_: Slice)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    for variable, value in _NO_TPU.items():
+        monkeypatch.setenv(variable, value)
+    found = json.loads(run("--json", "--topology=v5e:2x2", "--config.mesh.fsdp=2"))
+    assert (found["topology"], found["devices"]) == ("v5e:2x2", 4)
+    assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
 
 
 def test_a_program_that_does_not_fit_is_an_answer(run, compiled):

@@ -142,6 +142,7 @@ def test_a_line_that_lies_is_followed_no_further_than_it_holds():
     assert guess({64: 500, 32: 300}, {64, 32}, 1000, 8) == 144
     # What was refused bounds what may be tried.
     assert guess({64: 500, 144: 1100, 32: 300}, {64, 32}, 1000, 8) == 128
+    assert guess({64: 500, 96: 900, 32: 300}, {64, 32}, 1000, 8) == 88
     assert guess({64: 500, 72: 1100}, {64}, 1000, 8) == 0
     # Near enough; and memory that does not grow.
     assert guess({64: 985, 32: 500}, {64, 32}, 1000, 8) == 0

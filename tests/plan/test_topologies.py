@@ -10,6 +10,7 @@ from vit_jax.config import default_config
 from vit_jax.errors import UserError
 from vit_jax.plan import topology
 from vit_jax.plan.chips import CHIPS, GIB, chip_of
+from vit_jax.plan.topologies import _NO_TPU
 
 
 class Found:
@@ -31,10 +32,8 @@ def asked(monkeypatch):
     monkeypatch.setattr(jax_topologies, "get_topology_desc", get)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     # Variables that are set for libtpu do not outlive the test.
-    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        monkeypatch.setenv(variable, "1")
-    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    for variable, value in _NO_TPU.items():
+        monkeypatch.setenv(variable, value)
     return calls
 
 
