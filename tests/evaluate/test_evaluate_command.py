@@ -11,6 +11,7 @@ import pytest
 
 import vit_jax
 from vit_jax.data.sources import open_source
+from vit_jax.evaluate import classification
 
 evaluate_command = importlib.import_module("vit_jax.evaluate.__main__")
 
@@ -157,3 +158,18 @@ def test_an_unreadable_image_stops_it_unless_allowed(workdir, shared, run):
 def test_wrong_arguments_are_explained(arguments, message, run):
     with pytest.raises(SystemExit, match=message):
         run(*arguments)
+
+
+def test_the_model_knows_the_devices_it_runs_on(workdir, run, monkeypatch):
+    """Or attention kernels would run on the whole batch, gathered, on each of them."""
+    made = []
+
+    def noting(model, *arguments, **options):
+        made.append(model.layout)
+        return make_eval_step(model, *arguments, **options)
+
+    make_eval_step = classification.make_eval_step
+    monkeypatch.setattr(classification, "make_eval_step", noting)
+    run(f"--checkpoint={workdir}", "--json")
+    [layout] = made
+    assert layout.mesh.size == 8

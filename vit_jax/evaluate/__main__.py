@@ -103,7 +103,7 @@ def measure() -> dict[str, Any]:
 
     mesh = sharding.make_mesh()
     step = make_eval_step(
-        model.module,
+        model.module.clone(layout=sharding.MeshLayout(mesh)),
         model.preprocessing,
         mesh,
         loss=config["loss"],
