@@ -16,8 +16,19 @@ from vit_jax.models.layers import ATTENDED, zeros
 from vit_jax.models.layout import Layout
 
 _policies = jax.checkpoint_policies
+
+
+def _cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Its backward pass needs all that the forward pass gives, which has no name.
+
+    JAX's primitive may be called otherwise one day: then it runs twice.
+    """
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
 _products = _policies.save_from_both_policies(
-    _policies.dots_saveable, _policies.save_only_these_names(ATTENDED)
+    _policies.save_from_both_policies(_policies.dots_saveable, _cudnn_attention),
+    _policies.save_only_these_names(ATTENDED),
 )
 # What the backward pass finds of a block; the rest it computes once more. None keeps
 # parameters that were gathered: that they are spread would be for nothing.
