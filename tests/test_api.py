@@ -63,9 +63,27 @@ def paths(shared):
     return sorted(shared.glob("*.jpg"))
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    names = "{'jax', 'flax', 'orbax', 'grain', 'tensorflow_datasets', 'tensorflow'}"
-    code = f"import sys, vit_jax; sys.exit(str({names} & sys.modules.keys() or ''))"
+# Imported where they are used.
+HEAVY = {
+    "orbax.checkpoint",
+    "grain",
+    "tensorflow_datasets",
+    "tensorflow",
+    "jax.experimental.pallas",
+    "sklearn",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("vit_jax", {*HEAVY, "jax", "flax"}),
+        ("vit_jax.api", HEAVY),
+        ("vit_jax.predict", {*HEAVY, "jax", "flax"}),
+    ],
+)
+def test_importing_the_package_imports_nothing_heavy(module, names):
+    code = f"import sys, {module}; sys.exit(str({names} & sys.modules.keys() or ''))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=vit_jax.__path__[0] + "/..",

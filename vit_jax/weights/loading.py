@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from vit_jax.checkpoints.buckets import in_bucket
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.reading import has_checkpoints, load_checkpoint
 from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
@@ -71,6 +70,9 @@ def load_weights(
     workdir = _workdir(source)
     if workdir is not None:
         path, step = workdir
+        # Imported where it is used: Orbax takes longer than all the rest.
+        from vit_jax.checkpoints.reading import load_checkpoint
+
         description, params, averaged = load_checkpoint(path, step, ema=ema)
         if averaged:
             logger.info("%s, step %d: the averaged weights", path, description.step)
@@ -160,6 +162,8 @@ def _workdir(source: str | pathlib.Path) -> tuple[pathlib.Path, int | None] | No
         return None if foreign else (path.parent.parent, int(path.name))
     if not os.path.isdir(path) or says_model(path):
         return None
+    from vit_jax.checkpoints.reading import has_checkpoints
+
     if has_checkpoints(workdir):
         # Whatever else somebody has put there.
         return workdir, None
