@@ -83,7 +83,7 @@ def test_pieces_of_the_queries_add_up(tokens, monkeypatch):
 
 def test_few_heads_at_a_time_where_the_memory_is_small(monkeypatch):
     monkeypatch.setattr(kernels, "_BUDGET", 450_000)
-    assert kernels._heads_a_step(40, 512, 8, 4, 7) == 2
+    assert kernels.heads_a_step(40, 512, 8, 4, 7) == 2
     check(40, 8, 64, jnp.float32)
 
 

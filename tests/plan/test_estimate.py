@@ -21,7 +21,7 @@ PRODUCTS = 3 * SQUARE, 2 * SQUARE
 LOOP = 10 * ROWS + 10 * ROWS
 BROADCAST = 10 * ROWS + PADDED
 # The schedule is that of 12 heads; this kernel says that it has 6.
-KERNEL = 32 * 3109 / 2 / 1e9
+KERNEL = 32 * 3060 / 2 / 1e9
 
 
 def test_products_take_the_longer_of_cycles_and_traffic_and_the_rest_its_traffic():
@@ -110,9 +110,9 @@ def test_what_is_no_program_is_refused():
         hlo.parse("nothing")
 
 
-def kernel(name, tokens, heads=12, images=16):
+def kernel(name, tokens, heads=12, images=16, channels=64):
     said = f'{{\n"heads":"{heads}"\n}}' if heads else "{}"
-    width = 64 * (heads or 12)
+    width = channels * (heads or 12)
     shape = f"bf16[{images},{tokens},{width}]{{2,1,0}}"
     text = (
         f"ENTRY %m () -> f32[] {{\n  %{name}.1 = {shape}"
@@ -122,16 +122,14 @@ def kernel(name, tokens, heads=12, images=16):
     return hlo.parse(text).computations["m"].operations[f"{name}.1"]
 
 
-def test_kernels_take_the_schedules_that_were_counted():
-    v5e = CHIPS["v5e"]
-    for name, tokens, bundles in [
-        ("attention_forward", 197, 3_109),
-        ("attention_backward", 197, 6_917),
-        ("attention_forward", 577, 2 * 10_366),
-        ("attention_backward", 577, 2 * 30_197),
-    ]:
-        found = kernels.seconds(kernel(name, tokens), v5e)
-        assert found == pytest.approx(16 * bundles / 1.5e9)
+@pytest.mark.parametrize("chip", list(kernels.BUNDLES))
+def test_kernels_take_the_schedules_that_were_counted(chip):
+    clock, cores = {"v4": (1.05e9, 2), "v5e": (1.5e9, 1), "v6e": (1.75e9, 1)}[chip]
+    for (tokens, heads, channels), both in kernels.BUNDLES[chip].items():
+        for name, bundles in zip(kernels.KERNELS, both, strict=True):
+            one = kernel(name, tokens, heads, channels=channels)
+            found = kernels.seconds(one, CHIPS[chip])
+            assert found == pytest.approx(16 * bundles / clock / cores)
 
 
 def test_schedules_of_other_sizes_grow_with_heads_and_pairs_of_tokens():
@@ -144,8 +142,12 @@ def test_schedules_of_other_sizes_grow_with_heads_and_pairs_of_tokens():
         (kernel("attention_forward", 197, heads=0), 1),  # taken from the width
     ]:
         assert kernels.seconds(other, v5e) == pytest.approx(times * one)
-    # Each core of a device has its own images.
-    v4 = CHIPS["v4"]
-    of_v4 = kernels.seconds(kernel("attention_forward", 197), v4)
-    assert of_v4 == pytest.approx(one * 1.5 / 1.05 / 2)
+    # As wide heads as those that were counted come before as many tokens.
+    wide = kernel("attention_forward", 197, heads=16, channels=80)
+    assert kernels.seconds(wide, v5e) == pytest.approx(
+        16 * 10_664 * (197 / 257) ** 2 / 1.5e9
+    )
+    # A chip that was not counted has v5e's; each core of a device its own images.
+    of_v5p = kernels.seconds(kernel("attention_forward", 197), CHIPS["v5p"])
+    assert of_v5p == pytest.approx(one * 1.5 / 1.75 / 2)
     assert kernels.seconds(kernel("attention_forward", 197), CHIPS["h100"]) is None

@@ -98,7 +98,7 @@ def fits(tokens: int, width: int, num_heads: int, dtype: Any) -> bool:
     head = width // num_heads
     if not 64 <= head <= _LANES or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
         return False
-    return bool(_heads_a_step(tokens, width, num_heads, jnp.dtype(dtype).itemsize, 7))
+    return bool(heads_a_step(tokens, width, num_heads, jnp.dtype(dtype).itemsize, 7))
 
 
 def _on_tpu(kernel: Callable, other: Callable, interpret: bool) -> Callable:
@@ -126,7 +126,7 @@ def _call(kernel, operands, *, outputs: int, num_heads: int, interpret: bool):
     b, n, d = operands[0].shape
     dtype = operands[0].dtype
     arrays = len(operands) + outputs
-    together = _heads_a_step(n, d, num_heads, dtype.itemsize, arrays)
+    together = heads_a_step(n, d, num_heads, dtype.itemsize, arrays)
     if not together:
         raise ValueError(
             f"{n} tokens of {num_heads} heads × {d // num_heads} channels in {dtype} "
@@ -149,8 +149,16 @@ def _call(kernel, operands, *, outputs: int, num_heads: int, interpret: bool):
     )(*operands)
 
 
-def _heads_a_step(n: int, d: int, num_heads: int, itemsize: int, arrays: int) -> int:
-    """As many heads as VMEM holds, whose channels fill whole registers; 0 = none."""
+def heads_a_step(n: int, d: int, num_heads: int, itemsize: int, arrays: int) -> int:
+    """As many heads as VMEM holds, whose channels fill whole registers; 0 = none.
+
+    Args:
+      n: tokens.
+      d: channels of all heads.
+      num_heads: of which a grid step takes some.
+      itemsize: bytes of a number.
+      arrays: operands and results: 4 of the forward kernel, 7 of the backward kernel.
+    """
     # Of scores six pieces live at once in the backward kernel; of results, in float32,
     # the registers of two heads.
     working = 4 * (6 * _pieces(n)[0].stop * n + 3 * 2 * n * _LANES)
