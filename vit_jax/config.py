@@ -179,6 +179,11 @@ def default_config() -> Config:
     config.ema_decay = 0.0
     # Less at first: min(ema_decay, (1 + t) / (10 + t)) at t finished updates.
     config.ema_warmup = False
+    # When the loss or the gradient is not finite, or a spike: "stop" the run, or "skip"
+    # that update and go on. Either way it is in metrics.jsonl.
+    config.bad_update = "stop"
+    # A spike is a loss of so many times its running mean; 0 = nothing is one.
+    config.max_loss_spike = 0.0
     # Microbatches a step; the gradients are those of the whole batch.
     config.accum_steps = 1
 

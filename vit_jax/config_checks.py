@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CHOICES = {
     "bad_images": ("replace", "skip", "error"),
     "eval_bad_images": ("error", "skip"),
+    "bad_update": ("stop", "skip"),
     "sampling": ("uniform", "balanced", "weighted"),
     "mixing.form": ("big_vision", "timm"),
     "mixing.erasing_mode": ("pixel", "rand", "const"),
@@ -75,6 +76,7 @@ RANGES = {
     "weight_decay": (0.0, math.inf),
     "grad_clip_norm": (0.0, math.inf),
     "ema_decay": (0.0, 0.9999999),
+    "max_loss_spike": (0.0, math.inf),
     "accum_steps": (1, math.inf),
     "learning_rate": (0.0, math.inf),
     "warmup_steps": (0, math.inf),
@@ -108,6 +110,11 @@ def wrong_values(config: Config) -> dict[str, str]:
         found["profile_steps"] = (
             f"profile_steps={traced}: give the first and the last step, as in "
             "--config.profile_steps=10,15, or 0,0 for none"
+        )
+    if 0 < config.max_loss_spike <= 1:
+        found["max_loss_spike"] = (
+            f"max_loss_spike={config.max_loss_spike}: a loss at its mean is no spike; "
+            "give more than 1, such as 3, or 0 for none"
         )
     try:
         re.compile(config.weight_decay_on)

@@ -4,8 +4,11 @@
       [--config.KEY=VALUE ...]
 
 The same command again goes on where the last one stopped. Every key is explained in
-vit_jax/config.py. Exit status: 0 = done, 1 = an error that the message explains, 130
-or 143 = stopped by Ctrl-C or SIGTERM with everything saved.
+vit_jax/config.py. Several hosts, or processes, run the same command; on Cloud TPU,
+SLURM, Open MPI and Kubernetes they find each other (docs/scaling.md).
+
+Exit status: 0 = done, 1 = an error that the message explains, 130 or 143 = stopped by
+Ctrl-C or SIGTERM with everything saved, 75 = another process of the run is gone.
 """
 
 import signal
@@ -45,11 +48,14 @@ class WrongOverrides(UserError):
         self.problems, self.config = problems, config
 
 
-def load_recipe(argv: Sequence[str]) -> tuple[Config, str]:
+def load_recipe(
+    argv: Sequence[str], flag_values: flags.FlagValues | None = None
+) -> tuple[Config, str]:
     """Reads a command line into a config.
 
     Args:
       argv: the program's name and its arguments.
+      flag_values: flags that the command has besides; they are set.
 
     Returns:
       The recipe with the overrides applied, and the work directory ("" = not given).
@@ -58,7 +64,7 @@ def load_recipe(argv: Sequence[str]) -> tuple[Config, str]:
       UserError: no recipe, or an argument that is none.
       WrongOverrides: all of those that name no key, or give a value of the wrong type.
     """
-    flag_values = flags.FlagValues()
+    flag_values = flag_values or flags.FlagValues()
     flags.DEFINE_string(
         "config", None, "recipe, as in configs/b16.py:cifar100", flag_values=flag_values
     )
@@ -89,25 +95,62 @@ def load_recipe(argv: Sequence[str]) -> tuple[Config, str]:
 
 
 def _main() -> None:
+    process_flags, wrong = _process_flags(), None
     try:
-        config, workdir = load_recipe(sys.argv)
+        config, workdir = load_recipe(sys.argv, process_flags)
     except WrongOverrides as error:
-        from vit_jax.train.setup import set_up
-
-        # All problems at once: those of the values that could be read as well.
-        set_up(error.config, problems=error.problems)
-        raise
+        config, workdir, wrong = error.config, "", error
     # Imported only now: flag errors and --help should not wait for JAX.
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.train.interrupts import Interrupted
     from vit_jax.train.loop import train_and_evaluate
+    from vit_jax.train.processes import first, together
+    from vit_jax.train.setup import set_up
 
     use_compilation_cache()
     try:
-        train_and_evaluate(config, workdir)
+        with together(
+            process_flags.coordinator_address,
+            process_flags.num_processes,
+            process_flags.process_id,
+        ):
+            if wrong:
+                # All problems at once: those of values that could be read as well.
+                set_up(config, problems=wrong.problems)
+                raise wrong
+            train_and_evaluate(config, workdir)
     except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
+        if first():
+            print(interrupted, file=sys.stderr)
         sys.exit(interrupted.exit_status)
+
+
+def _process_flags() -> flags.FlagValues:
+    """Named as the arguments of `jax.distributed.initialize`."""
+    own = flags.FlagValues()
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "of several processes: host:port on which the first one is to listen; where "
+        "the environment tells, as on Cloud TPU or under SLURM, this is not needed",
+        flag_values=own,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "how many processes train together; 1: none but this one, whatever the "
+        "environment tells",
+        lower_bound=1,
+        flag_values=own,
+    )
+    flags.DEFINE_integer(
+        "process_id",
+        None,
+        "which of these this one is, from 0",
+        lower_bound=0,
+        flag_values=own,
+    )
+    return own
 
 
 _OVERRIDE = re.compile(r"--(?:no)?config\.([\w.]+)")

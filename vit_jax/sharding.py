@@ -66,29 +66,32 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[Any] = (),
 ) -> Mesh:
-    """A mesh of this process's devices, or of the first of them.
+    """A mesh of the devices of all processes; of one process also of the first of them.
 
     Args:
       data: size of the axis; −1, which one of the three may be, = all devices that the
         others leave.
       fsdp: the same.
       tensor: the same.
-      devices: others than this process's, to compile for.
+      devices: others than these, to compile for.
 
     Raises:
-      UserError: there are not so many devices, or they cannot be divided like that.
+      UserError: there are not so many devices, they cannot be divided like that, or a
+        process would have none of them.
     """
+    processes = 1 if devices else jax.process_count()
     devices, sizes = devices or jax.devices(), [data, fsdp, tensor]
     count = len(devices)
     given = [size for size in sizes if size != -1]
     left = count // max(math.prod(given), 1)
     shape = [left if size == -1 else size for size in sizes]
     unknown = len(sizes) - len(given)
+    all_used = unknown or processes > 1
     if (
         min(shape) < 1
         or unknown > 1
         or math.prod(shape) > count
-        or (unknown and math.prod(shape) != count)
+        or (all_used and math.prod(shape) != count)
     ):
         asked = " × ".join(
             f"mesh.{axis}={size}"
@@ -96,9 +99,11 @@ def make_mesh(
             if size != 1
         )
         raise UserError(
-            f"{asked}, but there are {count} {devices[0].platform} devices; pass sizes "
-            f"from 1 whose product is at most {count}, one of them -1 for all that the "
-            f"others leave. All are used by {_listed(_shapes(count), shape)}."
+            f"{asked}, but there are {count} {devices[0].platform} devices"
+            + f" of {processes} processes" * (processes > 1)
+            + f"; pass sizes from 1 whose product is {'at most ' * (processes == 1)}"
+            f"{count}, one of them -1 for all that the others leave. All are used by "
+            f"{_listed(_shapes(count), shape)}."
         )
     # On a slice of TPUs neighbours stay together. `jax.make_mesh` does the same, but
     # refuses shapes for which a side of the slice has to be divided among two axes.
@@ -128,16 +133,51 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> range | np.ndarray:
+    """Which rows of a batch lie on this process's devices, ascending.
+
+    Where `tensor` reaches over several processes, these have the same rows.
+
+    Args:
+      mesh: the devices.
+      batch_size: of all processes together, a multiple of `batch_parts(mesh)`.
+    """
+    if not mesh.is_multi_process:
+        return range(batch_size)
+    size = batch_size // batch_parts(mesh)
+    return np.concatenate(
+        [np.arange(part * size, (part + 1) * size) for part in _local_parts(mesh)]
+    )
+
+
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Moves this process's rows of a batch to its devices, as one global batch.
 
     The copy is asynchronous, so the next batch travels while a step runs.
+
+    Args:
+      batch: arrays of the `local_rows`.
+      mesh: the devices.
     """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in batch.items()
-    }
+    if not mesh.is_multi_process:
+        return {
+            name: jax.make_array_from_process_local_data(sharding, rows)
+            for name, rows in batch.items()
+        }
+    here = _local_parts(mesh)
+
+    def placed(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // len(here)
+
+        def part(index: Any) -> np.ndarray:
+            first = here.index((index[0].start or 0) // size) * size
+            return rows[first : first + size]
+
+        shape = (size * batch_parts(mesh), *rows.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: placed(rows) for name, rows in batch.items()}
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -266,6 +306,12 @@ def fitting_meshes(
     return _listed(fitting, [mesh.shape.get(axis, 1) for axis in AXES])
 
 
+def _local_parts(mesh: Mesh) -> list[int]:
+    """Which of the parts of a batch lie on this process's devices, ascending."""
+    lies = batch_sharding(mesh).addressable_devices_indices_map((batch_parts(mesh),))
+    return sorted({where[0].start or 0 for where in lies.values() if where})
+
+
 def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for axis in BATCH if axis in mesh.shape)
 
@@ -368,6 +414,18 @@ def refuse_idle_accelerator(pci_devices: str = "/sys/bus/pci/devices") -> None:
     """
     if jax.default_backend() != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
         return
+    for name, install in accelerators(pci_devices):
+        raise UserError(
+            f"this machine has {name}, but JAX found only the CPU. Install its "
+            f"support: {install}. To train on the CPU all the same, pass "
+            "--config.allow_cpu=true or set JAX_PLATFORMS=cpu."
+        )
+
+
+def accelerators(
+    pci_devices: str = "/sys/bus/pci/devices",
+) -> Iterator[tuple[str, str]]:
+    """What accelerators the machine has, and how to install support; asks no JAX."""
     for device in pathlib.Path(pci_devices).glob("*"):
         vendor, model, kind = (
             (device / name).read_text().strip()
@@ -377,8 +435,4 @@ def refuse_idle_accelerator(pci_devices: str = "/sys/bus/pci/devices") -> None:
             continue
         name, install, models = _PCI_ACCELERATORS[vendor]
         if model in models if models else kind.startswith("0x03"):
-            raise UserError(
-                f"this machine has {name}, but JAX found only the CPU. Install its "
-                f"support: {install}. To train on the CPU all the same, pass "
-                "--config.allow_cpu=true or set JAX_PLATFORMS=cpu."
-            )
+            yield name, install

@@ -4,7 +4,12 @@ import os
 import pytest
 
 from vit_jax.checkpoints import workdir
-from vit_jax.checkpoints.workdir import claim, locate, write_atomically
+from vit_jax.checkpoints.workdir import (
+    check_shared,
+    claim,
+    locate,
+    write_atomically,
+)
 from vit_jax.errors import UserError
 
 CONFIG = {"lr": 0.1, "image_size": (32, 48), "model": {"variant": "B/16", "rate": 0.0}}
@@ -25,14 +30,22 @@ def test_the_same_config_goes_on(tmp_path):
 
 
 def test_one_run_at_a_time(tmp_path):
-    with claim(tmp_path, CONFIG):
-        with pytest.raises(UserError, match=r"is in use: another run is writing"):
-            claim(tmp_path, CONFIG)
-        # The other processes of the same run leave that to the first.
-        with claim(tmp_path, CONFIG, first=False):
-            pass
+    with (
+        claim(tmp_path, CONFIG),
+        pytest.raises(UserError, match=r"is in use: another run is writing"),
+    ):
+        claim(tmp_path, CONFIG)
     with claim(tmp_path, CONFIG):
         pass
+
+
+def test_the_other_processes_see_what_the_first_has_claimed(tmp_path):
+    with pytest.raises(UserError, match="must be on a file system that all proc"):
+        check_shared(tmp_path, CONFIG)
+    with claim(tmp_path, CONFIG):
+        check_shared(tmp_path, CONFIG)
+        with pytest.raises(UserError, match=r"lr: 0.1 → 0.2"):
+            check_shared(tmp_path, {**CONFIG, "lr": 0.2})
 
 
 def test_a_directory_without_any_training_may_be_claimed_anew(tmp_path):

@@ -1,18 +1,20 @@
-"""Runs the training command and kills its own process at a chosen point.
+"""Runs the training command, and kills or stops its own process at a chosen point.
 
     killed_run.py POINT ARGUMENTS...
 
 POINT is `none`, `write:STEP:SPLIT` (before that line of the metrics), `torn:STEP`
 (half a line written), `evaluating:STEP` (after the first batch), `save:STEP` (before
-the arrays of that checkpoint are written) or `rename:STEP` (before it is visible).
+the arrays of that checkpoint are written) or `rename:STEP` (before it is visible);
+`term:STEP` asks it to stop before that line, and goes on slowly.
 """
 
 import os
 import signal
 import sys
+import time
 
 from vit_jax import main
-from vit_jax.train import evaluation, metrics
+from vit_jax.train import evaluation, metrics, peers
 
 
 def kill(*_args, **_options):
@@ -22,11 +24,15 @@ def kill(*_args, **_options):
 def arm(kind, step="", split="train"):
     from orbax.checkpoint._src.path import atomicity
 
-    if kind in ("write", "torn"):
+    if kind in ("write", "torn", "term"):
         write = metrics.MetricWriter.write
 
         def patched_write(self, at, of, values):
-            if (at, of) == (int(step), split):
+            if kind == "term" and at >= int(step):
+                if at == int(step):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+            elif (at, of) == (int(step), split):
                 if kind == "torn":
                     self._stream.write(f'{{"step": {at}, "spl')
                     self._stream.flush()
@@ -73,6 +79,7 @@ def arm(kind, step="", split="train"):
 
 
 EVAL_EVERY = 4
+peers.SILENCE = 8.0  # seconds; a test need not wait as long as a run
 
 if __name__ == "__main__":
     point, *arguments = sys.argv[1:]

@@ -33,6 +33,11 @@ def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
     return bool(saved_steps(locate(workdir) / CHECKPOINTS))
 
 
+def newest_step(workdir: str | os.PathLike[str]) -> int | None:
+    """The newest complete checkpoint; None before the first."""
+    return max(saved_steps(locate(workdir) / CHECKPOINTS), default=None)
+
+
 def has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
     """Whether it holds a checkpoint, complete or not, by what the folders hold."""
     directory = locate(workdir) / CHECKPOINTS

@@ -42,7 +42,7 @@ def locate(workdir: str | os.PathLike[str]) -> Path:
 
 
 def claim(
-    workdir: str | os.PathLike[str], config: Mapping[str, Any], *, first: bool = True
+    workdir: str | os.PathLike[str], config: Mapping[str, Any]
 ) -> contextlib.AbstractContextManager[Any]:
     """Makes `workdir` the directory of the run that `config` describes.
 
@@ -53,7 +53,6 @@ def claim(
     Args:
       workdir: where it is or will be.
       config: nested, of values JSON can hold; tuples equal lists.
-      first: whether this is the first of a run's processes, which claims it for all.
 
     Returns:
       A lock: until it is left, or the process ends, nobody else can claim the
@@ -70,8 +69,7 @@ def claim(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:  # left at once if anything is wrong
-            if first:
-                stack.enter_context(_lock(directory))
+            stack.enter_context(_lock(directory))
             _take(directory, file, config)
             return stack.pop_all()
     except FileExistsError as error:
@@ -84,6 +82,22 @@ def claim(
             f"work directory {directory} cannot be written to "
             f"({error.strerror or error}); make it writable or pass another --workdir."
         ) from None
+
+
+def check_shared(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    """Of a run's other processes: whether the first has claimed this very directory.
+
+    Raises:
+      UserError: it has not, as seen from here, or for another config.
+    """
+    directory = locate(workdir)
+    file = directory / CONFIG_FILE
+    if not file.exists():
+        raise UserError(
+            f"{file}, which the first process of this run has written, is not there: "
+            "the work directory must be on a file system that all processes share."
+        )
+    _compare(directory, _read_config(file), normalised(config))
 
 
 def _take(directory: Path, file: Path, config: Mapping[str, Any]) -> None:

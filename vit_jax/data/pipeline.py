@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,8 +181,7 @@ def train_batches(
     stop: int,
     channels: int = 3,
     bad_images: str = "replace",
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     num_threads: int | None = None,
     num_processes: int = 0,
     sampling: str = "uniform",
@@ -204,8 +203,7 @@ def train_batches(
       bad_images: what becomes of an image that cannot be read. "replace": the next
         readable example of the source stands in; "skip": a black image with mask 0;
         "error": DecodeError.
-      process_index: which rows of every batch this process gets.
-      process_count: how many processes share a batch.
+      rows: which of every batch this process gets; None = all of them.
       num_threads: that load images; None = one a core, 0 = none.
       num_processes: that load images, with so many threads each; 0 = none, threads of
         this process alone.
@@ -213,16 +211,16 @@ def train_batches(
       repeats: how often an example stands in a batch; see there.
 
     Returns:
-      Iterator of this process's rows (b = batch_size / process_count): image uint8
-      [b, h, w, c]; label int32 [b], or float32 [b, classes] of zeros and ones; mask
-      float32 [b], the example's weight unless it is sampled by it; bad int32 [b], 1
+      Iterator of this process's rows (b = len(rows)): image uint8 [b, h, w, c]; label
+      int32 [b], or float32 [b, classes] of zeros and ones; mask float32 [b], the
+      example's weight unless it is sampled by it; bad int32 [b], 1
       where the image could not be read.
 
     Raises:
       UserError: a wrong argument; while iterating, what loading an image raises.
     """
     _check_policy(bad_images, TRAIN_POLICIES)
-    rows = _rows_per_process(batch_size, process_count)
+    numbers = _numbers(rows, batch_size)
     if seed < 0:
         raise UserError(f"seed={seed}: expected a number of at least 0")
     if repeats < 1 or batch_size % repeats:
@@ -236,7 +234,7 @@ def train_batches(
     chance = _Chance(seed)
 
     def load_row(batch: int, row: int) -> Row:
-        position = batch * batch_size + process_index * rows + row
+        position = batch * batch_size + int(numbers[row])
 
         def pixels(example: Example) -> np.ndarray:
             image = opened(example.image, channels, example.name, fast=True)
@@ -248,7 +246,7 @@ def train_batches(
         load_row,
         start=start,
         stop=stop,
-        rows=rows,
+        rows=len(numbers),
         row_bytes=loader.row_bytes,
         num_threads=num_threads,
         num_processes=num_processes,
@@ -261,8 +259,7 @@ def eval_batches(
     batch_size: int,
     preprocessing: Preprocessing,
     bad_images: str = "error",
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     num_threads: int | None = None,
 ) -> Batches:
     """Every example exactly once, in order; the last batch is padded.
@@ -272,8 +269,8 @@ def eval_batches(
       batch_size: of all processes together; need not divide the number of examples.
       preprocessing: decoding and the evaluation's transform.
       bad_images: "error", or "skip" to mask images that cannot be read.
-      process_index: which rows of every batch this process gets.
-      process_count: how many processes share a batch; all get as many batches.
+      rows: which of every batch this process gets; None = all of them. All processes
+        get as many batches.
       num_threads: as in `train_batches`.
 
     Returns:
@@ -284,7 +281,7 @@ def eval_batches(
       UserError: a wrong argument; DecodeError while iterating.
     """
     _check_policy(bad_images, EVAL_POLICIES)
-    rows = _rows_per_process(batch_size, process_count)
+    numbers = _numbers(rows, batch_size)
     image_size, channels = preprocessing.image_size, preprocessing.channels
     loader = _Loader(source, channels, image_size, bad_images)
 
@@ -292,7 +289,7 @@ def eval_batches(
         return preprocessing.prepare(example.image, example.name)
 
     def load_row(batch: int, row: int) -> Row:
-        index = batch * batch_size + process_index * rows + row
+        index = batch * batch_size + int(numbers[row])
         if index >= len(source):
             return {**loader.blank(), "index": np.int32(-1)}
         return {**loader.load(index, pixels), "index": np.int32(index)}
@@ -302,7 +299,7 @@ def eval_batches(
         load_row,
         start=0,
         stop=stop,
-        rows=rows,
+        rows=len(numbers),
         row_bytes=loader.row_bytes,
         num_threads=num_threads,
     )
@@ -431,12 +428,9 @@ def _check_policy(bad_images: str, allowed: tuple[str, ...]) -> None:
         )
 
 
-def _rows_per_process(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        below = batch_size // process_count * process_count
-        nearest = [size for size in (below, below + process_count) if size > 0]
-        raise UserError(
-            f"batch size {batch_size} cannot be shared by {process_count} processes; "
-            f"use {' or '.join(map(str, nearest))}"
-        )
-    return batch_size // process_count
+def _numbers(
+    rows: Sequence[int] | np.ndarray | None, batch_size: int
+) -> Sequence[int] | np.ndarray:
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: expected a number of at least 1")
+    return range(batch_size) if rows is None else rows

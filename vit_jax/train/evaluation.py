@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
-
+from vit_jax import sharding
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
@@ -37,8 +36,7 @@ class Evaluation:
             batch_size=self._batch_size,
             preprocessing=self._setup.preprocessing,
             bad_images=self._setup.config.eval_bad_images,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.local_rows(self._setup.mesh, self._batch_size),
         )
         numbers = evaluate(
             self._eval_step,

@@ -4,28 +4,33 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 from vit_jax import config as config_lib
 from vit_jax import config_checks, sharding
 from vit_jax.checkpoints.reading import has_checkpoint, load_description
 from vit_jax.checkpoints.steps import Checkpoints
-from vit_jax.checkpoints.workdir import claim
+from vit_jax.checkpoints.workdir import check_shared, claim
 from vit_jax.config import Config
-from vit_jax.data.pipeline import train_batches
 from vit_jax.errors import UserError
+from vit_jax.train import peers, processes
 from vit_jax.train.attention_choice import with_chosen_attention
 from vit_jax.train.evaluation import Evaluation
+from vit_jax.train.guard import skipped_updates
 from vit_jax.train.interrupts import Interrupted, Interrupts, StopRequest
 from vit_jax.train.metrics import MetricWriter, Progress
 from vit_jax.train.out_of_memory import out_of_memory_explained
 from vit_jax.train.profiling import Profile, untraceable
 from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
-from vit_jax.train.start import fit_weights, initial_state, open_sources
+from vit_jax.train.start import (
+    fit_weights,
+    initial_state,
+    open_batches,
+    open_sources,
+)
 from vit_jax.train.summary import log_summary
 from vit_jax.train.update import TrainState
 from vit_jax.train.wandb_run import missing_wandb, wandb_runs
+from vit_jax.train.watchdog import Watchdog
 from vit_jax.weights.loading import load_weights
 
 
@@ -51,7 +56,8 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         interrupts = stack.enter_context(Interrupts())
 
         # Where it starts: an earlier run of this directory, weights, or nothing.
-        earlier = load_description(workdir) if has_checkpoint(workdir) else None
+        resumes = processes.agreed("checkpoints:", has_checkpoint(workdir))
+        earlier = load_description(workdir) if resumes else None
         weights = None
         problems = missing_wandb(config) + untraceable(config, workdir)
         if config.pretrained and earlier is None:
@@ -70,8 +76,13 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         stack.enter_context(out_of_memory_explained(setup))
         train_source, eval_source = open_sources(setup, earlier)
         params = weights and fit_weights(setup, weights, train_source.class_names)
-        first = jax.process_index() == 0
-        stack.enter_context(claim(workdir, config_lib.to_plain(config), first=first))
+        plain, first = config_lib.to_plain(config), processes.first()
+        if first:
+            stack.enter_context(claim(workdir, plain))
+        processes.wait_for_all("the first has claimed the directory")
+        if not first:
+            check_shared(workdir, plain)
+        peers.going_on_in(workdir)
         setup = with_chosen_attention(setup, workdir)
 
         checkpoints = stack.enter_context(
@@ -82,26 +93,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
 
         # The program, compiled before the first batch is read.
         compiled = setup.lower().compile()
-        batches = stack.enter_context(
-            contextlib.closing(
-                train_batches(
-                    train_source,
-                    batch_size=config.batch_size,
-                    transform=setup.train_transform,
-                    channels=setup.architecture.channels,
-                    seed=config.seed,
-                    start=step,
-                    stop=config.total_steps,
-                    bad_images=config.bad_images,
-                    process_index=jax.process_index(),
-                    process_count=jax.process_count(),
-                    num_threads=config.loader_threads,
-                    num_processes=config.loader_processes,
-                    sampling=config.sampling,
-                    repeats=config.augment.repeats,
-                )
-            )
-        )
+        batches = stack.enter_context(open_batches(setup, train_source, step))
         log_summary(
             setup, workdir, step, compiled.memory_analysis(), batches.waiting_bytes
         )
@@ -112,12 +104,14 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
             Evaluation(setup, eval_source),
             checkpoints,
             stack.enter_context(
-                MetricWriter(workdir, step, wandb_runs(config, workdir))
+                MetricWriter(workdir, step, wandb_runs(config, workdir), first=first)
             ),
-            stack.enter_context(Progress(config.total_steps, step)),
+            stack.enter_context(Progress(config.total_steps, step, first=first)),
             stack.enter_context(Profile(workdir, config.profile_steps)),
             interrupts,
-            (step, int(state.bad_images)),
+            stack.enter_context(Watchdog()),
+            start=(step, int(state.bad_images)),
+            skipped=int(skipped_updates(state.opt_state) or 0),
         )
         return _train(compiled, state, batches, reports)
 
@@ -142,7 +136,7 @@ def _train(
             if step == config.total_steps:
                 reports.finish(step)
                 return reports.writer.recorded(step, "eval") or {}
-            if interrupts.received is not None:
+            if interrupts.requested():
                 raise StopRequest
             with reports.fetching(step, state):
                 batch = sharding.place(next(batches), reports.setup.mesh)

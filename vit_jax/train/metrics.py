@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -40,6 +41,8 @@ class MetricWriter:
         workdir: str | os.PathLike[str],
         resume_step: int,
         also: Sequence[WandbRun] = (),
+        *,
+        first: bool = True,
     ):
         """Opens the files, cut back to what the checkpoint knows.
 
@@ -47,17 +50,21 @@ class MetricWriter:
           workdir: the run's directory.
           resume_step: the step of the checkpoint the run goes on from; 0 without one.
           also: who gets the same numbers; closed with this.
+          first: whether this is the first of a run's processes. The others remember
+            what was written, and write nothing.
 
         Raises:
           UserError: they cannot be read or written, or are not ours.
         """
         self._also = also
         self._file = locate(workdir) / METRICS_FILE
+        self._writes = first
         with self._failures_explained():
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._recorded = _cut_back(self._file, resume_step)
-            self._events = _Events(self._file.parent / TENSORBOARD, resume_step)
-            self._stream = open_lines(self._file)
+            self._recorded = _cut_back(self._file, resume_step, write=first)
+            if first:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._events = _Events(self._file.parent / TENSORBOARD, resume_step)
+                self._stream = open_lines(self._file)
 
     def recorded(self, step: int, split: str) -> dict[str, Any] | None:
         """That line, if this run or the one it goes on has written it already."""
@@ -84,14 +91,17 @@ class MetricWriter:
         numbers = {name: _number(value) for name, value in values.items()}
         line = {"step": int(step), "split": split}
         line |= {name: _json_value(number) for name, number in numbers.items()}
-        with self._failures_explained():
-            self._stream.write(json.dumps(line, allow_nan=False) + "\n")
-            self._stream.flush()
-        self.show(step, split, numbers)
+        if self._writes:
+            with self._failures_explained():
+                self._stream.write(json.dumps(line, allow_nan=False) + "\n")
+                self._stream.flush()
+            self.show(step, split, numbers)
         self._recorded[step, split] = line
 
     def show(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
         """The points alone, without a line: what is not the same in every run."""
+        if not self._writes:
+            return
         with self._failures_explained():
             self._events.write(step, split, numbers)
         for other in self._also:
@@ -103,6 +113,8 @@ class MetricWriter:
         Raises:
           UserError: the disk is full, or the like.
         """
+        if not self._writes:
+            return
         with self._failures_explained():
             self._stream.sync()
             self._events.flush()
@@ -113,7 +125,7 @@ class MetricWriter:
         Raises:
           UserError: the disk is full, or the like.
         """
-        if self._stream.closed:
+        if not self._writes or self._stream.closed:
             return
         with self._failures_explained():
             try:
@@ -155,13 +167,16 @@ class Progress:
     is silent.
     """
 
-    def __init__(self, total_steps: int, start: int):
+    def __init__(self, total_steps: int, start: int, *, first: bool = True):
         """Nothing is shown before `with`.
 
         Args:
           total_steps: finished updates at the end of the run.
           start: finished updates when this process started.
+          first: whether this is the first of a run's processes; only that one shows
+            anything.
         """
+        self._shown = first
         self._total = total_steps
         self._start = start
         self._bar: Any = None
@@ -170,7 +185,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         with _unreadable_ignored():
-            if sys.stderr is not None and sys.stderr.isatty():
+            if self._shown and sys.stderr is not None and sys.stderr.isatty():
                 self._bar = _make_bar()
                 self._task = self._bar.add_task(
                     "", total=self._total, completed=self._start, text="starting"
@@ -202,7 +217,7 @@ class Progress:
         with _unreadable_ignored():
             if self._bar is not None:
                 self._bar.update(self._task, completed=step, text=text)
-            elif sys.stderr is not None:
+            elif self._shown and sys.stderr is not None:
                 line = f"step {step}/{self._total} | {text}"
                 print(line, file=sys.stderr, flush=True)
 
@@ -275,6 +290,8 @@ class _Events:
             from tensorboardX.proto import event_pb2
 
         protobuf: Any = event_pb2  # its classes are made at run time
+        # Of numbers that are not finite the run itself tells.
+        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._local = directory, directory
         if in_bucket(directory):  # written here, and copied at every flush
@@ -325,8 +342,13 @@ def _torch_hidden() -> Iterator[None]:
             del sys.modules["torch"]
 
 
-def _cut_back(file: Path, resume_step: int) -> dict[tuple[int, str], dict[str, Any]]:
-    """Removes lines after `resume_step` and a torn last one; returns what is left."""
+def _cut_back(
+    file: Path, resume_step: int, *, write: bool
+) -> dict[tuple[int, str], dict[str, Any]]:
+    """Removes lines after `resume_step` and a torn last one; returns what is left.
+
+    Without `write` the file stays as it is.
+    """
     if not file.exists():
         return {}
     text = file.read_bytes().decode("utf-8", errors="replace")
@@ -346,7 +368,7 @@ def _cut_back(file: Path, resume_step: int) -> dict[tuple[int, str], dict[str, A
         if key[0] <= resume_step:
             kept.append(line + "\n")
             recorded[key] = values
-    if (rest := "".join(kept)) != text:
+    if write and (rest := "".join(kept)) != text:
         write_atomically(file, rest)
     return recorded
 

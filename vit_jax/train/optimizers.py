@@ -13,6 +13,7 @@ from jaxtyping import Array
 from vit_jax import sharding
 from vit_jax.config import Config
 from vit_jax.errors import UserError
+from vit_jax.train.guard import guarded, is_guarded
 
 # Each maps (updates since the warm-up, length of what follows the warm-up, config) to
 # a learning rate.
@@ -58,7 +59,8 @@ def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
     """Clipping by global norm; AdamW, Adafactor or SGD with momentum; weight decay.
 
     Its updates are directions: the step multiplies them by −(learning rate), so the
-    decay is decoupled and scaled by the learning rate, as in optax.adamw.
+    decay is decoupled and scaled by the learning rate, as in optax.adamw. Where the
+    config asks for it, bad updates are left out; see `guarded`.
 
     Args:
       config: a resolved config.
@@ -87,7 +89,8 @@ def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
                 f"their paths look like {example!r}"
             )
         chain.append(optax.add_decayed_weights(config.weight_decay, mask))
-    return optax.chain(*chain)
+    optimizer = optax.chain(*chain)
+    return guarded(optimizer, config) if is_guarded(config) else optimizer
 
 
 def _adafactor(cap: float, momentum: float, dtype: Any) -> optax.GradientTransformation:

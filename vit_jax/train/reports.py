@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from vit_jax.train.metrics import MetricWriter, Progress, Stopwatch
 from vit_jax.train.profiling import Profile
 from vit_jax.train.setup import Setup
 from vit_jax.train.update import TrainState
+from vit_jax.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ class Reports:
     progress: Progress
     profile: Profile
     interrupts: Interrupts
+    watchdog: Watchdog
     start: tuple[int, int]  # finished updates and unreadable images before this process
+    skipped: int  # updates that were left out so far
+    skipped_in_a_row: int = 0  # since the start of this process
     clock: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     images: int = 0  # since the clock's last lap
     unread: tuple[int, dict[str, jax.Array]] | None = None
@@ -67,6 +71,7 @@ class Reports:
     @contextlib.contextmanager
     def fetching(self, step: int, state: TrainState) -> Iterator[None]:
         """Around the wait for a training batch."""
+        self.watchdog.begin("a training step")
         with self.saving_if_data_fail(step, state, "bad_images"), self.clock.waiting():
             self._refuse_bad_data()
             yield
@@ -84,23 +89,42 @@ class Reports:
         self.unread = None
         self.images += self.setup.config.batch_size
         values = jax.device_get(metrics)
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-            raise UserError(
-                f"step {step}: the loss is {values['loss']:g} and the gradient's norm "
-                f"{values['grad_norm']:g}; training stops. {self._last_good()} "
-                f"{_DIVERGED}"
-            )
+        bad = self._is_bad(step, values)
         self.seen = (step - self.start[0]) * self.setup.config.batch_size
         self.bad_images = int(values["bad_images"]) - self.start[1]
         if step * self.setup.config.batch_size % self._epoch < (
             self.setup.config.batch_size
         ):
             self._tell_bad_images(step)
-        if self.due(step, self.setup.config.log_every):
+        if bad or self.due(step, self.setup.config.log_every):
             self.writer.write(step, "train", values)
+        if self.due(step, self.setup.config.log_every):
             lap = self.clock.lap(self.images)
             self.images = 0
             self.progress.update(step, loss=float(values["loss"]), **lap)
+
+    def _is_bad(self, step: int, values: dict[str, Any]) -> bool:
+        """Whether the update was left out; raises if the run is to stop for that."""
+        config = self.setup.config
+        skipped = int(values.get("skipped_updates", 0))
+        left_out, self.skipped = skipped > self.skipped, skipped
+        finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * left_out
+        if finite and not left_out:
+            return False
+        what = (
+            f"step {step}: the loss is {values['loss']:g} and the gradient's norm "
+            f"{values['grad_norm']:g}"
+        )
+        if finite:
+            what += f", a spike (max_loss_spike={config.max_loss_spike:g})"
+        if config.bad_update == "skip" and self.skipped_in_a_row < _MOST_IN_A_ROW:
+            logger.warning("%s; the update is skipped, number %d", what, skipped)
+            return True
+        if config.bad_update == "skip":
+            what += f", number {_MOST_IN_A_ROW} of bad updates in a row"
+        self.writer.write(step, "train", values)
+        raise UserError(f"{what}; training stops. {self._last_good()} {_DIVERGED}")
 
     @property
     def _epoch(self) -> int:
@@ -149,7 +173,8 @@ class Reports:
     def _evaluate(self, step: int, state: TrainState, split: str, params: Any) -> None:
         failing = self.saving_if_data_fail(step, state, "eval_bad_images")
         with self.clock.stopped("evaluating"), failing:
-            numbers = self.evaluation(params, self.interrupts.watch)
+            numbers = self.evaluation(params, self._watched)
+        self.watchdog.begin("")
         if not math.isfinite(numbers["loss"]):
             raise UserError(
                 f"step {step}: the loss on the held-out images is {numbers['loss']}; "
@@ -179,11 +204,18 @@ class Reports:
             return False
         return step > 0 and self.checkpoints.is_best(step)
 
+    def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
+        self.watchdog.begin("a batch of the evaluation")
+        for batch in self.interrupts.watch(batches):
+            yield batch
+            self.watchdog.begin("a batch of the evaluation")
+
     def save(self, step: int, state: TrainState) -> None:
         """Starts saving the state; see `Checkpoints.save`."""
         # Only what is known to be finite is saved, and only after everything that was
         # written about the steps before is on the disk.
         self.read_metrics()
+        self.watchdog.begin("saving a checkpoint")
         if not _all_finite(state.params):
             raise UserError(
                 f"step {step}: parameters are no longer finite; training stops. "
@@ -201,6 +233,7 @@ class Reports:
         rest = (state.opt_state, state.bad_images)
         with self.clock.stopped("saving"):
             self.checkpoints.save(step, state.params, rest, description, state.ema)
+        self.watchdog.begin("")
 
     def finish(self, step: int) -> None:
         """Waits for the last save, and says where the time of this process went."""
@@ -249,6 +282,7 @@ class Reports:
 
 
 _ENOUGH_TO_JUDGE = 1000  # images: of fewer, a share says little
+_MOST_IN_A_ROW = 20  # bad updates: with more it will not get better
 
 _DIVERGED = (
     "A lower learning_rate, a longer warm-up or clipping (grad_clip_norm=1) in another "

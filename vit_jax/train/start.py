@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.steps import Checkpoints
 from vit_jax.data.decode import DecodeError
+from vit_jax.data.pipeline import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
+from vit_jax.train import processes
 from vit_jax.train.setup import Setup
 from vit_jax.train.update import TrainState
 from vit_jax.weights.adapt import adapt, even_normalization, new_head_because
@@ -75,6 +78,26 @@ def open_sources(
     return train, held_out
 
 
+def open_batches(setup: Setup, source: Source, start: int) -> Batches:
+    """The training batches from number `start` on, this process's rows of them."""
+    config = setup.config
+    return train_batches(
+        source,
+        batch_size=config.batch_size,
+        transform=setup.train_transform,
+        channels=setup.architecture.channels,
+        seed=config.seed,
+        start=start,
+        stop=config.total_steps,
+        bad_images=config.bad_images,
+        rows=sharding.local_rows(setup.mesh, config.batch_size),
+        num_threads=config.loader_threads,
+        num_processes=config.loader_processes,
+        sampling=config.sampling,
+        repeats=config.augment.repeats,
+    )
+
+
 def fit_weights(
     setup: Setup, weights: Weights, class_names: Sequence[str]
 ) -> dict[str, Any]:
@@ -115,6 +138,7 @@ def initial_state(
     """From the newest sound checkpoint, else from `params`, else from random ones."""
     abstract = setup.abstract_state()
     rest = (abstract.opt_state, abstract.bad_images)
+    processes.agreed("step", checkpoints.latest_step() or 0)
     found = checkpoints.restore_newest(abstract.params, rest, abstract.ema)
     if found is not None:
         step, (opt_state, bad) = found.description.step, found.opt_state

@@ -14,6 +14,7 @@ from vit_jax.config import Config
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import PatchModel
 from vit_jax.models.losses import LOSSES, smooth_labels, to_targets
+from vit_jax.train.guard import skipped_updates
 from vit_jax.train.mixing import Examples, make_mixing
 from vit_jax.train.optimizers import make_schedule
 
@@ -41,12 +42,14 @@ def make_train_step(
 
     A batch has `image` uint8 [b, h, w, c], `label` int32 [b] or multi-hot float32
     [b, classes], `mask` float32 [b] (0 = the example does not count) and `bad` int32
-    [b]. The metrics are those of this step alone (`bad_images`: of the whole run), so
-    that they do not depend on when the run was last interrupted. `accuracy` is the mean
+    [b]. The metrics are those of this step alone (`bad_images` and, where there are
+    any, `skipped_updates`: of the whole run), so that they do not depend on when the
+    run was last interrupted. `accuracy` is the mean
     of the targets, before smoothing, at the predicted class: of a mixed example what
     share of it has that label.
     """
     loss_fn, schedule = LOSSES[config.loss], make_schedule(config)
+    update = optax.with_extra_args_support(optimizer).update
     num_classes = model.architecture.num_classes
     mixing = make_mixing(config.mixing)
     layout = sharding.MeshLayout(mesh)
@@ -110,7 +113,9 @@ def make_train_step(
         count = jnp.sum(batch["mask"])
         count = jnp.where(count > 0, count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
-        directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        directions, opt_state = update(
+            grads, state.opt_state, state.params, loss=loss / count
+        )
         rate = schedule(state.step)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
         ema = state.ema
@@ -124,6 +129,8 @@ def make_train_step(
             "learning_rate": rate,
             "bad_images": bad_images,
         }
+        if (skipped := skipped_updates(opt_state)) is not None:
+            metrics["skipped_updates"] = skipped
         state = TrainState(state.step + 1, params, opt_state, bad_images, ema)
         return state, metrics
 

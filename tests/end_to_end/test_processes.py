@@ -1,0 +1,145 @@
+"""Several processes train as one does, and none is left behind when one is gone."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax.checkpoints.reading import load_params
+from vit_jax.main import load_recipe
+from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.peers import GONE
+
+SCRIPT = str(pathlib.Path(__file__).parent / "killed_run.py")
+STEPS = 40
+
+RECIPE = f"""
+from vit_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.name = "processes"
+    config.image_size = (8,)
+    config.batch_size = 16
+    config.eval_batch_size = 120
+    config.total_steps = {STEPS}
+    config.log_every = 1
+    config.eval_every = 16
+    config.checkpoint_every = 6
+    config.weight_decay = 0.1
+    config.optimizer = "sgd"  # AdamW amplifies the rounding of gradients near zero
+    config.learning_rate = 0.1
+    config.augment.train = "resize(10)|random_crop"
+    config.model.variant = "Ti/4"
+    config.model.width = 16
+    config.model.depth = 1
+    config.model.mlp_dim = 32
+    config.model.num_heads = 2
+    config.model.dropout_rate = 0.1
+    config.loader_threads = 1
+    return config
+"""
+# Four devices. On the second mesh, processes of one device share rows of the batch.
+SPREAD = ("--config.mesh.data=4",)
+DIVIDED = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def run_here(recipe, workdir, mesh):
+    """In one process, which has four devices of eight."""
+    config, _ = load_recipe(["main", f"--config={recipe}", *mesh])
+    train_and_evaluate(config, str(workdir))
+    return workdir
+
+
+def run_in(processes, devices, recipe, workdir, mesh, points=()):
+    """Exit status and errors of each; `points`: {process: point of killed_run.py}."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    running = [
+        subprocess.Popen(
+            [
+                *(sys.executable, SCRIPT, dict(points).get(number, "none")),
+                *(f"--config={recipe}", f"--workdir={workdir}", *mesh),
+                f"--coordinator_address=localhost:{port}",
+                f"--num_processes={processes}",
+                f"--process_id={number}",
+            ],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "XLA_FLAGS": flags},
+        )
+        for number in range(processes)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [process.returncode for process in running], errors
+
+
+def assert_same(workdir, reference):
+    ours, theirs = (
+        list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+        for folder in (workdir, reference)
+    )
+    assert len(theirs) == STEPS + 3  # evaluated at 16, 32 and 40
+    for line, expected in zip(ours, theirs, strict=True):
+        assert line.pop("split") == expected.pop("split")
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+        load_params(workdir, STEPS),
+        load_params(reference, STEPS),
+    )
+
+
+def test_two_processes_of_two_devices_are_one_of_four(recipe, tmp_path):
+    ended, errors = run_in(2, 2, recipe, tmp_path / "two", SPREAD)
+    assert ended == [0, 0], errors
+    # The first speaks for all.
+    assert f"step {STEPS}/{STEPS}" in errors[0]
+    assert "process 1 of 2" in errors[0]
+    assert "step" not in errors[1]
+    assert_same(tmp_path / "two", run_here(recipe, tmp_path / "one", SPREAD))
+
+
+def test_a_run_goes_on_in_fewer_processes_after_every_end(recipe, tmp_path):
+    run = tmp_path / "run"
+    # One of four is asked to stop: all do, at the same step, which is saved.
+    ended, errors = run_in(4, 1, recipe, run, DIVIDED, {3: "term:2"})
+    assert ended == [128 + signal.SIGTERM] * 4, errors
+    stopped = re.search(r"stopped by SIGTERM at step (\d+)", errors[0])
+    assert stopped and 2 <= int(stopped[1]) < 30
+    assert "Traceback" not in "".join(errors)
+
+    # The second of two is killed; then the first, which the runtime depends on.
+    ended, errors = run_in(2, 2, recipe, run, DIVIDED, {1: "write:32:train"})
+    assert ended == [GONE, -signal.SIGKILL], errors
+    assert f"from the checkpoint of step {stopped[1]}" in errors[0]
+    assert "process 1 of 2 does not answer" in errors[0]
+    assert "goes on from step 30" in errors[0]
+    ended, errors = run_in(2, 2, recipe, run, DIVIDED, {0: "write:35:train"})
+    assert ended == [-signal.SIGKILL, GONE], errors
+    assert "process 1: error: process 0 does not answer" in errors[1]
+
+    run_here(recipe, run, DIVIDED)
+    assert_same(run, run_here(recipe, tmp_path / "one", DIVIDED))
