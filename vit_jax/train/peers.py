@@ -56,8 +56,8 @@ class Peers:
         self._verdict: tuple[int, str] | None = None
         self._lost = False  # the store is gone
         self._out_of_touch = 0.0  # seconds since the store has last answered
-        now = time.monotonic()
-        self._signs = {str(other): ("", now) for other in range(count)}
+        # Of each process the last sign, and for how many seconds there was no new one.
+        self._signs = {str(other): ("", 0.0) for other in range(count)}
         self._threads = [
             threading.Thread(target=work, daemon=True, name=work.__name__)
             for work in (self._talk, self._judge)
@@ -131,19 +131,19 @@ class Peers:
                 self._end(*self._verdict)
 
     def _read_signs(self) -> None:
-        now = time.monotonic()
-        for other, sign in self._read(_ALIVE).items():
-            if sign != self._signs[other][0]:
-                self._signs[other] = sign, now
-        if silent := self._silent():
-            who = ", ".join(silent)
+        # Counted here too: after a standstill of the machine all need time to sign.
+        signs = self._read(_ALIVE)
+        for other, (before, silent) in self._signs.items():
+            sign = signs.get(other, "")
+            self._signs[other] = sign, 0.0 if sign != before else silent + _PERIOD
+        if gone := self._silent():
+            who = ", ".join(gone)
             sentence = f"process {who} of {self._count} does not answer any more"
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self._client.key_value_set(f"{_END}why", f"{GONE} {sentence}")
 
     def _silent(self) -> list[str]:
-        since = time.monotonic() - SILENCE
-        return [other for other, (_, seen) in self._signs.items() if seen < since]
+        return [other for other, (_, silent) in self._signs.items() if silent > SILENCE]
 
     def _read(self, folder: str) -> dict[str, str]:
         found = self._client.key_value_dir_get(folder)

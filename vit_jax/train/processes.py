@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # Seconds. How long the first process waits for the last one to be started;
 START_TIMEOUT = 300
 # until the runtime takes a process for dead, which `Peers` does before;
-HEARTBEAT_TIMEOUT = 60
+HEARTBEAT_TIMEOUT = 100
 # and how long the first process that is done waits for the others.
 SHUTDOWN_TIMEOUT = 60
 
