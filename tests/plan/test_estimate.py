@@ -124,12 +124,13 @@ def kernel(name, tokens, heads=12, images=16, channels=64):
 
 @pytest.mark.parametrize("chip", list(kernels.BUNDLES))
 def test_kernels_take_the_schedules_that_were_counted(chip):
-    clock, cores = {"v4": (1.05e9, 2), "v5e": (1.5e9, 1), "v6e": (1.75e9, 1)}[chip]
+    clocks = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
+    cores = 2 if chip in ("v4", "v5p") else 1
     for (tokens, heads, channels), both in kernels.BUNDLES[chip].items():
         for name, bundles in zip(kernels.KERNELS, both, strict=True):
             one = kernel(name, tokens, heads, channels=channels)
             found = kernels.seconds(one, CHIPS[chip])
-            assert found == pytest.approx(16 * bundles / clock / cores)
+            assert found == pytest.approx(16 * bundles / clocks[chip] / cores)
 
 
 def test_schedules_of_other_sizes_grow_with_heads_and_pairs_of_tokens():
@@ -147,7 +148,8 @@ def test_schedules_of_other_sizes_grow_with_heads_and_pairs_of_tokens():
     assert kernels.seconds(wide, v5e) == pytest.approx(
         16 * 10_664 * (197 / 257) ** 2 / 1.5e9
     )
-    # A chip that was not counted has v5e's; each core of a device its own images.
-    of_v5p = kernels.seconds(kernel("attention_forward", 197), CHIPS["v5p"])
-    assert of_v5p == pytest.approx(one * 1.5 / 1.75 / 2)
+    # A chip that was not counted has v5e's.
+    other = v5e._replace(kind="TPU v9", clock=3e9)
+    of_other = kernels.seconds(kernel("attention_forward", 197), other)
+    assert of_other == pytest.approx(one / 2)
     assert kernels.seconds(kernel("attention_forward", 197), CHIPS["h100"]) is None
