@@ -214,7 +214,7 @@ def test_a_recipe_s_mistake_names_its_line(recipe, call, before, after, text):
         ("file", "file is a file, and a folder is needed; pass another --workdir"),
         ("file/run", r"file/run cannot be written to \(Not a directory\)"),
         ("/proc/nobody/run", r"/proc/nobody/run cannot be written to \("),
-        ("gs://bucket/run", "only paths of a file system can be used"),
+        ("gs://bucket/run", r"gs:// needs gcsfs; pip install 'vit_jax\[gcs\]'"),
     ],
 )
 def test_a_work_directory_that_cannot_be(refused, tiny, tmp_path, workdir, text):

@@ -241,6 +241,7 @@ def test_every_config_key_is_read(tiny, tmp_path, monkeypatch, keys_read):
         pretrained=str(start), optimizer="sgd", schedule="rsqrt", weight_decay=0.1
     )
     second.image_size = (12,)
+    second.ema_decay, second.ema_warmup = 0.9, True
     second.total_steps, second.total_epochs = None, 0.02
     second.augment.train = "resize"
     second.mixing.form, second.mixing.erasing_prob = "timm", 0.5
