@@ -98,13 +98,16 @@ def _compile(chip: str, tokens: int, heads: int, channels: int) -> None:
 
     def both(query, key, value, gradient):
         def attention(*operands):
-            return short_attention(*operands, heads)
+            kind = described.devices[0].device_kind
+            return short_attention(*operands, heads, False, kind)
 
         mixed, pull = jax.vjp(attention, query, key, value)
         return mixed, *pull(gradient)
 
     jax.jit(both).lower(x, x, x, x).compile()
-    print(*(heads_a_step(tokens, width, heads, 2, arrays) for arrays in (4, 7)))
+    kind = described.devices[0].device_kind
+    for arrays in (4, 7):
+        print(heads_a_step(tokens, width, heads, 2, arrays, kind)[0])
 
 
 if __name__ == "__main__":

@@ -227,6 +227,11 @@ class MeshLayout(Layout):
         """Whether parameters are spread over fsdp."""
         return self.mesh.shape.get("fsdp", 1) > 1
 
+    @property
+    def device_kind(self) -> str:
+        """See `Layout`."""
+        return self.mesh.devices.flat[0].device_kind
+
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """See `Layout`."""
         spread = tuple(ACTIVATIONS[axis] if axis else None for axis in axes)

@@ -82,9 +82,23 @@ def test_pieces_of_the_queries_add_up(tokens, monkeypatch):
 
 
 def test_few_heads_at_a_time_where_the_memory_is_small(monkeypatch):
-    monkeypatch.setattr(kernels, "_BUDGET", 450_000)
-    assert kernels.heads_a_step(40, 512, 8, 4, 7) == 2
+    monkeypatch.setattr(kernels, "_SMALLEST", (450_000, 600_000))
+    assert kernels.heads_a_step(40, 512, 8, 4, 7) == (2, 600_000)
     check(40, 8, 64, jnp.float32)
+
+
+def test_chips_with_more_memory_take_longer_sequences_of_odd_heads(monkeypatch):
+    so400m, giant = (577, 1152, 16, jnp.bfloat16), (1025, 1664, 16, jnp.bfloat16)
+    for kind in ("TPU v5 lite", "TPU v6 lite"):
+        assert fits(*so400m, kind) and fits(*giant, kind)
+    assert fits(*so400m, "TPU v5")
+    assert not fits(*so400m, "TPU v4") and not fits(*so400m)
+    # What fits everywhere takes no more than it does elsewhere.
+    sizes = 577, 768, 12, 2, 7
+    assert kernels.heads_a_step(*sizes, "TPU v5 lite") == kernels.heads_a_step(*sizes)
+    # Neither does v5p get what v5e has.
+    monkeypatch.setitem(kernels.VMEM, "TPU v5", (1, 1))
+    assert fits(*so400m, "TPU v5 lite") and not fits(*so400m, "TPU v5")
 
 
 @pytest.mark.parametrize(

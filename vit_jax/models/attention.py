@@ -91,10 +91,10 @@ def _short(query, key, value, layout):
     def attention(query, key, value):
         """Of the examples and heads of one device."""
         b, n, heads, channels = query.shape
-        if not fits(n, heads * channels, heads, query.dtype):
+        if not fits(n, heads * channels, heads, query.dtype, layout.device_kind):
             return by_xla(query, key, value, layout)[0]
         tokens = (x.reshape(b, n, heads * channels) for x in (query, key, value))
-        mixed: Any = short_attention(*tokens, heads)
+        mixed: Any = short_attention(*tokens, heads, False, layout.device_kind)
         return mixed.reshape(query.shape)
 
     return layout.apart(attention)(query, key, value), None
@@ -186,7 +186,7 @@ def candidates(
     if platform == "tpu":
         # Those before v4 multiply bfloat16 differently.
         old = device_kind in ("TPU v2", "TPU v3")
-        if not old and fits(tokens, heads * channels, heads, dtype):
+        if not old and fits(tokens, heads * channels, heads, dtype, device_kind):
             return "pallas", "xla"
     if platform == "gpu":
         fused = () if why_not_cudnn(platform, channels, dtype) else ("cudnn",)

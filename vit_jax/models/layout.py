@@ -19,6 +19,11 @@ class Layout:
         """Whether a block's parameters are brought together when it runs."""
         return False
 
+    @property
+    def device_kind(self) -> str:
+        """Of the devices, as JAX calls it; "" = a model need not know."""
+        return ""
+
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """The same array, lying as the names of its axes say.
 

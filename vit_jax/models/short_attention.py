@@ -42,16 +42,27 @@ from jaxtyping import Array, Float
 _LANES = 128  # of a vector register
 # Queries at a time, at most; and so few that a piece of scores takes no more bytes.
 _ROWS, _SCORES = 320, 700_000
-# Bytes of VMEM that a grid step may take by our estimate; and in truth, where the
-# smallest chip (v4) has 16 MiB.
-_BUDGET, _LIMIT = 12 * 2**20, 16 * 2**20
+# Bytes of VMEM that a grid step may take by our estimate, which leaves out what the
+# compiler needs for itself, and in truth. v4 has no more than the first; by how the
+# device's kind begins, others take more where that is too little.
+_SMALLEST = 12 * 2**20, 16 * 2**20
+VMEM = {
+    "TPU v5 lite": (54 * 2**20, 98 * 2**20),  # of 128 MiB
+    "TPU v5": (28 * 2**20, 56 * 2**20),  # v5p: of a core's 64 MiB
+    "TPU v6 lite": (54 * 2**20, 98 * 2**20),  # of 128 MiB
+}
 
 Tokens = Float[Array, "b n d"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def short_attention(
-    query: Tokens, key: Tokens, value: Tokens, num_heads: int, interpret: bool = False
+    query: Tokens,
+    key: Tokens,
+    value: Tokens,
+    num_heads: int,
+    interpret: bool = False,
+    device_kind: str = "",
 ) -> Tokens:
     """softmax(query keyᵀ / √k) value for each head (arXiv:1706.03762, eq. 1).
 
@@ -61,14 +72,14 @@ def short_attention(
       value: of the same tokens.
       num_heads: divides d.
       interpret: run the kernels as ordinary JAX, on any platform; for tests.
+      device_kind: of the devices, as JAX calls it: some have more memory for a kernel.
     """
-    return _forward(query, key, value, num_heads, interpret)[0]
+    return _forward(query, key, value, num_heads, interpret, device_kind)[0]
 
 
-def _forward(query, key, value, num_heads, interpret):
-    kernel = functools.partial(
-        _call, _forward_kernel, outputs=1, num_heads=num_heads, interpret=interpret
-    )
+def _forward(query, key, value, num_heads, interpret, device_kind):
+    how = {"num_heads": num_heads, "interpret": interpret, "device_kind": device_kind}
+    kernel = functools.partial(_call, _forward_kernel, outputs=1, **how)
     out = _on_tpu(
         lambda *operands: kernel(operands)[0],
         functools.partial(_by_xla, num_heads=num_heads),
@@ -77,10 +88,9 @@ def _forward(query, key, value, num_heads, interpret):
     return out, (query, key, value)
 
 
-def _backward(num_heads, interpret, operands, gradient):
-    kernel = functools.partial(
-        _call, _backward_kernel, outputs=3, num_heads=num_heads, interpret=interpret
-    )
+def _backward(num_heads, interpret, device_kind, operands, gradient):
+    how = {"num_heads": num_heads, "interpret": interpret, "device_kind": device_kind}
+    kernel = functools.partial(_call, _backward_kernel, outputs=3, **how)
 
     def by_xla(*arrays):
         function = functools.partial(_by_xla, num_heads=num_heads)
@@ -93,12 +103,18 @@ def _backward(num_heads, interpret, operands, gradient):
 short_attention.defvjp(_forward, _backward)
 
 
-def fits(tokens: int, width: int, num_heads: int, dtype: Any) -> bool:
-    """Whether the kernels take sequences of this size on every chip but the v3."""
+def fits(
+    tokens: int, width: int, num_heads: int, dtype: Any, device_kind: str = ""
+) -> bool:
+    """Whether the kernels take sequences of this size; by default on every chip.
+
+    Those before v4 do not count: they do not run the kernels.
+    """
     head = width // num_heads
     if not 64 <= head <= _LANES or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
         return False
-    return bool(heads_a_step(tokens, width, num_heads, jnp.dtype(dtype).itemsize, 7))
+    itemsize = jnp.dtype(dtype).itemsize
+    return bool(heads_a_step(tokens, width, num_heads, itemsize, 7, device_kind)[0])
 
 
 def _on_tpu(kernel: Callable, other: Callable, interpret: bool) -> Callable:
@@ -119,14 +135,22 @@ def _by_xla(query, key, value, num_heads):
     return mixed.reshape(query.shape)
 
 
-def _call(kernel, operands, *, outputs: int, num_heads: int, interpret: bool):
+def _call(
+    kernel,
+    operands,
+    *,
+    outputs: int,
+    num_heads: int,
+    interpret: bool,
+    device_kind: str,
+):
     from jax.experimental import pallas as pl  # not at import time: half a second
     from jax.experimental.pallas import tpu as pltpu
 
     b, n, d = operands[0].shape
     dtype = operands[0].dtype
     arrays = len(operands) + outputs
-    together = heads_a_step(n, d, num_heads, dtype.itemsize, arrays)
+    together, limit = heads_a_step(n, d, num_heads, dtype.itemsize, arrays, device_kind)
     if not together:
         raise ValueError(
             f"{n} tokens of {num_heads} heads × {d // num_heads} channels in {dtype} "
@@ -140,7 +164,7 @@ def _call(kernel, operands, *, outputs: int, num_heads: int, interpret: bool):
         out_specs=[block] * outputs,
         out_shape=[jax.ShapeDtypeStruct((b, n, d), dtype)] * outputs,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_LIMIT
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=limit
         ),
         interpret=interpret,
         # For who reads the compiled program: shapes do not tell it (vit_jax.plan).
@@ -149,7 +173,9 @@ def _call(kernel, operands, *, outputs: int, num_heads: int, interpret: bool):
     )(*operands)
 
 
-def heads_a_step(n: int, d: int, num_heads: int, itemsize: int, arrays: int) -> int:
+def heads_a_step(
+    n: int, d: int, num_heads: int, itemsize: int, arrays: int, device_kind: str = ""
+) -> tuple[int, int]:
     """As many heads as VMEM holds, whose channels fill whole registers; 0 = none.
 
     Args:
@@ -158,18 +184,27 @@ def heads_a_step(n: int, d: int, num_heads: int, itemsize: int, arrays: int) -> 
       num_heads: of which a grid step takes some.
       itemsize: bytes of a number.
       arrays: operands and results: 4 of the forward kernel, 7 of the backward kernel.
+      device_kind: as JAX calls it; "" = the smallest.
+
+    Returns:
+      The number of heads, and the bytes that the grid step may take.
     """
     # Of scores six pieces live at once in the backward kernel; of results, in float32,
     # the registers of two heads.
     working = 4 * (6 * _pieces(n)[0].stop * n + 3 * 2 * n * _LANES)
-    for heads in range(num_heads, 0, -1):
-        width = heads * d // num_heads
-        whole = heads == num_heads or width % _LANES == 0
-        # Two of each block: the next grid step's is copied while this one runs.
-        blocks = 2 * arrays * n * width * itemsize
-        if num_heads % heads == 0 and whole and blocks + working <= _BUDGET:
-            return heads
-    return 0
+    rows = [kind for kind in VMEM if device_kind.startswith(kind)]
+    # "TPU v5 lite" begins like "TPU v5" as well.
+    largest = VMEM[max(rows, key=len)] if rows else _SMALLEST
+    for budget, limit in (_SMALLEST, largest):
+        for heads in range(num_heads, 0, -1):
+            width = heads * d // num_heads
+            whole = heads == num_heads or width % _LANES == 0
+            # Two of each block: the next grid step's is copied while this one runs.
+            blocks = 2 * arrays * n * width * itemsize
+            enough = blocks + working <= budget
+            if num_heads % heads == 0 and whole and enough:
+                return heads, limit
+    return 0, 0
 
 
 def _forward_kernel(query, key, value, out, *, heads):
