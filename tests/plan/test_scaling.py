@@ -56,8 +56,9 @@ def test_without_estimates_there_are_none_to_extrapolate(tiny_config, monkeypatc
     assert (found.peak_bytes, found.seconds) == (12, None)
 
 
-def test_another_depth_changes_nothing_but_the_blocks(tiny_config):
-    values = {"weight_decay": 0.1, "total_epochs": None}
+@pytest.mark.parametrize("offload", [False, True])
+def test_another_depth_changes_nothing_but_the_blocks(tiny_config, offload):
+    values = {"weight_decay": 0.1, "total_epochs": None, "offload_optimizer": offload}
     setup = set_up(tiny_config(**{"model.depth": 5, **values}))
     shallow = scaling.at_depth(setup, 2)
     expected = set_up(tiny_config(**{"model.depth": 2, **values})).abstract_state()

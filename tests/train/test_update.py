@@ -326,6 +326,16 @@ def test_mixed_images_train_in_bfloat16(tiny_config, form):
     assert metrics["loss"] == pytest.approx(their_metrics["loss"], rel=0.02)
 
 
+def test_a_guarded_state_may_be_on_the_host(tiny_config):
+    setup = set_up(tiny_config(offload_optimizer=True, bad_update="skip"))
+    abstract = setup.abstract_state()
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(abstract.opt_state)}
+    assert kinds == {"device", "pinned_host"}
+    state, metrics = setup.lower().out_info
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    assert "skipped_updates" in metrics
+
+
 def test_an_optimizer_state_on_the_host_changes_no_number(tiny_config, tmp_path):
     """Two steps, and a checkpoint in between that the other one can read."""
     states = {}

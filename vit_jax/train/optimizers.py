@@ -7,10 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array
 
-from vit_jax import sharding
 from vit_jax.config import Config
 from vit_jax.errors import UserError
 from vit_jax.train.guard import guarded, is_guarded
@@ -112,22 +110,6 @@ def _adafactor(cap: float, momentum: float, dtype: Any) -> optax.GradientTransfo
     if momentum:
         chain.append(optax.ema(momentum, debias=False, accumulator_dtype=dtype))
     return optax.chain(*chain)
-
-
-def offloaded(
-    optimizer: optax.GradientTransformation, mesh: Mesh
-) -> optax.GradientTransformation:
-    """The same, of a state that is in the host's memory between updates.
-
-    Its arrays come to where their parameters lie on the mesh; where they go afterwards
-    the caller says, by the jitted step's out_shardings.
-    """
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        here = jax.device_put(state, sharding.shardings(state, mesh))
-        return optimizer.update(updates, here, params)
-
-    return optax.GradientTransformation(optimizer.init, update)
 
 
 def decay_mask(params: Any, pattern: str) -> Any:

@@ -30,7 +30,7 @@ from vit_jax.models import (
 )
 from vit_jax.models import build as build_model
 from vit_jax.models.attention import candidates, why_not_cudnn
-from vit_jax.train.optimizers import make_optimizer, offloaded
+from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.update import TrainState, make_train_step
 
 
@@ -177,8 +177,6 @@ def set_up(
         with _noting(found):
             shapes = jax.eval_shape(lambda: _init_params(model, sound.seed))
             optimizer = make_optimizer(sound, shapes)
-            if sound.offload_optimizer:
-                optimizer = offloaded(optimizer, mesh)
     # First what the values alone show.
     found[first:first] = config_lib.problems(
         config,

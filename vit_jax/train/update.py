@@ -113,8 +113,11 @@ def make_train_step(
         count = jnp.sum(batch["mask"])
         count = jnp.where(count > 0, count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
+        opt_state = state.opt_state
+        if config.offload_optimizer:  # between updates it is in the host's memory
+            opt_state = jax.device_put(opt_state, sharding.shardings(opt_state, mesh))
         directions, opt_state = update(
-            grads, state.opt_state, state.params, loss=loss / count
+            grads, opt_state, state.params, loss=loss / count
         )
         rate = schedule(state.step)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
