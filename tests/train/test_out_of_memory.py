@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from vit_jax.errors import UserError
+from vit_jax.train.memory import needed_bytes
 from vit_jax.train.out_of_memory import alternatives, out_of_memory_explained
 from vit_jax.train.setup import set_up
-from vit_jax.train.summary import needed_bytes
 
 ERROR = "RESOURCE_EXHAUSTED: Out of memory allocating 74773162936 bytes."
 

@@ -16,6 +16,7 @@ from vit_jax.benchmark.peak import Peak
 from vit_jax.config import Config
 from vit_jax.errors import UserError
 from vit_jax.plan import flops
+from vit_jax.train.memory import is_out_of_memory, needed_bytes
 from vit_jax.train.setup import set_up
 from vit_jax.train.step import build, build_predict
 
@@ -71,7 +72,7 @@ def measure_steps(
         try:
             row |= _measure(each, what, mesh, seconds)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             row["error"] = "out of memory"
         rows.append(row)
@@ -207,13 +208,7 @@ def _peak_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> tuple[int, str]:
     stats = [device.memory_stats() or {} for device in here]
     if all("peak_bytes_in_use" in each for each in stats):
         return max(each["peak_bytes_in_use"] for each in stats), "device"
-    memory: Any = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    ), "compiler"
+    return needed_bytes(compiled.memory_analysis()), "compiler"
 
 
 @contextlib.contextmanager
@@ -229,14 +224,6 @@ def _nothing_kept() -> Iterator[None]:
     finally:
         compilation_cache.reset_cache()
         jax.config.update(name, before)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, jax.errors.JaxRuntimeError)
-        and ("resource_exhausted" in text or "out of memory" in text)
-    )
 
 
 def show(report: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 import vit_jax
 from vit_jax.checkpoints.workdir import locate, write_atomically
+from vit_jax.train import processes
 from vit_jax.train.attention_trial import REFERENCE, Trial
 from vit_jax.train.setup import Setup, attention_candidates
 
@@ -113,7 +114,7 @@ class _Record:
     def __init__(self, workdir: str, circumstances: dict[str, Any]):
         self.file = locate(workdir) / CHOICE_FILE
         self._circumstances = circumstances
-        self._first = jax.process_index() == 0
+        self._first = processes.first()
         found = self._read() if self._first else {}
         self.choice: str = found.get("choice", "")
         self.crashed: list[str] = found.get("trying", [])

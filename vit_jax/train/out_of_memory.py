@@ -11,8 +11,8 @@ import jax
 
 from vit_jax import sharding
 from vit_jax.errors import UserError
+from vit_jax.train.memory import is_out_of_memory, needed_bytes
 from vit_jax.train.setup import Setup
-from vit_jax.train.summary import needed_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def out_of_memory_explained(setup: Setup) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         device = setup.mesh.devices.flat[0]
         asked = re.search(r"(\d{4,}) bytes", str(error))
@@ -81,7 +81,7 @@ def _told(setup: Setup) -> str:
     try:
         memory = setup.lower().compile().memory_analysis()
     except Exception as error:  # there is a worse problem to speak of
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if is_out_of_memory(error):
             return "too much as well"
         return f"not known ({type(error).__name__})"
     return "not known" if memory is None else _gib(needed_bytes(memory))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from vit_jax import sharding
+from vit_jax.train.memory import needed_bytes
 from vit_jax.train.setup import Setup
 
 logger = logging.getLogger(__name__)
@@ -66,16 +67,6 @@ def log_summary(
     }
     for name, value in rows.items():
         logger.info("%-10s %s", name, value)
-
-
-def needed_bytes(memory: Any) -> int:
-    """What a program takes of a device's memory, by its `memory_analysis()`."""
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
 
 
 def _input(config: Any, waiting_bytes: int) -> str:

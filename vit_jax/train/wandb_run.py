@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from vit_jax.checkpoints.workdir import locate, write_atomically
 from vit_jax.config import Config, to_plain
+from vit_jax.train import processes
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def missing_wandb(config: Config) -> list[str]:
 
 def wandb_runs(config: Config, workdir: str) -> "list[WandbRun]":
     """One, or none: only the first process reports."""
-    wanted = config.wandb_project and jax.process_index() == 0
+    wanted = config.wandb_project and processes.first()
     return [WandbRun(config, locate(workdir))] if wanted else []
 
 
