@@ -50,7 +50,7 @@ def test_traffic_is_of_slices_and_of_what_is_moved_meanwhile():
     expected = sum(PRODUCTS) + LOOP + BROADCAST + moved
     # Counters of the loop are a few bytes, padded.
     assert found.traffic_bytes == pytest.approx(expected, rel=1e-3)
-    assert found.collective_bytes == pytest.approx(PADDED + 4)
+    assert found.collectives == {"all-reduce": (1, 2 * PADDED)}
 
 
 def test_a_loop_says_itself_how_often_it_runs_or_its_condition_does():
@@ -61,6 +61,17 @@ def test_a_loop_says_itself_how_often_it_runs_or_its_condition_does():
     assert estimate(TEXT, CHIP).cyc_seconds - estimate(
         known, CHIP
     ).cyc_seconds == pytest.approx(seven_fewer)
+
+
+def test_a_loop_that_was_unrolled_counts_by_more_than_one():
+    root = "  ROOT %next = (s32[]{:T(128)S(6)}, f32[10,64,256]{2,1,0:T(8,128)}) tuple("
+    plus = "  %by = s32[] constant(4)\n  %more = s32[] add(%counter, %by)\n"
+    unrolled = TEXT.replace(f"{root}%counter", f"{plus}{root}%more")
+    assert unrolled != TEXT
+    # Ten by fours are three rounds.
+    assert estimate(TEXT, CHIP).cyc_seconds - estimate(
+        unrolled, CHIP
+    ).cyc_seconds == pytest.approx(7 * 3_000 / 1e9)
 
 
 def test_a_kernel_that_is_not_known_is_counted():

@@ -13,6 +13,7 @@ from vit_jax.config import SIZE_KEYS, default_config
 from vit_jax.errors import UserError
 from vit_jax.main import WrongOverrides
 from vit_jax.plan import __main__ as command
+from vit_jax.plan.collectives import Collectives
 from vit_jax.plan.compiled import Bytes, Measurement
 from vit_jax.plan.estimate import Estimate
 from vit_jax.plan.topologies import _NO_TPU
@@ -93,6 +94,7 @@ def test_json_is_one_line_with_every_number(run):
     assert found["fits"] is True and found["refused"] is None
     assert found["compile_seconds"] > 0
     assert found["hyb_seconds"] is found["cyc_seconds"] is None
+    assert found["collectives"] is None
     steps = round(3 * 50_000 / 32)
     assert (found["total_steps"], found["images"]) == (steps, steps * 32)
     assert found["epochs"] == pytest.approx(3, rel=1e-3)
@@ -106,7 +108,8 @@ def compiled(monkeypatch):
         images = arguments[1]["image"].shape[0]
         memory = Bytes(2**30, 0, images * 2**26, 0)
         fits = memory.peak <= topology.usable_bytes
-        times = Estimate(0.1, 0.2, 3e9, 0, 0) if fits else None
+        sent = {"all-reduce": Collectives(3, 2**30)}
+        times = Estimate(0.1, 0.2, 3e9, sent, 0) if fits else None
         refused = "" if fits else "Ran out of memory"
         return Measurement(memory, fits, refused, 7.0, 1.0, times)
 
@@ -136,6 +139,7 @@ def test_people_get_tables(run, compiled):
             r"batch +32, 4 a device",
             r"at peak +3.00 GiB of 5.00 GiB: fits \(compiled in 7 s\)",
             r"a step +hyb 100.0 ms, cyc 200.0 ms \(.*: 1.\d+ ms\); 3.0 GB to and from",
+            r"collectives +3 all-reduce of 1.00 GiB",
             r"the run +4,688 steps = 150,016 images = 3.00 epochs \(cifar10 of 50,000",
             r"They rank programs on one chip and promise no throughput",
             r"The largest batch of the recipe as it is: 64, 5.00 GiB at peak",
@@ -173,6 +177,7 @@ def test_devices_are_those_of_the_topology(run, compiled, monkeypatch):
     found = json.loads(run("--json", "--topology=v5e:2x2", "--config.mesh.fsdp=2"))
     assert (found["topology"], found["devices"]) == ("v5e:2x2", 4)
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert found["collectives"] == {"all-reduce": {"count": 3, "bytes": 2**30}}
 
 
 def test_a_program_that_does_not_fit_is_an_answer(run, compiled):

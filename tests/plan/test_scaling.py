@@ -18,7 +18,7 @@ def measured(monkeypatch):
         depth = setup.architecture.depth
         depths.append(depth)
         peak = 1000 + 300 * depth
-        times = Estimate(1 + 0.5 * depth, 2 + depth, 0, 0, 0)
+        times = Estimate(1 + 0.5 * depth, 2 + depth, 0, {}, 0)
         fits = peak <= topology.usable_bytes
         return Measurement(Bytes(peak, 0, 0, 0), fits, "", 1.0, 0.0, times)
 
@@ -33,6 +33,9 @@ def test_a_deep_model_is_on_the_line_through_two_shallow_ones(tiny_config, measu
     assert (found.peak_bytes, found.extrapolated) == (1000 + 300 * 12, True)
     assert found.seconds == pytest.approx((7, 14))
     assert found.fits
+    measured.clear()
+    other = scaling.predict(setup, topology(), "", (1, 3))
+    assert (measured, other.peak_bytes) == ([1, 3], found.peak_bytes)
 
 
 def test_shallow_models_and_scans_are_compiled_as_they_are(tiny_config, measured):

@@ -32,7 +32,7 @@ def plan_of(tiny_config, monkeypatch):
         compiled.append(setup.config.batch_size)
         seconds = 1 + (setup.config.model.remat != "none")
         fits = peak <= topology.usable_bytes
-        times = Estimate(seconds, 2 * seconds, 0, 0, 0) if fits else None
+        times = Estimate(seconds, 2 * seconds, 0, {}, 0) if fits else None
         refused = "" if fits else "RESOURCE_EXHAUSTED"
         return Measurement(Bytes(0, 0, peak, 0), fits, refused, 1.0, 0.0, times)
 

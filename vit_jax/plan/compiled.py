@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from vit_jax import sharding
+from vit_jax.plan.collectives import Collectives
 from vit_jax.plan.estimate import Estimate, estimate
 from vit_jax.plan.topologies import Topology
 
@@ -56,6 +57,11 @@ class Measurement:
     def traffic_bytes(self) -> float | None:
         """Between the device and its main memory."""
         return self.estimate and self.estimate.traffic_bytes
+
+    @property
+    def collectives(self) -> dict[str, Collectives] | None:
+        """What the devices send each other, by kind."""
+        return self.estimate and self.estimate.collectives
 
 
 def measure(

@@ -12,12 +12,12 @@ there is no difference to be seen.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from vit_jax.plan import kernels
 from vit_jax.plan.chips import Chip
-from vit_jax.plan.hlo import Computation, Operation, Program, parse, trip_count
+from vit_jax.plan.collectives import COLLECTIVES, Collectives, collectives
+from vit_jax.plan.hlo import Computation, Operation, Program, executed, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Estimate:
     hyb_seconds: float
     cyc_seconds: float
     traffic_bytes: float  # read from the main memory and written to it
-    collective_bytes: float  # what sums, gathers and the like give
+    collectives: dict[str, Collectives]  # by kind
     unknown_kernels: int  # calls of kernels that are only counted by their traffic
 
 
@@ -39,29 +39,17 @@ class _Cost(NamedTuple):
     cycles: int = 0
     product: bool = False  # or a fusion with one
     kernel: float | None = 0.0  # seconds; None = it is a kernel, and not known
-    collective: float = 0.0  # bytes
 
 
-# Those that only name what is there, and the ends of what is counted at its start.
-_FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
-    *("opt-barrier", "partition-id", "replica-id"),
-    *("copy-done", "slice-done", "async-update", "async-done"),
-    *("all-gather-done", "all-reduce-done", "collective-permute-done"),
-}
-_COLLECTIVE = (
-    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
-    *("collective-permute", "async-start"),
-)
 _PRODUCTS = {"convolution", "dot"}
 
 
 def estimate(text: str, chip: Chip) -> Estimate:
     """Reads the compiled program's text for a chip with a clock."""
     program = parse(text)
-    hyb = cyc = traffic = collective = 0.0
+    hyb = cyc = traffic = 0.0
     unknown = 0
-    for operation, computation, times in _executed(program, program.entry, 1):
+    for operation, computation, times in executed(program):
         cost = _cost(operation, computation, program, chip)
         kernel = cost.kernel or 0.0
         unknown += times * (cost.kernel is None)
@@ -70,27 +58,7 @@ def estimate(text: str, chip: Chip) -> Estimate:
         hyb += times * max(moving, computing if cost.product else 0.0, kernel)
         cyc += times * (computing + kernel)
         traffic += times * cost.traffic
-        collective += times * cost.collective
-    return Estimate(hyb, cyc, traffic, collective, round(unknown))
-
-
-def _executed(
-    program: Program, name: str, times: float
-) -> Iterator[tuple[Operation, Computation, float]]:
-    """Each operation that runs, and how often; of branches, each as likely."""
-    computation = program.computations[name]
-    for operation in computation.operations.values():
-        if operation.opcode == "while":
-            count = times * trip_count(operation, program)
-            yield from _executed(program, operation.called("body"), count)
-        elif operation.opcode == "call":
-            yield from _executed(program, operation.called("to_apply"), times)
-        elif operation.opcode == "conditional":
-            for branch in operation.branches:
-                count = times / len(operation.branches)
-                yield from _executed(program, branch, count)
-        elif operation.opcode not in _FREE:
-            yield operation, computation, times
+    return Estimate(hyb, cyc, traffic, collectives(program), round(unknown))
 
 
 def _cost(
@@ -102,8 +70,8 @@ def _cost(
         one, other = operation.leaves[:2]
         moved = min(one.bytes, other.bytes)
         return _Cost(moved * (one.in_hbm + other.in_hbm), waited=False)
-    if opcode.startswith(_COLLECTIVE):
-        return _Cost(collective=operation.bytes)
+    if opcode.startswith((*COLLECTIVES, "async-start")):
+        return _Cost()
     if opcode == "custom-call":
         if "tpu_custom_call" not in operation.attributes:
             return _Cost()  # a hint to the compiler

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _ITEM_BYTES = {
@@ -26,6 +27,13 @@ _OPERATION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*->.*\{\s*$")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
+# Those that only name what is there, and the ends of what is counted at its start.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("opt-barrier", "partition-id", "replica-id"),
+    *("copy-done", "slice-done", "async-update", "async-done"),
+    *("all-gather-done", "all-reduce-done", "collective-permute-done"),
+}
 
 
 class Leaf(NamedTuple):
@@ -131,11 +139,38 @@ def parse(text: str) -> Program:
     return Program(computations, entry)
 
 
+def executed(
+    program: Program, name: str = "", times: float = 1
+) -> Iterator[tuple[Operation, Computation, float]]:
+    """Each operation that runs, where it is, and how often it runs.
+
+    Of branches each is as likely; operations that only name what is there are left out.
+
+    Args:
+      program: the module.
+      name: of the computation that runs; by default the whole.
+      times: how often it does.
+    """
+    computation = program.computations[name or program.entry]
+    for operation in computation.operations.values():
+        if operation.opcode == "while":
+            count = times * trip_count(operation, program)
+            yield from executed(program, operation.called("body"), count)
+        elif operation.opcode == "call":
+            yield from executed(program, operation.called("to_apply"), times)
+        elif operation.opcode == "conditional":
+            for branch in operation.branches:
+                count = times / len(operation.branches)
+                yield from executed(program, branch, count)
+        elif operation.opcode not in _FREE:
+            yield operation, computation, times
+
+
 def trip_count(loop: Operation, program: Program) -> int:
     """How often a `while` runs its body.
 
     It is an attribute of the loop, or, on TPUs, the constant that the condition
-    compares the counter with.
+    compares the counter with, by what a round adds to it.
     """
     if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(match[1])
@@ -145,7 +180,22 @@ def trip_count(loop: Operation, program: Program) -> int:
         for operation in condition.operations.values()
         if operation.opcode == "constant" and operation.arguments.isdigit()
     ]
-    return max(constants, default=1)
+    return -(-max(constants, default=1) // _added(loop, condition, program))
+
+
+def _added(loop: Operation, condition: Computation, program: Program) -> int:
+    """What a round adds to the counter: two in loops that were unrolled."""
+    body = program.computations[loop.called("body")].operations
+    root = next((o for o in body.values() if o.is_root), None)
+    for read in condition.operations.values():
+        index = re.search(r"\bindex=(\d+)", read.attributes)
+        if read.opcode == "get-tuple-element" and root and root.opcode == "tuple":
+            assert index, read
+            counter = body[root.operands[int(index[1])]]
+            terms = [body[name] for name in counter.operands]
+            added = [int(o.arguments) for o in terms if o.opcode == "constant"]
+            return max(added, default=1) if counter.opcode == "add" else 1
+    return 1
 
 
 def _operation(line: str, match: re.Match[str]) -> Operation:

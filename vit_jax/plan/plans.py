@@ -87,6 +87,8 @@ class Plan:
             "hyb_seconds": measured.hyb_seconds,
             "cyc_seconds": measured.cyc_seconds,
             "traffic_bytes": measured.traffic_bytes,
+            "collectives": measured.collectives
+            and {kind: found._asdict() for kind, found in measured.collectives.items()},
             "total_steps": setup.config.total_steps,
             "epochs": self.epochs,
             "images": self.images,

@@ -46,13 +46,15 @@ def show_plan(plan: Plan) -> None:
         + ("fits" if measured.fits else "does not fit")
         + f" (compiled in {measured.compile_seconds:.0f} s)",
         "a step": _step(plan),
+        "collectives": _collectives(plan),
         "the run": f"{config.total_steps:,} steps = {plan.images:,} images = "
         f"{plan.epochs:,.2f} epochs ({setup.info.name} of "
         f"{setup.info.num_examples[setup.info.train_split]:,})",
     }
     table = _table()
     for name, text in rows.items():
-        table.add_row(name, text)
+        if text:
+            table.add_row(name, text)
     _console().print(table)
     if measured.refused:
         _note(f"The compiler: {measured.refused}")
@@ -122,6 +124,14 @@ def _step(plan: Plan) -> str:
         f"(its FLOPs at the chip's peak: {_ms(ideal)} ms); "
         f"{_si(measured.estimate.traffic_bytes)}B to and from the memory"
     )
+
+
+def _collectives(plan: Plan) -> str:
+    found = plan.measurement.collectives
+    if found is None:
+        return ""
+    each = [f"{n} {kind} of {_gib(size)}" for kind, (n, size) in found.items()]
+    return ", ".join(each) or "none"
 
 
 def _table(*columns: str) -> Table:
