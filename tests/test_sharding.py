@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from vit_jax import sharding
+from vit_jax.config import default_config
 from vit_jax.errors import UserError
 from vit_jax.models import (
     Layout,
@@ -18,6 +19,7 @@ from vit_jax.models import (
     attention,
 )
 from vit_jax.models.attention import attend
+from vit_jax.train.optimizers import make_optimizer
 
 
 @pytest.mark.parametrize(("asked", "devices"), [(-1, 8), (1, 1), (4, 4)])
@@ -86,12 +88,12 @@ def test_every_large_parameter_has_its_place():
     mesh = sharding.make_mesh(2, 2, 2)
     expected = {
         "blocks_00/attention/query/kernel": ("fsdp", "tensor"),
-        "blocks_00/attention/query/bias": ("tensor",),
+        "blocks_00/attention/query/bias": ("tensor", "fsdp"),
         "blocks_00/attention/out/kernel": ("tensor", "fsdp"),
-        "blocks_00/attention/out/bias": (),
+        "blocks_00/attention/out/bias": ("fsdp",),
         "blocks_00/mlp/fc1/kernel": ("fsdp", "tensor"),
         "blocks_00/mlp/fc2/kernel": ("tensor", "fsdp"),
-        "blocks_00/norm1/scale": (),
+        "blocks_00/norm1/scale": ("fsdp",),
         "blocks_00/tokens_mlp/fc1/kernel": ("fsdp", "tensor"),
         "map_head/attention/value/kernel": ("fsdp", "tensor"),
         "map_head/mlp/fc2/kernel": ("tensor", "fsdp"),
@@ -100,6 +102,7 @@ def test_every_large_parameter_has_its_place():
         "trunk/conv_root/kernel": (None, None, None, "fsdp"),
         "pos_embed": (None, None, None, "fsdp"),
         "head/kernel": ("fsdp", "tensor"),
+        "head/bias": ("tensor",),
         "cls": (),
     }
     seen = set()
@@ -120,7 +123,8 @@ def test_every_large_parameter_has_its_place():
             found = where["params"]
             for key in path:
                 found = found[key.key]
-            spec = tuple(axis[0] if axis else None for axis in map(_names, found.spec))
+            spec = tuple(map(_names, found.spec))
+            spec = spec[0] if len(spec) == 1 else tuple(n and n[0] for n in spec)
             if name in expected:
                 assert spec == expected[name], name
                 seen.add(name)
@@ -146,6 +150,58 @@ def test_dimensions_that_an_axis_does_not_divide_stay_whole():
     assert where["bias"].is_fully_replicated
 
 
+def test_where_two_axes_do_not_divide_a_bias_fsdp_alone_may():
+    mesh = sharding.make_mesh(1, 4, 2)
+    for size, part in [(16, 2), (12, 3), (7, 7)]:
+        bias = jax.ShapeDtypeStruct((size,), np.float32)
+        (where,) = jax.tree.leaves(sharding.shardings({"fc1": {"bias": bias}}, mesh))
+        assert where.shard_shape((size,)) == (part,)
+
+
+def test_matrices_are_gathered_in_the_compute_dtype_and_vectors_in_their_own():
+    layout = sharding.MeshLayout(sharding.make_mesh(1, 4, 2))
+    shapes = {"fc1": {"kernel": (16, 32), "bias": (32,)}, "norm": {"scale": (16,)}}
+    params = {
+        layer: {name: jnp.ones(shape) for name, shape in arrays.items()}
+        for layer, arrays in shapes.items()
+    }
+    found = layout.gather(params, jnp.bfloat16)
+    assert found["fc1"]["kernel"].dtype == jnp.bfloat16
+    assert found["fc1"]["bias"].dtype == found["norm"]["scale"].dtype == jnp.float32
+    # Whole, but for what tensor spreads.
+    assert found["norm"]["scale"].sharding.is_fully_replicated
+    assert found["fc1"]["bias"].sharding.shard_shape((32,)) == (16,)
+    assert found["fc1"]["kernel"].sharding.shard_shape((16, 32)) == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("model", "fsdp", "tensor"),
+    [("H/14", n, 1) for n in (16, 64, 256)]
+    + [("G/14", 16, 1), ("G/14", 64, 1), ("G/14", 128, 2)],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_what_a_chip_holds_falls_as_their_number_grows(model, fsdp, tensor, optimizer):
+    mesh = AbstractMesh((1, fsdp, tensor), sharding.AXES)
+    # Of ImageNet-21k's classes no number of chips has an equal part.
+    architecture = architecture_from_variant(
+        model, num_classes=21_843, image_size=(224, 224)
+    )
+    params = abstract_params(architecture)
+    config = default_config()
+    config.optimizer = optimizer
+    state = jax.eval_shape(make_optimizer(config, params).init, params)
+    for tree in (params, state):
+        where = sharding.shardings(tree, mesh)
+        placed = jax.tree.map(
+            lambda x, there: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there),
+            tree,
+            where,
+        )
+        whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        ratio = sharding.bytes_per_device(placed) * mesh.size / whole
+        assert 1 <= ratio < 1.05
+
+
 def test_bytes_are_those_of_one_device():
     mesh = sharding.make_mesh(2, 2, 2)
     shapes = {
@@ -162,7 +218,7 @@ def test_bytes_are_those_of_one_device():
         tree,
         sharding.shardings(tree, mesh),
     )
-    assert sharding.bytes_per_device(placed) == 4 * (16 * 32 // 4 + 32 // 2 + 16)
+    assert sharding.bytes_per_device(placed) == 4 * (16 * 32 // 4 + 32 // 4 + 16 // 2)
 
 
 def test_attention_kernels_run_on_each_device_s_own_examples_and_heads():

@@ -34,17 +34,20 @@ from vit_jax.models import AnyArchitecture, Layout
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-# How the path of an array ends → the axis of the mesh that each of its dimensions is
+# How the path of an array ends → the axes of the mesh that each of its dimensions is
 # spread over. The first row that matches counts; what matches none is small, and whole
 # on every device. The optimiser's moments have the endings of their parameters.
 PARAMETERS = (
     (r"(query|key|value|fc1)/kernel", ("fsdp", "tensor")),
-    (r"(query|key|value|fc1)/bias", ("tensor",)),
+    (r"(query|key|value|fc1)/bias", (("tensor", "fsdp"),)),
     (r"(out|fc2)/kernel", ("tensor", "fsdp")),
     (r"(head|head_distillation|pre_logits)/kernel", ("fsdp", "tensor")),
     (r"(head|head_distillation|pre_logits)/bias", ("tensor",)),
     (r"(patch_embed|conv\w+)/kernel", (None, None, None, "fsdp")),
     (r"pos_embed", (None, None, None, "fsdp")),
+    # Other biases, norms, scales: little of a model, but much of what is left of it for
+    # each of many devices.
+    (r"\w+", ("fsdp",)),
 )
 
 # The name of an activation's axis → the axes of the mesh that it is spread over.
@@ -258,7 +261,7 @@ class MeshLayout(Layout):
 
         Args:
           params: a block's or any other subtree.
-          dtype: in which what is gathered travels; by default its own.
+          dtype: in which matrices travel; by default their own, as norms and biases.
         """
         if not self.gathers:
             return params
@@ -268,7 +271,9 @@ class MeshLayout(Layout):
             whole = _parameter_spec(path, leaf.shape, {**self.mesh.shape, "fsdp": 1})
             if stored == whole:
                 return leaf
-            return _gather(leaf, self.mesh, stored, whole, dtype or leaf.dtype)
+            # A norm is applied in float32, and has as little to send as a bias.
+            travels = dtype if dtype and leaf.ndim > 1 else leaf.dtype
+            return _gather(leaf, self.mesh, stored, whole, travels)
 
         return jax.tree.map_with_path(gathered, params)
 
@@ -335,13 +340,14 @@ def _parameter_spec(
 def _fitting(
     axes: tuple[Any, ...], shape: tuple[int, ...], sizes: Mapping[Any, int]
 ) -> PartitionSpec:
-    """Without axes that are not there, and those that do not divide the dimension."""
+    """Without axes that are not there, and the first ones where all do not divide."""
 
     def fitting(wanted: Any, size: int) -> Any:
         names = (wanted,) if isinstance(wanted, str) else wanted or ()
         names = tuple(name for name in names if sizes.get(name, 1) > 1)
-        parts = math.prod(sizes[name] for name in names)
-        return None if parts == 1 or size % parts else names
+        while size % math.prod(sizes[name] for name in names):
+            names = names[1:]
+        return names or None
 
     return PartitionSpec(*map(fitting, axes, shape))
 
