@@ -15,8 +15,9 @@ class Collectives(NamedTuple):
     """Those of one kind; several that the compiler has combined are one."""
 
     count: int
-    # Of the whole arrays: as gathered, summed, or summed before they are scattered. Of
-    # n devices each sends and receives (n - 1) / n of it, in an all-reduce twice that.
+    # Of the whole arrays, padded as in memory: as gathered, summed, or summed before
+    # they are scattered. Of n devices each sends and receives (n - 1) / n of it, in an
+    # all-reduce twice that.
     bytes: int
 
 
