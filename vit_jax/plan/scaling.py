@@ -36,24 +36,21 @@ def as_measured(found: Measurement) -> Prediction:
     return Prediction(found.bytes.peak, found.fits, _seconds(found), False)
 
 
-def predict(
-    setup: Setup, topology: Topology, what: str, depths: tuple[int, int] = DEPTHS
-) -> Prediction:
+def predict(setup: Setup, topology: Topology, what: str) -> Prediction:
     """Compiles the training step, or, of a deep model, those of two shallow ones.
 
     Args:
       setup: the run.
       topology: where its mesh lies.
       what: for the messages on progress.
-      depths: of the two.
     """
-    depth, (few, more) = setup.architecture.depth, depths
+    depth, (few, more) = setup.architecture.depth, DEPTHS
     if is_shallow(setup):
         logger.info("compiling: %s", what)
         return as_measured(measure_step(setup, topology))
 
     points = []
-    for blocks in depths:
+    for blocks in DEPTHS:
         logger.info("compiling: %s, %d of %d blocks", what, blocks, depth)
         points.append(measure_step(at_depth(setup, blocks), topology))
 
