@@ -4,14 +4,20 @@
 
 POINT is `none`, `write:STEP:SPLIT` (before that line of the metrics), `torn:STEP`
 (half a line written), `evaluating:STEP` (after the first batch), `save:STEP` (before
-the arrays of that checkpoint are written) or `rename:STEP` (before it is visible);
-`term:STEP` asks it to stop before that line, and goes on slowly.
+the arrays of that checkpoint are written), `rename:STEP` (before it is visible) or
+`join` (when the processes have met, before their devices have);
+`term:STEP` asks it to stop before that line, and goes on slowly. `compile` never comes
+to the end of the compilation, `compile:term` is asked to stop meanwhile.
 """
 
+import ctypes
 import os
 import signal
 import sys
+import threading
 import time
+
+import jax
 
 from vit_jax import main
 from vit_jax.train import evaluation, metrics, peers
@@ -65,6 +71,29 @@ def arm(kind, step="", split="train"):
             await finalize(self)
 
         atomicity.AtomicRenameTemporaryPath.finalize = patched_finalize
+    elif kind == "join":
+        initialize = jax.distributed.initialize
+
+        def patched_initialize(**arguments):
+            initialize(**arguments)
+            time.sleep(1)  # the others have joined too, and start their devices
+            kill()
+
+        jax.distributed.initialize = patched_initialize
+    elif kind == "compile":
+        from vit_jax.train.setup import Setup
+
+        def patched_lower(self):
+            if step == "term":
+                # Once the handlers have been set, and C is at work.
+                ask = os.kill, (os.getpid(), signal.SIGTERM)
+                threading.Timer(0.5, *ask).start()
+            # Locked twice it never returns, and lets no handler of Python run.
+            mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+            while True:
+                libc.pthread_mutex_lock(mutex)
+
+        Setup.lower = patched_lower
     elif kind == "save":
         from vit_jax.train import reports
 

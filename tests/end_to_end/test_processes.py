@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,12 +97,12 @@ def run_in(processes, devices, recipe, workdir, mesh, points=()):
     return [process.returncode for process in running], errors
 
 
-def assert_same(workdir, reference):
+def assert_same(workdir, reference, evaluations=3):
     ours, theirs = (
         list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
         for folder in (workdir, reference)
     )
-    assert len(theirs) == STEPS + 3  # evaluated at 16, 32 and 40
+    assert len(theirs) == STEPS + evaluations  # at 16, 32 and 40
     for line, expected in zip(ours, theirs, strict=True):
         assert line.pop("split") == expected.pop("split")
         assert line == pytest.approx(expected, rel=1e-5, abs=1e-5)
@@ -122,6 +123,14 @@ def test_two_processes_of_two_devices_are_one_of_four(recipe, tmp_path):
     assert_same(tmp_path / "two", run_here(recipe, tmp_path / "one", SPREAD))
 
 
+def test_all_end_at_once_when_one_is_asked_to_before_the_first_step(recipe, tmp_path):
+    points = {0: "compile", 1: "compile:term"}
+    ended, errors = run_in(2, 2, recipe, tmp_path / "run", SPREAD, points)
+    assert ended == [128 + signal.SIGTERM] * 2, errors
+    assert "stopped by SIGTERM before the first step; there was noth" in errors[0]
+    assert "error" not in "".join(errors)
+
+
 def test_a_run_goes_on_in_fewer_processes_after_every_end(recipe, tmp_path):
     run = tmp_path / "run"
     # One of four is asked to stop: all do, at the same step, which is saved.
@@ -137,9 +146,77 @@ def test_a_run_goes_on_in_fewer_processes_after_every_end(recipe, tmp_path):
     assert f"from the checkpoint of step {stopped[1]}" in errors[0]
     assert "process 1 of 2 does not answer" in errors[0]
     assert "goes on from step 30" in errors[0]
-    ended, errors = run_in(2, 2, recipe, run, DIVIDED, {0: "write:35:train"})
-    assert ended == [-signal.SIGKILL, GONE], errors
-    assert "process 1: error: process 0 does not answer" in errors[1]
+    for point in ("join", "save:36"):
+        ended, errors = run_in(2, 2, recipe, run, DIVIDED, {0: point})
+        assert ended == [-signal.SIGKILL, GONE], errors
+        assert "process 1: error: process 0 does not answer" in errors[1]
 
     run_here(recipe, run, DIVIDED)
     assert_same(run, run_here(recipe, tmp_path / "one", DIVIDED))
+
+
+# In the place of the package: notes what it is called with.
+WANDB = """
+import json, pathlib
+
+class Run:
+    def __init__(self, folder):
+        self.file = pathlib.Path(folder) / "wandb.jsonl"
+
+    def log(self, values, step):
+        with self.file.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\\n")
+
+    def finish(self):
+        pass
+
+def init(**options):
+    run = Run(options["dir"])
+    run.log({"id": options["id"]}, 0)
+    return run
+"""
+EVERYTHING = (
+    *("--config.keep_best=loss", "--config.keep_checkpoints=3"),
+    *("--config.ema_decay=0.9", "--config.bad_update=skip"),
+    *("--config.profile_steps=34,35", "--config.wandb_project=digits"),
+)
+
+
+def test_two_processes_with_damage_and_whatever_else_a_run_may_have(
+    recipe, tmp_path, monkeypatch
+):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    paths = os.environ.get("PYTHONPATH", ""), str(tmp_path / "modules")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    options = (*SPREAD, *EVERYTHING)
+    one, two = run_here(recipe, tmp_path / "one", options), tmp_path / "two"
+    shutil.copytree(one, two)
+    shutil.rmtree(two / "profile")
+    for step, part in ((36, "optimizer"), (40, "ema")):
+        files = (two / f"checkpoints/{step}/{part}").rglob("d/*")
+        file = max(files, key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+    ended, errors = run_in(2, 2, recipe, two, options)
+    assert ended == [0, 0], errors
+    for said in errors:
+        assert "checkpoints/40 is damaged" in said
+        assert "The one before it, step 32, is used" in said
+    assert "going on from the checkpoint of step 32" in errors[0]
+    assert_same(two, one, evaluations=6)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+        load_params(two, ema=True),
+        load_params(one, ema=True),
+    )
+    there = {path.name for path in (two / "checkpoints").iterdir()}
+    assert there == {"32", "36", "40", "36.damaged", "40.damaged"}
+    assert list((two / "profile").rglob("*.xplane.pb"))
+    told = list(map(json.loads, (two / "wandb.jsonl").read_text().splitlines()))
+    [first, second] = [line["id"] for line in told if "id" in line]
+    assert first == second
+    assert {line["step"] for line in told if "train/loss" in line} == {*range(1, 41)}

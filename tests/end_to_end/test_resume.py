@@ -143,6 +143,13 @@ def test_a_signal_saves_and_exits(recipe, uninterrupted, tmp_path, number):
     assert_same_end(workdir, uninterrupted)
 
 
+def test_a_signal_during_the_first_compilation_ends_at_once(recipe, tmp_path):
+    done = run(recipe, tmp_path / "run", "compile:term")
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "stopped by SIGTERM before the first step; there was noth" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_finished_run_is_left_as_it_is(recipe, uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_text()
     done = run(recipe, uninterrupted)

@@ -64,7 +64,17 @@ def test_in_an_evaluation_the_step_is_saved_and_evaluated_later(
     assert read()[2:] == [(2, "eval"), (3, "train"), (4, "train"), (4, "eval")]
 
 
-def test_before_the_first_step_nothing_is_left_behind(tiny, tmp_path, monkeypatch):
+@pytest.fixture
+def not_to_end():
+    """As in a program that has a handler of its own: no signal ends this process."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_before_the_first_step_nothing_is_left_behind(
+    tiny, tmp_path, monkeypatch, not_to_end
+):
     run = str(tmp_path / "run")
     opened = loop.open_sources
 
@@ -85,6 +95,7 @@ def test_before_the_first_step_nothing_is_left_behind(tiny, tmp_path, monkeypatc
 def test_the_second_signal_is_not_held_back():
     before = signal.getsignal(signal.SIGTERM)
     with Interrupts() as interrupts:
+        interrupts.begin()
         assert interrupts.received is None
         ask_to_stop()
         assert interrupts.received == signal.SIGTERM

@@ -102,6 +102,27 @@ def test_flags_go_to_jax_as_they_are(asked):
     assert given["process_id"] is None
 
 
+def raised(error, cause):
+    try:
+        raise error from cause
+    except Exception as found:
+        return found
+
+
+def test_what_the_runtime_said_is_found_below_other_errors():
+    gone = jax.errors.JaxRuntimeError("UNAVAILABLE: recvmsg: Connection reset by peer")
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8")
+    assert processes._of_the_runtime(gone)
+    assert processes._of_the_runtime(ValueError("UNKNOWN: Gloo AllGather failed: ["))
+    not_saved = raised(UserError("step 3 was not saved"), TimeoutError("barrier"))
+    assert not processes._of_the_runtime(not_saved)
+    not_saved = raised(UserError("not saved"), raised(TimeoutError("barrier"), gone))
+    assert processes._of_the_runtime(not_saved)
+    # What has too little memory is not waiting for anybody.
+    assert not processes._of_the_runtime(full)
+    assert not processes._of_the_runtime(raised(UserError("too little memory"), full))
+
+
 def test_who_waits_in_vain_is_told_what_to_do():
     code = """
 import sys

@@ -141,6 +141,7 @@ def _train(
             with reports.fetching(step, state):
                 batch = sharding.place(next(batches), reports.setup.mesh)
             step += 1
+            interrupts.begin()
             with reports.profile.step(step):
                 state, metrics = compiled(state, batch)
             reports.stepped(step, metrics)

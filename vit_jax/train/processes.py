@@ -21,8 +21,9 @@ from jax.experimental import multihost_utils
 
 from vit_jax import sharding
 from vit_jax.errors import UserError
-from vit_jax.train.interrupts import Interrupted
-from vit_jax.train.peers import Peers, end_process
+from vit_jax.train.interrupts import Interrupted, end_process
+from vit_jax.train.memory import is_out_of_memory
+from vit_jax.train.peers import Peers, delay_aborts, place
 
 logger = logging.getLogger(__name__)
 
@@ -85,18 +86,19 @@ def together(
     if num_processes == 1 or not _join(given):
         yield
         return
-    index, count = jax.process_index(), jax.process_count()
+    index, count = place()
     if count == 1:
         yield
         return
     if index:
         _speak_as(index)
     try:
-        with Peers(index, count) as peers:
+        with Peers() as peers:
             try:
                 yield
-            except Interrupted:
-                raise  # in all processes alike
+            except Interrupted as stopped:  # in all processes alike
+                _part(peers, stopped.exit_status)
+                raise
             except BaseException as error:
                 if _of_the_runtime(error):
                     # Most likely another process is gone, which is found out soon.
@@ -104,6 +106,7 @@ def together(
                 peers.leave(f"{type(error).__name__}: {error}")
                 atexit.register(_end_at_once, peers, getattr(error, "exit_status", 1))
                 raise
+            _part(peers, 0)
     except UserError as error:
         raise UserError(f"process {index} of {count}: {error}") from error
 
@@ -116,6 +119,16 @@ def first() -> bool:
 def wait_for_all(name: str) -> None:
     """Returns when all processes have called it with this name."""
     multihost_utils.sync_global_devices(name)
+
+
+def as_the_first_says(answer: bool) -> bool:
+    """Process 0's answer, in all processes: where they may see a file at other times.
+
+    All must ask, in the same places.
+    """
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
 def agreed(what: str, number: int) -> int:
@@ -167,6 +180,7 @@ def _join(given: Mapping[str, Any]) -> bool:
     timer = threading.Timer(START_TIMEOUT, too_late)
     timer.daemon = True
     timer.start()
+    delay_aborts()
     try:
         jax.distributed.initialize(
             **given,
@@ -183,7 +197,7 @@ def _join(given: Mapping[str, Any]) -> bool:
     finally:
         timer.cancel()
     told = [launcher[1](os.environ[variable]) for variable, launcher in seen.items()]
-    if jax.process_count() == 1 and any(count is not None for count in told):
+    if place()[1] == 1 and any(count is not None for count in told):
         raise UserError(f"only one process has come:\n{remedies}")
     return True
 
@@ -199,9 +213,22 @@ def _speak_as(index: int) -> None:
         handler.setFormatter(logging.Formatter(f"process {index}: %(message)s"))
 
 
-def _of_the_runtime(error: BaseException) -> bool:
-    """Whether XLA says so: its messages start with a status, as in "UNAVAILABLE: "."""
-    return re.match(r"[A-Z]+(_[A-Z]+)*: ", str(error)) is not None
+def _of_the_runtime(error: BaseException | None) -> bool:
+    """Whether XLA says so, or said what this error was made of.
+
+    Its messages start with a status, as in "UNAVAILABLE: ", of whatever class they are.
+    """
+    if error is None or is_out_of_memory(error):
+        return False
+    if re.match(r"[A-Z]+(_[A-Z]+)*: ", str(error)):
+        return True
+    return _of_the_runtime(error.__cause__ or error.__context__)
+
+
+def _part(peers: Peers, status: int) -> None:
+    """Waits for the others; what happens to them from now on changes nothing here."""
+    peers.part(status)
+    atexit.register(end_process, status)
 
 
 def _end_at_once(peers: Peers, status: int) -> NoReturn:

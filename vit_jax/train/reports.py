@@ -19,6 +19,7 @@ from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.goodput import goodput, in_words
 from vit_jax.train.interrupts import Interrupts
 from vit_jax.train.metrics import MetricWriter, Progress, Stopwatch
+from vit_jax.train.processes import as_the_first_says
 from vit_jax.train.profiling import Profile
 from vit_jax.train.setup import Setup
 from vit_jax.train.update import TrainState
@@ -202,7 +203,7 @@ class Reports:
         evaluated = self.writer.recorded(step, self._judged)
         if not self.setup.config.keep_best or not evaluated:
             return False
-        return step > 0 and self.checkpoints.is_best(step)
+        return step > 0 and as_the_first_says(self.checkpoints.is_best(step))
 
     def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
         self.watchdog.begin("a batch of the evaluation")
