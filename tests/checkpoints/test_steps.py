@@ -123,19 +123,19 @@ def test_round_trip_is_bit_exact(tmp_path):
     assert found[2] == describe(7) == load_description(tmp_path)
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_restores_onto_other_devices(tmp_path, count):
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (8, 4), (1, 8)])
+def test_restores_onto_other_devices(tmp_path, before, after):
     def rows(devices):
         mesh = sharding.make_mesh(devices)
         spread = jax.NamedSharding(mesh, PartitionSpec("data"))
         return lambda x: spread if x.ndim == 2 else sharding.replicated(mesh)
 
     state = make_state()
-    on_eight = jax.tree.map(lambda x: jax.device_put(x, rows(8)(x)), state)
-    assert len(on_eight[0]["blocks_00"]["kernel"].sharding.device_set) == 8
+    spread = jax.tree.map(lambda x: jax.device_put(x, rows(before)(x)), state)
+    assert len(spread[0]["blocks_00"]["kernel"].sharding.device_set) == before
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, *on_eight, describe(1))
-        targets = abstract(state, rows(count))
+        checkpoints.save(1, *spread, describe(1))
+        targets = abstract(state, rows(after))
         found = checkpoints.restore(1, *targets)
     assert_identical(found[:2], state)
     for x, target in zip(
