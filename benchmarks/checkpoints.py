@@ -1,14 +1,17 @@
 """What saving a checkpoint costs the steps around it.
 
     python benchmarks/checkpoints.py [--variant=S/16] [--batch=8] [--steps=100]
+    python benchmarks/checkpoints.py --sums=2.6
 
 Runs the training step with and without one save in so many steps, in turn, and prints
 how long `save` keeps the loop waiting, and what it adds to the steps. On a CPU the
 copy, the compression and the checksums compete with the step for the same cores; with
-an accelerator only the copy to the host does.
+an accelerator only the copy to the host does. With `--sums` nothing is trained: prints
+how long the checksums of so many GB take, which the system has just written.
 """
 
 import argparse
+import pathlib
 import statistics
 import tempfile
 import time
@@ -19,8 +22,22 @@ import numpy as np
 from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.manifest import write_manifest
 from vit_jax.checkpoints.steps import Checkpoints
 from vit_jax.train.setup import set_up
+
+
+def time_sums(gigabytes):
+    chunk = np.random.default_rng(0).bytes(2**26)
+    with tempfile.TemporaryDirectory() as folder:
+        count = max(round(gigabytes * 1e9 / len(chunk)), 1)
+        for number in range(count):
+            (pathlib.Path(folder) / str(number)).write_bytes(chunk)
+        wall, cores = time.perf_counter(), time.process_time()
+        write_manifest(pathlib.Path(folder))
+        wall, cores = time.perf_counter() - wall, time.process_time() - cores
+    size = count * len(chunk) / 1e9
+    print(f"{size:.1f} GB: {wall:.1f} s, of a core {cores:.1f} s")
 
 
 def main():
@@ -29,7 +46,11 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--sums", type=float, metavar="GB")
     options = parser.parse_args()
+    if options.sums:
+        time_sums(options.sums)
+        return
     config = config_lib.default_config()
     config.model.variant, config.total_steps = options.variant, 10**6
     config.batch_size = options.batch
