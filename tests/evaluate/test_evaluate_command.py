@@ -173,3 +173,31 @@ def test_the_model_knows_the_devices_it_runs_on(workdir, run, monkeypatch):
     run(f"--checkpoint={workdir}", "--json")
     [layout] = made
     assert layout.mesh.size == 8
+
+
+@pytest.mark.parametrize(
+    ("mesh", "kernels"), [({"data": 2, "fsdp": 4, "tensor": 1}, 4), ({"fsdp": 16}, 1)]
+)
+def test_weights_lie_as_in_training_where_the_devices_allow(
+    shared, make_workdir, workdir, run, tmp_path, monkeypatch, mesh, kernels
+):
+    """A model that fits no single device can be evaluated, and on other devices too."""
+    spread = []
+
+    def noting(step, params, *arguments, **options):
+        kernel = params["blocks_00"]["mlp"]["fc1"]["kernel"]
+        spread.append(len({str(shard.index) for shard in kernel.addressable_shards}))
+        return evaluate(step, params, *arguments, **options)
+
+    evaluate = classification.evaluate
+    plain = json.loads(run(f"--checkpoint={workdir}", "--json"))
+    monkeypatch.setattr(classification, "evaluate", noting)
+    config = {
+        "dataset": str(shared / "images"),
+        "mesh": {"data": -1, "tensor": 1} | mesh,
+    }
+    make_workdir(tmp_path / "run", class_names=NAMES, config=config, depth=1)
+    report = json.loads(run(f"--checkpoint={tmp_path / 'run'}", "--json"))
+    assert spread == [kernels]
+    assert report["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert report["top1"] == plain["top1"]

@@ -101,7 +101,7 @@ def measure() -> dict[str, Any]:
     if not len(source):
         raise UserError(f"{dataset} has no examples in split {split!r}")
 
-    mesh = sharding.make_mesh()
+    mesh = _mesh(model)
     step = make_eval_step(
         model.module.clone(layout=sharding.MeshLayout(mesh)),
         model.preprocessing,
@@ -110,7 +110,7 @@ def measure() -> dict[str, Any]:
         per_class=FLAGS.per_class,
     )
     batch_size = min(FLAGS.batch_size or config["eval_batch_size"], len(source))
-    params = jax.device_put(model.params, sharding.replicated(mesh))
+    params = jax.device_put(model.params, sharding.shardings(model.params, mesh))
     with eval_batches(
         source,
         batch_size=padded_batch_size(batch_size, mesh),
@@ -150,6 +150,20 @@ def measure() -> dict[str, Any]:
             for name, hits, count in zip(names, right, counts, strict=True)
         ]
     return report
+
+
+def _mesh(model: Any) -> Any:
+    """The recipe's mesh, where these devices form it; otherwise each has all weights.
+
+    A model that needed its weights spread to be trained may need it here too.
+    """
+    from vit_jax import sharding
+
+    try:
+        mesh = sharding.make_mesh(**model.config["mesh"])
+    except UserError:
+        return sharding.make_mesh()
+    return sharding.make_mesh() if sharding.misfits(mesh, model.architecture) else mesh
 
 
 def _check_classes(model: Any, source: Any, dataset: str):
