@@ -86,28 +86,32 @@ def _compile(chip: str, tokens: int, heads: int, channels: int) -> None:
     import jax.numpy as jnp
     from jax.experimental import topologies
 
-    from vit_jax.models.short_attention import heads_a_step, short_attention
+    from vit_jax.models.short_attention import (
+        heads_a_step,
+        lanes_a_head,
+        short_attention,
+    )
 
     name, options = TOPOLOGIES[chip]
     described = topologies.get_topology_desc(
         platform="tpu", topology_name=name, **options
     )
+    kind = described.devices[0].device_kind
     device = jax.sharding.SingleDeviceSharding(described.devices[0])
     width = heads * channels
     x = jax.ShapeDtypeStruct((8, tokens, width), jnp.bfloat16, sharding=device)
 
     def both(query, key, value, gradient):
         def attention(*operands):
-            kind = described.devices[0].device_kind
-            return short_attention(*operands, heads, False, kind)
+            return short_attention(*operands, num_heads=heads, device_kind=kind)
 
         mixed, pull = jax.vjp(attention, query, key, value)
         return mixed, *pull(gradient)
 
     jax.jit(both).lower(x, x, x, x).compile()
-    kind = described.devices[0].device_kind
+    lanes = lanes_a_head(tokens, width, heads, jnp.bfloat16, kind)
     for arrays in (4, 7):
-        print(heads_a_step(tokens, width, heads, 2, arrays, kind)[0])
+        print(heads_a_step(tokens, heads * lanes, heads, 2, arrays, kind)[0])
 
 
 if __name__ == "__main__":

@@ -87,18 +87,30 @@ def test_few_heads_at_a_time_where_the_memory_is_small(monkeypatch):
     check(40, 8, 64, jnp.float32)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_heads_get_whole_registers_where_the_memory_is_small(dtype, monkeypatch):
+    wide = (40, 4 * 80, 4, dtype, "")
+    assert kernels.lanes_a_head(*wide) == 80
+    monkeypatch.setattr(kernels, "_SMALLEST", (480_000, 600_000))
+    assert kernels.lanes_a_head(*wide) == 128
+    check(40, 4, 80, dtype)
+
+
 def test_chips_with_more_memory_take_longer_sequences_of_odd_heads(monkeypatch):
     so400m, giant = (577, 1152, 16, jnp.bfloat16), (1025, 1664, 16, jnp.bfloat16)
+    lanes = kernels.lanes_a_head
     for kind in ("TPU v5 lite", "TPU v6 lite"):
-        assert fits(*so400m, kind) and fits(*giant, kind)
-    assert fits(*so400m, "TPU v5")
-    assert not fits(*so400m, "TPU v4") and not fits(*so400m)
+        assert lanes(*so400m, kind) == 72 and lanes(*giant, kind) == 104
+    assert lanes(*so400m, "TPU v5") == 72
+    # The others give each head a register.
+    assert lanes(*giant, "TPU v5") == lanes(*giant, "TPU v4") == 128
+    assert lanes(*so400m, "TPU v4") == lanes(*so400m, "") == 128
     # What fits everywhere takes no more than it does elsewhere.
     sizes = 577, 768, 12, 2, 7
     assert kernels.heads_a_step(*sizes, "TPU v5 lite") == kernels.heads_a_step(*sizes)
     # Neither does v5p get what v5e has.
     monkeypatch.setitem(kernels.VMEM, "TPU v5", (1, 1))
-    assert fits(*so400m, "TPU v5 lite") and not fits(*so400m, "TPU v5")
+    assert lanes(*so400m, "TPU v5 lite") == 72 and lanes(*so400m, "TPU v5") == 128
 
 
 @pytest.mark.parametrize(
@@ -111,6 +123,8 @@ def test_chips_with_more_memory_take_longer_sequences_of_odd_heads(monkeypatch):
         (256, 1152, 16),  # So400m/14
         (257, 1792, 16),  # e/14
         (1025, 768, 12),  # B/16 at 512
+        (577, 1152, 16),  # So400m/16 at 384
+        (1025, 1664, 16),  # G/14 at 448
         (1100, 1024, 16),
     ],
 )

@@ -94,7 +94,9 @@ def _short(query, key, value, layout):
         if not fits(n, heads * channels, heads, query.dtype, layout.device_kind):
             return by_xla(query, key, value, layout)[0]
         tokens = (x.reshape(b, n, heads * channels) for x in (query, key, value))
-        mixed: Any = short_attention(*tokens, heads, False, layout.device_kind)
+        mixed: Any = short_attention(
+            *tokens, num_heads=heads, device_kind=layout.device_kind
+        )
         return mixed.reshape(query.shape)
 
     return layout.apart(attention)(query, key, value), None

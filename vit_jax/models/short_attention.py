@@ -24,7 +24,9 @@ Precision. Products of bfloat16 with float32 sums, as elsewhere; the softmax and
 gradient in float32. Float32 operands are multiplied in float32.
 
 Length. Scores take [n, n] in float32. Beyond `_ROWS` queries they are computed in
-pieces of rows, and the gradients of key and value are summed over the pieces.
+pieces of rows, and the gradients of key and value are summed over the pieces. Heads
+that end within a register are taken all at once; where VMEM does not hold them, each
+gets a whole register, whose other lanes are zero, and they are taken one by one.
 
 On other platforms than the TPU the same function is XLA's.
 """
@@ -55,7 +57,6 @@ VMEM = {
 Tokens = Float[Array, "b n d"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def short_attention(
     query: Tokens,
     key: Tokens,
@@ -73,34 +74,62 @@ def short_attention(
       num_heads: divides d.
       interpret: run the kernels as ordinary JAX, on any platform; for tests.
       device_kind: of the devices, as JAX calls it: some have more memory for a kernel.
+
+    Raises:
+      ValueError: the kernels do not take these sizes, see `fits`.
     """
-    return _forward(query, key, value, num_heads, interpret, device_kind)[0]
+    b, n, d = query.shape
+    channels = d // num_heads
+    lanes = lanes_a_head(n, d, num_heads, query.dtype, device_kind)
+    if not lanes:
+        raise ValueError(
+            f"{n} tokens of {num_heads} heads × {channels} channels in {query.dtype} "
+            "do not fit the kernels of short_attention; see `fits`"
+        )
+    how = (num_heads, 1 / math.sqrt(channels), interpret, device_kind)
+    if lanes == channels:
+        return _attention(query, key, value, *how)
+
+    def spread(x):
+        heads = x.reshape(b, n, num_heads, channels)
+        wider = jnp.pad(heads, ((0, 0), (0, 0), (0, 0), (0, lanes - channels)))
+        return wider.reshape(b, n, num_heads * lanes)
+
+    mixed: Any = _attention(spread(query), spread(key), spread(value), *how)
+    return mixed.reshape(b, n, num_heads, lanes)[..., :channels].reshape(b, n, d)
 
 
-def _forward(query, key, value, num_heads, interpret, device_kind):
-    how = {"num_heads": num_heads, "interpret": interpret, "device_kind": device_kind}
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _attention(query, key, value, num_heads, scale, interpret, device_kind):
+    return _forward(query, key, value, num_heads, scale, interpret, device_kind)[0]
+
+
+def _forward(query, key, value, num_heads, scale, interpret, device_kind):
+    sizes = {"num_heads": num_heads, "scale": scale}
+    how = {**sizes, "interpret": interpret, "device_kind": device_kind}
     kernel = functools.partial(_call, _forward_kernel, outputs=1, **how)
     out = _on_tpu(
         lambda *operands: kernel(operands)[0],
-        functools.partial(_by_xla, num_heads=num_heads),
+        functools.partial(_by_xla, **sizes),
         interpret,
     )(query, key, value)
     return out, (query, key, value)
 
 
-def _backward(num_heads, interpret, device_kind, operands, gradient):
-    how = {"num_heads": num_heads, "interpret": interpret, "device_kind": device_kind}
+def _backward(num_heads, scale, interpret, device_kind, operands, gradient):
+    sizes = {"num_heads": num_heads, "scale": scale}
+    how = {**sizes, "interpret": interpret, "device_kind": device_kind}
     kernel = functools.partial(_call, _backward_kernel, outputs=3, **how)
 
     def by_xla(*arrays):
-        function = functools.partial(_by_xla, num_heads=num_heads)
+        function = functools.partial(_by_xla, **sizes)
         return jax.vjp(function, *arrays[:3])[1](arrays[3])
 
     run = _on_tpu(lambda *arrays: tuple(kernel(arrays)), by_xla, interpret)
     return run(*operands, gradient)
 
 
-short_attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
 
 
 def fits(
@@ -110,11 +139,21 @@ def fits(
 
     Those before v4 do not count: they do not run the kernels.
     """
-    head = width // num_heads
-    if not 64 <= head <= _LANES or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
-        return False
-    itemsize = jnp.dtype(dtype).itemsize
-    return bool(heads_a_step(tokens, width, num_heads, itemsize, 7, device_kind)[0])
+    return bool(lanes_a_head(tokens, width, num_heads, dtype, device_kind))
+
+
+def lanes_a_head(
+    tokens: int, width: int, num_heads: int, dtype: Any, device_kind: str
+) -> int:
+    """A head's own channels, or a whole register where these do not fit; 0 = none."""
+    channels, dtype = width // num_heads, jnp.dtype(dtype)
+    if not 64 <= channels <= _LANES or dtype not in (jnp.bfloat16, jnp.float32):
+        return 0
+    for lanes in (channels, _LANES):
+        sizes = tokens, num_heads * lanes, num_heads, dtype.itemsize
+        if heads_a_step(*sizes, 7, device_kind)[0]:
+            return lanes
+    return 0
 
 
 def _on_tpu(kernel: Callable, other: Callable, interpret: bool) -> Callable:
@@ -126,12 +165,12 @@ def _on_tpu(kernel: Callable, other: Callable, interpret: bool) -> Callable:
     )
 
 
-def _by_xla(query, key, value, num_heads):
+def _by_xla(query, key, value, num_heads, scale):
     heads = (
         x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
         for x in (query, key, value)
     )
-    mixed = jax.nn.dot_product_attention(*heads, implementation="xla")
+    mixed = jax.nn.dot_product_attention(*heads, scale=scale, implementation="xla")
     return mixed.reshape(query.shape)
 
 
@@ -141,6 +180,7 @@ def _call(
     *,
     outputs: int,
     num_heads: int,
+    scale: float,
     interpret: bool,
     device_kind: str,
 ):
@@ -151,14 +191,9 @@ def _call(
     dtype = operands[0].dtype
     arrays = len(operands) + outputs
     together, limit = heads_a_step(n, d, num_heads, dtype.itemsize, arrays, device_kind)
-    if not together:
-        raise ValueError(
-            f"{n} tokens of {num_heads} heads × {d // num_heads} channels in {dtype} "
-            "do not fit the kernels of short_attention; see `fits`"
-        )
     block = pl.BlockSpec((1, n, together * d // num_heads), lambda i, j: (i, 0, j))
     return pl.pallas_call(
-        functools.partial(kernel, heads=together),
+        functools.partial(kernel, heads=together, scale=scale),
         grid=(b, num_heads // together),
         in_specs=[block] * len(operands),
         out_specs=[block] * outputs,
@@ -207,11 +242,11 @@ def heads_a_step(
     return 0, 0
 
 
-def _forward_kernel(query, key, value, out, *, heads):
+def _forward_kernel(query, key, value, out, *, heads, scale):
     """One image: references [1, n, heads · k]."""
     n, width = query.shape[1:]
     channels = width // heads
-    to_exponent = math.log2(math.e) / math.sqrt(channels)
+    to_exponent = math.log2(math.e) * scale
     results = _Registers(channels, out)
 
     def scores(head, rows):
@@ -227,11 +262,12 @@ def _forward_kernel(query, key, value, out, *, heads):
         results.put(product * (1 / divisor), head, rows)
 
 
-def _backward_kernel(query, key, value, gradient, d_query, d_key, d_value, *, heads):
+def _backward_kernel(
+    query, key, value, gradient, d_query, d_key, d_value, *, heads, scale
+):
     """One image: references [1, n, heads · k]."""
     n, width = query.shape[1:]
     channels = width // heads
-    scale = 1 / math.sqrt(channels)
     to_exponent = math.log2(math.e) * scale
     pieces, everything = _pieces(n), slice(0, n)
     of_query, of_key, of_value = (
