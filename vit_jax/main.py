@@ -102,12 +102,14 @@ def _main() -> None:
         config, workdir, wrong = error.config, "", error
     # Imported only now: flag errors and --help should not wait for JAX.
     from vit_jax.compilation_cache import use_compilation_cache
+    from vit_jax.host_memory import keep_freed_memory
     from vit_jax.train.interrupts import Interrupted
     from vit_jax.train.loop import train_and_evaluate
     from vit_jax.train.processes import first, together
     from vit_jax.train.setup import set_up
 
     use_compilation_cache()
+    keep_freed_memory()
     try:
         with together(
             process_flags.coordinator_address,

@@ -71,7 +71,9 @@ def _measurement(
             )
         return lambda: measure_input(config, seconds), show
     from vit_jax.benchmark import steps
+    from vit_jax.host_memory import keep_freed_memory
 
+    keep_freed_memory()  # as in training
     return lambda: steps.measure_steps(config, what, sizes, seconds), steps.show
 
 

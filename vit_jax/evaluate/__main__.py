@@ -76,8 +76,10 @@ def measure() -> dict[str, Any]:
         make_eval_step,
         padded_batch_size,
     )
+    from vit_jax.host_memory import keep_freed_memory
 
     use_compilation_cache()
+    keep_freed_memory()
     model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw)
     config = model.config
     if not config["dataset"] and FLAGS.dataset is None:

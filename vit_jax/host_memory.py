@@ -1,0 +1,51 @@
+"""What programs for the CPU free, the next step uses again.
+
+XLA allocates a program's temporary arrays anew in every step, and the C library hands
+blocks of that size back to the system: each step then waits for hundreds of MiB of
+fresh, zeroed pages (docs/performance.md has what it costs). Only the commands change
+this, and only where the CPU computes; importing vit_jax changes no setting.
+"""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+
+logger = logging.getLogger(__name__)
+
+# Parameters of mallopt(3), their numbers in glibc's malloc.h, and what they are set to.
+_SETTINGS = {
+    "M_ARENA_MAX": (-8, 1),  # XLA's threads take from the one heap that can be large
+    "M_MMAP_MAX": (-4, 0),  # and no block is a mapping of its own
+    "M_TRIM_THRESHOLD": (-1, -1),  # nor is the heap's end ever given back
+}
+
+
+def keep_freed_memory() -> None:
+    """Of this process, from now on; to be called before JAX has made its devices.
+
+    Does nothing where an accelerator computes, with other C libraries than glibc, and
+    where the environment has settings of malloc: GLIBC_TUNABLES or MALLOC_….
+    """
+    own = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUN"))]
+    if own or sys.platform != "linux" or not _the_cpu_computes():
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt and all(mallopt(*setting) for setting in _SETTINGS.values()):
+        logger.info(
+            "memory     freed memory is kept for the next step (mallopt: %s); "
+            "MALLOC_ARENA_MAX=8 in the environment would leave all to the C library",
+            ", ".join(_SETTINGS),
+        )
+
+
+def _the_cpu_computes() -> bool:
+    """As JAX will choose; asking it would start its threads."""
+    if chosen := os.environ.get("JAX_PLATFORMS"):
+        return chosen.split(",")[0] == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and not any(
+        importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu")
+    )
