@@ -201,13 +201,13 @@ def test_tensor_parallelism_sums_tokens_and_gathers_no_parameters(ran):
     tensor = ran("tensor")
     assert not tensor.collectives("all-gather")
     assert not tensor.collectives("all-to-all")
-    tokens = (16, 5, 16)
+    # As rows: 16 images' 5 tokens, or 1, of 16 channels (`vit_jax.models.cpu`).
     summed = [s for shapes in tensor.collectives("all-reduce") for s in shapes]
     # In each of two blocks after attention and after the MLP; in the backward pass
     # before both, where attention has three projections. Of the last block only key and
     # value are of all tokens.
-    assert summed.count(tokens) == (2 + 1 + 3) + 2
-    assert summed.count((16, 1, 16)) == 2 + 1 + 1
+    assert summed.count((80, 16)) == (2 + 1 + 3) + 2
+    assert summed.count((16, 16)) == 2 + 1 + 1
 
 
 def test_offloaded_products_lie_in_the_host_s_memory(tiny_config):

@@ -1,5 +1,6 @@
 """Layers that blocks are made of."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
+from vit_jax.models import cpu
 from vit_jax.models.attention import attend
 from vit_jax.models.dropout import drop
 from vit_jax.models.layout import Layout
@@ -24,6 +26,19 @@ zeros = nn.initializers.zeros_init()
 normal = nn.initializers.normal
 # Name of what attention gives, for a rematerialisation policy: a kernel is no product.
 ATTENDED = "attended"
+
+
+def dense_on(layout: Layout) -> Callable[..., nn.Module]:
+    """`nn.Dense` as it suits the devices."""
+    on_cpu = layout.device_kind == "cpu"
+    return partial(nn.Dense, dot_general=cpu.product) if on_cpu else nn.Dense
+
+
+def layer_norm_on(layout: Layout, dtype: Any, epsilon: float) -> Callable:
+    """`nn.LayerNorm` of this epsilon, with results of this type, likewise."""
+    if layout.device_kind == "cpu" and dtype == jnp.float32:
+        return partial(cpu.LayerNorm, epsilon)
+    return partial(nn.LayerNorm, epsilon, dtype)
 
 
 class Attention(nn.Module):
@@ -49,7 +64,8 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n m"] | None]:
         """What `x` reads from `source`, and the weights it reads with if asked for."""
         d = x.shape[-1]
-        dense = partial(nn.Dense, d, dtype=self.dtype, kernel_init=xavier_uniform)
+        how = {"dtype": self.dtype, "kernel_init": xavier_uniform}
+        dense = partial(dense_on(self.layout), d, **how)
 
         def heads(x, name):
             b, n, _ = x.shape
@@ -88,7 +104,7 @@ class Mlp(nn.Module):
         self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "b n d"]:
         dense = partial(
-            nn.Dense,
+            dense_on(self.layout),
             dtype=self.dtype,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models.architecture import MixerArchitecture
 from vit_jax.models.dropout import drop
-from vit_jax.models.layers import Mlp, lecun_normal, zeros
+from vit_jax.models.layers import Mlp, layer_norm_on, lecun_normal, zeros
 from vit_jax.models.layout import Layout
 from vit_jax.models.patch_model import PatchModel
 
@@ -76,7 +76,7 @@ class MixerBlock(nn.Module):
     ) -> tuple[Float[Array, "b n d"], dict[str, Array]]:
         """Tokens, and nothing besides; without a key nothing is dropped."""
         a = self.architecture
-        norm = partial(nn.LayerNorm, epsilon=a.layernorm_epsilon, dtype=self.dtype)
+        norm = layer_norm_on(self.layout, self.dtype, a.layernorm_epsilon)
         mlp = partial(
             Mlp,
             gelu=a.gelu,

@@ -5,7 +5,6 @@ vector. `Architecture` says which function that is; the module's own fields say 
 compute and how to train it.
 """
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +15,14 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models.architecture import Architecture
 from vit_jax.models.dropout import drop
-from vit_jax.models.layers import Attention, Mlp, normal, xavier_uniform, zeros
+from vit_jax.models.layers import (
+    Attention,
+    Mlp,
+    layer_norm_on,
+    normal,
+    xavier_uniform,
+    zeros,
+)
 from vit_jax.models.layout import Layout
 from vit_jax.models.patch_model import PatchModel
 from vit_jax.models.posemb import sincos2d
@@ -177,7 +183,7 @@ class Block(nn.Module):
         Without a key nothing is dropped.
         """
         a = self.architecture
-        norm = partial(nn.LayerNorm, epsilon=a.layernorm_epsilon, dtype=self.dtype)
+        norm = layer_norm_on(self.layout, self.dtype, a.layernorm_epsilon)
         keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
 
         y = norm(name="norm1")(x)
