@@ -198,6 +198,10 @@ def main() -> int:
     parser.add_argument("--compare", default="")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+
+    from vit_jax.host_memory import keep_freed_memory
+
+    keep_freed_memory()  # as the commands do; the product gains by it too
     timm = None
     if given.timm_python:
         timm = Timm(given.timm_python, len(os.sched_getaffinity(0)))

@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax import sharding
 from vit_jax.models import cpu
-from vit_jax.models.layers import dense_on, layer_norm_on
+from vit_jax.models.layers import dense_on, layer_norm_on, patch_embedding_on
 from vit_jax.models.layout import Layout
 
 
@@ -55,6 +55,16 @@ def test_products_are_those_of_flax():
     assert_close(*map(with_gradients, dense))
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 12, 3), (2, 9, 7, 3)], ids=["even", "rest"])
+def test_patches_are_those_of_flax(shape):
+    how = {"kernel_size": (4, 3), "strides": (4, 3), "padding": "VALID"}
+    convolutions = (
+        nn.Conv(7, conv_general_dilated=convolution, **how)
+        for convolution in (cpu.patches, None)
+    )
+    assert_close(*(with_gradients(module, shape) for module in convolutions))
+
+
 def test_kernels_gradients_sum_over_one_dimension_on_cpus():
     def summed(layout):
         """How many dimensions products sum over, less one, forward and backward."""
@@ -76,4 +86,5 @@ def test_the_devices_of_the_mesh_decide():
     # Where products are in bfloat16, none is in float32.
     assert norm(here, jnp.bfloat16) is nn.LayerNorm
     assert norm(Layout(), jnp.float32) is nn.LayerNorm
-    assert dense_on(Layout()) is nn.Dense
+    assert (dense_on(Layout()), patch_embedding_on(Layout())) == (nn.Dense, nn.Conv)
+    assert patch_embedding_on(here)(1, (2, 2)).conv_general_dilated is cpu.patches

@@ -30,6 +30,27 @@ def product(
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def patches(
+    images: Float[Array, "b h w c"],
+    kernel: Float[Array, "p q c d"],
+    strides: tuple[int, int],
+    *_: Any,
+    **options: Any,
+) -> Float[Array, "b gh gw d"]:
+    """The convolution as `nn.Conv` calls it, of windows that lie side by side.
+
+    What does not fill a window at the lower and right edge is left out.
+    """
+    (b, h, w, c), (p, q) = images.shape, strides
+    grid = h // p, w // q
+    images = images[:, : grid[0] * p, : grid[1] * q]
+    x = images.reshape(b, grid[0], p, grid[1], q, c).swapaxes(2, 3)
+    rows = x.reshape(b * grid[0] * grid[1], p * q * c)
+    kernel = kernel.reshape(rows.shape[1], -1)
+    y = jnp.matmul(rows, kernel, precision=options["precision"])
+    return y.reshape(b, *grid, -1)
+
+
 class LayerNorm(nn.Module):
     """`nn.LayerNorm` (arXiv:1607.06450) in float32, with a gradient of our own."""
 

@@ -34,6 +34,12 @@ def dense_on(layout: Layout) -> Callable[..., nn.Module]:
     return partial(nn.Dense, dot_general=cpu.product) if on_cpu else nn.Dense
 
 
+def patch_embedding_on(layout: Layout) -> Callable[..., nn.Module]:
+    """`nn.Conv` of windows that lie side by side, likewise."""
+    on_cpu = layout.device_kind == "cpu"
+    return partial(nn.Conv, conv_general_dilated=cpu.patches) if on_cpu else nn.Conv
+
+
 def layer_norm_on(layout: Layout, dtype: Any, epsilon: float) -> Callable:
     """`nn.LayerNorm` of this epsilon, with results of this type, likewise."""
     if layout.device_kind == "cpu" and dtype == jnp.float32:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.models.architecture import AnyArchitecture
 from vit_jax.models.dropout import stochastic_depth_rates
-from vit_jax.models.layers import ATTENDED, zeros
+from vit_jax.models.layers import ATTENDED, patch_embedding_on, zeros
 from vit_jax.models.layout import Layout
 
 _policies = jax.checkpoint_policies
@@ -138,7 +138,7 @@ class PatchModel(nn.Module):
     def _patch_embed(self, x: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
         """Each patch times one matrix (arXiv:2010.11929, eq. 1)."""
         a = self.architecture
-        return nn.Conv(
+        return patch_embedding_on(self.layout)(
             a.width,
             kernel_size=a.embed_kernel,
             strides=a.embed_kernel,
