@@ -9,11 +9,8 @@ this, and only where the CPU computes; importing vit_jax changes no setting.
 import ctypes
 import importlib.metadata
 import importlib.util
-import logging
 import os
 import sys
-
-logger = logging.getLogger(__name__)
 
 # Parameters of mallopt(3), their numbers in glibc's malloc.h, and what they are set to.
 _SETTINGS = {
@@ -21,6 +18,7 @@ _SETTINGS = {
     "M_MMAP_MAX": (-4, 0),  # and no block is a mapping of its own
     "M_TRIM_THRESHOLD": (-1, -1),  # nor is the heap's end ever given back
 }
+_kept = False
 
 
 def keep_freed_memory() -> None:
@@ -29,16 +27,19 @@ def keep_freed_memory() -> None:
     Does nothing where an accelerator computes, with other C libraries than glibc, and
     where the environment has settings of malloc: GLIBC_TUNABLES or MALLOC_….
     """
+    global _kept
     own = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUN"))]
     if own or sys.platform != "linux" or not _the_cpu_computes():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt and all(mallopt(*setting) for setting in _SETTINGS.values()):
-        logger.info(
-            "memory     freed memory is kept for the next step (mallopt: %s); "
-            "MALLOC_ARENA_MAX=8 in the environment would leave all to the C library",
-            ", ".join(_SETTINGS),
-        )
+    _kept = bool(mallopt) and all(mallopt(*values) for values in _SETTINGS.values())
+
+
+def in_words() -> str:
+    """What has been done, for the summary of a run; empty = nothing."""
+    if not _kept:
+        return ""
+    return "freed memory is kept (MALLOC_ARENA_MAX=8 in the environment prevents it)"
 
 
 def _the_cpu_computes() -> bool:

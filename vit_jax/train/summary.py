@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from vit_jax import sharding
+from vit_jax import host_memory, sharding
 from vit_jax.train.memory import needed_bytes
 from vit_jax.train.setup import Setup
 
@@ -62,7 +62,7 @@ def log_summary(
         f"{config.total_steps:,} steps of {examples / config.batch_size:.1f} "
         f"an epoch = {config.total_steps * config.batch_size / examples:.1f} epochs",
         "input": _input(config, waiting_bytes),
-        "memory": _memory(memory),
+        "memory": "; ".join(filter(None, (_memory(memory), host_memory.in_words()))),
         "directory": workdir,
     }
     for name, value in rows.items():
