@@ -16,6 +16,7 @@ from vit_jax.checkpoints.reading import load_params
 from vit_jax.train import loop
 from vit_jax.train.interrupts import Interrupted
 from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 
 
@@ -88,14 +89,14 @@ def damage(workdir, step, part):
 
 def stop_at_once(monkeypatch, config, workdir):
     """The run ends as if SIGTERM had come in its first step."""
-    first = loop.sharding.place
+    stepped = Reports.stepped
 
-    def place(*arguments):
+    def stop(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return first(*arguments)
+        return stepped(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.sharding, "place", place)
+        patch.setattr(Reports, "stepped", stop)
         with pytest.raises(Interrupted, match="at step 1"):
             train_and_evaluate(config, workdir)
 

@@ -5,12 +5,16 @@ import re
 import types
 
 import jax
+import pytest
 
+from vit_jax import host_memory
 from vit_jax.train.setup import set_up
 from vit_jax.train.summary import log_summary
 
 
-def test_every_fact_is_there(tiny_config, caplog):
+@pytest.mark.parametrize("kept", [False, True])
+def test_every_fact_is_there(kept, tiny_config, caplog, monkeypatch):
+    monkeypatch.setattr(host_memory, "_kept", kept)
     setup = set_up(tiny_config(batch_size=32, accum_steps=2, total_steps=90))
     memory = types.SimpleNamespace(
         argument_size_in_bytes=3 << 20,
@@ -37,7 +41,10 @@ def test_every_fact_is_there(tiny_config, caplog):
     assert rows["batch"] == "32 = 4 a device = 2 × 2"
     assert rows["length"] == ("from step 30 to 90 steps of 44.9 an epoch = 2.0 epochs")
     assert rows["input"] == "2 threads, at most 5 MiB of images ready for later steps"
-    assert rows["memory"] == "4 MiB a device for the compiled step"
+    needed, _, more = rows["memory"].partition("; ")
+    assert needed == "4 MiB a device for the compiled step"
+    assert more.startswith("freed memory is kept (" if kept else "")
+    assert bool(more) == kept
     assert rows["directory"] == "runs/x"
 
 
