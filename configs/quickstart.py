@@ -35,7 +35,7 @@ def get_config(part="pretrain"):
 
 
 # Crops that leave a digit readable; a mirrored digit would be another sign.
-CROP = "inception_crop(area_min={area_min}, aspect_min=0.8, aspect_max=1.25)"
+CROP = "inception_crop(area_min={}, aspect_min={}, aspect_max={})"
 
 
 def _pretrain(config):
@@ -43,7 +43,7 @@ def _pretrain(config):
     config.model.pre_logits = -1
     config.model.head_bias = -2.0
     config.loss = "sigmoid"
-    config.augment.train = CROP.format(area_min=0.6)
+    config.augment.train = CROP.format(0.6, 0.8, 1.25)
     config.batch_size = 64
     config.optimizer = "adamw"
     config.learning_rate = 3e-3
@@ -56,11 +56,11 @@ def _pretrain(config):
 
 def _finetune(config):
     config.image_size = (40,)
-    config.augment.train = CROP.format(area_min=0.8)
+    config.augment.train = CROP.format(0.9, 0.9, 1.1)
     config.batch_size = 64
     config.optimizer = "sgd"
     config.momentum = 0.9
-    config.learning_rate = 0.015
+    config.learning_rate = 0.03
     config.schedule = "cosine"
     config.warmup_steps = 20
     config.total_steps = 250
