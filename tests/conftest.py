@@ -120,30 +120,57 @@ def _make_workdir(
     return workdir
 
 
+# Keys of a recipe on the digits that trains in a second.
+TINY = {
+    "name": "tiny",
+    "dataset": "digits",
+    "image_size": (8,),
+    "batch_size": 16,
+    "eval_batch_size": 360,
+    "total_steps": 4,
+    "log_every": 1,
+    "checkpoint_every": 2,
+    "learning_rate": 1e-2,
+    "augment.train": "resize(10)|random_crop",
+    "model.variant": "Ti/4",
+    "model.width": 16,
+    "model.depth": 2,
+    "model.mlp_dim": 32,
+    "model.num_heads": 2,
+    "loader_threads": 2,
+}
+
+
+def _tiny(values):
+    return {key: x for key, x in (TINY | values).items() if x is not None}
+
+
 @pytest.fixture
 def tiny_config():
-    """A function of overrides: a recipe on the digits that trains in a second."""
+    """A function of overrides: the recipe as a config; None = a key's default."""
     from vit_jax.config import default_config
 
     def make(**values):
         config = default_config()
-        config.name = "tiny"
-        config.dataset = "digits"
-        config.image_size = (8,)
-        config.batch_size = 16
-        config.eval_batch_size = 360
-        config.total_steps = 4
-        config.log_every = 1
-        config.checkpoint_every = 2
-        config.learning_rate = 1e-2
-        config.augment.train = "resize(10)|random_crop"
-        config.model.variant = "Ti/4"
-        config.model.width = 16
-        config.model.depth = 2
-        config.model.mlp_dim = 32
-        config.model.num_heads = 2
-        config.loader_threads = 2
-        config.update_from_flattened_dict(values)
+        config.update_from_flattened_dict(_tiny(values))
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """A function of a folder and overrides: the recipe as a file, for commands."""
+
+    def write(folder, **values):
+        path = folder / "recipe.py"
+        path.write_text(
+            "from vit_jax.config import default_config\n\n\n"
+            "def get_config():\n"
+            "    config = default_config()\n"
+            f"    config.update_from_flattened_dict({_tiny(values)!r})\n"
+            "    return config\n"
+        )
+        return path
+
+    return write

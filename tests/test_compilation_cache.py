@@ -19,25 +19,10 @@ finally:
     print(*(events[f"/jax/compilation_cache/cache_{x}"] for x in ("misses", "hits")))
 """
 
-RECIPE = """
-from vit_jax.config import default_config
 
-def get_config():
-    config = default_config()
-    config.image_size = (8,)
-    config.batch_size = 16
-    config.total_steps = 1
-    config.augment.train = "resize"
-    config.model.variant = "Ti/4"
-    config.model.width = 16
-    config.model.depth = 1
-    config.model.num_heads = 2
-    return config
-"""
-
-
-def test_the_second_start_compiles_nothing(tmp_path):
-    (tmp_path / "recipe.py").write_text(RECIPE)
+def test_the_second_start_compiles_nothing(tmp_path, tiny_recipe):
+    values = {"total_steps": 1, "augment.train": "resize", "model.depth": 1}
+    tiny_recipe(tmp_path, **values)
     environment = dict(os.environ, VIT_JAX_CACHE=str(tmp_path / "cache"))
     environment.pop("JAX_COMPILATION_CACHE_DIR")
 

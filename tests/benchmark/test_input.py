@@ -6,23 +6,10 @@ import pytest
 
 from vit_jax.benchmark import __main__ as benchmark
 
-RECIPE = """
-from vit_jax.config import default_config
-
-def get_config():
-    config = default_config()
-    config.image_size = (8,)
-    config.batch_size = 16
-    config.total_steps = 10
-    config.model.variant = "Ti/4"
-    return config
-"""
-
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(RECIPE)
+def run(tmp_path, tiny_recipe, monkeypatch, capsys):
+    recipe = tiny_recipe(tmp_path)
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["benchmark", f"--config={recipe}", *arguments])

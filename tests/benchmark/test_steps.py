@@ -13,29 +13,12 @@ from vit_jax.benchmark import __main__ as command
 from vit_jax.benchmark import peak, steps
 from vit_jax.errors import UserError
 
-RECIPE = """
-from vit_jax.config import default_config
-
-def get_config():
-    config = default_config()
-    config.dataset = "cifar100"  # which is not there
-    config.image_size = (8,)
-    config.batch_size = 16
-    config.eval_batch_size = 10
-    config.total_steps = 10
-    config.model.variant = "Ti/4"
-    config.model.width = 16
-    config.model.depth = 1
-    config.model.mlp_dim = 32
-    config.model.num_heads = 2
-    return config
-"""
-
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(RECIPE)
+def run(tmp_path, tiny_recipe, monkeypatch, capsys):
+    # The data set is not there.
+    values = {"dataset": "cifar100", "eval_batch_size": 10, "model.depth": 1}
+    recipe = tiny_recipe(tmp_path, **values)
     monkeypatch.setattr(peak, "_SIZE", {"cpu": 64})
 
     def run(*arguments):

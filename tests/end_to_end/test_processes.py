@@ -22,42 +22,27 @@ from vit_jax.train.peers import GONE
 SCRIPT = str(pathlib.Path(__file__).parent / "killed_run.py")
 STEPS = 40
 
-RECIPE = f"""
-from vit_jax.config import default_config
-
-def get_config():
-    config = default_config()
-    config.name = "processes"
-    config.image_size = (8,)
-    config.batch_size = 16
-    config.eval_batch_size = 120
-    config.total_steps = {STEPS}
-    config.log_every = 1
-    config.eval_every = 16
-    config.checkpoint_every = 6
-    config.weight_decay = 0.1
-    config.optimizer = "sgd"  # AdamW amplifies the rounding of gradients near zero
-    config.learning_rate = 0.1
-    config.augment.train = "resize(10)|random_crop"
-    config.model.variant = "Ti/4"
-    config.model.width = 16
-    config.model.depth = 1
-    config.model.mlp_dim = 32
-    config.model.num_heads = 2
-    config.model.dropout_rate = 0.1
-    config.loader_threads = 1
-    return config
-"""
 # Four devices. On the second mesh, processes of one device share rows of the batch.
 SPREAD = ("--config.mesh.data=4",)
 DIVIDED = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
-    path.write_text(RECIPE)
-    return path
+def recipe(tmp_path_factory, tiny_recipe):
+    values = {
+        "name": "processes",
+        "eval_batch_size": 120,
+        "total_steps": STEPS,
+        "eval_every": 16,
+        "checkpoint_every": 6,
+        "weight_decay": 0.1,
+        "optimizer": "sgd",  # AdamW amplifies the rounding of gradients near zero
+        "learning_rate": 0.1,
+        "model.depth": 1,
+        "model.dropout_rate": 0.1,
+        "loader_threads": 1,
+    }
+    return tiny_recipe(tmp_path_factory.mktemp("recipe"), **values)
 
 
 def run_here(recipe, workdir, mesh):

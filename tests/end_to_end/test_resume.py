@@ -19,38 +19,21 @@ from vit_jax.checkpoints.reading import load_description, load_params
 HERE = pathlib.Path(__file__).parent
 STEPS = 10
 
-RECIPE = """
-from vit_jax.config import default_config
-
-def get_config():
-    config = default_config()
-    config.name = "resume"
-    config.image_size = (8,)
-    config.batch_size = 16
-    config.eval_batch_size = 120
-    config.total_steps = 10
-    config.log_every = 1
-    config.eval_every = 4
-    config.checkpoint_every = 3
-    config.warmup_steps = 2
-    config.weight_decay = 0.1
-    config.learning_rate = 0.01
-    config.augment.train = "resize(10)|random_crop"
-    config.model.variant = "Ti/4"
-    config.model.width = 16
-    config.model.depth = 1
-    config.model.mlp_dim = 32
-    config.model.num_heads = 2
-    config.model.dropout_rate = 0.1
-    return config
-"""
-
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
-    path.write_text(RECIPE)
-    return path
+def recipe(tmp_path_factory, tiny_recipe):
+    values = {
+        "name": "resume",
+        "eval_batch_size": 120,
+        "total_steps": STEPS,
+        "eval_every": 4,
+        "checkpoint_every": 3,
+        "warmup_steps": 2,
+        "weight_decay": 0.1,
+        "model.depth": 1,
+        "model.dropout_rate": 0.1,
+    }
+    return tiny_recipe(tmp_path_factory.mktemp("recipe"), **values)
 
 
 @pytest.fixture(scope="module")

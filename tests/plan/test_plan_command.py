@@ -19,26 +19,13 @@ from vit_jax.plan.estimate import Estimate
 from vit_jax.plan.topologies import _NO_TPU
 from vit_jax.train.setup import set_up
 
-RECIPE = """
-from vit_jax.config import default_config
-
-def get_config(dataset="cifar10"):
-    config = default_config()
-    config.dataset = dataset
-    config.image_size = (16,)
-    config.batch_size = 32
-    config.total_epochs = 3.0
-    config.model.variant = "Ti/4"
-    config.model.width, config.model.mlp_dim = 16, 32
-    config.model.depth, config.model.num_heads = 1, 2
-    return config
-"""
-
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(RECIPE)
+def run(tmp_path, tiny_recipe, monkeypatch, capsys):
+    images = {"dataset": "cifar10", "image_size": (16,), "batch_size": 32}
+    length = {"total_steps": None, "total_epochs": 3.0}
+    other = {"augment.train": None, "model.depth": 1}
+    recipe = tiny_recipe(tmp_path, **images, **length, **other)
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["plan", f"--config={recipe}", *arguments])
@@ -119,19 +106,19 @@ def compiled(monkeypatch):
         monkeypatch.setattr(f"vit_jax.plan.topologies.Topology.{name}", value)
 
 
-def shown(text, lines):
+def assert_shown(text, lines):
     for line in lines:
         assert re.search(line, text), line
 
 
 def test_neither_data_nor_weights_are_needed(run, compiled):
     text = run("--config.pretrained=no_such_file.npz", "--config.dataset=imagenet2012")
-    shown(text, [r"3\.00 epochs \(imagenet2012 of 1,281,167\)"])
+    assert_shown(text, [r"3\.00 epochs \(imagenet2012 of 1,281,167\)"])
 
 
 def test_people_get_tables(run, compiled):
     text = run("--suggest", "--sweep=batch_size=16,12", "--sweep", "patch_size=4")
-    shown(
+    assert_shown(
         text,
         (
             r"devices +cpu:8, mesh data 8 × fsdp 1 × tensor 1",
@@ -152,12 +139,12 @@ def test_people_get_tables(run, compiled):
     # Only deeper models are extrapolated.
     assert "≈" not in text
     text = run("--sweep=batch_size=32", "--config.model.depth=5")
-    shown(text, [r"32 .* ≈ 3.00 GiB", "≈ by the line through"])
+    assert_shown(text, [r"32 .* ≈ 3.00 GiB", "≈ by the line through"])
 
 
 def test_a_change_that_cannot_be_has_its_reason_below_the_table(run, compiled):
     text = run("--suggest", "--config.batch_size=16")
-    shown(
+    assert_shown(
         text,
         (
             r"--config.accum_steps=4 +no",
@@ -182,7 +169,9 @@ def test_devices_are_those_of_the_topology(run, compiled, monkeypatch):
 
 def test_a_program_that_does_not_fit_is_an_answer(run, compiled):
     large = "--config.batch_size=128"
-    shown(run(large), ["9.00 GiB of 5.00 GiB: does not fit", "compiler: Ran out of"])
+    assert_shown(
+        run(large), ["9.00 GiB of 5.00 GiB: does not fit", "compiler: Ran out of"]
+    )
     answer = json.loads(run("--json", large))
     assert (answer["fits"], answer["refused"]) == (False, "Ran out of memory")
     assert answer["bytes"]["peak"] == 9 * 2**30

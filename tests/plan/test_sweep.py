@@ -8,25 +8,11 @@ from vit_jax.errors import UserError
 from vit_jax.plan import sweep, topology
 from vit_jax.train.setup import set_up
 
-RECIPE = """
-from vit_jax.config import default_config
-
-def get_config():
-    config = default_config()
-    config.image_size = (8,)
-    config.batch_size = 16
-    config.total_epochs = 2.0
-    config.model.variant = "Ti/4"
-    config.model.width, config.model.mlp_dim = 16, 32
-    config.model.depth, config.model.num_heads = 1, 2
-    return config
-"""
-
 
 @pytest.fixture
-def argv(tmp_path):
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(RECIPE)
+def argv(tmp_path, tiny_recipe):
+    length = {"total_steps": None, "total_epochs": 2.0}
+    recipe = tiny_recipe(tmp_path, **length, **{"model.depth": 1})
     return ["plan", f"--config={recipe}"]
 
 
