@@ -30,21 +30,24 @@ ATTENDED = "attended"
 
 def dense_on(layout: Layout) -> Callable[..., nn.Module]:
     """`nn.Dense` as it suits the devices."""
-    on_cpu = layout.device_kind == "cpu"
-    return partial(nn.Dense, dot_general=cpu.product) if on_cpu else nn.Dense
+    return partial(nn.Dense, dot_general=cpu.product) if _cpu(layout) else nn.Dense
 
 
 def patch_embedding_on(layout: Layout) -> Callable[..., nn.Module]:
     """`nn.Conv` of windows that lie side by side, likewise."""
-    on_cpu = layout.device_kind == "cpu"
-    return partial(nn.Conv, conv_general_dilated=cpu.patches) if on_cpu else nn.Conv
+    own = partial(nn.Conv, conv_general_dilated=cpu.patches)
+    return own if _cpu(layout) else nn.Conv
 
 
 def layer_norm_on(layout: Layout, dtype: Any, epsilon: float) -> Callable:
     """`nn.LayerNorm` of this epsilon, with results of this type, likewise."""
-    if layout.device_kind == "cpu" and dtype == jnp.float32:
+    if _cpu(layout) and dtype == jnp.float32:
         return partial(cpu.LayerNorm, epsilon)
     return partial(nn.LayerNorm, epsilon, dtype)
+
+
+def _cpu(layout: Layout) -> bool:
+    return layout.device_kind == "cpu"
 
 
 class Attention(nn.Module):
