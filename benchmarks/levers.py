@@ -50,6 +50,7 @@ COMPILED: tuple[dict[str, Any], ...] = (
     _SCAN,
     {"accum_steps": 4},
     {"model.remat": "dots"},
+    {"model.remat": "attention"},
     {"model.remat": "offload"},
     _FSDP | _SCAN | _ADAFACTOR | {"accum_steps": 4},
 )

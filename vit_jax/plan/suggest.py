@@ -18,7 +18,7 @@ _REMAT = ("none", "attention", "dots", "full")  # each keeps less than the one b
 # A batch that leaves no more of the memory than this is the largest; each further look
 # is a compilation of the whole model.
 _LEFT = 0.02
-_MOST_TRIES = 4
+_MOST_TRIES = 6  # what is small enough to need them compiles quickly
 
 
 def suggest(plan: Plan, prepare: Prepare) -> dict[str, Any]:
