@@ -248,6 +248,31 @@ ARCHITECTURE_KEYS = (
     "layer_scale",
 )
 
+# Keys that say where and how a run computes, and what it reports. They change its
+# numbers by no more than rounding and the draws of dropout, so a run may go on with
+# other values of them.
+FREE_TO_CHANGE = (
+    "data_dir",
+    "eval_batch_size",
+    "loader_threads",
+    "loader_processes",
+    "model.attention",
+    "model.remat",
+    "offload_optimizer",
+    "accum_steps",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "allow_cpu",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "profile_steps",
+    "wandb_project",
+    "per_class",
+)
+
 
 def image_size(config: Config) -> tuple[int, int]:
     """The image size as (height, width)."""
@@ -326,7 +351,8 @@ def with_defaults(config: Config, keys: Iterable[str]) -> Config:
 
 
 def default_workdir(config: Config) -> str:
-    """A work directory's name; the same config always has the same."""
+    """A work directory's name; what may go on in the same directory has the same."""
+    config = with_defaults(config, FREE_TO_CHANGE)
     text = json.dumps(to_plain(config), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     dataset = re.sub(r"[^\w.-]+", "-", config.dataset).strip("-")[-40:]

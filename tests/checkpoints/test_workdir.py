@@ -78,6 +78,23 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
     claim(tmp_path, {**CONFIG, "old": None, "flag": True})  # nothing was overwritten
 
 
+def test_free_keys_may_change_and_are_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    old = {**CONFIG, "mesh": {"data": 1, "fsdp": 8}}
+    claim(tmp_path, old)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    new = {**CONFIG, "mesh": {"data": 4, "fsdp": 1}}
+    with pytest.raises(UserError, match=r"2 keys differ"):
+        claim(tmp_path, new)
+    with pytest.raises(UserError, match=r"1 key differs.*\n  lr: 0.1 → 0.2\n"):
+        claim(tmp_path, {**new, "lr": 0.2}, {"mesh.data", "mesh.fsdp"})
+    assert not caplog.messages
+    claim(tmp_path, new, {"mesh.data", "mesh.fsdp"})
+    told = "going on with other values: mesh.data: 1 → 4, mesh.fsdp: 8 → 1"
+    assert caplog.messages == [told]
+    check_shared(tmp_path, new)  # it is what the file has now
+
+
 @pytest.mark.parametrize(("count", "last"), [(10, "k9: 0 → 1"), (13, "… and 3 more")])
 def test_ten_differences_are_listed(tmp_path, count, last):
     keys = [f"k{i}" for i in range(count)]

@@ -1,8 +1,10 @@
 """One step on every kind of mesh: the numbers of one device, the collectives meant."""
 
 import dataclasses
+import json
 import math
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from vit_jax.checkpoints.steps import Checkpoints
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.train.evaluation import Evaluation
+from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import initial_state
 from vit_jax.train.step import build
@@ -278,6 +281,25 @@ def test_what_one_mesh_saved_another_restores(tiny_config, tmp_path):
             ):
                 np.testing.assert_array_equal(x, y)
                 assert x.sharding == where.sharding
+
+
+def test_a_run_goes_on_on_another_mesh_with_other_reports(tiny_config, tmp_path):
+    values = {"checkpoint_every": 2, "log_every": 4, "eval_split": "test[:50]"}
+    whole = tiny_config(**values, **mesh(2))
+    expected = train_and_evaluate(whole, str(tmp_path / "whole"))
+    first = tiny_config(**values, **mesh(fsdp=4))
+    train_and_evaluate(first, str(tmp_path / "moved"))
+    # As if it had been interrupted after two steps.
+    shutil.rmtree(tmp_path / "moved/checkpoints/4")
+    (tmp_path / "moved/metrics.jsonl").write_text("")
+    values |= {"log_every": 1, "eval_every": 3, "eval_batch_size": 16}
+    second = tiny_config(**values, **mesh(2), accum_steps=2)
+    found = train_and_evaluate(second, str(tmp_path / "moved"))
+    assert found.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-5)
+    assert found == expected
+    lines = (tmp_path / "moved/metrics.jsonl").read_text().splitlines()
+    steps = [(line["step"], line["split"]) for line in map(json.loads, lines)]
+    assert steps == [(3, "train"), (3, "eval"), (4, "train"), (4, "eval")]
 
 
 def test_evaluation_uses_the_parameters_where_they_lie(tiny_config, tmp_path):

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import filelock
 
 from vit_jax.checkpoints.buckets import bucket_path, in_bucket
 from vit_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -42,17 +45,21 @@ def locate(workdir: str | os.PathLike[str]) -> Path:
 
 
 def claim(
-    workdir: str | os.PathLike[str], config: Mapping[str, Any]
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    free: Collection[str] = (),
 ) -> contextlib.AbstractContextManager[Any]:
     """Makes `workdir` the directory of the run that `config` describes.
 
     The first run creates it and writes config.json before anything else. A later run
-    must have the same config, key by key: none is ignored. Only a directory in which
-    nothing was trained yet (a first try that failed early) may be claimed anew.
+    must have the same config, but for the keys that are free to change; config.json
+    then gets their new values. Only a directory in which nothing was trained yet (a
+    first try that failed early) may be claimed anew.
 
     Args:
       workdir: where it is or will be.
       config: nested, of values JSON can hold; tuples equal lists.
+      free: dotted names of keys that may have other values than there.
 
     Returns:
       A lock: until it is left, or the process ends, nobody else can claim the
@@ -70,7 +77,7 @@ def claim(
         directory.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:  # left at once if anything is wrong
             stack.enter_context(_lock(directory))
-            _take(directory, file, config)
+            _take(directory, file, config, free)
             return stack.pop_all()
     except FileExistsError as error:
         raise UserError(
@@ -100,11 +107,16 @@ def check_shared(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> 
     _compare(directory, _read_config(file), normalised(config))
 
 
-def _take(directory: Path, file: Path, config: Mapping[str, Any]) -> None:
+def _take(
+    directory: Path, file: Path, config: Mapping[str, Any], free: Collection[str]
+) -> None:
     """Writes the config, unless the directory has the same already."""
     if file.exists() and _trained(directory):
-        _compare(directory, _read_config(file), config)
+        changed = _compare(directory, _read_config(file), config, free)
         _check_writable(directory)
+        if changed:
+            logger.info("going on with other values: %s", ", ".join(changed))
+            write_atomically(file, json.dumps(config, indent=2) + "\n")
     elif _holds_steps(directory):
         raise UserError(
             f"{directory} holds checkpoints but no {CONFIG_FILE}, so nobody can tell "
@@ -187,17 +199,24 @@ def _read_config(file: Path) -> dict[str, Any]:
     )
 
 
-def _compare(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _compare(
+    directory: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    free: Collection[str] = (),
+) -> list[str]:
+    """What differs among the free keys; anything else raises UserError."""
     # Compared as text, so that True is not 1 and NaN is NaN.
     before = {key: json.dumps(value) for key, value in _flat(old)}
     after = {key: json.dumps(value) for key, value in _flat(new)}
-    lines = [
-        f"  {key}: {before.get(key, '(absent)')} → {after.get(key, '(absent)')}"
+    told = {
+        key: f"{key}: {before.get(key, '(absent)')} → {after.get(key, '(absent)')}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
-    ]
+    }
+    lines = [f"  {text}" for key, text in told.items() if key not in free]
     if not lines:
-        return
+        return list(told.values())
     count = "1 key differs" if len(lines) == 1 else f"{len(lines)} keys differ"
     if (more := len(lines) - _MOST_LISTED) > 0:
         lines[_MOST_LISTED:] = [f"  … and {more} more"]

@@ -78,7 +78,8 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         params = weights and fit_weights(setup, weights, train_source.class_names)
         plain, first = config_lib.to_plain(config), processes.first()
         if first:
-            stack.enter_context(claim(workdir, plain))
+            free = config_lib.FREE_TO_CHANGE
+            stack.enter_context(claim(workdir, plain, free))
         processes.wait_for_all("the first has claimed the directory")
         if not first:
             check_shared(workdir, plain)
