@@ -33,6 +33,7 @@ from vit_jax.models import AnyArchitecture, Layout
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
+_HOST = "pinned_host"  # JAX's name of the memory beside the devices' own
 
 # How the path of an array ends → the axes of the mesh that each of its dimensions is
 # spread over. The first row that matches counts; what matches none is small, and whole
@@ -206,16 +207,17 @@ def on_host(tree: Any) -> Any:
     Scalars stay on the devices.
     """
     return jax.tree.map(
-        lambda x: x.sharding.with_memory_kind("pinned_host") if x.ndim else x.sharding,
+        lambda x: x.sharding.with_memory_kind(_HOST) if x.ndim else x.sharding,
         tree,
     )
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What arrays, or shapes with shardings, take of one device's memory."""
+    """What arrays, or shapes with shardings, take of one device's own memory."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
+        if x.sharding.memory_kind != _HOST
     )
 
 

@@ -200,7 +200,9 @@ def test_two_processes_with_damage_and_whatever_else_a_run_may_have(
     )
     there = {path.name for path in (two / "checkpoints").iterdir()}
     assert there == {"32", "36", "40", "36.damaged", "40.damaged"}
-    assert list((two / "profile").rglob("*.xplane.pb"))
+    traces = (two / "profile").rglob("*.xplane.pb")
+    folders = {path.relative_to(two / "profile").parts[0] for path in traces}
+    assert folders == {"process_0", "process_1"}
     told = list(map(json.loads, (two / "wandb.jsonl").read_text().splitlines()))
     [first, second] = [line["id"] for line in told if "id" in line]
     assert first == second

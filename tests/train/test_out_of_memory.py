@@ -3,10 +3,18 @@ import re
 import jax
 import pytest
 
+from vit_jax import sharding
 from vit_jax.errors import UserError
+from vit_jax.train import out_of_memory
+from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.memory import needed_bytes
 from vit_jax.train.out_of_memory import alternatives, out_of_memory_explained
 from vit_jax.train.setup import set_up
+
+
+def flags_of(lines):
+    return [line.partition(" (")[0].strip() for line in lines]
+
 
 ERROR = "RESOURCE_EXHAUSTED: Out of memory allocating 74773162936 bytes."
 
@@ -19,15 +27,73 @@ def test_what_needs_less_is_told_with_its_size(tiny_config):
         raise jax.errors.JaxRuntimeError(ERROR)
     first, *lines = str(error.value).splitlines()
     assert first.startswith("out of memory on cpu, asked for 69.64 GiB. The step needs")
-    assert len(lines) == 4
-    flags = [line.partition(" (")[0].strip() for line in lines]
-    assert flags == [
+    assert flags_of(lines) == [
         "--config.accum_steps=2",
         "--config.model.remat=full",
-        "--config.batch_size=32",
         "--config.mesh.data=1 --config.mesh.fsdp=2",
     ]
     assert all(re.search(r"\): \d+\.\d\d GiB$", line) for line in lines)
+
+
+def test_as_many_are_tried_as_are_needed(tiny_config, monkeypatch):
+    """On one device, with recomputation already, whose memory holds half as much."""
+    setup = set_up(
+        tiny_config(batch_size=64, **{"mesh.data": 1, "model.remat": "full"})
+    )
+    sizes = [
+        needed_bytes(run.lower().compile().memory_analysis())
+        for run in (setup, *(changed for _, _, changed in alternatives(setup)))
+    ]
+    assert len(sizes) == 5
+    monkeypatch.setattr(out_of_memory, "_limit", lambda _: sorted(sizes)[1])
+    with pytest.raises(UserError) as error, out_of_memory_explained(setup):
+        raise jax.errors.JaxRuntimeError(ERROR)
+    first, *lines = str(error.value).splitlines()
+    assert "too much as well as it is" in first
+    assert flags_of(lines) == [
+        "--config.accum_steps=2",
+        "--config.batch_size=32",
+        "--config.momentum_dtype=bfloat16",
+        "--config.optimizer=adafactor --config.momentum_dtype=bfloat16",
+    ]
+    told = ["too much as well" in line for line in lines]
+    assert told == [size > sorted(sizes)[1] for size in sizes[1:]]
+
+
+def test_an_evaluation_too_large_is_known_before_the_first_step(
+    tiny_config, tmp_path, monkeypatch
+):
+    compile_ = jax.stages.Lowered.compile
+
+    def refuse(self, *arguments, **options):
+        if "x8x8x3xui8" in self.as_text() and "tensor<360x" in self.as_text():
+            raise jax.errors.JaxRuntimeError(ERROR)
+        return compile_(self, *arguments, **options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    config = tiny_config(**{"mesh.data": 8})
+    with pytest.raises(UserError) as error:
+        train_and_evaluate(config, str(tmp_path / "run"))
+    first, *lines = str(error.value).splitlines()
+    assert "An evaluation needs too much as well as it is" in first
+    assert flags_of(lines) == [
+        "--config.eval_batch_size=184",
+        "--config.eval_batch_size=96",
+        "--config.eval_batch_size=48",
+    ]
+    assert all(re.search(r"\(the same result\): 0\.\d\d GiB$", line) for line in lines)
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_an_evaluation_is_beside_the_optimizer_s_state(tiny_config):
+    beside = out_of_memory.EVALUATION.beside
+    plain, offloaded = (
+        set_up(tiny_config(offload_optimizer=offload, **{"mesh.data": 1}))
+        for offload in (False, True)
+    )
+    params = sharding.bytes_per_device(plain.abstract_state().params)
+    assert 2 * params < beside(plain) < 2.01 * params  # AdamW's moments, and counts
+    assert beside(offloaded) < 100
 
 
 def test_the_sizes_are_those_of_the_runs_with_the_flags(tiny_config):
@@ -36,8 +102,10 @@ def test_the_sizes_are_those_of_the_runs_with_the_flags(tiny_config):
     meant = [
         {"accum_steps": 2},
         {"model.remat": "full"},
-        {"batch_size": 32},
         {"mesh.data": 1, "mesh.fsdp": 2},
+        {"batch_size": 32},
+        {"momentum_dtype": "bfloat16"},
+        {"optimizer": "adafactor", "momentum_dtype": "bfloat16"},
     ]
     texts = []
     for values, (_, _, changed) in zip(meant, alternatives(setup), strict=True):
@@ -45,7 +113,7 @@ def test_the_sizes_are_those_of_the_runs_with_the_flags(tiny_config):
         expected = set_up(config).lower().as_text()
         assert changed.lower().as_text() == expected, values
         texts.append(expected)
-    assert len({*texts, setup.lower().as_text()}) == 5
+    assert len({*texts, setup.lower().as_text()}) == 7
 
 
 def test_accumulation_needs_less(tiny_config):
@@ -76,4 +144,4 @@ def test_what_does_not_compile_either_is_said(tiny_config, monkeypatch):
     said = pytest.raises(UserError, match="needs too much as well as it is")
     with said as error, out_of_memory_explained(setup):
         setup.lower().compile()
-    assert str(error.value).count("too much as well") == 1 + 3
+    assert str(error.value).count("too much as well") == 1 + 5

@@ -103,7 +103,9 @@ def evaluate(
     totals: dict[str, Any] = {}
     waiting: Sums | None = None
     for rows in batches:
-        batch = sharding.place(rows, mesh)
+        # Which examples they are is not the step's concern.
+        step_rows = {name: x for name, x in rows.items() if name != "index"}
+        batch = sharding.place(step_rows, mesh)
         sums = eval_step(params, batch)
         # The sums of one batch are fetched while the next is being computed.
         _add(totals, waiting)

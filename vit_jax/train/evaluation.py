@@ -7,20 +7,23 @@ from vit_jax import sharding
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluate.classification import evaluate, padded_batch_size
+from vit_jax.evaluate.classification import evaluate
+from vit_jax.train.out_of_memory import EVALUATION, out_of_memory_explained
 from vit_jax.train.setup import Setup
 
 
 class Evaluation:
-    """Measures parameters on all held-out examples; compiled once."""
+    """Measures parameters on all held-out examples."""
 
     def __init__(self, setup: Setup, source: Source):
-        config = setup.config
+        """Compiles it: what cannot work is known before the first step is made.
+
+        Raises:
+          UserError: a device has too little memory for it.
+        """
         self._setup, self._source = setup, source
-        self._batch_size = padded_batch_size(
-            min(config.eval_batch_size, len(source)), setup.mesh
-        )
-        self._eval_step = setup.eval_step()
+        with out_of_memory_explained(setup, EVALUATION):
+            self._eval_step = setup.lower_eval().compile()
 
     def __call__(
         self, params: Any, watch: Callable[[Iterable[Any]], Iterable[Any]]
@@ -31,20 +34,22 @@ class Evaluation:
           params: on the devices of the mesh.
           watch: wraps the batches; may end the evaluation by an exception.
         """
+        rows = self._setup.eval_rows
         batches = eval_batches(
             self._source,
-            batch_size=self._batch_size,
+            batch_size=rows,
             preprocessing=self._setup.preprocessing,
             bad_images=self._setup.config.eval_bad_images,
-            rows=sharding.local_rows(self._setup.mesh, self._batch_size),
+            rows=sharding.local_rows(self._setup.mesh, rows),
         )
-        numbers = evaluate(
-            self._eval_step,
-            params,
-            watch(batches),
-            self._setup.mesh,
-            examples=len(self._source),
-        )
+        with out_of_memory_explained(self._setup, EVALUATION):
+            numbers = evaluate(
+                self._eval_step,
+                params,
+                watch(batches),
+                self._setup.mesh,
+                examples=len(self._source),
+            )
         if not numbers["examples"]:
             raise UserError(
                 f"none of the {len(self._source)} images to evaluate on can be read; "

@@ -92,8 +92,9 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         state = initial_state(setup, checkpoints, params)
         step = int(state.step)
 
-        # The program, compiled before the first batch is read.
+        # The programs, compiled before the first batch is read.
         compiled = setup.lower().compile()
+        evaluation = Evaluation(setup, eval_source)
         batches = stack.enter_context(open_batches(setup, train_source, step))
         log_summary(
             setup, workdir, step, compiled.memory_analysis(), batches.waiting_bytes
@@ -102,7 +103,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
             setup,
             train_source.class_names,
             setup.info.num_examples,
-            Evaluation(setup, eval_source),
+            evaluation,
             checkpoints,
             stack.enter_context(
                 MetricWriter(workdir, step, wandb_runs(config, workdir), first=first)

@@ -36,10 +36,14 @@ class Profile:
         """Nothing is traced before `step`.
 
         Args:
-          workdir: the run's; traces go to its folder "profile".
+          workdir: the run's; traces go to its folder "profile". With several processes
+            each has a folder there: JAX names the file after the host, which several
+            of them may share.
           steps: the first and the last, counted from 1; (0, 0) = none.
         """
         self._folder = locate(workdir) / FOLDER
+        if jax.process_count() > 1:
+            self._folder /= f"process_{jax.process_index()}"
         self._first, self._last = steps
         self._tracing = False
 

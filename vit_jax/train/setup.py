@@ -21,7 +21,7 @@ from vit_jax.config import Config
 from vit_jax.data.augment import Chain, parse_chain
 from vit_jax.data.datasets import DatasetInfo, describe, locate
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.evaluate.classification import make_eval_step
+from vit_jax.evaluate.classification import make_eval_step, padded_batch_size
 from vit_jax.models import (
     AnyArchitecture,
     Architecture,
@@ -96,6 +96,17 @@ class Setup:
     def lower(self) -> jax.stages.Lowered:
         """The training step for this run's shapes, not yet compiled."""
         return self.train_step().lower(self.abstract_state(), self.abstract_batch())
+
+    @property
+    def eval_rows(self) -> int:
+        """Images of an evaluation's batch: no more than there are, but for padding."""
+        examples = self.info.num_examples[self.info.eval_split]
+        return padded_batch_size(min(self.config.eval_batch_size, examples), self.mesh)
+
+    def lower_eval(self) -> jax.stages.Lowered:
+        """The evaluation's step for this run's shapes, not yet compiled."""
+        batch = self.abstract_batch(self.eval_rows)
+        return self.eval_step().lower(self.abstract_state().params, batch)
 
     def eval_step(self) -> jax.stages.Wrapped:
         """The jitted step of an evaluation; it takes parameters and a batch."""
