@@ -95,6 +95,21 @@ def test_free_keys_may_change_and_are_told(tmp_path, caplog):
     check_shared(tmp_path, new)  # it is what the file has now
 
 
+def test_what_an_older_version_did_not_write_was_at_its_default(tmp_path, caplog):
+    caplog.set_level("INFO")
+    claim(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    defaults = {"model": {"gap": False}, "lr": 0.3}
+    model = CONFIG["model"]
+    other = {**CONFIG, "model": {**model, "gap": True}}
+    with pytest.raises(UserError, match=r"1 key differs.*\n  model.gap: false → true"):
+        claim(tmp_path, other, (), defaults)
+    same = {**CONFIG, "model": {**model, "gap": False}}
+    claim(tmp_path, same, (), defaults)
+    assert not caplog.messages
+    check_shared(tmp_path, same)  # it is what the file has now
+
+
 @pytest.mark.parametrize(("count", "last"), [(10, "k9: 0 → 1"), (13, "… and 3 more")])
 def test_ten_differences_are_listed(tmp_path, count, last):
     keys = [f"k{i}" for i in range(count)]

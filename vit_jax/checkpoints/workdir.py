@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import filelock
@@ -48,6 +49,7 @@ def claim(
     workdir: str | os.PathLike[str],
     config: Mapping[str, Any],
     free: Collection[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> contextlib.AbstractContextManager[Any]:
     """Makes `workdir` the directory of the run that `config` describes.
 
@@ -60,6 +62,7 @@ def claim(
       workdir: where it is or will be.
       config: nested, of values JSON can hold; tuples equal lists.
       free: dotted names of keys that may have other values than there.
+      defaults: nested too; of keys that older versions did not write.
 
     Returns:
       A lock: until it is left, or the process ends, nobody else can claim the
@@ -77,7 +80,7 @@ def claim(
         directory.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:  # left at once if anything is wrong
             stack.enter_context(_lock(directory))
-            _take(directory, file, config, free)
+            _take(directory, file, config, free, normalised(dict(defaults)))
             return stack.pop_all()
     except FileExistsError as error:
         raise UserError(
@@ -108,14 +111,20 @@ def check_shared(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> 
 
 
 def _take(
-    directory: Path, file: Path, config: Mapping[str, Any], free: Collection[str]
+    directory: Path,
+    file: Path,
+    config: Mapping[str, Any],
+    free: Collection[str],
+    defaults: Mapping[str, Any],
 ) -> None:
     """Writes the config, unless the directory has the same already."""
     if file.exists() and _trained(directory):
-        changed = _compare(directory, _read_config(file), config, free)
+        before = _read_config(file)
+        changed = _compare(directory, before, config, free, defaults)
         _check_writable(directory)
         if changed:
             logger.info("going on with other values: %s", ", ".join(changed))
+        if before != config:
             write_atomically(file, json.dumps(config, indent=2) + "\n")
     elif _holds_steps(directory):
         raise UserError(
@@ -204,10 +213,11 @@ def _compare(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
     free: Collection[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """What differs among the free keys; anything else raises UserError."""
     # Compared as text, so that True is not 1 and NaN is NaN.
-    before = {key: json.dumps(value) for key, value in _flat(old)}
+    before = {key: json.dumps(value) for key, value in (*_flat(defaults), *_flat(old))}
     after = {key: json.dumps(value) for key, value in _flat(new)}
     told = {
         key: f"{key}: {before.get(key, '(absent)')} → {after.get(key, '(absent)')}"

@@ -78,8 +78,9 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         params = weights and fit_weights(setup, weights, train_source.class_names)
         plain, first = config_lib.to_plain(config), processes.first()
         if first:
+            defaults = config_lib.to_plain(config_lib.default_config())
             free = config_lib.FREE_TO_CHANGE
-            stack.enter_context(claim(workdir, plain, free))
+            stack.enter_context(claim(workdir, plain, free, defaults))
         processes.wait_for_all("the first has claimed the directory")
         if not first:
             check_shared(workdir, plain)
