@@ -1,18 +1,24 @@
-"""Work directories in buckets: a folder stands for the bucket, without TensorStore.
+"""Work directories in buckets: a folder stands for the bucket.
 
-What Orbax itself writes to a bucket, TensorStore does by drivers of its own.
+What Orbax itself writes to a bucket, TensorStore does by drivers of its own; with these
+benchmarks/buckets.py tries it.
 """
 
 import importlib.util
 import json
 
+import jax
+import numpy as np
 import pytest
+import tensorstore
+from etils import epath
 from etils.epath import backend, gpath
 from fsspec.implementations.local import LocalFileSystem
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from vit_jax.checkpoints import buckets
+from vit_jax.checkpoints import buckets, s3
 from vit_jax.checkpoints.manifest import check_manifest, write_manifest
-from vit_jax.checkpoints.reading import has_checkpoint, saved_steps
+from vit_jax.checkpoints.reading import has_checkpoint, load_params, saved_steps
 from vit_jax.checkpoints.workdir import claim, locate, write_atomically
 from vit_jax.errors import UserError
 from vit_jax.train.metrics import MetricWriter
@@ -20,21 +26,27 @@ from vit_jax.train.metrics import MetricWriter
 CONFIG = {"lr": 0.1}
 
 
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
+@pytest.fixture(params=["gs"])
+def bucket(request, tmp_path, monkeypatch):
     """The folder of which gs://bucket is made; nothing in it can be renamed."""
+    scheme = request.param
 
     class Bucket(LocalFileSystem):
-        protocol = ("gs", "gcs")
+        protocol = (scheme,)
 
         @classmethod
         def _strip_protocol(cls, path):
-            return super()._strip_protocol(str(path).replace("gs:/", str(tmp_path)))
+            path = str(path).replace(f"{scheme}:/", str(tmp_path))
+            return super()._strip_protocol(path)
 
         def _open(self, path, mode="rb", **options):
             if "a" in mode:
                 raise NotImplementedError("buckets cannot append")
             return super()._open(path, mode, **options)
+
+        def glob(self, path, **options):
+            found = super().glob(path, **options)
+            return [each.removeprefix(f"{tmp_path}/") for each in found]
 
         def mv(self, *_, **__):
             raise NotImplementedError("buckets cannot rename")
@@ -43,8 +55,9 @@ def bucket(tmp_path, monkeypatch):
         def fs(self, path):
             return Bucket(auto_mkdir=True)
 
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Backend())
-    monkeypatch.setitem(buckets._PACKAGES, "gs", ("fsspec", "gcs"))
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, scheme, Backend())
+    monkeypatch.setitem(buckets._PACKAGES, scheme, ("fsspec", "gcs"))
+    buckets._ask.cache_clear()
     (tmp_path / "bucket").mkdir()
     return tmp_path / "bucket"
 
@@ -97,6 +110,73 @@ def test_checksums_and_moving_away(bucket):
     moved = bucket / "run/checkpoints/7.damaged/params/d/data"
     assert moved.read_bytes() == b"123456780"
     assert not (bucket / "run/checkpoints/7").exists()
+
+
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_orbax_writes_to_s3(bucket, make_workdir, monkeypatch):
+    """All that it tells TensorStore is as for gs://, by the other driver's name."""
+    original, places = s3.build_kvstore_tspec, set()
+
+    def on_disk(directory, *arguments, **options):
+        spec = original(directory, *arguments, **options)
+        place = spec.get("base", spec)
+        if place["driver"] != "s3":
+            return spec
+        places.add(place["path"].removeprefix("run/checkpoints/"))
+        folder = bucket.parent / directory.removeprefix("s3:").strip("/")
+        return original(folder, *arguments, **options)
+
+    monkeypatch.setattr(s3, "build_kvstore_tspec", on_disk)
+    monkeypatch.setattr(tensorstore_utils, "build_kvstore_tspec", None)  # put back
+    make_workdir("s3://bucket/run", steps=(3, 5))
+    found = load_params("s3://bucket/run")
+    expected = load_params(make_workdir(bucket.parent / "disk", steps=(5,)))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert places >= {"3/params", "3/optimizer", "5/params/ocdbt.process_0"}
+    assert (bucket / "run/checkpoints/5/params/manifest.ocdbt").exists()
+
+
+def test_what_the_environment_says_of_s3(monkeypatch):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9000")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    spec = s3.build_kvstore_tspec("s3:/bucket/run/3", "head.kernel")
+    expected = {
+        "driver": "s3",
+        "bucket": "bucket",
+        "path": "run/3",
+        "endpoint": "http://localhost:9000",
+        "aws_region": "eu-west-1",
+    }
+    assert spec["base"] == expected
+    assert tensorstore.KvStore.Spec(spec).to_json()["path"] == "head.kernel"
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    base = s3.build_kvstore_tspec("s3://bucket/run/3")["base"]
+    assert base == {
+        "driver": "s3",
+        "bucket": "bucket",
+        "path": "run/3",
+        "aws_credentials": {"type": "environment"},
+    }
+    base = s3.build_kvstore_tspec("gs://bucket/run/3")["base"]
+    assert base == {"driver": "gcs", "bucket": "bucket", "path": "run/3"}
+
+
+def test_a_bucket_that_is_not_there_is_named_and_not_made(bucket):
+    with pytest.raises(UserError, match="there is no bucket gs://bukcet; create it"):
+        locate("gs://bukcet/run")
+    assert not (bucket.parent / "bukcet").exists()
+
+
+def test_a_bucket_that_does_not_answer_is_named(bucket, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(epath.Path("gs://bucket").__class__, "exists", refuse)
+    with pytest.raises(UserError, match=r"be reached \(RuntimeError: no credentials\)"):
+        locate("gs://bucket/run")
 
 
 @pytest.mark.parametrize(

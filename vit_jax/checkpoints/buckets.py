@@ -5,6 +5,8 @@ completely or not at all. So Orbax marks a complete checkpoint by a file in it, 
 run keeps what it appends to in memory and writes it whole before each checkpoint.
 """
 
+import contextlib
+import functools
 import importlib.util
 import shutil
 from pathlib import Path
@@ -22,7 +24,8 @@ def bucket_path(address: str) -> Path:
     """A path in a bucket; it has most methods of pathlib's.
 
     Raises:
-      UserError: no such kind of address, or its package is not installed.
+      UserError: no such kind of address, its package is not installed, or the bucket
+        cannot be reached.
     """
     scheme, _, rest = address.partition("://")
     if scheme not in _PACKAGES or not rest.strip("/"):
@@ -35,9 +38,45 @@ def bucket_path(address: str) -> Path:
         raise UserError(
             f"{address}: {scheme}:// needs {package}; pip install 'vit_jax[{extra}]'"
         )
+    import fsspec.config
     from etils import epath
 
-    return cast(Path, epath.Path(address.rstrip("/")))
+    # Otherwise a process goes on seeing what others have moved away.
+    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
+    if scheme == "s3":
+        from vit_jax.checkpoints import s3
+
+        s3.teach_orbax()
+    path = cast(Path, epath.Path(address.rstrip("/")))
+    _ask(path)
+    return path
+
+
+@functools.cache
+def _ask(path: Path) -> None:
+    """Asks the service once, so that it is known before anything is computed.
+
+    Raises:
+      UserError: nobody is there, credentials are missing or wrong, or there is no such
+        bucket, which would be created.
+    """
+    scheme, _, rest = str(path).partition("://")
+    bucket = type(path)(f"{scheme}://{rest.partition('/')[0]}")
+    there = True
+    try:
+        if not path.exists():
+            with contextlib.suppress(PermissionError):  # it has, for what is in it
+                there = bucket.exists()
+    except Exception as error:  # of botocore, aiohttp, google.auth and others
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{path} cannot be reached ({why}); check the credentials and the "
+            "connection, or pass a --workdir on a disk."
+        ) from error
+    if not there:
+        raise UserError(
+            f"{path}: there is no bucket {bucket}; create it, or name another"
+        )
 
 
 def in_bucket(path: object) -> bool:

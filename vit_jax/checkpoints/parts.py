@@ -117,7 +117,9 @@ def reason(error: BaseException) -> str:
         return os.strerror(int(found[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(f"{type(error).__name__}: {text}".split())[:200]
+    # It ends with what was to be done; before that the cause comes last.
+    said = " ".join(text.partition("[tensorstore_spec")[0].split())
+    return f"{type(error).__name__}: {'…' * (len(said) > 200)}{said[-200:]}"
 
 
 def _keep_quiet(record: logging.LogRecord) -> bool:
