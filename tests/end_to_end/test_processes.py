@@ -52,27 +52,56 @@ def run_here(recipe, workdir, mesh):
     return workdir
 
 
-def run_in(processes, devices, recipe, workdir, mesh, points=()):
+def by_flags(port, count, number):
+    """What tells a process its place: flags, and the environment."""
+    address = f"--coordinator_address=localhost:{port}"
+    return [address, f"--num_processes={count}", f"--process_id={number}"], {}
+
+
+def by_slurm(port, count, number):
+    variables = {
+        "JAX_COORDINATOR_PORT": port,
+        "SLURM_JOB_ID": 1234,
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": count,
+        "SLURM_PROCID": number,
+        "SLURM_LOCALID": number,
+    }
+    return [], variables
+
+
+def by_open_mpi(port, count, number):
+    variables = {
+        "JAX_COORDINATOR_PORT": port,
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": count,
+        "OMPI_COMM_WORLD_RANK": number,
+        "OMPI_COMM_WORLD_LOCAL_RANK": number,
+    }
+    return [], variables
+
+
+def run_in(processes, devices, recipe, workdir, mesh, points=(), launched=by_flags):
     """Exit status and errors of each; `points`: {process: point of killed_run.py}."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    places = [launched(port, processes, number) for number in range(processes)]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     running = [
         subprocess.Popen(
             [
                 *(sys.executable, SCRIPT, dict(points).get(number, "none")),
                 *(f"--config={recipe}", f"--workdir={workdir}", *mesh),
-                f"--coordinator_address=localhost:{port}",
-                f"--num_processes={processes}",
-                f"--process_id={number}",
+                *own_flags,
             ],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "XLA_FLAGS": flags},
+            env={**os.environ, "XLA_FLAGS": flags}
+            | {name: str(value) for name, value in variables.items()},
         )
-        for number in range(processes)
+        for number, (own_flags, variables) in enumerate(places)
     ]
     try:
         errors = [process.communicate(timeout=120)[1] for process in running]
@@ -99,13 +128,14 @@ def assert_same(workdir, reference, evaluations=3):
 
 
 def test_two_processes_of_two_devices_are_one_of_four(recipe, tmp_path):
-    ended, errors = run_in(2, 2, recipe, tmp_path / "two", SPREAD)
+    two = tmp_path / "two"
+    ended, errors = run_in(2, 2, recipe, two, SPREAD, launched=by_slurm)
     assert ended == [0, 0], errors
     # The first speaks for all.
     assert f"step {STEPS}/{STEPS}" in errors[0]
     assert "process 1 of 2" in errors[0]
     assert "step" not in errors[1]
-    assert_same(tmp_path / "two", run_here(recipe, tmp_path / "one", SPREAD))
+    assert_same(two, run_here(recipe, tmp_path / "one", SPREAD))
 
 
 def test_all_end_at_once_when_one_is_asked_to_before_the_first_step(recipe, tmp_path):
@@ -186,7 +216,7 @@ def test_two_processes_with_damage_and_whatever_else_a_run_may_have(
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
 
-    ended, errors = run_in(2, 2, recipe, two, options)
+    ended, errors = run_in(2, 2, recipe, two, options, launched=by_open_mpi)
     assert ended == [0, 0], errors
     for said in errors:
         assert "checkpoints/40 is damaged" in said
