@@ -63,6 +63,7 @@ def test_metrics_and_a_trace_of_a_run_that_goes_on(tiny, tmp_path, wandb, caplog
     assert first["id"] == second["id"]
     assert (second["project"], second["resume"]) == ("digits", "allow")
     assert second["config"]["model"]["width"] == 16
+    assert second["dir"] == str(tmp_path)
     assert list((tmp_path / "profile").rglob("*.xplane.pb")) == traces
 
 
@@ -78,6 +79,12 @@ def test_what_fails_there_ends_no_run(tiny, tmp_path, wandb, monkeypatch, caplog
     assert caplog.text.count("gets no more metrics: no route to host") == 1
     monkeypatch.setattr(wandb, "init", unreachable)
     wandb_run.WandbRun(tiny(wandb_project="digits"), tmp_path).write(1, "train", {})
+
+
+def test_what_it_writes_itself_goes_to_no_bucket(tiny, tmp_path, wandb, monkeypatch):
+    monkeypatch.setattr(wandb_run, "in_bucket", lambda path: path == tmp_path)
+    wandb_run.WandbRun(tiny(wandb_project="digits"), tmp_path)
+    assert wandb.started[0]["dir"] is None
 
 
 def test_a_missing_package_is_one_of_the_problems(tiny, tmp_path, monkeypatch):

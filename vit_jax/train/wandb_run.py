@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_jax.checkpoints.buckets import in_bucket
 from vit_jax.checkpoints.workdir import locate, write_atomically
 from vit_jax.config import Config, to_plain
 from vit_jax.train import processes
@@ -50,8 +51,10 @@ class WandbRun:
                 id=file.read_text().strip(),
                 name=config.name,
                 resume="allow",
-                dir=str(workdir),
+                # Its own files are on a disk; without a name, where it puts them.
+                dir=None if in_bucket(workdir) else str(workdir),
                 config=to_plain(config),
+                allow_val_change=True,  # some keys may, when a run goes on
             )
         except Exception as error:
             self._give_up(error)
