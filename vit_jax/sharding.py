@@ -201,14 +201,15 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def on_host(tree: Any) -> Any:
-    """Shardings as of `shardings`, of arrays in the memory of the devices' hosts.
+def on_host(tree: Any, mesh: Mesh) -> Any:
+    """The same as `shardings`, but in the memory of the devices' hosts.
 
     Scalars stay on the devices.
     """
     return jax.tree.map(
-        lambda x: x.sharding.with_memory_kind(_HOST) if x.ndim else x.sharding,
+        lambda x, where: where.with_memory_kind(_HOST) if x.ndim else where,
         tree,
+        shardings(tree, mesh),
     )
 
 

@@ -64,7 +64,7 @@ class Setup:
         state = _placed(state, sharding.shardings(state, self.mesh))
         if not self.config.offload_optimizer:
             return state
-        where = sharding.on_host(state.opt_state)
+        where = sharding.on_host(state.opt_state, self.mesh)
         return state._replace(opt_state=_placed(state.opt_state, where))
 
     def abstract_batch(self, rows: int = 0) -> dict[str, jax.ShapeDtypeStruct]:

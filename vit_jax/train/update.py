@@ -113,14 +113,33 @@ def make_train_step(
         count = jnp.sum(batch["mask"])
         count = jnp.where(count > 0, count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
-        opt_state = state.opt_state
-        if config.offload_optimizer:  # between updates it is in the host's memory
-            opt_state = jax.device_put(opt_state, sharding.shardings(opt_state, mesh))
-        directions, opt_state = update(
-            grads, opt_state, state.params, loss=loss / count
-        )
         rate = schedule(state.step)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
+
+        def updated(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+            directions, opt_state = update(grads, opt_state, params, loss=loss / count)
+            params = jax.tree.map(lambda p, d: p - rate * d, params, directions)
+            return params, opt_state
+
+        def updated_from_host(
+            grads: Any, opt_state: Any, params: Any
+        ) -> tuple[Any, Any]:
+            on_devices = sharding.shardings(opt_state, mesh)
+            opt_state = jax.device_put(opt_state, on_devices)
+            params, opt_state = updated(grads, opt_state, params)
+            on_host = sharding.on_host(opt_state, mesh)
+            return params, jax.device_put(opt_state, on_host)
+
+        if config.offload_optimizer:
+            # In a branch, which is always taken: otherwise all of the state is fetched
+            # at the beginning of the step, and lies beside the activations.
+            params, opt_state = jax.lax.cond(
+                count > 0,
+                updated_from_host,
+                lambda _, opt_state, params: (params, opt_state),
+                *(grads, state.opt_state, state.params),
+            )
+        else:
+            params, opt_state = updated(grads, state.opt_state, state.params)
         ema = state.ema
         if config.ema_decay:
             ema = averaged(state.ema, params, _ema_decay(config, state.step))
