@@ -19,8 +19,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
-
 from vit_jax import sharding
 from vit_jax.config import default_config
 from vit_jax.plan import topology
@@ -33,13 +31,14 @@ IMAGES = {"B/16": 128, "L/16": 64, "H/14": 32, "g/14": 32, "G/14": 32}  # a chip
 
 _FSDP = {"mesh.data": 1, "mesh.fsdp": -1}
 _SCAN = {"model.scan": True, "model.remat": "full"}
+_MOMENTS, _OFFLOADED = {"momentum_dtype": "bfloat16"}, {"offload_optimizer": True}
 _ADAFACTOR = {"optimizer": "adafactor", "momentum_dtype": "bfloat16"}
 # What changes only the state between steps; nothing is compiled.
 STATE: tuple[dict[str, Any], ...] = (
     {},
-    {"momentum_dtype": "bfloat16"},
+    _MOMENTS,
     _ADAFACTOR,
-    {"offload_optimizer": True},
+    _OFFLOADED,
     _FSDP,
     _FSDP | _ADAFACTOR,
 )
@@ -49,6 +48,9 @@ COMPILED: tuple[dict[str, Any], ...] = (
     _FSDP,
     _SCAN,
     {"accum_steps": 4},
+    _MOMENTS,
+    _ADAFACTOR,
+    _OFFLOADED,
     {"model.remat": "dots"},
     {"model.remat": "attention"},
     {"model.remat": "offload"},
@@ -134,10 +136,7 @@ def _setup(model: str, lever: dict[str, Any]) -> Setup:
 
 def _state(setup: Setup) -> int:
     """Bytes of the training state in a chip's own memory."""
-    state = jax.tree.leaves(setup.abstract_state())
-    return sharding.bytes_per_device(
-        [x for x in state if x.sharding.memory_kind != "pinned_host"]
-    )
+    return sharding.bytes_per_device(setup.abstract_state())
 
 
 def _name(lever: dict[str, Any]) -> str:
