@@ -7,7 +7,7 @@ Prints the tables of docs/memory.md: what a chip holds of parameters and optimis
 their shapes; and, of the training step compiled for four TPU chips that need not be
 there, as it is and with one thing changed at a time, memory and time. Models are taken
 by the line through two of 2 and 4 blocks, but for those that are scanned
-(vit_jax/plan/scaling.py). A program takes from one to three minutes on one core; what FILE
+(vit_jax/plan/scaling.py). A program takes one to three minutes on one core; what FILE
 already has is not compiled again, and --show prints only that.
 """
 
