@@ -85,6 +85,10 @@ def main() -> None:
             name = f"`{_name(lever)}`" if lever else "as it is"
             _print_row([name, *(cell(model, lever) for model in models)])
 
+    def state(model: str, lever: dict[str, Any]) -> str:
+        arrays = _setup(model, lever).abstract_state()
+        return f"{sharding.bytes_per_device(arrays) / GIB:.2f}"
+
     def memory(model: str, lever: dict[str, Any]) -> str:
         row, base = (rows.get((model, _name(x))) for x in (lever, {}))
         if not row or not base:
@@ -99,11 +103,7 @@ def main() -> None:
         both = zip(row["seconds"], base["seconds"], strict=True)
         return " / ".join(f"{new / old - 1:+.0%}" for new, old in both)
 
-    table(
-        "Parameters and optimiser, GiB on a chip",
-        STATE,
-        lambda model, lever: f"{_state(_setup(model, lever)) / GIB:.2f}",
-    )
+    table("Parameters and optimiser, GiB on a chip", STATE, state)
     table("At peak, GiB; (!) = more than there is", COMPILED, memory)
     table("Time of a step by hyb / cyc", COMPILED, time)
 
@@ -132,11 +132,6 @@ def _setup(model: str, lever: dict[str, Any]) -> Setup:
     config.model.variant = model
     config.update_from_flattened_dict(lever)
     return set_up(config, devices=topology(TOPOLOGY).devices)
-
-
-def _state(setup: Setup) -> int:
-    """Bytes of the training state in a chip's own memory."""
-    return sharding.bytes_per_device(setup.abstract_state())
 
 
 def _name(lever: dict[str, Any]) -> str:

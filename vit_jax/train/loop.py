@@ -8,7 +8,6 @@ from vit_jax import config as config_lib
 from vit_jax import config_checks, sharding
 from vit_jax.checkpoints.reading import has_checkpoint, load_description
 from vit_jax.checkpoints.steps import Checkpoints
-from vit_jax.checkpoints.workdir import check_shared, claim
 from vit_jax.config import Config
 from vit_jax.errors import UserError
 from vit_jax.train import peers, processes
@@ -22,6 +21,7 @@ from vit_jax.train.profiling import Profile, untraceable
 from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import (
+    claimed,
     fit_weights,
     initial_state,
     open_batches,
@@ -76,14 +76,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         stack.enter_context(out_of_memory_explained(setup))
         train_source, eval_source = open_sources(setup, earlier)
         params = weights and fit_weights(setup, weights, train_source.class_names)
-        plain, first = config_lib.to_plain(config), processes.first()
-        if first:
-            defaults = config_lib.to_plain(config_lib.default_config())
-            free = config_lib.FREE_TO_CHANGE
-            stack.enter_context(claim(workdir, plain, free, defaults))
-        processes.wait_for_all("the first has claimed the directory")
-        if not first:
-            check_shared(workdir, plain)
+        stack.enter_context(claimed(workdir, config))
         peers.going_on_in(workdir)
         setup = with_chosen_attention(setup, workdir)
 
@@ -91,7 +84,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
             Checkpoints(workdir, config.keep_checkpoints, config.keep_best)
         )
         state = initial_state(setup, checkpoints, params)
-        step = int(state.step)
+        step, first = int(state.step), processes.first()
 
         # The programs, compiled before the first batch is read.
         compiled = setup.lower().compile()

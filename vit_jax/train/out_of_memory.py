@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 _ENOUGH = 3  # changes that fit
 
 
-class Program(NamedTuple):
-    """One of a run's compiled programs, and what would make it smaller."""
+class Phase(NamedTuple):
+    """What a run has a compiled program for, and what would make that smaller."""
 
     name: str  # as a sentence begins
     lower: Callable[[Setup], jax.stages.Lowered]
@@ -86,16 +86,14 @@ def _rest_of_the_state(setup: Setup) -> int:
     return sharding.bytes_per_device(state)
 
 
-TRAINING = Program("The step", Setup.lower, lambda _: 0, alternatives)
-EVALUATION = Program(
+TRAINING = Phase("The step", Setup.lower, lambda _: 0, alternatives)
+EVALUATION = Phase(
     "An evaluation", Setup.lower_eval, _rest_of_the_state, _smaller_evaluations
 )
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(
-    setup: Setup, program: Program = TRAINING
-) -> Iterator[None]:
+def out_of_memory_explained(setup: Setup, phase: Phase = TRAINING) -> Iterator[None]:
     """A device without enough memory ends in a message that says what needs less.
 
     What each change would need is what the compiler says of the changed program: that
@@ -104,7 +102,7 @@ def out_of_memory_explained(
 
     Args:
       setup: the run.
-      program: what runs inside.
+      phase: what runs inside.
 
     Raises:
       UserError: the message.
@@ -120,16 +118,16 @@ def out_of_memory_explained(
         limit = _limit(device)
         there = f"; a device has {_gib(limit)}" if limit else ""
         logger.warning("out of memory; looking for what needs less, by compiling it")
-        told, _ = _needed(program, setup, limit)
+        told, _ = _needed(phase, setup, limit)
         lines, fitting = [], 0
-        for flags, remark, changed in program.alternatives(setup):
-            needs, fits = _needed(program, changed, limit)
+        for flags, remark, changed in phase.alternatives(setup):
+            needs, fits = _needed(phase, changed, limit)
             lines.append(f"  {flags} ({remark}): {needs}")
             fitting += fits
             if fitting == _ENOUGH:
                 break
         raise UserError(
-            f"out of memory on {device.device_kind}{size}{there}. {program.name} needs "
+            f"out of memory on {device.device_kind}{size}{there}. {phase.name} needs "
             f"{told} as it is. What needs less, a device:\n" + "\n".join(lines)
         ) from error
 
@@ -147,17 +145,17 @@ def _changed(setup: Setup, values: dict[str, Any]) -> Setup:
     return dataclasses.replace(setup, config=config)
 
 
-def _needed(program: Program, setup: Setup, limit: int | None) -> tuple[str, bool]:
+def _needed(phase: Phase, setup: Setup, limit: int | None) -> tuple[str, bool]:
     """In words; and whether a device has that much, as far as is known."""
     try:
-        memory = program.lower(setup).compile().memory_analysis()
+        memory = phase.lower(setup).compile().memory_analysis()
     except Exception as error:  # there is a worse problem to speak of
         if is_out_of_memory(error):
             return "too much as well", False
         return f"not known ({type(error).__name__})", False
     if memory is None:
         return "not known", False
-    needed = needed_bytes(memory) + program.beside(setup)
+    needed = needed_bytes(memory) + phase.beside(setup)
     too_much = limit is not None and needed > limit
     return _gib(needed) + ", too much as well" * too_much, not too_much
 

@@ -1,17 +1,20 @@
-"""What a run starts with: its examples, and its state at the first step."""
+"""What a run starts with: examples, a directory, and the state at its first step."""
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.steps import Checkpoints
+from vit_jax.checkpoints.workdir import check_shared, claim
+from vit_jax.config import Config
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.pipeline import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
@@ -76,6 +79,25 @@ def open_sources(
     with contextlib.suppress(DecodeError):
         setup.preprocessing.prepare(held_out[0].image, held_out[0].name)
     return train, held_out
+
+
+@contextlib.contextmanager
+def claimed(workdir: str, config: Config) -> Iterator[None]:
+    """While entered, the directory is this run's, in all processes; see `claim`.
+
+    Raises:
+      UserError: it is another run's, or the processes do not see the same.
+    """
+    plain, first = config_lib.to_plain(config), processes.first()
+    with contextlib.ExitStack() as stack:
+        if first:
+            free = config_lib.FREE_TO_CHANGE
+            defaults = config_lib.to_plain(config_lib.default_config())
+            stack.enter_context(claim(workdir, plain, free, defaults))
+        processes.wait_for_all("the first has claimed the directory")
+        if not first:
+            check_shared(workdir, plain)
+        yield
 
 
 def open_batches(setup: Setup, source: Source, start: int) -> Batches:
