@@ -174,3 +174,26 @@ def tiny_recipe():
         return path
 
     return write
+
+
+@pytest.fixture
+def add_keys(monkeypatch):
+    """Call it: from then on the config has more keys, as that of a later version."""
+    from vit_jax import config as config_lib
+    from vit_jax import workdir_name
+
+    today = config_lib.default_config
+
+    def later():
+        config = today()
+        with config.unlocked():
+            config.a_new_key = 1.5
+            config.model.a_new_key = True
+            config.a_new_section = {"a_new_key": (1, 2)}
+        return config
+
+    def add():
+        for module in (config_lib, workdir_name):
+            monkeypatch.setattr(module, "default_config", later)
+
+    return add

@@ -143,16 +143,6 @@ def test_choices_and_ranges_name_existing_keys():
     assert keys >= set(config_lib.FREE_TO_CHANGE)
 
 
-def test_the_work_directory_s_name_depends_on_every_value_that_makes_another_run():
-    first = config_lib.default_workdir(recipe(dataset="/data/my flowers"))
-    assert re.fullmatch(r"runs/custom-data-my-flowers-[0-9a-f]{8}", first)
-    assert first == config_lib.default_workdir(recipe(dataset="/data/my flowers"))
-    other = recipe(dataset="/data/my flowers", seed=1)
-    assert first != config_lib.default_workdir(other)
-    free = recipe(dataset="/data/my flowers", log_every=7, **{"mesh.fsdp": 8})
-    assert first == config_lib.default_workdir(free)
-
-
 def test_plain_values_are_json():
     plain = config_lib.to_plain(recipe(image_size=(32, 48)))
     assert plain["image_size"] == [32, 48]

@@ -6,9 +6,7 @@ on other keys, and `problems` names everything that cannot work, before any comp
 """
 
 import difflib
-import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -348,15 +346,6 @@ def with_defaults(config: Config, keys: Iterable[str]) -> Config:
     config, default = config.copy_and_resolve_references(), default_config()
     config.update_from_flattened_dict({key: value_of(default, key) for key in keys})
     return config
-
-
-def default_workdir(config: Config) -> str:
-    """A work directory's name; what may go on in the same directory has the same."""
-    config = with_defaults(config, FREE_TO_CHANGE)
-    text = json.dumps(to_plain(config), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    dataset = re.sub(r"[^\w.-]+", "-", config.dataset).strip("-")[-40:]
-    return f"runs/{config.name}-{dataset}-{digest}"
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from vit_jax.train.update import TrainState
 from vit_jax.train.wandb_run import missing_wandb, wandb_runs
 from vit_jax.train.watchdog import Watchdog
 from vit_jax.weights.loading import load_weights
+from vit_jax.workdir_name import default_workdir
 
 
 def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
@@ -51,7 +52,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
     """
     if not config.allow_cpu:
         sharding.refuse_idle_accelerator()
-    workdir = workdir or config_lib.default_workdir(config)
+    workdir = workdir or default_workdir(config)
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
 
