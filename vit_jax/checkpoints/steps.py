@@ -4,7 +4,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -194,8 +194,8 @@ class Checkpoints:
         if self.latest_step() is None:
             return None
         found = newest_sound(self._directory.parent, restore)
-        for step in damaged:
-            self._set_aside(step)
+        if damaged:
+            self._set_aside(damaged)
         return found
 
     def restore(
@@ -319,16 +319,21 @@ class Checkpoints:
         if difference:
             raise DamagedError(difference)
 
-    def _set_aside(self, step: int) -> None:
-        folder = self._directory / str(step)
-        aside = self._directory / f"{step}.damaged"
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        moved = [
+            (self._directory / str(step), self._directory / f"{step}.damaged")
+            for step in steps
+        ]
         if jax.process_index() == 0:
-            if aside.exists():
-                remove(aside)
-            move(folder, aside)
+            for folder, aside in moved:
+                if aside.exists():
+                    remove(aside)
+                move(folder, aside)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
-        logger.warning("it was moved to %s, which you may delete", aside)
+            # All of them are moved before any process looks at the directory again.
+            multihost_utils.sync_global_devices(f"set aside {steps}")
+        for _, aside in moved:
+            logger.warning("it was moved to %s, which you may delete", aside)
         self._manager.reload()
 
     @contextlib.contextmanager
