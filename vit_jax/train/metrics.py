@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -127,14 +128,14 @@ class MetricWriter:
         """
         if not self._writes or self._stream.closed:
             return
-        with self._failures_explained():
-            try:
-                self.flush()
-            finally:
-                self._events.close()
-                self._stream.close()
-                for other in self._also:
-                    other.close()
+        with self._failures_explained(), contextlib.ExitStack() as stack:
+            # The last first, and each of them whatever the others raise: a file that
+            # stays open reports its failure once more when Python ends.
+            for other in self._also:
+                stack.callback(other.close)
+            stack.callback(self._stream.close)
+            stack.callback(self._events.close)
+            stack.callback(self.flush)
 
     def __enter__(self) -> Self:
         return self
@@ -286,8 +287,8 @@ class _Events:
 
     def __init__(self, directory: Path, resume_step: int):
         with _torch_hidden():
-            from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto import event_pb2
+            from tensorboardX.record_writer import RecordWriter
 
         protobuf: Any = event_pb2  # its classes are made at run time
         # Of numbers that are not finite the run itself tells.
@@ -296,15 +297,19 @@ class _Events:
         self._directory, self._local = directory, directory
         if in_bucket(directory):  # written here, and copied at every flush
             self._local = Path(tempfile.mkdtemp(prefix="vit_jax_events_"))
-        # tensorboardX overwrites a file of the same second; the process makes it ours.
-        self._writer = EventsWriter(str(self._local / "events"), f".{os.getpid()}")
+        # TensorBoard wants the time and the machine in the name; the process makes it
+        # ours, for a file of the same second would be overwritten.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._writer = RecordWriter(str(self._local / f"{name}.{os.getpid()}"))
+        version = protobuf.Event(wall_time=time.time(), file_version="brain.Event:2")
         start = protobuf.Event(
             wall_time=time.time(),
             # What earlier files hold from this step on is hidden (purged).
             step=resume_step + 1,
             session_log=protobuf.SessionLog(status=protobuf.SessionLog.START),
         )
-        self._writer.write_event(start)
+        for event in (version, start):
+            self._writer.write(event.SerializeToString())
         self._writer.flush()
 
     def write(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
@@ -315,7 +320,7 @@ class _Events:
         for name, number in numbers.items():
             summary = scalar(f"{split}/{name}", float(number))
             event = protobuf.Event(wall_time=time.time(), step=step, summary=summary)
-            self._writer.write_event(event)
+            self._writer.write(event.SerializeToString())
 
     def flush(self) -> None:
         self._writer.flush()
@@ -324,9 +329,11 @@ class _Events:
                 (self._directory / file.name).write_bytes(file.read_bytes())
 
     def close(self) -> None:
-        self._writer.close()
-        if self._local is not self._directory:
-            shutil.rmtree(self._local, ignore_errors=True)
+        try:
+            self._writer.close()
+        finally:
+            if self._local is not self._directory:
+                shutil.rmtree(self._local, ignore_errors=True)
 
 
 @contextlib.contextmanager
