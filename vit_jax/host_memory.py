@@ -1,4 +1,4 @@
-"""What programs for the CPU free, the next step uses again.
+"""The memory of the host: how much there is, what was used, and that it is used again.
 
 XLA allocates a program's temporary arrays anew in every step, and the C library hands
 blocks of that size back to the system: each step then waits for hundreds of MiB of
@@ -12,6 +12,8 @@ import importlib.util
 import os
 import sys
 
+import psutil
+
 # Parameters of mallopt(3), their numbers in glibc's malloc.h, and what they are set to.
 _SETTINGS = {
     "M_ARENA_MAX": (-8, 1),  # XLA's threads take from the one heap that can be large
@@ -19,6 +21,21 @@ _SETTINGS = {
     "M_TRIM_THRESHOLD": (-1, -1),  # nor is the heap's end ever given back
 }
 _kept = False
+
+
+def physical_bytes() -> int:
+    """How much memory this machine has."""
+    return psutil.virtual_memory().total
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # which only POSIX has
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def keep_freed_memory() -> None:

@@ -267,7 +267,7 @@ def test_sizes_are_believed_only_where_the_file_has_them(tmp_path, save, monkeyp
     monkeypatch.setattr(np.lib.format, "read_array", never)
     assert "images is uint8 [9999999, 9999, 9999], but" in write((9999999, 9999, 9999))
     assert "another size" in write((10, 10, 10), b"x" * 999)
-    monkeypatch.setattr(npz, "_memory", lambda: 500)
+    monkeypatch.setattr(npz, "physical_bytes", lambda: 500)
     assert "images needs 0.0 GB of memory" in write((10, 10, 10), b"x" * 1000)
 
 

@@ -4,7 +4,6 @@ Times the iterator that training uses, on the run's own data, transforms, thread
 processes. Stages are timed in one thread, by the processor time they take.
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +28,7 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
     from vit_jax import sharding
     from vit_jax.data.pipeline import cores, train_batches
     from vit_jax.data.sources import open_source
+    from vit_jax.host_memory import peak_bytes
     from vit_jax.train.setup import set_up
 
     setup = set_up(config)
@@ -76,7 +76,7 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
         },
         "first_batch_seconds": first,
         "waiting": waiting,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
     }
 
 

@@ -1,12 +1,12 @@
 """Reads .npz files of unknown origin: sizes first, and nothing is unpickled."""
 
-import os
 import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.host_memory import physical_bytes
 
 # What deflate can at most make of a byte.
 _MOST_INFLATED = 1032
@@ -61,11 +61,11 @@ def headers(path: str) -> dict[str, Header]:
                 problems.append(f"{name} is {header}, but its file has another size")
             elif member.file_size > _MOST_INFLATED * max(member.compress_size, 1):
                 problems.append(f"{name} cannot be as large as it says, {header}")
-            elif header.nbytes > _memory():
+            elif header.nbytes > physical_bytes():
                 problems.append(
                     f"{name} needs {header.nbytes / 1e9:.1f} GB of memory, this "
-                    f"machine has {_memory() / 1e9:.1f} GB: write the images to files, "
-                    "with a table"
+                    f"machine has {physical_bytes() / 1e9:.1f} GB: write the images "
+                    "to files, with a table"
                 )
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
@@ -121,7 +121,3 @@ def _header(file) -> Header:
         raise ValueError(f"is of version {version}, expected a plain array")
     shape, _, dtype = readers[version](file)
     return Header(shape, dtype)
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from vit_jax import sharding
 from vit_jax.config import Config
 from vit_jax.errors import UserError
+from vit_jax.host_memory import physical_bytes
 from vit_jax.plan.chips import CHIPS, Chip, chip_of
 
 # Read when libtpu is loaded. There is no TPU to ask a cloud's metadata server about,
@@ -122,7 +123,7 @@ def _local(devices: list[Any]) -> Topology:
     first, count = devices[0], len(devices)
     if first.platform == "cpu":
         # Simulated devices share the machine's memory.
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count
+        memory = physical_bytes() // count
         name = "cpu" if count == 1 else f"cpu:{count}"
         return Topology(name, tuple(devices), Chip("cpu", memory, memory))
     usable = (first.memory_stats() or {}).get("bytes_limit", 0)
