@@ -1,11 +1,14 @@
 """Packaging. The versions that the tests ran with are pinned in constraints.txt."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
+INIT = pathlib.Path("vit_jax/__init__.py").read_text(encoding="utf-8")
+
 TEST = [
-    "beartype>=0.22",
+    "beartype>=0.22.1",
     "pytest>=9.0",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
@@ -17,7 +20,7 @@ LINT = ["import-linter>=2.10", "pyright[nodejs]>=1.1.400", "ruff>=0.14"]
 
 setup(
     name="vit_jax",
-    version="0.1.0",
+    version=re.findall(r'^__version__ = "(.+)"', INIT, re.MULTILINE)[0],
     description="Vision Transformers in JAX and Flax: pretrain, fine-tune, predict.",
     long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -26,6 +29,11 @@ setup(
     packages=find_packages(include=["vit_jax", "vit_jax.*"]),
     package_data={"vit_jax": ["py.typed"]},
     python_requires=">=3.11",
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
     install_requires=[
         "absl-py>=2.3",
         'array-record>=0.8.1; sys_platform != "win32"',
@@ -40,18 +48,20 @@ setup(
         "ml-collections>=1.1.0",
         "ml_dtypes>=0.5",
         "numpy>=2.0",
-        "opencv-python-headless>=4.12",
+        "opencv-python-headless>=4.12.0.88",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "packaging>=25.0",
         "pillow>=12.0",
-        "requests>=2.32",
+        "psutil>=7.0",
+        "requests>=2.32.2",
         "rich>=14.0",
-        "safetensors>=0.6",
+        "safetensors>=0.6.1",
         # Carries the embedded digits.
         "scikit-learn>=1.7",
         # libjpeg-turbo, without a copy through another image type.
         "simplejpeg>=1.8",
-        "tensorboardX>=2.6.4",
+        "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10",
         "urllib3>=2.2",
     ],

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from vit_jax.api import load as load
     from vit_jax.api import save as save
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Model", "__version__", "load", "save"]
 
 

@@ -20,6 +20,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, Architecture, PatchModel, build
 from vit_jax.models.attention import FASTEST_ON_CPU, why_not_cudnn
 from vit_jax.models.posemb import METHODS
+from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.loading import load_weights
 from vit_jax.weights.saving import save_weights
@@ -84,6 +85,7 @@ def load(
     Raises:
       UserError: there is no such model, or one of the values cannot be.
     """
+    warn_of_untested()
     if not isinstance(source, str | os.PathLike):
         raise UserError(f"source={source!r}: expected a path, a name or an address")
     sizes = {

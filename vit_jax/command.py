@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from vit_jax.errors import UserError
+from vit_jax.versions import warn_of_untested
 
 
 def run(main: Callable[[list[str]], None], flag_values: flags.FlagValues) -> None:
@@ -38,6 +38,7 @@ def guard(action: Callable[[], None]) -> None:
     # Our own messages say which addresses did not answer.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     sys.unraisablehook = _show
+    warn_of_untested()
     try:
         action()
         sys.stdout.flush()
@@ -45,8 +46,9 @@ def guard(action: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
         # Who read our output has enough. Python would complain once more at the end.
+        # The status is that of SIGPIPE, which not every system has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(141)
     except PermissionError as error:
         sys.exit(
             f"error: {error.filename or 'a file'}: permission denied; make it (and the "
