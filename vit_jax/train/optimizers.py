@@ -15,7 +15,7 @@ from vit_jax.train.guard import guarded, is_guarded
 
 # Each maps (updates since the warm-up, length of what follows the warm-up, config) to
 # a learning rate.
-_DECAYS: dict[str, Callable[[Array, int, Config], Array]] = {
+SCHEDULES: dict[str, Callable[[Array, int, Config], Array]] = {
     "constant": lambda t, length, config: jnp.full_like(t, config.learning_rate),
     "linear": lambda t, length, config: (
         config.end_learning_rate
@@ -38,7 +38,7 @@ def make_schedule(config: Config) -> Callable[[Any], Array]:
     paper (appendix B.1), the inverse square root "Scaling Vision Transformers" (§3.5).
     """
     warmup, total = config.warmup_steps, config.total_steps
-    cooldown, decay = config.cooldown_steps, _DECAYS[config.schedule]
+    cooldown, decay = config.cooldown_steps, SCHEDULES[config.schedule]
     length = max(total - warmup, 1)
 
     def schedule(step: Any) -> Array:
@@ -67,13 +67,7 @@ def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
     Raises:
       UserError: there is weight decay, but no parameter that it applies to.
     """
-    dtype = jnp.dtype(config.momentum_dtype)
-    directions = {
-        "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, mu_dtype=dtype),
-        "adafactor": lambda: _adafactor(config.b2, config.momentum, dtype),
-        "sgd": lambda: optax.trace(config.momentum, accumulator_dtype=dtype),
-    }
-    chain = [directions[config.optimizer]()]
+    chain = [OPTIMIZERS[config.optimizer](config, jnp.dtype(config.momentum_dtype))]
     if config.grad_clip_norm:
         # On the raw gradients, before any scaling.
         chain.insert(0, optax.clip_by_global_norm(config.grad_clip_norm))
@@ -110,6 +104,16 @@ def _adafactor(cap: float, momentum: float, dtype: Any) -> optax.GradientTransfo
     if momentum:
         chain.append(optax.ema(momentum, debias=False, accumulator_dtype=dtype))
     return optax.chain(*chain)
+
+
+# Each makes of a config and the momentum's dtype what turns gradients into directions.
+OPTIMIZERS: dict[str, Callable[[Config, Any], optax.GradientTransformation]] = {
+    "adamw": lambda config, dtype: optax.scale_by_adam(
+        config.b1, config.b2, mu_dtype=dtype
+    ),
+    "adafactor": lambda config, dtype: _adafactor(config.b2, config.momentum, dtype),
+    "sgd": lambda config, dtype: optax.trace(config.momentum, accumulator_dtype=dtype),
+}
 
 
 def decay_mask(params: Any, pattern: str) -> Any:

@@ -1,0 +1,44 @@
+"""Every choice that the config offers is one that something implements."""
+
+import pytest
+
+from vit_jax.checkpoints.retention import METRICS
+from vit_jax.config_checks import CHOICES
+from vit_jax.data.order import SAMPLING
+from vit_jax.data.pipeline import EVAL_POLICIES, TRAIN_POLICIES
+from vit_jax.models.attention import IMPLEMENTATIONS
+from vit_jax.models.layers import GELU
+from vit_jax.models.losses import LOSSES
+from vit_jax.models.patch_model import REMAT
+from vit_jax.models.posemb import METHODS
+from vit_jax.train.mixing import FILLS, FORMS
+from vit_jax.train.optimizers import OPTIMIZERS, SCHEDULES
+
+TABLES = {
+    "bad_images": TRAIN_POLICIES,
+    "eval_bad_images": EVAL_POLICIES,
+    "sampling": SAMPLING,
+    "mixing.form": FORMS,
+    "mixing.erasing_mode": FILLS,
+    "model.gelu": GELU,
+    "model.attention": IMPLEMENTATIONS,
+    "model.remat": REMAT,
+    "posemb_resize": METHODS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "keep_best": ["", *METRICS],
+}
+# Told apart by the code itself, so that another one would be taken for one of these.
+BRANCHES = {
+    "bad_update": ["stop", "skip"],  # test_guard.py
+    "model.pooling": ["cls", "gap", "map"],  # test_vit.py
+    "model.posemb": ["learned", "sincos2d"],  # test_posemb.py
+    "momentum_dtype": ["float32", "bfloat16"],  # test_optimizers.py
+    "compute_dtype": ["auto", "float32", "bfloat16"],  # test_setup.py
+}
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_the_choices_are_those_that_are_implemented(key):
+    assert sorted(CHOICES[key]) == sorted((TABLES | BRANCHES)[key])
