@@ -35,7 +35,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 
 ## Pretrain, fine-tune at a higher resolution and predict, on the embedded digits.
 quickstart: $(VENV)/.installed
-	$(BIN)/python -m vit_jax.quickstart $(if $(filter-out 0 no false,$(FRESH)),--fresh)
+	$(BIN)/python -m vit_jax.quickstart $(if $(filter-out 0 no false,$(FRESH)),--fresh) \
+	  $(if $(WORKDIR),--workdir=$(WORKDIR))
 
 ## All tests, on 8 simulated devices.
 test: $(VENV)/.installed-test

@@ -41,6 +41,13 @@ install_import_hook("vit_jax.models", "beartype.beartype")
 flags.FLAGS(["pytest"])
 
 
+def pytest_report_header():
+    """Every run of the tests begins with what it runs with."""
+    from vit_jax.versions import installed
+
+    return ", ".join(f"{name} {version}" for name, version in installed().items())
+
+
 @pytest.fixture
 def rng_key():
     """The key that a test splits as it needs."""

@@ -91,7 +91,6 @@ def test_importing_the_package_imports_nothing_heavy(module, names):
         text=True,
     )
     assert done.stderr.strip() == ""
-    assert vit_jax.__version__ == "0.1.0"
     with pytest.raises(AttributeError, match="no attribute 'loda'"):
         vit_jax.loda  # noqa: B018
 

@@ -27,6 +27,15 @@ class Labelled:
         return self._weights
 
 
+# What version 0.1 gave.
+GOLDEN = {
+    "uniform": [4, 0, 1, 3, 5, 6, 2, 5, 4, 0, 2, 6, 3, 1],
+    "balanced": [1, 6, 4, 0, 5, 2, 3, 0, 2, 3, 6, 1, 2, 4],
+    "weighted": [4, 1, 2, 3, 4, 5, 2, 4, 3, 0, 2, 5, 3, 1],
+}
+LARGE = [14910159, 72173, 338172]
+
+
 def take(order, start, count):
     return [order[position] for position in range(start, start + count)]
 
@@ -46,6 +55,25 @@ def test_large_sets_are_shuffled_without_memory():
     assert isinstance(make_order(Labelled([0] * 10), seed=1), Shuffled)
     source = Labelled(range(2**24 + 1))
     assert isinstance(make_order(source, seed=1), ShuffledByIndex)
+
+
+@pytest.mark.parametrize("count", [10, 2**24 + 1])
+def test_seeds_side_by_side_have_nothing_in_common(count):
+    """Grain shuffles epoch e of seed s as epoch 0 of seed s + e."""
+    labels = np.broadcast_to(np.int32(0), count)
+    orders = [make_order(Labelled(labels), seed=seed) for seed in range(3)]
+    epochs = [take(order, count * e, 10) for order in orders for e in range(3)]
+    assert len({tuple(epoch) for epoch in epochs}) == 9
+
+
+def test_the_order_stays_what_it_is():
+    """Runs go on in the order that they began with."""
+    source = Labelled([0, 1, 1, 2, 2, 2, 0], [1, 2, 3, 4, 3, 2, 1])
+    assert {
+        sampling: take(make_order(source, seed=7, sampling=sampling), 0, 14)
+        for sampling in ("uniform", "balanced", "weighted")
+    } == GOLDEN
+    assert take(make_order(Labelled(np.arange(2**24 + 1)), seed=7), 2**24, 3) == LARGE
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)

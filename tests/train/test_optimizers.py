@@ -8,7 +8,12 @@ import pytest
 
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
-from vit_jax.train.optimizers import decay_mask, make_optimizer, make_schedule
+from vit_jax.train.optimizers import (
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+    path_name,
+)
 
 PARAMS = {
     "patch_embed": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
@@ -116,6 +121,18 @@ def test_only_kernels_decay_by_default():
         "norm": {"scale": False},
         "head": {"kernel": True},
     }
+
+
+def test_a_pattern_has_to_match_the_whole_path():
+    for pattern, expected in (
+        ("head/.*", {"head/kernel"}),
+        ("kernel", set()),
+        ("norm", set()),
+        (".*/kernel|norm/.*", {"patch_embed/kernel", "norm/scale", "head/kernel"}),
+        ("patch_embed/k", set()),
+    ):
+        mask = jax.tree.leaves_with_path(decay_mask(PARAMS, pattern))
+        assert {path_name(path) for path, decays in mask if decays} == expected, pattern
 
 
 def test_decay_that_applies_to_nothing_is_refused():

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import math
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from ml_collections import ConfigDict
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.steps import Checkpoints
-from vit_jax.train.setup import set_up
+from vit_jax.train.setup import _compute_dtype, set_up
 
 
 def batch_of(setup, seed=0):
@@ -50,11 +52,15 @@ def compiled(config):
 
 def some_params(setup):
     """Random everywhere: with the zero head of a new model most gradients are zero."""
-    params = jax.device_get(jax.jit(setup.init_params)())
     rng = np.random.default_rng(7)
-    return jax.tree.map(
-        lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params
-    )
+
+    def some(path, x):
+        noise = rng.standard_normal(x.shape).astype(x.dtype)
+        if path[-1].key == "kernel":
+            return noise / np.sqrt(max(math.prod(x.shape[:-1]), 1), dtype=x.dtype)
+        return (path[-1].key == "scale") + 0.1 * noise
+
+    return jax.tree.map_with_path(some, setup.abstract_state().params)
 
 
 def assert_trees_close(a, b, *, of_largest):
@@ -199,8 +205,20 @@ def test_bfloat16_computes_in_it_and_keeps_float32_state(tiny_config):
     assert not jax.tree.all(jax.tree.map(np.array_equal, low, high))
 
 
-def test_compute_dtype_follows_the_devices(tiny_config):
-    assert set_up(tiny_config()).model.dtype == jnp.float32
+@pytest.mark.parametrize(
+    ("platform", "dtype"),
+    [("cpu", "float32"), ("tpu", "bfloat16"), ("gpu", "bfloat16")],
+)
+def test_compute_dtype_follows_the_devices(platform, dtype, tiny_config):
+    """Those of the mesh, which need not be there; a dtype that is named is taken."""
+    mesh = sharding.make_mesh(data=1)
+    if platform == "cpu":
+        assert set_up(tiny_config(), mesh=mesh).model.dtype == dtype
+    device = types.SimpleNamespace(platform=platform)
+    mesh = types.SimpleNamespace(devices=np.array([[[device]]], dtype=object))
+    assert _compute_dtype("auto", mesh) == dtype
+    for name in ("float32", "bfloat16"):
+        assert _compute_dtype(name, mesh) == name
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])

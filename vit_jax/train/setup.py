@@ -6,6 +6,7 @@ dataset or a checkpoint to know the shapes, the schedule and the compiled progra
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,7 +61,11 @@ class Setup:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state."""
-        state = jax.eval_shape(lambda: self.new_state(self.init_params()))
+        return self._abstract_state
+
+    @functools.cached_property
+    def _abstract_state(self) -> TrainState:
+        state = jax.eval_shape(self.new_state, _param_shapes(self.model))
         state = _placed(state, sharding.shardings(state, self.mesh))
         if not self.config.offload_optimizer:
             return state
@@ -186,8 +191,7 @@ def set_up(
             attention = _attention(sound, architecture, mesh)
         model = _model(sound, architecture, mesh, attention or "xla")
         with _noting(found):
-            shapes = jax.eval_shape(lambda: _init_params(model, sound.seed))
-            optimizer = make_optimizer(sound, shapes)
+            optimizer = make_optimizer(sound, _param_shapes(model))
     # First what the values alone show.
     found[first:first] = config_lib.problems(
         config,
@@ -314,6 +318,12 @@ def _init_params(model: PatchModel, seed: int) -> Any:
     height, width = model.architecture.image_size
     images = jnp.zeros((1, height, width, model.architecture.channels))
     return model.init(jax.random.key(seed), images)["params"]
+
+
+@functools.lru_cache(maxsize=8)
+def _param_shapes(model: PatchModel) -> Any:
+    """Shapes and dtypes of the parameters; to trace a deep model takes a while."""
+    return jax.eval_shape(lambda: _init_params(model, seed=0))
 
 
 def attention_candidates(

@@ -1,0 +1,259 @@
+"""Breaks the code in twenty-five ways, and sees whether the tests notice each.
+
+    python benchmarks/mutations.py [NAME ...]
+
+Every mutation is a line of the step, the order of the examples, the masks, the
+sharding, the manifest or the formats that is changed as a slip would change it, in a
+copy of the working tree. One that all of its tests survive is a gap in them: exit
+status 1. With names, only these are tried.
+
+Takes about twelve minutes on two cores.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Mutation(NamedTuple):
+    """One change of the code, and the tests of which one has to fail."""
+
+    file: str
+    code: str  # stands there exactly once
+    instead: str
+    tests: str
+
+
+MUTATIONS = {
+    # --- The optimiser and its schedule
+    "choice_without_optimizer": Mutation(
+        "vit_jax/config_checks.py",
+        '"optimizer": ("adamw", "adafactor", "sgd")',
+        '"optimizer": ("adamw", "adafactor", "sgd", "lion")',
+        "tests/train/test_choices.py",
+    ),
+    "decay_matches_part_of_a_path": Mutation(
+        "vit_jax/train/optimizers.py",
+        "regex.fullmatch(path_name(path))",
+        "regex.search(path_name(path))",
+        "tests/train/test_optimizers.py",
+    ),
+    "warm_up_starts_late": Mutation(
+        "vit_jax/train/optimizers.py",
+        "jnp.minimum(step / warmup, 1.0)",
+        "jnp.minimum((step + 1) / warmup, 1.0)",
+        "tests/train/test_optimizers.py",
+    ),
+    "clipping_after_adam": Mutation(
+        "vit_jax/train/optimizers.py",
+        "chain.insert(0, optax.clip_by_global_norm(config.grad_clip_norm))",
+        "chain.append(optax.clip_by_global_norm(config.grad_clip_norm))",
+        "tests/train/test_optimizers.py",
+    ),
+    # --- The step
+    "mean_over_all_rows": Mutation(
+        "vit_jax/train/update.py",
+        'count = jnp.sum(batch["mask"])',
+        'count = jnp.float32(batch["mask"].size)',
+        "tests/train/test_update.py",
+    ),
+    "rate_of_the_next_step": Mutation(
+        "vit_jax/train/update.py",
+        "rate = schedule(state.step)",
+        "rate = schedule(state.step + 1)",
+        "tests/end_to_end/test_golden_losses.py",
+    ),
+    "average_of_the_old_parameters": Mutation(
+        "vit_jax/train/update.py",
+        "averaged(state.ema, params, _ema_decay(config, state.step))",
+        "averaged(state.ema, state.params, _ema_decay(config, state.step))",
+        "tests/train/test_kept_weights.py tests/end_to_end/test_old_runs.py",
+    ),
+    "microbatches_share_their_dropout": Mutation(
+        "vit_jax/train/update.py",
+        "jax.random.fold_in(key, index)",
+        "jax.random.fold_in(key, 0 * index)",
+        "tests/train/test_update.py",
+    ),
+    "every_step_drops_alike": Mutation(
+        "vit_jax/train/update.py",
+        "jax.random.fold_in(jax.random.key(config.seed), state.step)",
+        "jax.random.fold_in(jax.random.key(config.seed), 0 * state.step)",
+        "tests/end_to_end/test_golden_losses.py",
+    ),
+    "compute_dtype_ignores_the_devices": Mutation(
+        "vit_jax/train/setup.py",
+        'name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"',
+        'name = "float32"',
+        "tests/train/test_update.py",
+    ),
+    "skipped_update_changes_the_state": Mutation(
+        "vit_jax/train/guard.py",
+        "chosen(inner, state.inner),",
+        "inner,",
+        "tests/train/test_guard.py",
+    ),
+    "partner_of_timm_is_the_next": Mutation(
+        "vit_jax/train/mixing.py",
+        '"timm": Form(draw_timm, lambda rows: jnp.flip(rows, axis=0))',
+        '"timm": Form(draw_timm, lambda rows: jnp.roll(rows, 1, axis=0))',
+        "tests/train/test_mixing.py",
+    ),
+    # --- The order of the examples
+    "neighbouring_seeds_overlap": Mutation(
+        "vit_jax/data/order.py",
+        "return int(np.random.SeedSequence(seed).generate_state(1)[0])",
+        "return seed",
+        "tests/data/test_order.py",
+    ),
+    "every_epoch_alike": Mutation(
+        "vit_jax/data/order.py",
+        "return int(self._shuffled(self._count, epoch)[rank])",
+        "return int(self._shuffled(self._count, 0)[rank])",
+        "tests/data/test_order.py",
+    ),
+    "repeats_lie_together": Mutation(
+        "vit_jax/data/order.py",
+        "self.order[batch * distinct + row % distinct]",
+        "self.order[batch * distinct + row // self.repeats]",
+        "tests/data/test_order.py",
+    ),
+    # --- Masks
+    "padding_is_evaluated": Mutation(
+        "vit_jax/evaluate/classification.py",
+        'counts = batch["mask"] > 0',
+        'counts = batch["mask"] > -1',
+        "tests/evaluate/test_classification.py",
+    ),
+    "masked_image_is_mixed_in": Mutation(
+        "vit_jax/train/mixing.py",
+        "apart = (weights == 0) | (others == 0)",
+        "apart = weights == 0",
+        "tests/train/test_mixing.py",
+    ),
+    # --- Sharding
+    "second_projection_is_whole": Mutation(
+        "vit_jax/sharding.py",
+        '(r"(out|fc2)/kernel", ("tensor", "fsdp"))',
+        '(r"(out|fc2)/kernel", ("tensor", None))',
+        "tests/test_sharding.py",
+    ),
+    "batch_is_not_spread_over_fsdp": Mutation(
+        "vit_jax/sharding.py",
+        'BATCH = ("data", "fsdp")',
+        'BATCH = ("data",)',
+        "tests/test_sharding.py",
+    ),
+    # --- Manifest and retention
+    "only_lengths_are_compared": Mutation(
+        "vit_jax/checkpoints/manifest.py",
+        "elif tuple(found) != expected[name]:",
+        "elif tuple(found)[:1] != expected[name][:1]:",
+        "tests/checkpoints/test_manifest.py",
+    ),
+    "only_the_first_chunk_is_summed": Mutation(
+        "vit_jax/checkpoints/manifest.py",
+        "while chunk := stream.read(_CHUNK):",
+        "for chunk in [stream.read(_CHUNK)]:",
+        "tests/checkpoints/test_manifest.py",
+    ),
+    "smallest_accuracy_is_best": Mutation(
+        "vit_jax/checkpoints/retention.py",
+        'METRICS = {"top1": 1.0',
+        'METRICS = {"top1": -1.0',
+        "tests/checkpoints/test_steps.py",
+    ),
+    # --- Formats
+    "queries_and_keys_change_places": Mutation(
+        "vit_jax/weights/formats/timm.py",
+        '_QKV = ("query", "key", "value")',
+        '_QKV = ("key", "query", "value")',
+        "tests/weights/formats/test_timm.py",
+    ),
+    "convolutions_are_mirrored": Mutation(
+        "vit_jax/weights/formats/layout.py",
+        "OIHW = one(lambda x: x.transpose(2, 3, 1, 0)",
+        "OIHW = one(lambda x: x.transpose(3, 2, 1, 0)",
+        "tests/weights/formats/test_timm.py",
+    ),
+    "names_of_0_1_are_forgotten": Mutation(
+        "vit_jax/workdir_name.py",
+        "if locate(earlier).exists():",
+        "if False:",
+        "tests/test_workdir_name.py",
+    ),
+}
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    names = sys.argv[1:] or list(MUTATIONS)
+    if unknown := set(names) - set(MUTATIONS):
+        sys.exit(f"{', '.join(unknown)}: choose from {', '.join(MUTATIONS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        tree = pathlib.Path(folder)
+        _copy_to(tree)
+        tests = {test for name in names for test in MUTATIONS[name].tests.split()}
+        status, output = _tests(tree, sorted(tests))
+        if status:
+            sys.exit(f"without any mutation:\n{output}")
+        outcomes = {name: _outcome(tree, MUTATIONS[name], name) for name in names}
+    killed = sum(outcomes.values())
+    print(f"{killed} of {len(names)} killed")
+    sys.exit(killed < len(names))
+
+
+def _outcome(tree: pathlib.Path, mutation: Mutation, name: str) -> bool:
+    """Whether the tests kill it; says by which."""
+    path = tree / mutation.file
+    before = path.read_text(encoding="utf-8")
+    if before.count(mutation.code) != 1:
+        sys.exit(f"{name}: {mutation.code!r} is not once in {mutation.file}")
+    path.write_text(before.replace(mutation.code, mutation.instead), encoding="utf-8")
+    try:
+        status, output = _tests(tree, [*mutation.tests.split(), "-x"])
+    finally:
+        path.write_text(before, encoding="utf-8")
+    failed = [line for line in output.splitlines() if line.startswith("FAILED")]
+    # Code that cannot be imported, say, is noticed by any test and proves nothing.
+    killed = status == 1 and bool(failed)
+    verdict = f"killed by {failed[0].split()[1]}" if killed else "SURVIVED"
+    print(f"{name}: {verdict}", flush=True)
+    if not killed and status:
+        print(output)
+    return killed
+
+
+def _tests(tree: pathlib.Path, arguments: list[str]) -> tuple[int, str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist=worksteal"]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def _copy_to(tree: pathlib.Path) -> None:
+    """The working tree, without what git ignores."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (REPOSITORY / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, tree / name)
+
+
+if __name__ == "__main__":
+    main()
