@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import importlib.metadata
 import logging
 import os
@@ -14,7 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # (XLA ends the process at a flag it does not know, and the last one may go.)
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true "
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1 "
     + "--xla_cpu_use_fusion_emitters=false"
     * importlib.metadata.version("jaxlib").startswith("0.10.")
 )
@@ -36,6 +37,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The shapes in the signatures of the mathematics are checked at every call.
 install_import_hook("vit_jax.models", "beartype.beartype")
+
+# What was traced and compiled stays in memory: to search it for garbage every few
+# thousand objects takes a tenth of the time.
+gc.set_threshold(100_000, 50, 100)
 
 # Grain reads absl flags; pytest's own arguments are none of them.
 flags.FLAGS(["pytest"])

@@ -134,7 +134,7 @@ def out_of_memory_explained(setup: Setup, phase: Phase = TRAINING) -> Iterator[N
 
 def _with_optimizer(setup: Setup, values: dict[str, Any]) -> tuple[str, str, Setup]:
     changed = _changed(setup, values)
-    optimizer = make_optimizer(changed.config, jax.eval_shape(setup.init_params))
+    optimizer = make_optimizer(changed.config, setup.abstract_state().params)
     flags = " ".join(f"--config.{key}={value}" for key, value in values.items())
     return flags, "another result", dataclasses.replace(changed, optimizer=optimizer)
 
