@@ -61,49 +61,49 @@ MUTATIONS = {
         "vit_jax/train/update.py",
         'count = jnp.sum(batch["mask"])',
         'count = jnp.float32(batch["mask"].size)',
-        "tests/train/test_update.py",
+        "tests/train/test_update.py::test_examples_that_were_skipped_do_not_count",
     ),
     "rate_of_the_next_step": Mutation(
         "vit_jax/train/update.py",
         "rate = schedule(state.step)",
         "rate = schedule(state.step + 1)",
-        "tests/end_to_end/test_golden_losses.py",
+        "tests/end_to_end/test_golden_losses.py::test_every_loss_is_what_it_was[google_npz]",
     ),
     "average_of_the_old_parameters": Mutation(
         "vit_jax/train/update.py",
         "averaged(state.ema, params, _ema_decay(config, state.step))",
         "averaged(state.ema, state.params, _ema_decay(config, state.step))",
-        "tests/train/test_kept_weights.py tests/end_to_end/test_old_runs.py",
+        "tests/end_to_end/test_old_runs.py::test_is_continued_by_its_own_command[ema]",
     ),
     "microbatches_share_their_dropout": Mutation(
         "vit_jax/train/update.py",
         "jax.random.fold_in(key, index)",
         "jax.random.fold_in(key, 0 * index)",
-        "tests/train/test_update.py",
+        "tests/end_to_end/test_golden_losses.py::test_every_loss_is_what_it_was[ema_accum]",
     ),
     "every_step_drops_alike": Mutation(
         "vit_jax/train/update.py",
         "jax.random.fold_in(jax.random.key(config.seed), state.step)",
         "jax.random.fold_in(jax.random.key(config.seed), 0 * state.step)",
-        "tests/end_to_end/test_golden_losses.py",
+        "tests/train/test_update.py::test_dropout_differs_from_step_to_step_and_not_from_run_to_run",
     ),
     "compute_dtype_ignores_the_devices": Mutation(
         "vit_jax/train/setup.py",
         'name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"',
         'name = "float32"',
-        "tests/train/test_update.py",
+        "tests/train/test_update.py::test_compute_dtype_follows_the_devices",
     ),
     "skipped_update_changes_the_state": Mutation(
         "vit_jax/train/guard.py",
         "chosen(inner, state.inner),",
         "inner,",
-        "tests/train/test_guard.py",
+        "tests/train/test_guard.py::test_what_is_not_finite_is_as_if_it_had_not_been",
     ),
     "partner_of_timm_is_the_next": Mutation(
         "vit_jax/train/mixing.py",
         '"timm": Form(draw_timm, lambda rows: jnp.flip(rows, axis=0))',
         '"timm": Form(draw_timm, lambda rows: jnp.roll(rows, 1, axis=0))',
-        "tests/train/test_mixing.py",
+        "tests/train/test_mixing.py::test_mixes_as_timm",
     ),
     # --- The order of the examples
     "neighbouring_seeds_overlap": Mutation(
@@ -129,26 +129,26 @@ MUTATIONS = {
         "vit_jax/evaluate/classification.py",
         'counts = batch["mask"] > 0',
         'counts = batch["mask"] > -1',
-        "tests/evaluate/test_classification.py",
+        "tests/evaluate/test_classification.py::test_every_example_counts_once",
     ),
     "masked_image_is_mixed_in": Mutation(
         "vit_jax/train/mixing.py",
         "apart = (weights == 0) | (others == 0)",
         "apart = weights == 0",
-        "tests/train/test_mixing.py",
+        "tests/train/test_mixing.py::test_examples_without_weight_reach_no_other",
     ),
     # --- Sharding
     "second_projection_is_whole": Mutation(
         "vit_jax/sharding.py",
         '(r"(out|fc2)/kernel", ("tensor", "fsdp"))',
         '(r"(out|fc2)/kernel", ("tensor", None))',
-        "tests/test_sharding.py",
+        "tests/test_sharding.py::test_every_large_parameter_has_its_place",
     ),
     "batch_is_not_spread_over_fsdp": Mutation(
         "vit_jax/sharding.py",
         'BATCH = ("data", "fsdp")',
         'BATCH = ("data",)',
-        "tests/test_sharding.py",
+        "tests/test_sharding.py::test_batches_are_spread_in_order",
     ),
     # --- Manifest and retention
     "only_lengths_are_compared": Mutation(
@@ -167,20 +167,20 @@ MUTATIONS = {
         "vit_jax/checkpoints/retention.py",
         'METRICS = {"top1": 1.0',
         'METRICS = {"top1": -1.0',
-        "tests/checkpoints/test_steps.py",
+        "tests/checkpoints/test_steps.py::test_the_best_stays",
     ),
     # --- Formats
     "queries_and_keys_change_places": Mutation(
         "vit_jax/weights/formats/timm.py",
         '_QKV = ("query", "key", "value")',
         '_QKV = ("key", "query", "value")',
-        "tests/weights/formats/test_timm.py",
+        "tests/weights/formats/test_timm.py::test_logits_and_round_trip",
     ),
     "convolutions_are_mirrored": Mutation(
         "vit_jax/weights/formats/layout.py",
         "OIHW = one(lambda x: x.transpose(2, 3, 1, 0)",
         "OIHW = one(lambda x: x.transpose(3, 2, 1, 0)",
-        "tests/weights/formats/test_timm.py",
+        "tests/weights/formats/test_timm.py::test_logits_and_round_trip",
     ),
     "names_of_0_1_are_forgotten": Mutation(
         "vit_jax/workdir_name.py",
