@@ -55,7 +55,7 @@ setup(
         "pillow>=12.0",
         "psutil>=7.0",
         "requests>=2.32.2",
-        "rich>=14.0",
+        "rich>=14.3",
         "safetensors>=0.6.1",
         # Carries the embedded digits.
         "scikit-learn>=1.7",

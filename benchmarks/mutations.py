@@ -222,7 +222,7 @@ def _outcome(tree: pathlib.Path, mutation: Mutation, name: str) -> bool:
         path.write_text(before, encoding="utf-8")
     failed = [line for line in output.splitlines() if line.startswith("FAILED")]
     # Code that cannot be imported, say, is noticed by any test and proves nothing.
-    killed = status == 1 and bool(failed)
+    killed = bool(failed)
     verdict = f"killed by {failed[0].split()[1]}" if killed else "SURVIVED"
     print(f"{name}: {verdict}", flush=True)
     if not killed and status:

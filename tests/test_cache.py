@@ -72,6 +72,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(folder, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.np, "savez", full)
+    monkeypatch.setattr(cache, "write_npz", full)
     store_arrays("a.npz", ARRAYS)
     assert os.listdir(folder) == []

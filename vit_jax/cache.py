@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vit_jax.npz_file import write_npz
+
 
 def cache_dir() -> pathlib.Path:
     """The folder; it need not exist."""
@@ -44,7 +46,7 @@ def store_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                write_npz(file, arrays)
             os.replace(partial, path)
         except BaseException:
             os.unlink(partial)

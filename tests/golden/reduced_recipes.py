@@ -40,7 +40,11 @@ RECIPES = {
     ),
     "sigmoid": ("pretrain.py:Ti/4,digits", {}),
     "deit": ("deit.py:Ti/4,digits", {}),
-    "mixup": ("augreg.py:Ti/4,digits,medium2", {}),
+    # Without RandAugment: OpenCV's versions round a rotation differently.
+    "mixup": (
+        "augreg.py:Ti/4,digits,medium2",
+        {"augment.train": "inception_crop|flip_lr"},
+    ),
     "ema_accum": (
         "cifar.py:digits",
         {"accum_steps": 3, "ema_decay": 0.9, "ema_warmup": "true"},

@@ -20,6 +20,7 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, abstract_params
+from vit_jax.npz_file import write_npz
 from vit_jax.weights.files.contents import shortened
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.formats.known import find_format, to_tensors
@@ -202,7 +203,7 @@ def _write_directory(
 
 def _write_npz(file: pathlib.Path, arrays: Mapping[str, np.ndarray], _: Any):
     with file.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+        write_npz(stream, arrays)
 
 
 def _write_safetensors(
