@@ -148,7 +148,7 @@ MUTATIONS = {
         "vit_jax/sharding.py",
         'BATCH = ("data", "fsdp")',
         'BATCH = ("data",)',
-        "tests/test_sharding.py::test_batches_are_spread_in_order",
+        "tests/test_sharding.py::test_batches_are_spread_over_data_and_fsdp",
     ),
     # --- Manifest and retention
     "only_lengths_are_compared": Mutation(
@@ -167,7 +167,7 @@ MUTATIONS = {
         "vit_jax/checkpoints/retention.py",
         'METRICS = {"top1": 1.0',
         'METRICS = {"top1": -1.0',
-        "tests/checkpoints/test_steps.py::test_the_best_stays",
+        "tests/checkpoints/test_retention.py",
     ),
     # --- Formats
     "queries_and_keys_change_places": Mutation(

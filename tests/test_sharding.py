@@ -48,6 +48,16 @@ def test_batches_are_spread_in_order():
     }
 
 
+@pytest.mark.parametrize(
+    ("sizes", "parts"), [((2, 4, 1), 8), ((1, 4, 2), 4), ((2, 2, 2), 4), ((1, 1, 8), 1)]
+)
+def test_batches_are_spread_over_data_and_fsdp(sizes, parts):
+    mesh = sharding.make_mesh(*sizes)
+    assert sharding.batch_parts(mesh) == parts
+    placed = sharding.place({"label": np.arange(16, dtype=np.int32)}, mesh)["label"]
+    assert {shard.data.size for shard in placed.addressable_shards} == {16 // parts}
+
+
 def test_replicated_arrays_are_whole_on_every_device():
     array = jax.device_put(np.arange(3.0), sharding.replicated(sharding.make_mesh()))
     assert len(array.addressable_shards) == 8

@@ -1,5 +1,6 @@
 import json
 import shutil
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +34,24 @@ def test_every_file_of_the_parts_is_listed(checkpoint):
     assert sorted(files) == sorted(expected)
     assert files["metadata/text"] == [9, "cbf43926"]  # the check value of CRC-32
     assert check_manifest(checkpoint, ["params", "metadata"]) == ""
+
+
+def test_a_file_of_many_pieces_is_summed_to_its_end(checkpoint):
+    file = checkpoint / "metadata/large"
+    file.write_bytes(bytes(range(256)) * 10_000)  # 2.4 MiB
+    write_manifest(checkpoint)
+    listed = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    assert listed["metadata/large"] == [
+        2_560_000,
+        f"{zlib.crc32(file.read_bytes()):08x}",
+    ]
+    for position in (0, 2**20, 2_559_999):
+        good = file.read_bytes()
+        file.write_bytes(good[:position] + b"?" + good[position + 1 :])
+        assert check_manifest(checkpoint, ["metadata"]) == (
+            "metadata/large has changed: its checksum is another"
+        )
+        file.write_bytes(good)
 
 
 def test_any_changed_byte_of_any_file_is_noticed(checkpoint):

@@ -16,6 +16,12 @@ from vit_jax.train.setup import set_up
 
 
 @pytest.fixture
+def tiny_config(tiny_config):
+    """With one block: nothing here depends on how many there are."""
+    return lambda **values: tiny_config(**{"model.depth": 1} | values)
+
+
+@pytest.fixture
 def tries(monkeypatch):
     """What the runs of a test have tried; times are made up, the shortest first."""
     done, times = [], {"pallas": 1.0, "xla": 2.0, "explicit": 3.0}

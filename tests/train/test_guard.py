@@ -16,6 +16,12 @@ from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.setup import set_up
 
 
+@pytest.fixture
+def tiny_config(tiny_config):
+    """With one block: nothing here depends on how many there are."""
+    return lambda **values: tiny_config(**{"model.depth": 1} | values)
+
+
 def guarded(**values):
     config = default_config()
     config.update(values)

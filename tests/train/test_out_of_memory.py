@@ -12,6 +12,12 @@ from vit_jax.train.out_of_memory import alternatives, out_of_memory_explained
 from vit_jax.train.setup import set_up
 
 
+@pytest.fixture
+def tiny_config(tiny_config):
+    """With one block: nothing here depends on how many there are."""
+    return lambda **values: tiny_config(**{"model.depth": 1} | values)
+
+
 def flags_of(lines):
     return [line.partition(" (")[0].strip() for line in lines]
 

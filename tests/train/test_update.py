@@ -18,6 +18,12 @@ from vit_jax.checkpoints.steps import Checkpoints
 from vit_jax.train.setup import _compute_dtype, set_up
 
 
+@pytest.fixture
+def tiny_config(tiny_config):
+    """With one block: nothing here depends on how many there are."""
+    return lambda **values: tiny_config(**{"model.depth": 1} | values)
+
+
 def batch_of(setup, seed=0):
     rng = np.random.default_rng(seed)
     shapes = setup.abstract_batch()
@@ -180,12 +186,13 @@ def test_metrics_by_hand(tiny_config):
 
 
 def test_dropout_differs_from_step_to_step_and_not_from_run_to_run(tiny_config):
-    values = {**PLAIN_SGD, "learning_rate": 1e-3, "model.dropout_rate": 0.5}
+    # At a rate of 0 the parameters stay, so that only the draws make a difference.
+    values = {**PLAIN_SGD, "learning_rate": 0.0, "model.dropout_rate": 0.5}
     setup = set_up(tiny_config(**values))
     batches = [batch_of(setup)] * 2
-    once, first = train(tiny_config(**values), steps=1, batches=batches)
-    again, _ = train(tiny_config(**values), steps=1, batches=batches)
-    assert jax.tree.all(jax.tree.map(np.array_equal, once, again))
+    _, first = train(tiny_config(**values), steps=1, batches=batches)
+    _, again = train(tiny_config(**values), steps=1, batches=batches)
+    assert (first["loss"], first["grad_norm"]) == (again["loss"], again["grad_norm"])
     _, second = train(tiny_config(**values), steps=2, batches=batches)
     assert abs(first["loss"] - second["loss"]) > 1e-3
 
@@ -277,11 +284,11 @@ def test_mixing_depends_on_neither_devices_nor_microbatches(tiny_config, form):
 
 
 def test_mixing_differs_from_step_to_step_and_not_from_run_to_run(tiny_config):
-    values = {**PLAIN_SGD, **MIXING["timm"], "learning_rate": 1e-5}
+    values = {**PLAIN_SGD, **MIXING["timm"], "learning_rate": 0.0}
     batches = [batch_of(set_up(tiny_config(**values)))] * 2
-    once, first = train(tiny_config(**values), batches=batches)
-    again, _ = train(tiny_config(**values), batches=batches)
-    assert jax.tree.all(jax.tree.map(np.array_equal, once, again))
+    _, first = train(tiny_config(**values), batches=batches)
+    _, again = train(tiny_config(**values), batches=batches)
+    assert (first["loss"], first["grad_norm"]) == (again["loss"], again["grad_norm"])
     _, second = train(tiny_config(**values), steps=2, batches=batches)
     assert abs(first["loss"] - second["loss"]) > 1e-3
 

@@ -1,0 +1,32 @@
+"""Which checkpoints stay: the newest, and the best by a metric."""
+
+import types
+
+import pytest
+
+from vit_jax.checkpoints.retention import METRICS, Retention
+
+# What evaluations found at each step.
+MEASURED = {
+    10: {"top1": 0.5, "top5": 0.9, "loss": 1.2},
+    20: {"top1": 0.7, "top5": 0.8, "loss": 1.1},
+    30: {"top1": 0.6, "top5": 0.95, "loss": 1.3},
+    40: {"top1": 0.7, "top5": 0.95, "loss": 1.1},
+}
+BEST = {"top1": 20, "top5": 30, "loss": 20}  # of equally good ones the oldest
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_best_is_the_highest_accuracy_or_the_lowest_loss(metric):
+    retention = Retention(1, metric)
+    assert retention.best([10, 20]) is None
+    for step, metrics in MEASURED.items():
+        retention.note(step, metrics)
+    assert retention.best(MEASURED) == BEST[metric]
+    assert retention.best([*MEASURED, 50]) == BEST[metric]  # 50 was not measured
+    checkpoints = [types.SimpleNamespace(step=step) for step in (*MEASURED, 50)]
+    kept = retention.should_preserve(checkpoints, context=None)
+    assert [x.step for x, stays in zip(checkpoints, kept, strict=True) if stays] == [
+        BEST[metric],
+        50,
+    ]
