@@ -320,9 +320,14 @@ def _init_params(model: PatchModel, seed: int) -> Any:
     return model.init(jax.random.key(seed), images)["params"]
 
 
-@functools.lru_cache(maxsize=8)
 def _param_shapes(model: PatchModel) -> Any:
-    """Shapes and dtypes of the parameters; to trace a deep model takes a while."""
+    """Shapes and dtypes of the parameters, traced once for each model."""
+    hashable: Any = model  # as Flax makes all modules
+    return _traced_param_shapes(hashable)
+
+
+@functools.lru_cache(maxsize=8)
+def _traced_param_shapes(model: PatchModel) -> Any:
     return jax.eval_shape(lambda: _init_params(model, seed=0))
 
 
