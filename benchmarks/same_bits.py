@@ -30,10 +30,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
+EIGHT = "--xla_force_host_platform_device_count=8"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = REPOSITORY / "tests" / "golden"
 LOSSES = GOLDEN / "reduced_losses.json"
@@ -118,6 +117,11 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> tuple[int, list[str]]:
 
 def _numbers(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """All that a run has measured and saved, by name."""
+    # Orbax puts arrays onto as many devices as they were saved from.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": EIGHT}
+    import jax
+    import orbax.checkpoint as ocp
+
     found = {}
     for text in (workdir / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
