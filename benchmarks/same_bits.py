@@ -129,7 +129,7 @@ def _numbers(workdir: pathlib.Path) -> dict[str, np.ndarray]:
         found |= {f"{at} {key}": np.asarray(value) for key, value in line.items()}
     # Read by Orbax alone, so that it is nobody's idea of a checkpoint.
     for part in sorted((workdir / "checkpoints").glob("*/*/_METADATA")):
-        tree = ocp.PyTreeCheckpointer().restore(part.parent)
+        tree = ocp.PyTreeCheckpointer().restore(part.parent.resolve())
         name = f"{part.parent.parent.name}/{part.parent.name}"
         for path, leaf in jax.tree.leaves_with_path(tree):
             key = jax.tree_util.keystr(path, simple=True, separator="/")
