@@ -7,7 +7,7 @@ sharding, the manifest or the formats that is changed as a slip would change it,
 copy of the working tree. One that all of its tests survive is a gap in them: exit
 status 1. With names, only these are tried.
 
-Takes about twelve minutes on two cores.
+Takes about a quarter of an hour on two cores.
 """
 
 import os

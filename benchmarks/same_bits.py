@@ -15,7 +15,7 @@ test. The second form writes, from the working tree, the losses with which
 tests/end_to_end/test_golden_losses.py compares, to 1e-5. A change that moves these
 numbers on purpose says so in the changelog.
 
-Takes about eight minutes on two cores.
+Takes ten to twenty minutes on two cores.
 """
 
 import argparse
