@@ -135,7 +135,8 @@ def test_flip_mirrors_half_of_the_images():
 
 @pytest.mark.parametrize("library", BOXES)
 def test_boxes_are_distributed_as_the_published_ones(library):
-    published = np.load(GOLDEN / f"augment_{library}.npz")["boxes"].astype(float)
+    with np.load(GOLDEN / f"augment_{library}.npz") as file:
+        published = file["boxes"].astype(float)
     draw, area, aspect = BOXES[library]
     random = np.random.default_rng(0)
     boxes = np.array([draw((375, 500), random, area, aspect) for _ in range(10_000)])

@@ -132,7 +132,8 @@ def test_damage_is_ignored_and_mended(tmp_path, listed):
         file.write_bytes(damage)
         assert listed()[0] == expected
         assert listed() == (expected, 0)
-    arrays = dict(np.load(file))
+    with np.load(file) as kept:
+        arrays = dict(kept)
     del arrays["val/labels"]
     np.savez(file, **arrays)
     assert listed()[0] == expected

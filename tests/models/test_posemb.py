@@ -8,9 +8,9 @@ import scipy.ndimage
 
 from vit_jax.models import posemb
 
-REFERENCES = dict(
-    np.load(pathlib.Path(__file__).parents[1] / "golden" / "posemb_references.npz")
-)
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+with np.load(GOLDEN / "posemb_references.npz") as file:
+    REFERENCES = dict(file)
 SOURCE = REFERENCES.pop("source")  # grid 5×4
 GRIDS = [(7, 9), (3, 2), (5, 8), (2, 8), (12, 4), (1, 1)]
 

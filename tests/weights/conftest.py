@@ -26,6 +26,12 @@ _PRE_LINEN = ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
 _LINEN = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
 
 
+def _arrays(path):
+    """All arrays of an .npz; the file does not stay open."""
+    with np.load(path) as file:
+        return dict(file)
+
+
 @pytest.fixture(scope="session")
 def reference():
     """tests/weights/numpy_reference.py, as a namespace."""
@@ -79,7 +85,7 @@ def golden():
                 for hint, file in companions.items()
                 if (directory / f"{file}.json").exists()
             },
-            **{file.stem: np.load(file) for file in directory.glob("*.npz")},
+            **{file.stem: _arrays(file) for file in directory.glob("*.npz")},
         )
 
     return golden
