@@ -39,7 +39,7 @@ def peak_bytes() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Of this process, from now on; to be called before JAX has made its devices.
+    """Keeps what this process frees; call it before JAX has made its devices.
 
     Does nothing where an accelerator computes, with other C libraries than glibc, and
     where the environment has settings of malloc: GLIBC_TUNABLES or MALLOC_….
@@ -60,7 +60,7 @@ def in_words() -> str:
 
 
 def _the_cpu_computes() -> bool:
-    """As JAX will choose; asking it would start its threads."""
+    """Whether JAX will choose the CPU; asking JAX itself would start its threads."""
     if chosen := os.environ.get("JAX_PLATFORMS"):
         return chosen.split(",")[0] == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")

@@ -13,7 +13,7 @@ _MOST_INFLATED = 1032
 
 
 class Header(NamedTuple):
-    """What an array says of itself."""
+    """Shape and dtype of an array, read without the array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
