@@ -23,7 +23,7 @@ from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.manifest import write_manifest
-from vit_jax.checkpoints.steps import Checkpoints
+from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.train.setup import set_up
 
 

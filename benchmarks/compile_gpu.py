@@ -62,7 +62,7 @@ def main(depth: str = "2") -> None:
 def compile_step(devices, depth: int, sizes: dict[str, int], attention: str):
     """The text of the compiled step, and its memory on a device in GiB."""
     from vit_jax.config import default_config
-    from vit_jax.train.step import build
+    from vit_jax.train.programs import build
 
     config = default_config()
     config.dataset, config.image_size = "imagenet2012", (224,)

@@ -78,11 +78,11 @@ def ours(variant: str, kind: str, attention: str) -> tuple[Callable[[], None], f
     import jax
 
     from vit_jax import sharding
-    from vit_jax.benchmark.steps import first_state, random_batch
+    from vit_jax.benchmark.compute import first_state, random_batch
     from vit_jax.config import default_config
     from vit_jax.plan import flops
+    from vit_jax.train.programs import build, build_predict
     from vit_jax.train.setup import set_up
-    from vit_jax.train.step import build, build_predict
 
     config = default_config()
     config.dataset, config.total_steps = "imagenet2012", 1000

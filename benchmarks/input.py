@@ -30,10 +30,10 @@ import simplejpeg
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from vit_jax.data.augment import parse_chain
-from vit_jax.data.crops import inception_box
-from vit_jax.data.examples import Example
-from vit_jax.data.pipeline import train_batches
+from vit_jax.data.loading.batches import train_batches
+from vit_jax.data.sources.protocol import Example
+from vit_jax.data.transforms.chains import parse_chain
+from vit_jax.data.transforms.crops import inception_box
 
 SIZE = (224, 224)
 # How many times as fast as a peer ours has to be.

@@ -6,8 +6,8 @@
 
 Compiles the forward and the backward kernel for each chip and counts the bundles of
 instructions in the compiler's final schedule of a grid step. A core issues a bundle a
-cycle while nothing stalls. `vit_jax/plan/kernels.py` holds these numbers. Every size
-takes some seconds, and 200 MB of dumps in the meantime.
+cycle while nothing stalls. These numbers are in vit_jax/plan/cost_model/kernels.py.
+Every size takes some seconds, and 200 MB of dumps in the meantime.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def _compile(chip: str, tokens: int, heads: int, channels: int) -> None:
     import jax.numpy as jnp
     from jax.experimental import topologies
 
-    from vit_jax.models.short_attention import (
+    from vit_jax.models.attention.short_kernels import (
         heads_a_step,
         lanes_a_head,
         short_attention,

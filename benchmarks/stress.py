@@ -45,7 +45,7 @@ import jax
 import numpy as np
 
 from vit_jax.checkpoints.reading import load_params
-from vit_jax.train.peers import GONE
+from vit_jax.train.processes.peers import GONE
 
 SAVE_EVERY = 10  # steps
 DEVICES = 2  # of all processes together

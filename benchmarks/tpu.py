@@ -4,9 +4,9 @@
   python benchmarks/tpu.py [--rows=TEXT] [--json=FILE]
 
 Compiles each program for four chips that need not be there and prints memory, traffic
-and the two estimates of time (vit_jax/plan/estimate.py says what they are worth), with
-the bounds that this repository holds itself to. Exits with 1 if one is not held. A row
-takes from one to ten minutes on two cores.
+and the two estimates of time, with the bounds that this repository holds itself to.
+vit_jax/plan/cost_model/estimate.py says what the estimates are worth. Exits with 1 if a
+bound is not held. A row takes from one to ten minutes on two cores.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from vit_jax.config import Config, default_config
 from vit_jax.plan import Measurement, measure, topology
-from vit_jax.train.step import build, build_predict
+from vit_jax.train.programs import build, build_predict
 
 GIB = 2**30
 

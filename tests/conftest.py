@@ -36,7 +36,7 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The shapes in the signatures of the mathematics are checked at every call.
-install_import_hook("vit_jax.models", "beartype.beartype")
+install_import_hook(["vit_jax.models", "vit_jax.objectives"], "beartype.beartype")
 
 # What was traced and compiled stays in memory: to search it for garbage every few
 # thousand objects takes a tenth of the time.
@@ -96,7 +96,7 @@ def _make_workdir(
 ):
     """`config`, `preprocessing` and `fields` (architecture) override single values."""
     from vit_jax.checkpoints.description import Description
-    from vit_jax.checkpoints.steps import Checkpoints
+    from vit_jax.checkpoints.saving import Checkpoints
     from vit_jax.checkpoints.workdir import claim
     from vit_jax.config import default_config, to_plain
     from vit_jax.data.preprocessing import Preprocessing
@@ -192,7 +192,7 @@ def tiny_recipe():
 def add_keys(monkeypatch):
     """Call it: from then on the config has more keys, as that of a later version."""
     from vit_jax import config as config_lib
-    from vit_jax import workdir_name
+    from vit_jax.config import workdir_name
 
     today = config_lib.default_config
 

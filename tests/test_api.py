@@ -13,12 +13,13 @@ import vit_jax
 from vit_jax import api, sharding
 from vit_jax.api import Model
 from vit_jax.config import default_config, to_plain
-from vit_jax.data.examples import Example
-from vit_jax.data.pipeline import eval_batches
+from vit_jax.data.loading.batches import eval_batches
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.sources.protocol import Example
 from vit_jax.errors import UserError
-from vit_jax.evaluate.classification import evaluate, make_eval_step
-from vit_jax.models import MixerArchitecture, abstract_params, attention, build
+from vit_jax.evaluators.classification import evaluate, make_eval_step
+from vit_jax.models import MixerArchitecture, abstract_params, build
+from vit_jax.models.attention import formulations
 from vit_jax.models.posemb import resize
 
 NAMES = ("bird", "cat", "dog", "eel")
@@ -414,7 +415,7 @@ def test_a_mixer_gives_features_and_no_attention(tmp_path):
 def test_a_model_trained_with_cudnn_works_on_the_cpu(tmp_path, make_workdir):
     path = make_workdir(tmp_path / "run", config={"model": {"attention": "cudnn"}})
     model = vit_jax.load(path)
-    assert model.module.attention == attention.FASTEST_ON_CPU
+    assert model.module.attention == formulations.FASTEST_ON_CPU
     assert model(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 10)
 
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from vit_jax import prepare
-from vit_jax.data import tfds_sets
-from vit_jax.data.datasets import describe
-from vit_jax.data.sources import open_source
+from vit_jax.data.sources import tfds_sets
+from vit_jax.data.sources.datasets import describe
+from vit_jax.data.sources.opening import open_source
 
 SETS = pathlib.Path(__file__).parent / "fixtures" / "tfds"
 

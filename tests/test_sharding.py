@@ -12,14 +12,10 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from vit_jax import sharding
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
-from vit_jax.models import (
-    Layout,
-    abstract_params,
-    architecture_from_variant,
-    attention,
-)
-from vit_jax.models.attention import attend
-from vit_jax.train.optimizers import make_optimizer
+from vit_jax.models import Layout, abstract_params, architecture_from_variant
+from vit_jax.models.attention import formulations
+from vit_jax.models.attention.formulations import attend
+from vit_jax.optim.chain import make_optimizer
 
 
 @pytest.mark.parametrize(("asked", "devices"), [(-1, 8), (1, 1), (4, 4)])
@@ -264,7 +260,7 @@ def test_whether_the_kernels_fit_is_asked_for_one_device_s_heads(monkeypatch):
     def nothing_fits(*sizes):
         asked.append(sizes)
 
-    monkeypatch.setattr(attention, "fits", nothing_fits)
+    monkeypatch.setattr(formulations, "fits", nothing_fits)
     layout = sharding.MeshLayout(sharding.make_mesh(data=4, tensor=2))
     tokens = jax.random.normal(jax.random.key(0), (8, 20, 6, 64))
     found, _ = attend(tokens, tokens, tokens, implementation="pallas", layout=layout)

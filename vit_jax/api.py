@@ -18,7 +18,7 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, Architecture, PatchModel, build
-from vit_jax.models.attention import FASTEST_ON_CPU, why_not_cudnn
+from vit_jax.models.attention.formulations import FASTEST_ON_CPU, why_not_cudnn
 from vit_jax.models.posemb import METHODS
 from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting

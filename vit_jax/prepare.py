@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from vit_jax import command
-from vit_jax.data import tfds_sets
+from vit_jax.data.sources import tfds_sets
 from vit_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from vit_jax.data.record_writer import Progress
+    from vit_jax.data.preparing.record_writer import Progress
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -58,8 +58,8 @@ def prepare(dataset: str, data_dir: str = "", max_bad_share: float = 0.01) -> st
       UserError: there is no such set; or it cannot be read, downloaded or written; or
         TensorFlow is needed and not installed; with the reason and what to do.
     """
-    from vit_jax.data.datasets import KINDS, find
-    from vit_jax.data.listings import ListedImages
+    from vit_jax.data.sources.datasets import KINDS, find
+    from vit_jax.data.sources.listings import ListedImages
 
     kind, place = find(dataset)
     if kind == "tensorflow-datasets":
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
 def _prepare_images(listing, place: str, data_dir: str, max_bad_share: float) -> str:
     from tensorflow_datasets.core import constants
 
-    from vit_jax.data.record_writer import FROM_FILE, write_set
+    from vit_jax.data.preparing.record_writer import FROM_FILE, write_set
 
     name, _ = os.path.splitext(os.path.basename(place))
     data_dir = os.path.abspath(os.path.expanduser(data_dir or constants.DATA_DIR))

@@ -185,7 +185,7 @@ def _write_images(folder: pathlib.Path) -> list[str]:
     """Held-out digits as PNG files, named after what they show."""
     from PIL import Image
 
-    from vit_jax.data.sources import open_source
+    from vit_jax.data.sources.opening import open_source
 
     folder.mkdir(parents=True, exist_ok=True)
     source = open_source("digits", "test")

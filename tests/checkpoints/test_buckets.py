@@ -21,7 +21,7 @@ from vit_jax.checkpoints.manifest import check_manifest, write_manifest
 from vit_jax.checkpoints.reading import has_checkpoint, load_params, saved_steps
 from vit_jax.checkpoints.workdir import claim, locate, write_atomically
 from vit_jax.errors import UserError
-from vit_jax.train.metrics import MetricWriter
+from vit_jax.train.reporting.metrics import MetricWriter
 
 CONFIG = {"lr": 0.1}
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.data.datasets import PRESETS
+from vit_jax.config.recipes import load_recipe
+from vit_jax.data.sources.datasets import PRESETS
 from vit_jax.errors import UserError
-from vit_jax.main import load_recipe
 from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.programs import build
 from vit_jax.train.setup import set_up
-from vit_jax.train.step import build
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 

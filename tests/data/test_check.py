@@ -10,9 +10,10 @@ from PIL import Image
 
 import vit_jax.data.__main__ as command
 from vit_jax.data import check as check_module
-from vit_jax.data import decode, imagenet, preprocessing, tfds_sets
+from vit_jax.data import decode, preprocessing
 from vit_jax.data.check import check
-from vit_jax.data.datasets import PRESETS
+from vit_jax.data.sources import imagenet, tfds_sets
+from vit_jax.data.sources.datasets import PRESETS
 from vit_jax.errors import UserError
 
 SETS = str(pathlib.Path(__file__).parents[1] / "fixtures" / "tfds")

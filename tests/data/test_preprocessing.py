@@ -12,7 +12,7 @@ from PIL import Image
 
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.data.resizing import resize_image
+from vit_jax.data.transforms.resizing import resize_image
 from vit_jax.errors import UserError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax.train import metrics
+from vit_jax.train.reporting import metrics
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ import time
 import jax
 
 from vit_jax import main
-from vit_jax.train import evaluation, metrics, peers
+from vit_jax.train import evaluation
+from vit_jax.train.processes import peers
+from vit_jax.train.reporting import metrics
 
 
 def kill(*_args, **_options):

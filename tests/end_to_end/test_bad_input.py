@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import vit_jax
+from vit_jax import evaluate as evaluate_command
 from vit_jax import main, sharding
 from vit_jax.checkpoints.reading import load_description, load_params
 from vit_jax.errors import UserError
-from vit_jax.evaluate import __main__ as evaluate_command
 from vit_jax.train.loop import train_and_evaluate
 
 HERE = pathlib.Path(__file__).parent

@@ -11,12 +11,12 @@ import PIL.Image
 import pytest
 
 import vit_jax
+from vit_jax import evaluate as evaluate_command
 from vit_jax import predict
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.evaluate import __main__ as evaluate_command
 from vit_jax.models import Architecture, MixerArchitecture, abstract_params
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.weights.saving import save_weights

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from vit_jax.checkpoints.reading import load_params
-from vit_jax.main import load_recipe
+from vit_jax.config.recipes import load_recipe
 from vit_jax.train.loop import train_and_evaluate
-from vit_jax.train.peers import GONE
+from vit_jax.train.processes.peers import GONE
 
 SCRIPT = str(pathlib.Path(__file__).parent / "killed_run.py")
 STEPS = 40

@@ -9,7 +9,7 @@ import pytest
 from vit_jax import sharding
 from vit_jax.models import cpu
 from vit_jax.models.layers import dense_on, layer_norm_on, patch_embedding_on
-from vit_jax.models.layout import Layout
+from vit_jax.models.placement import Layout
 
 
 def with_gradients(module: Any, shape=(3, 5, 16)):

@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.models import VisionTransformer, attention, layers
+from vit_jax.models import VisionTransformer, layers
+from vit_jax.models.attention import formulations
 from vit_jax.models.vit import INTERMEDIATES
 
 
@@ -133,7 +134,7 @@ def test_only_asking_for_weights_gives_up_the_fused_attention(tiny, apply, monke
 
     def attend(*arguments, return_weights, **options):
         asked.append(return_weights)
-        return attention.attend(*arguments, return_weights=return_weights, **options)
+        return formulations.attend(*arguments, return_weights=return_weights, **options)
 
     monkeypatch.setattr(layers, "attend", attend)
     apply(tiny(), "tokens")

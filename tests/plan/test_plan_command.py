@@ -13,9 +13,9 @@ from vit_jax.config import SIZE_KEYS, default_config
 from vit_jax.errors import UserError
 from vit_jax.main import WrongOverrides
 from vit_jax.plan import __main__ as command
-from vit_jax.plan.collectives import Collectives
 from vit_jax.plan.compiled import Bytes, Measurement
-from vit_jax.plan.estimate import Estimate
+from vit_jax.plan.cost_model.collectives import Collectives
+from vit_jax.plan.cost_model.estimate import Estimate
 from vit_jax.plan.topologies import _NO_TPU
 from vit_jax.train.setup import set_up
 

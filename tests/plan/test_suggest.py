@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax.plan import make_plan, plans, scaling, suggest, topology
 from vit_jax.plan.compiled import Bytes, Measurement
-from vit_jax.plan.estimate import Estimate
+from vit_jax.plan.cost_model.estimate import Estimate
 from vit_jax.train.setup import set_up
 
 FIXED, EACH = 10_000, 100

@@ -14,8 +14,8 @@ import vit_jax
 from vit_jax import predict, sharding
 from vit_jax.checkpoints.reading import load_params
 from vit_jax.train import loop
-from vit_jax.train.interrupts import Interrupted
 from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.processes.interrupts import Interrupted
 from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 

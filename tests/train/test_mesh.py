@@ -13,14 +13,14 @@ from jax.sharding import AxisType, Mesh
 
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.steps import Checkpoints
-from vit_jax.data.sources import open_source
+from vit_jax.checkpoints.saving import Checkpoints
+from vit_jax.data.sources.opening import open_source
 from vit_jax.errors import UserError
 from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.programs import build
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import initial_state
-from vit_jax.train.step import build
 
 VALUES = {
     # With a learning rate of 1 the parameters' difference is the gradient.

@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    from vit_jax.main import load_recipe
+    from vit_jax.config.recipes import load_recipe
 
     own = flags.FlagValues()
     flags.DEFINE_string(
@@ -70,11 +70,11 @@ def _measurement(
                 "--config.batch_size"
             )
         return lambda: measure_input(config, seconds), show
-    from vit_jax.benchmark import steps
+    from vit_jax.benchmark import compute
     from vit_jax.host_memory import keep_freed_memory
 
     keep_freed_memory()  # as in training
-    return lambda: steps.measure_steps(config, what, sizes, seconds), steps.show
+    return lambda: compute.measure_steps(config, what, sizes, seconds), compute.show
 
 
 def _batch_sizes(texts: list[str]) -> list[int]:

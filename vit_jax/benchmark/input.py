@@ -26,8 +26,8 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
       `peak_bytes` of this process's memory.
     """
     from vit_jax import sharding
-    from vit_jax.data.pipeline import cores, train_batches
-    from vit_jax.data.sources import open_source
+    from vit_jax.data.loading.batches import cores, train_batches
+    from vit_jax.data.sources.opening import open_source
     from vit_jax.host_memory import peak_bytes
     from vit_jax.train.setup import set_up
 
@@ -82,7 +82,7 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
 
 def _waiting(stream: Iterator[Any], step: float, seconds: float) -> float:
     """Share of time that steps of so many seconds wait for their batch."""
-    from vit_jax.train.metrics import Stopwatch
+    from vit_jax.train.reporting.metrics import Stopwatch
 
     for _ in range(2):  # to begin with as many batches ready as in a run
         time.sleep(step)

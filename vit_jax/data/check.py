@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import imagenet, tfds_sets
-from vit_jax.data.datasets import KINDS, PRESETS, find
 from vit_jax.data.decode import DecodeError
-from vit_jax.data.examples import DatasetInfo, Source
-from vit_jax.data.listings import ListedImages, UnknownClasses
 from vit_jax.data.preprocessing import to_pixels
-from vit_jax.data.splits import count
+from vit_jax.data.sources import imagenet, tfds_sets
+from vit_jax.data.sources.datasets import KINDS, PRESETS, find
+from vit_jax.data.sources.listings import ListedImages, UnknownClasses
+from vit_jax.data.sources.protocol import DatasetInfo, Source
+from vit_jax.data.sources.splits import count
 from vit_jax.errors import UserError
 
 _SHOWN = 10  # names; their number is always said

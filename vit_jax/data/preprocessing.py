@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.augment import Chain, parse_chain, rescale_chain
 from vit_jax.data.decode import (
     DecodeError,
     Opened,
@@ -14,6 +13,7 @@ from vit_jax.data.decode import (
     whole,
     with_channels,
 )
+from vit_jax.data.transforms.chains import Chain, parse_chain, rescale_chain
 from vit_jax.errors import UserError
 
 
@@ -24,7 +24,7 @@ class Preprocessing:
     Attributes:
       image_size: (height, width).
       channels: 3 for colour, 1 for grey.
-      eval_transform: chain of operations without chance (vit_jax/data/augment.py).
+      eval_transform: chain of operations without chance (transforms/chains.py).
       mean, std: one number, or one a channel, in units of [0, 1]. Half and half makes
         the model's value range [−1, 1].
     """

@@ -8,9 +8,9 @@ from vit_jax.models.architecture import (
     architecture_from_variant,
 )
 from vit_jax.models.building import abstract_params, build
-from vit_jax.models.layout import Layout
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.patch_model import PatchModel
+from vit_jax.models.placement import Layout
 from vit_jax.models.variants import HYBRIDS, MIXERS, VARIANTS, parse_variant
 from vit_jax.models.vit import VisionTransformer
 

@@ -11,9 +11,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models import cpu
-from vit_jax.models.attention import attend
+from vit_jax.models.attention.formulations import attend
 from vit_jax.models.dropout import drop
-from vit_jax.models.layout import Layout
+from vit_jax.models.placement import Layout
 
 GELU = {
     "tanh": partial(nn.gelu, approximate=True),

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models.architecture import MixerArchitecture
 from vit_jax.models.dropout import drop
 from vit_jax.models.layers import Mlp, layer_norm_on, lecun_normal, zeros
-from vit_jax.models.layout import Layout
 from vit_jax.models.patch_model import PatchModel
+from vit_jax.models.placement import Layout
 
 INTERMEDIATES = ("embedding", "tokens", "normed", "pooled", "pre_logits")
 

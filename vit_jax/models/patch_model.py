@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from vit_jax.models.architecture import AnyArchitecture
 from vit_jax.models.dropout import stochastic_depth_rates
 from vit_jax.models.layers import ATTENDED, patch_embedding_on, zeros
-from vit_jax.models.layout import Layout
+from vit_jax.models.placement import Layout
 
 _policies = jax.checkpoint_policies
 

@@ -23,8 +23,8 @@ from vit_jax.models.layers import (
     xavier_uniform,
     zeros,
 )
-from vit_jax.models.layout import Layout
 from vit_jax.models.patch_model import PatchModel
+from vit_jax.models.placement import Layout
 from vit_jax.models.posemb import sincos2d
 from vit_jax.models.resnet import Trunk
 

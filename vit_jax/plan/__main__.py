@@ -76,7 +76,7 @@ def _topology(name: str) -> Any:
 
 def _recipe(argv: list[str], topology: Any) -> tuple[Any, Any]:
     """The config of a command line, and what makes runs of it and of others like it."""
-    from vit_jax.main import WrongOverrides, load_recipe
+    from vit_jax.config.recipes import WrongOverrides, load_recipe
     from vit_jax.train.setup import set_up
 
     problems = []

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from vit_jax import sharding
-from vit_jax.plan.collectives import Collectives
-from vit_jax.plan.estimate import Estimate, estimate
+from vit_jax.plan.cost_model.collectives import Collectives
+from vit_jax.plan.cost_model.estimate import Estimate, estimate
 from vit_jax.plan.topologies import Topology
 
 
@@ -45,7 +45,7 @@ class Measurement:
 
     @property
     def hyb_seconds(self) -> float | None:
-        """See `vit_jax.plan.estimate`; None where there is no estimate."""
+        """See `vit_jax.plan.cost_model.estimate`; None where there is no estimate."""
         return self.estimate and self.estimate.hyb_seconds
 
     @property
@@ -70,7 +70,7 @@ def measure(
     """Compiles a program; nothing is allocated or run.
 
     Args:
-      program: a jitted function, as `vit_jax.train.step.build` gives it for
+      program: a jitted function, as `vit_jax.train.programs.build` gives it for
         `topology.mesh(config)`.
       arguments: what it is called with, or shapes with dtype and sharding.
       topology: where the arguments' shardings lie.

@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 
+from vit_jax.optim.chain import make_optimizer
 from vit_jax.plan.compiled import Measurement
 from vit_jax.plan.plans import logger, measure_step
 from vit_jax.plan.topologies import Topology
-from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.setup import Setup
 
 # Blocks are alike, and the compiler's work grows with their number. How close the line

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_jax.config import Config
+from vit_jax.config.recipes import load_recipe
 from vit_jax.errors import UserError
-from vit_jax.main import load_recipe
 from vit_jax.plan import flops
 from vit_jax.plan.scaling import predict
 from vit_jax.plan.suggest import Prepare

@@ -5,19 +5,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vit_jax import config as config_lib
-from vit_jax import config_checks, sharding
+from vit_jax import sharding
 from vit_jax.checkpoints.reading import has_checkpoint, load_description
-from vit_jax.checkpoints.steps import Checkpoints
-from vit_jax.config import Config
+from vit_jax.checkpoints.saving import Checkpoints
+from vit_jax.config import Config, checks
 from vit_jax.errors import UserError
-from vit_jax.train import peers, processes
-from vit_jax.train.attention_choice import with_chosen_attention
+from vit_jax.optim.guard import skipped_updates
+from vit_jax.train.autotune.choice import with_chosen_attention
 from vit_jax.train.evaluation import Evaluation
-from vit_jax.train.guard import skipped_updates
-from vit_jax.train.interrupts import Interrupted, Interrupts, StopRequest
-from vit_jax.train.metrics import MetricWriter, Progress
 from vit_jax.train.out_of_memory import out_of_memory_explained
-from vit_jax.train.profiling import Profile, untraceable
+from vit_jax.train.processes import cluster, peers
+from vit_jax.train.processes.interrupts import Interrupted, Interrupts, StopRequest
+from vit_jax.train.processes.watchdog import Watchdog
+from vit_jax.train.reporting.metrics import MetricWriter, Progress
+from vit_jax.train.reporting.profiling import Profile, untraceable
+from vit_jax.train.reporting.summary import log_summary
+from vit_jax.train.reporting.wandb_run import missing_wandb, wandb_runs
 from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import (
@@ -27,12 +30,9 @@ from vit_jax.train.start import (
     open_batches,
     open_sources,
 )
-from vit_jax.train.summary import log_summary
-from vit_jax.train.update import TrainState
-from vit_jax.train.wandb_run import missing_wandb, wandb_runs
-from vit_jax.train.watchdog import Watchdog
+from vit_jax.train.step import TrainState
+from vit_jax.train.workdir_name import default_workdir
 from vit_jax.weights.loading import load_weights
-from vit_jax.workdir_name import default_workdir
 
 
 def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
@@ -57,12 +57,12 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         interrupts = stack.enter_context(Interrupts())
 
         # Where it starts: an earlier run of this directory, weights, or nothing.
-        resumes = processes.agreed("checkpoints:", has_checkpoint(workdir))
+        resumes = cluster.agreed("checkpoints:", has_checkpoint(workdir))
         earlier = load_description(workdir) if resumes else None
         weights = None
         problems = missing_wandb(config) + untraceable(config, workdir)
         if config.pretrained and earlier is None:
-            sized = "image_size" not in config_checks.wrong_values(config)
+            sized = "image_size" not in checks.wrong_values(config)
             try:
                 weights = load_weights(
                     config.pretrained,
@@ -85,7 +85,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
             Checkpoints(workdir, config.keep_checkpoints, config.keep_best)
         )
         state = initial_state(setup, checkpoints, params)
-        step, first = int(state.step), processes.first()
+        step, first = int(state.step), cluster.first()
 
         # The programs, compiled before the first batch is read.
         compiled = setup.lower().compile()

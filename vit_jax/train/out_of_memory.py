@@ -11,9 +11,9 @@ import jax
 
 from vit_jax import sharding
 from vit_jax.errors import UserError
-from vit_jax.evaluate.classification import padded_batch_size
+from vit_jax.evaluators.classification import padded_batch_size
+from vit_jax.optim.chain import make_optimizer
 from vit_jax.train.memory import is_out_of_memory, needed_bytes
-from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.setup import Setup
 
 logger = logging.getLogger(__name__)

@@ -12,18 +12,18 @@ import jax.numpy as jnp
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.steps import Checkpoints
+from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.data.decode import DecodeError
 from vit_jax.errors import UserError
 from vit_jax.train.evaluation import Evaluation
-from vit_jax.train.goodput import goodput, in_words
-from vit_jax.train.interrupts import Interrupts
-from vit_jax.train.metrics import MetricWriter, Progress, Stopwatch
-from vit_jax.train.processes import as_the_first_says
-from vit_jax.train.profiling import Profile
+from vit_jax.train.processes.cluster import as_the_first_says
+from vit_jax.train.processes.interrupts import Interrupts
+from vit_jax.train.processes.watchdog import Watchdog
+from vit_jax.train.reporting.goodput import goodput, in_words
+from vit_jax.train.reporting.metrics import MetricWriter, Progress, Stopwatch
+from vit_jax.train.reporting.profiling import Profile
 from vit_jax.train.setup import Setup
-from vit_jax.train.update import TrainState
-from vit_jax.train.watchdog import Watchdog
+from vit_jax.train.step import TrainState
 
 logger = logging.getLogger(__name__)
 

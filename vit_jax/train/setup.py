@@ -16,13 +16,13 @@ import optax
 from jax.sharding import Mesh
 
 from vit_jax import config as config_lib
-from vit_jax import config_checks, sharding
+from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
-from vit_jax.config import Config
-from vit_jax.data.augment import Chain, parse_chain
-from vit_jax.data.datasets import DatasetInfo, describe, locate
+from vit_jax.config import Config, checks
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.evaluate.classification import make_eval_step, padded_batch_size
+from vit_jax.data.sources.datasets import DatasetInfo, describe, locate
+from vit_jax.data.transforms.chains import Chain, parse_chain
+from vit_jax.evaluators.classification import make_eval_step, padded_batch_size
 from vit_jax.models import (
     AnyArchitecture,
     Architecture,
@@ -30,9 +30,9 @@ from vit_jax.models import (
     architecture_from_variant,
 )
 from vit_jax.models import build as build_model
-from vit_jax.models.attention import candidates, why_not_cudnn
-from vit_jax.train.optimizers import make_optimizer
-from vit_jax.train.update import TrainState, make_train_step
+from vit_jax.models.attention.formulations import candidates, why_not_cudnn
+from vit_jax.optim.chain import make_optimizer
+from vit_jax.train.step import TrainState, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ def set_up(
         config, info.num_examples[info.train_split] if info else 1
     )
     # What has a wrong value is listed now; the rest is checked without it.
-    wrong = config_checks.wrong_values(config)
+    wrong = checks.wrong_values(config)
     if not any(key.startswith("mesh.") for key in wrong):
         with _noting(found):
             mesh = mesh or sharding.make_mesh(**config.mesh, devices=devices)
@@ -198,7 +198,7 @@ def set_up(
         num_devices=sharding.batch_parts(mesh) if mesh else 1,
         other_meshes=other_meshes,
     )
-    config_checks.check(found)
+    checks.check(found)
     # Otherwise a problem was found.
     assert info and mesh and architecture and preprocessing and model and optimizer
 

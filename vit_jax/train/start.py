@@ -12,17 +12,17 @@ import numpy as np
 from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.steps import Checkpoints
+from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.checkpoints.workdir import check_shared, claim
 from vit_jax.config import Config
 from vit_jax.data.decode import DecodeError
-from vit_jax.data.pipeline import Batches, train_batches
+from vit_jax.data.loading.batches import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
-from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources.opening import Source, open_source
 from vit_jax.errors import UserError
-from vit_jax.train import processes
+from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
-from vit_jax.train.update import TrainState
+from vit_jax.train.step import TrainState
 from vit_jax.weights.adapt import adapt, even_normalization, new_head_because
 from vit_jax.weights.loading import Weights
 
@@ -88,13 +88,13 @@ def claimed(workdir: str, config: Config) -> Iterator[None]:
     Raises:
       UserError: it is another run's, or the processes do not see the same.
     """
-    plain, first = config_lib.to_plain(config), processes.first()
+    plain, first = config_lib.to_plain(config), cluster.first()
     with contextlib.ExitStack() as stack:
         if first:
             free = config_lib.FREE_TO_CHANGE
             defaults = config_lib.to_plain(config_lib.default_config())
             stack.enter_context(claim(workdir, plain, free, defaults))
-        processes.wait_for_all("the first has claimed the directory")
+        cluster.wait_for_all("the first has claimed the directory")
         if not first:
             check_shared(workdir, plain)
         yield
@@ -160,7 +160,7 @@ def initial_state(
     """From the newest sound checkpoint, else from `params`, else from random ones."""
     abstract = setup.abstract_state()
     rest = (abstract.opt_state, abstract.bad_images)
-    processes.agreed("step", checkpoints.latest_step() or 0)
+    cluster.agreed("step", checkpoints.latest_step() or 0)
     found = checkpoints.restore_newest(abstract.params, rest, abstract.ema)
     if found is not None:
         step, (opt_state, bad) = found.description.step, found.opt_state

@@ -20,7 +20,13 @@ import pytest
 
 from vit_jax.errors import UserError
 from vit_jax.weights.files.contents import Unreadable
-from vit_jax.weights.files.pickles import Global, Inert, Storage, Tensor, read_pickle
+from vit_jax.weights.files.pytorch.pickles import (
+    Global,
+    Inert,
+    Storage,
+    Tensor,
+    read_pickle,
+)
 from vit_jax.weights.files.tensors import open_tensors
 
 

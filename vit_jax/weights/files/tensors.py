@@ -15,6 +15,11 @@ from vit_jax.errors import UserError
 from vit_jax.weights.files.contents import Contents, Stored, Unreadable, shortened
 from vit_jax.weights.files.contents import Spec as Spec
 from vit_jax.weights.files.npz import open_npz
+from vit_jax.weights.files.pytorch.state_dict import (
+    find_pickles,
+    open_torch,
+    open_torch_zip,
+)
 from vit_jax.weights.files.recognise import (
     is_json,
     is_pickle,
@@ -23,7 +28,6 @@ from vit_jax.weights.files.recognise import (
     recognise,
 )
 from vit_jax.weights.files.safetensors_file import open_safetensors
-from vit_jax.weights.files.torch_file import find_pickles, open_torch, open_torch_zip
 from vit_jax.weights.files.zips import read_members
 
 _LARGEST_INDEX = 2 << 20

@@ -4,8 +4,8 @@ import ast
 import inspect
 from typing import Any, NamedTuple
 
-from vit_jax.data.augment import OPERATIONS
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.transforms.chains import OPERATIONS
 
 # Operations of a chain → whether it keeps the aspect.
 _CHAINS = {
@@ -21,7 +21,7 @@ class Geometry(NamedTuple):
     Attributes:
       keeps_aspect: whether the resized image covers `size`, or is squashed into it.
       size: (height, width).
-      interpolation: as in vit_jax/data/augment.py.
+      interpolation: as in vit_jax/data/transforms/chains.py.
       side_rounding: of the longer side's length, where the aspect is kept.
       crop_rounding: of the crop's offset, where there is a crop.
     """

@@ -1,0 +1,184 @@
+"""What the speed of training and inference is said to be."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from vit_jax import sharding
+from vit_jax.benchmark import __main__ as command
+from vit_jax.benchmark import compute, peak
+from vit_jax.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path, tiny_recipe, monkeypatch, capsys):
+    # The data set is not there.
+    values = {"dataset": "cifar100", "eval_batch_size": 10, "model.depth": 1}
+    recipe = tiny_recipe(tmp_path, **values)
+    monkeypatch.setattr(peak, "_SIZE", {"cpu": 64})
+
+    def run(*arguments):
+        argv = ["benchmark", f"--config={recipe}", "--seconds=0.1", *arguments]
+        monkeypatch.setattr("sys.argv", argv)
+        command._main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_training_in_numbers(run):
+    report = json.loads(run("--what=train", "--json"))
+    assert report["batch_size"] == 16
+    ms = report["step_ms"]
+    assert 0 < ms["p10"] <= ms["median"] <= ms["p90"]
+    assert report["images_per_second"] == pytest.approx(16e3 / ms["median"])
+    assert report["steps"] >= 5
+    assert report["compile_seconds"] > 0.01
+    # Five tokens of width 16; each product has two for its gradients.
+    block = 4 * 5 * 16**2 + 2 * 5**2 * 16 + 2 * 5 * 16 * 32
+    forward = 2 * (block + 4 * 48 * 16 + 16 * 100)
+    assert report["model_flops_per_image"] == 3 * forward
+    rate = report["model_flops_per_image"] * report["images_per_second"]
+    assert report["model_flops_per_second"] == pytest.approx(rate)
+    assert report["matmul_flops_source"] == "measured"
+    share = rate / report["matmul_flops_per_second"]
+    assert report["matmul_share"] == pytest.approx(share)
+    # Of a device: parameters, their two moments, and what the step needs besides.
+    params = 2 * 16 * 16 * 4 * 4
+    assert 3 * params < report["peak_bytes"] < 100 * params
+    assert report["peak_bytes_source"] == "compiler"
+    (row,) = report["sweep"]
+    assert row.items() <= report.items()
+
+
+def test_a_sweep_has_a_row_for_each_size_and_the_best_above(run):
+    sizes = "--batch_sizes=24,8,17"
+    report = json.loads(run("--what=inference", sizes, "--json"))
+    # Rounded up to the devices, as evaluation does.
+    assert [row["batch_size"] for row in report["sweep"]] == [8, 24, 24]
+    best = max(report["sweep"], key=lambda row: row["images_per_second"])
+    assert best.items() <= report.items()
+
+
+def test_people_get_a_table_in_which_what_does_not_fit_says_so(run, monkeypatch):
+    measure = compute._measure
+
+    def small_memory(config, *rest):
+        if config.batch_size > 16:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory ...")
+        return measure(config, *rest)
+
+    monkeypatch.setattr(compute, "_measure", small_memory)
+    text = run("--what=train", "--batch_sizes=8,16,32")
+    rows = [line.split() for line in text.splitlines() if "│" in line]
+    assert [row[1] for row in rows] == ["8", "16", "32"]
+    assert rows[2][3:6] == ["out", "of", "memory"]
+    assert "8 × cpu" in text
+    with pytest.raises(UserError, match="batch_size 32, 64: out of memory; pass small"):
+        run("--what=train", "--batch_sizes=32,64")
+
+
+def test_memory_that_is_not_there_is_seen(run):
+    with pytest.raises(UserError, match=r"eval_batch_size 1\d+: out of memory"):
+        run("--what=inference", "--batch_sizes=100000000000")
+
+
+def test_what_is_no_lack_of_memory_is_not_hidden(run, monkeypatch):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(compute, "_measure", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        run("--what=train")
+
+
+class Device:
+    """What a mesh of devices that are not there is made of."""
+
+    def __init__(self, platform, device_kind):
+        self.platform, self.device_kind = platform, device_kind
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "dtype", "expected"),
+    [
+        ("tpu", "TPU v5 lite", "float32", (4 * 197e12, "data sheet")),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", (4 * 989e12, "data sheet")),
+        # In float32 it is another number.
+        ("gpu", "NVIDIA H100 80GB HBM3", "float32", (4 * 16e9, "measured")),
+        ("gpu", "NVIDIA Unheard-of", "bfloat16", (4 * 16e9, "measured")),
+        # Simulated devices are the same cores.
+        ("cpu", "cpu", "bfloat16", (16e9, "measured")),
+    ],
+)
+def test_a_peak_is_of_the_data_sheet_or_measured(
+    monkeypatch, platform, kind, dtype, expected
+):
+    def measure(self):
+        if self.source == "measured":
+            self._seconds += [1.0, 1.0, 5.0]
+
+    monkeypatch.setattr(peak.Peak, "measure", measure)
+    monkeypatch.setattr(peak.Peak, "_size", 2000)
+    mesh = SimpleNamespace(size=4, devices=np.array([Device(platform, kind)] * 4))
+    found = peak.Peak(mesh, dtype)
+    assert (found.flops_per_second, found.source) == expected
+
+
+def test_a_peak_is_measured_with_products(monkeypatch):
+    monkeypatch.setattr(peak, "_SIZE", {"cpu": 256})
+    found = peak.Peak(sharding.make_mesh(data=1), "float32")
+    assert 1e8 < found.flops_per_second < 1e14
+
+
+def test_a_state_is_made_where_it_lies(tiny_config):
+    config = tiny_config(**{"mesh.data": 2, "mesh.fsdp": 4})
+    mesh = compute._checked([config])
+    state = compute.first_state(config, "train", mesh)
+    setup = compute.set_up(config, mesh=mesh)
+    found, wanted = (
+        jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
+        for tree in (state, setup.abstract_state())
+    )
+    assert found == wanted
+    batch = compute.random_batch(setup.abstract_batch())
+    assert batch["mask"].sum() == 16
+    assert len(set(batch["image"].flatten().tolist())) > 200
+    assert len(batch["image"].sharding.device_set) == 8
+
+
+def test_compiling_is_timed_without_a_cache(tmp_path):
+    def kept(constant):
+        jax.jit(lambda x: x * constant).lower(1.0).compile()
+        return len(list(tmp_path.iterdir()))
+
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.reset_cache()
+    try:
+        assert kept(2.0) > 0
+        first = kept(3.0)
+        with compute._nothing_kept():
+            assert kept(4.0) == first
+        assert kept(5.0) > first
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--what=train", "--batch_sizes=8,x,0"], "'x', '0'; expected whole numbers"),
+        (["--what=input", "--batch_sizes=8"], "is for train and inference"),
+        (["--what=train", "--batch_sizes=8,9,10"], "(?s)size=9 must be.*size=10 must"),
+        (["--what=train", "--config.model.variant="], "does not open pretrained"),
+    ],
+)
+def test_wrong_arguments_are_explained(run, arguments, message):
+    with pytest.raises(UserError, match=message):
+        run(*arguments)

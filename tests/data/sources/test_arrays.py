@@ -1,0 +1,301 @@
+"""Array files: how they name things, what they may hold, and what is refused."""
+
+import gc
+import io
+import pickle
+import weakref
+import zipfile
+
+import numpy as np
+import pytest
+
+from vit_jax.data.loading.batches import eval_batches
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.sources import arrays, npz
+from vit_jax.data.sources.datasets import default_splits, describe
+from vit_jax.data.sources.opening import open_source
+from vit_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def images(count, *shape):
+    """The first pixel of image k is k."""
+    pixels = RNG.integers(0, 256, (count, *(shape or (5, 4, 3))), np.uint8)
+    pixels.reshape(count, -1)[:, 0] = np.arange(count)
+    return pixels
+
+
+def labels(count, classes=3):
+    return np.arange(count) % classes
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(compressed=False, **arrays):
+        path = tmp_path / "set.npz"
+        (np.savez_compressed if compressed else np.savez)(path, **arrays)
+        return str(path)
+
+    return save
+
+
+def message(path) -> str:
+    with pytest.raises(UserError) as error:
+        describe(str(path))
+    return str(error.value)
+
+
+def check(source, array, expected_labels, expected_weights=None):
+    """Every example is a row of the array that its name tells, with its label."""
+    rows = []
+    for example in source:
+        row = int(example.name.rsplit("[", 1)[1][:-1])
+        rows.append(row)
+        expected = array[row]
+        expected = expected if expected.ndim == 3 else expected[:, :, None]
+        np.testing.assert_array_equal(example.image, expected)
+        assert example.label == np.ravel(expected_labels)[row]
+        if expected_weights is not None:
+            assert example.weight == expected_weights[row]
+    assert len(set(rows)) == len(rows) == len(source)
+    assert source.labels().tolist() == [one.label for one in source]
+    assert source.labels().dtype == np.int32
+    assert source.weights().tolist() == [one.weight for one in source]
+    return rows
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_images_and_labels(save, compressed):
+    given = {
+        "images": images(100),
+        "labels": labels(100),
+        "weights": np.arange(100) / 8,
+    }
+    path = save(compressed, **given)
+    info = describe(path)
+    assert (info.train_split, info.eval_split) == ("train", "val")
+    assert info.class_names == ("0", "1", "2")
+    assert sum(info.num_examples.values()) == 100
+    assert 3 <= info.num_examples["val"] <= 20
+    sides = [
+        check(open_source(path, split), *given.values()) for split in ("train", "val")
+    ]
+    assert sorted(sides[0] + sides[1]) == list(range(100))
+    assert open_source(path, "val")[0].name == f"{path}/images[{sides[1][0]}]"
+    # Neither the order nor the sides change when more is added behind.
+    given = {"images": images(120), "labels": labels(120)}
+    more = check(open_source(save(**given), "val"), *given.values())
+    assert [row for row in more if row < 100] == sides[1]
+
+
+@pytest.mark.parametrize("evaluation", ["val", "validation", "test"])
+def test_a_split_each_as_medmnist_has_them(save, evaluation):
+    given = {
+        "train_images": images(9, 6, 6),
+        "train_labels": labels(9)[:, None].astype(np.uint8),
+        f"{evaluation}_images": images(5, 6, 6),
+        f"{evaluation}_labels": labels(5)[:, None].astype(np.uint8),
+        f"{evaluation}_weights": np.arange(5),
+        "class_names": np.array(["ant", "bee", "cow"]),
+        "more": np.zeros(7),
+    }
+    path = save(**given)
+    info = describe(path)
+    assert info.num_examples == {"train": 9, evaluation: 5}
+    assert info.class_names == ("ant", "bee", "cow")
+    test = open_source(path, evaluation)
+    check(test, *list(given.values())[2:5])
+    assert test[0].image.shape == (6, 6, 1)
+    check(open_source(path), *list(given.values())[:2])
+    assert len(open_source(path, f"train[:4]+{evaluation}")) == 9
+
+
+def test_as_keras_has_them(save):
+    given = [images(9), labels(9)[:, None], images(4), labels(4)]
+    names = ("x_train", "y_train", "x_test", "y_test")
+    path = save(**dict(zip(names, given, strict=True)))
+    assert default_splits(path) == ("train", "test")
+    check(open_source(path, "train"), *given[:2])
+    check(open_source(path, "test"), *given[2:])
+
+
+def test_zeros_and_ones_are_several_labels(save):
+    several = np.array([[0, 1, 1], [0, 0, 0], [1, 0, 0]] * 20)
+    for kind in (np.uint8, bool, np.int64):
+        path = save(images=images(60), labels=several.astype(kind))
+        info = describe(path)
+        assert info.multi_label
+        assert info.num_classes == 3
+        source = open_source(path, "train+val")
+        with pytest.raises(UserError, match="may have several labels"):
+            source.labels()
+        for example in source:
+            row = int(example.name.rsplit("[", 1)[1][:-1])
+            assert example.label == ((1, 2), (), (0,))[row % 3]
+        preprocessing = Preprocessing((4, 4))
+        with eval_batches(
+            source, batch_size=60, preprocessing=preprocessing
+        ) as batches:
+            np.testing.assert_array_equal(next(batches)["label"].sum(0), [20, 20, 20])
+
+
+def test_images_are_held_once_and_let_go(save, monkeypatch):
+    monkeypatch.setattr(arrays, "_held", weakref.WeakValueDictionary())
+    path = save(images=images(50), labels=labels(50))
+    describe(path)
+    assert not arrays._held
+    train, val = (open_source(path, split) for split in ("train", "val"))
+    assert len(arrays._held) == 1
+    assert np.shares_memory(*(next(iter(one._images.values())) for one in (train, val)))
+    with pytest.raises(ValueError, match="read-only"):
+        train[0].image[:] = 0
+    del train, val
+    gc.collect()
+    assert not arrays._held
+
+
+def test_another_process_reads_the_file_itself(save):
+    source = open_source(save(images=images(50, 64, 64, 3), labels=labels(50)), "val")
+    sent = pickle.dumps(source)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(pickle.loads(sent)[1].image, source[1].image)
+
+
+def test_everything_wrong_is_listed_at_once(save):
+    found = message(
+        save(
+            train_images=images(5).astype(np.float32),
+            train_labels=labels(4).astype(np.float64),
+            val_images=images(5, 3, 8, 8),
+            val_labels=np.zeros((5, 2, 2), int),
+            test_images=images(5, 8),
+            test_labels=labels(5),
+            test_weights=np.ones(3),
+        )
+    )
+    for problem in (
+        "train_images is float32 [5, 5, 4, 3]: expected uint8",
+        "train_labels is float64 [4]: expected whole numbers",
+        "train_labels is float64 [4], but train_images is float32 [5, 5, 4, 3]",
+        "val_images is uint8 [5, 3, 8, 8]: its channels must come last",
+        "val_labels is int64 [5, 2, 2]: expected [n], [n, 1] or [n, classes]",
+        "test_images is uint8 [5, 8]: expected [n, h, w] or [n, h, w, c]",
+        "test_weights is float64 [3], but test_images is uint8 [5, 8]",
+    ):
+        assert f"\n  {problem}" in found
+    assert "Expected images and labels" in found
+    found = message(
+        save(
+            images=images(6),
+            labels=np.array([0, -1, 2, 1, -5, 0]),
+            weights=np.array([1, np.nan, 1, -1, 1, 1]),
+            class_names=np.array(["a", "a"]),
+        )
+    )
+    for problem in (
+        "labels: 2 values, the first in row 1, are not 0 and more",
+        "weights: 2 values, the first nan in row 1, are no numbers of at least 0",
+        "class_names: only 1 of 2 differ",
+        "class_names: 2 names for 3 classes",
+    ):
+        assert f"\n  {problem}" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"labels": np.array([0, 1, 10**9, 0, 1, 1])}, "labels go up to 1,000,000,000"),
+        ({"labels": np.zeros(6, int)}, "found one class"),
+        (
+            {"labels": np.full((6, 2), 2)},
+            "12 values, the first in row 0, are not 0 and 1",
+        ),
+        ({"labels": np.eye(6)}, "labels is float64 [6, 6]: expected whole numbers"),
+        ({"labels": np.ones(6, bool)}, "labels is bool [6]: expected whole numbers"),
+        ({"labels": None}, "images has no labels beside it"),
+        (
+            {"weights": np.ones((6, 1))},
+            "weights is float64 [6, 1]: expected numbers [n]",
+        ),
+        ({"class_names": np.arange(3)}, "class_names is int64 [3]: expected texts"),
+        (
+            {"images": np.zeros((0, 4, 4), np.uint8), "labels": []},
+            "[0, 4, 4]: expected",
+        ),
+        ({"images": None}, "has no images; found labels int64 [6]. Expected images"),
+        ({"x_train": images(6)}, "has images of several layouts"),
+    ],
+)
+def test_what_is_refused(save, changes, problem):
+    given = {"images": images(6), "labels": labels(6)} | changes
+    given = {name: array for name, array in given.items() if array is not None}
+    assert problem in message(save(**given))
+
+
+def test_splits_must_agree(save):
+    given = {"train_images": images(6), "train_labels": labels(6)}
+    given |= {"val_images": images(6), "val_labels": np.eye(6, 3, dtype=int)}
+    assert "other numbers of columns in different splits" in message(save(**given))
+
+
+def test_nothing_is_unpickled(save):
+    class Trap:
+        def __reduce__(self):
+            return pytest.fail, ("unpickled",)
+
+    objects = np.array([Trap()] * 6, object)
+    found = message(save(images=images(6), labels=objects, class_names=objects))
+    assert "labels holds Python objects, which are never unpickled" in found
+    assert "class_names holds Python objects" in found
+
+
+def test_sizes_are_believed_only_where_the_file_has_them(tmp_path, save, monkeypatch):
+    path = tmp_path / "bomb.npz"
+
+    def write(shape, body=b""):
+        header = io.BytesIO()
+        fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, fields)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("images.npy", header.getvalue() + body)
+        return message(path)
+
+    def never(*_, **__):
+        raise AssertionError("allocated")
+
+    monkeypatch.setattr(np.lib.format, "read_array", never)
+    assert "images is uint8 [9999999, 9999, 9999], but" in write((9999999, 9999, 9999))
+    assert "another size" in write((10, 10, 10), b"x" * 999)
+    monkeypatch.setattr(npz, "physical_bytes", lambda: 500)
+    assert "images needs 0.0 GB of memory" in write((10, 10, 10), b"x" * 1000)
+
+
+def test_damaged_files(tmp_path, save):
+    assert "gone.npz cannot be read: No such file" in message(tmp_path / "gone.npz")
+    path = tmp_path / "set.npz"
+    for data in (b"", b"no archive", b"PK\x03\x04" + bytes(100)):
+        path.write_bytes(data)
+        assert "set.npz cannot be read: File is not a zip file" in message(path)
+    save(compressed=True, images=images(40), labels=labels(40))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert "set.npz cannot be read" in message(path)
+    for position in range(60, len(data), len(data) // 40):
+        broken = bytearray(data)
+        broken[position] ^= 0xFF
+        path.write_bytes(broken)
+        try:
+            source = open_source(str(path), "train")
+            assert source[0].image.shape == (5, 4, 3)
+        except UserError as error:
+            assert "set.npz" in str(error)  # noqa: PT017
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"x" * 100)
+    assert "images: the magic string is not correct" in message(path)
+
+
+def test_a_file_that_changes_is_read_again(save):
+    assert describe(save(images=images(9), labels=labels(9))).num_classes == 3
+    path = save(images=images(60), labels=labels(60, 6))
+    assert describe(path).num_classes == 6

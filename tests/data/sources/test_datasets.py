@@ -1,0 +1,113 @@
+"""What is known of a data set before it is read."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data.sources import datasets
+from vit_jax.data.sources.datasets import PRESETS, describe
+from vit_jax.data.sources.opening import open_source
+from vit_jax.errors import UserError
+
+FIRST_TRAIN_LABELS = [7, 1, 3, 4, 9, 4, 1, 3]
+FIRST_TEST_LABELS = [4, 2, 1, 3, 0, 7, 9, 8]
+
+
+def test_presets_have_their_published_counts():
+    counts = {
+        name: (info.num_classes, *info.num_examples.values())
+        for name, info in PRESETS.items()
+    }
+    assert counts == {
+        "digits": (10, 1437, 360),
+        "cifar10": (10, 50_000, 10_000),
+        "cifar100": (100, 50_000, 10_000),
+        "oxford_iiit_pet": (37, 3_680, 3_669),
+        "oxford_flowers102": (102, 1_020, 1_020, 6_149),
+        "imagenet2012": (1_000, 1_281_167, 50_000),
+        "imagenet21k": (21_843, 14_197_122),
+        "jft300m": (18_291, 303_000_000, 50_000),
+    }
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_described_without_their_data(name, monkeypatch):
+    def never(*_):
+        raise AssertionError("asked for the data")
+
+    monkeypatch.setattr(datasets.tfds_sets, "open_name", never)
+    info = describe(name)
+    assert set(info.num_examples) == {info.train_split, info.eval_split}
+    assert min(info.num_examples.values()) > 0
+
+
+def test_slices_are_counted():
+    info = describe("cifar10", "train[:98%]", "train[98%:]")
+    assert (info.train_split, info.eval_split) == ("train[:98%]", "train[98%:]")
+    assert info.num_examples == {"train[:98%]": 49_000, "train[98%:]": 1_000}
+    joined = describe("digits", "train+test", "train[4:10]").num_examples
+    assert joined == {"train+test": 1797, "train[4:10]": 6}
+    i21k = describe("imagenet21k").num_examples
+    assert i21k == {"full[51200:]": 14_145_922, "full[:51200]": 51_200}
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("valid", r"'valid' cannot be read\. digits has the splits train \(1,437\), t"),
+        ("train[:x]", "cannot be read"),
+        ("train[5:5]", "selects no example"),
+        ("train[9000:]", "cannot be read|selects no example"),
+    ],
+)
+def test_a_wrong_split_names_the_splits(split, message):
+    with pytest.raises(UserError, match=message):
+        describe("digits", split)
+    with pytest.raises(UserError, match=message):
+        open_source("digits", split)
+
+
+def test_a_preset_wins_over_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "cifar10" / name).mkdir(parents=True)
+        for k in range(10):
+            image = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
+            image.save(tmp_path / "cifar10" / name / f"{k}.png")
+    assert describe("cifar10").num_examples["train"] == 50_000
+    assert sum(describe("./cifar10").num_examples.values()) == 20
+    monkeypatch.setattr(datasets.tfds_sets, "tensorflow_is_installed", lambda: False)
+    with pytest.raises(UserError, match="'cifar10' is not prepared"):
+        open_source("cifar10", data_dir=str(tmp_path / "sets"))
+    (tmp_path / "cifar10").rename(tmp_path / "mine")
+    assert describe("mine").class_names == ("a", "b")
+
+
+def test_no_dataset_says_what_there_is():
+    with pytest.raises(UserError, match="no dataset given: expected 'digits'"):
+        describe("")
+    with pytest.raises(UserError, match="no dataset given"):
+        open_source("")
+
+
+def test_digits_are_split_by_class_and_never_again():
+    train, test = open_source("digits", "train"), open_source("digits", "test")
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.class_names == tuple("0123456789")
+    counts = np.bincount([test[i].label for i in range(len(test))])
+    assert counts.min() >= 35
+    assert counts.max() <= 37
+    # The split is part of every number we publish: these never change.
+    assert [train[i].label for i in range(8)] == FIRST_TRAIN_LABELS
+    assert [test[i].label for i in range(8)] == FIRST_TEST_LABELS
+    pixels = np.stack([test[i].image for i in range(len(test))])
+    assert pixels.shape == (360, 8, 8, 1)
+    assert pixels.dtype == np.uint8
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    seen = {train[i].image.tobytes() for i in range(len(train))}
+    assert not seen & {one.tobytes() for one in pixels}
+
+
+def test_digits_are_named_by_split_and_position():
+    assert open_source("digits", "train[10:20]")[2].name == "digits/train[12]"
+    assert open_source("digits")[0].name == "digits/train[0]"

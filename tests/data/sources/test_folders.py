@@ -1,0 +1,263 @@
+"""Folders of images: layouts, names, held-out images, and what is wrong with them."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data.decode import DecodeError, decode
+from vit_jax.data.sources.datasets import default_splits, describe, whole
+from vit_jax.data.sources.folders import list_folder
+from vit_jax.data.sources.opening import open_source
+from vit_jax.errors import UserError
+
+
+def write(path: pathlib.Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(path)
+
+
+def fill(root: pathlib.Path, classes: str = "ab", count: int = 3, first: int = 0):
+    for label, name in enumerate(classes):
+        for k in range(first, first + count):
+            write(root / name / f"{k}.png", 10 * label)
+
+
+def names(root: pathlib.Path, split: str) -> set[str]:
+    source = open_source(str(root), split)
+    return {os.path.relpath(source[i].name, root) for i in range(len(source))}
+
+
+@pytest.mark.parametrize("evaluation", ["val", "valid", "validation", "test"])
+def test_train_with_a_folder_beside_it(tmp_path, evaluation):
+    fill(tmp_path / "train", "cab")
+    fill(tmp_path / evaluation, "ba", 2)
+    assert default_splits(str(tmp_path)) == ("train", evaluation)
+    info = describe(str(tmp_path))
+    assert info.num_examples == {"train": 9, evaluation: 4}
+    assert not info.held_out
+    assert info.class_names == ("a", "b", "c")
+    source = open_source(str(tmp_path), evaluation)
+    labels = {source[i].name: source[i].label for i in range(4)}
+    assert labels == {
+        str(tmp_path / evaluation / name / f"{k}.png"): label
+        for label, name in enumerate("ab")
+        for k in range(2)
+    }
+    assert decode(source[0].image).shape == (4, 4, 3)
+
+
+def test_splits_may_be_written_in_capitals(tmp_path):
+    fill(tmp_path / "Train", "ab")
+    fill(tmp_path / "VAL", "ab", 2)
+    info = describe(str(tmp_path))
+    assert info.num_examples == {"train": 6, "val": 4}
+    assert info.class_names == ("a", "b")
+    assert "Train/a/0.png" in names(tmp_path, "train")
+
+
+def test_folders_of_splits_are_never_classes(tmp_path):
+    write(tmp_path / "train/0.png")
+    write(tmp_path / "val/0.png")
+    with pytest.raises(
+        UserError, match=r"/train: found .* 1 image\(s\) that are in no"
+    ):
+        list_folder(str(tmp_path))
+
+
+def test_without_training_images_all_can_be_evaluated(tmp_path):
+    fill(tmp_path / "val", "ab", 4)
+    fill(tmp_path / "test", "ab", 1)
+    assert default_splits(str(tmp_path)) == ("", "val")
+    assert whole(str(tmp_path)) == "val"
+    assert len(open_source(str(tmp_path))) == 8
+    with pytest.raises(UserError, match=r"nothing to train on, only val, test: put"):
+        describe(str(tmp_path))
+    assert describe(str(tmp_path), "val").num_examples == {"val": 8}
+
+
+def test_all_of_an_undivided_folder_can_be_evaluated(tmp_path):
+    fill(tmp_path, "ab", 10)
+    assert whole(str(tmp_path)) == "train+val"
+    assert len(open_source(str(tmp_path), "train+val")) == 20
+    fill(tmp_path / "other/train", "ab")
+    fill(tmp_path / "other/test", "ab")
+    assert whole(str(tmp_path / "other")) == "test"
+
+
+def test_folders_without_images_are_told(tmp_path, caplog):
+    fill(tmp_path, "ab")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/0.heic").write_bytes(b"x")
+    for _ in range(2):
+        assert list_folder(str(tmp_path)).class_names == ("a", "b")
+    [message] = caplog.messages
+    assert f"no classes in {tmp_path}/, for want of images: 'c' (.heic is" in message
+
+
+def test_val_is_preferred_and_test_can_be_named(tmp_path):
+    for split, count in (("train", 4), ("val", 3), ("test", 2)):
+        fill(tmp_path / split, count=count)
+    info = describe(str(tmp_path))
+    assert info.num_examples == {"train": 8, "val": 6}
+    assert describe(str(tmp_path), "train+val", "test").num_examples == {
+        "train+val": 14,
+        "test": 4,
+    }
+
+
+def test_every_ending_in_any_case_and_nothing_else(tmp_path):
+    endings = "jpg JPG jpeg JpEg png PNG webp WebP bmp BMP gif GIF tif TIF tiff TIFF"
+    for k, ending in enumerate(endings.split()):
+        write(tmp_path / "train" / "ab"[k % 2] / f"{k}.{ending}")
+    fill(tmp_path / "val")
+    folder = tmp_path / "train" / "a"
+    (folder / "notes.txt").write_text("x")
+    (folder / ".hidden.jpg").write_bytes(b"x")
+    write(tmp_path / "train" / ".cache" / "x.png")
+    (tmp_path / "train" / "empty").mkdir()
+    write(folder / "deeper" / "still" / "one.png")
+    info = describe(str(tmp_path))
+    assert info.num_examples["train"] == 16 + 1
+    assert info.class_names == ("a", "b")
+    source = open_source(str(tmp_path))
+    assert {decode(source[i].image).shape for i in range(17)} == {(4, 4, 3)}
+
+
+def test_one_folder_holds_out_a_tenth_of_each_class(tmp_path):
+    fill(tmp_path, "ab", 150)
+    assert describe(str(tmp_path)).held_out
+    assert not describe(str(tmp_path), "train[:50%]", "train[50%:]").held_out
+    listing = list_folder(str(tmp_path))
+    assert (listing.train_split, listing.eval_split) == ("train", "val")
+    labels = [label for _, label in listing.files["val"]]
+    assert 6 <= labels.count(0) <= 26
+    assert 6 <= labels.count(1) <= 26
+    assert sum(listing.num_examples.values()) == 300
+    assert not names(tmp_path, "train") & names(tmp_path, "val")
+
+
+def test_new_images_move_no_other(tmp_path):
+    fill(tmp_path, "ab", 40)
+    train, val = names(tmp_path, "train"), names(tmp_path, "val")
+    fill(tmp_path, "abc", 60, first=40)
+    assert train < names(tmp_path, "train")
+    assert val < names(tmp_path, "val")
+    (tmp_path / "a" / "0.png").unlink()
+    gone = {os.path.join("a", "0.png")}
+    assert train - gone < names(tmp_path, "train")
+    assert val - gone < names(tmp_path, "val")
+
+
+def test_the_held_out_images_do_not_depend_on_where_the_folder_lies(tmp_path):
+    for place in ("here", "there"):
+        fill(tmp_path / place, "ab", 40)
+    assert names(tmp_path / "here", "val") == names(tmp_path / "there", "val")
+
+
+def test_train_alone_is_divided(tmp_path):
+    fill(tmp_path / "train", "ab", 50)
+    counts = describe(str(tmp_path)).num_examples
+    assert sum(counts.values()) == 100
+    assert 2 <= counts["val"] <= 20
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_tiny_folders_keep_images_on_both_sides(tmp_path, count):
+    for attempt in range(12):
+        root = tmp_path / str(attempt)
+        fill(root, "abc", 2, first=attempt)
+        fill(root, "de", count, first=attempt)
+        listing = list_folder(str(root))
+        assert {label for _, label in listing.files["train"]} == {0, 1, 2, 3, 4}
+        assert len(listing.files["val"]) > 0
+
+
+def test_a_slice_is_a_fair_sample(tmp_path):
+    fill(tmp_path / "train", "ab", 100)
+    fill(tmp_path / "val", "ab", 5)
+    for split, size in (("train[:30%]", 60), ("train[140:]", 60)):
+        source = open_source(str(tmp_path), split)
+        assert len(source) == size
+        labels = [source[i].label for i in range(size)]
+        assert 15 <= sum(labels) <= 45
+    first, rest = names(tmp_path, "train[:30%]"), names(tmp_path, "train[30%:]")
+    assert len(first | rest) == 200
+    assert not first & rest
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    fill(tmp_path, ["bus", "train", "test"], 20)
+    assert describe(str(tmp_path)).class_names == ("bus", "test", "train")
+
+
+def test_links_are_followed_once(tmp_path):
+    fill(tmp_path / "set" / "train", "ab", 20)
+    fill(tmp_path / "elsewhere", "c", 20)
+    (tmp_path / "set" / "train" / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    (tmp_path / "set" / "train" / "a" / "loop").symlink_to(tmp_path / "set")
+    info = describe(str(tmp_path / "set"))
+    assert info.class_names == ("a", "b", "c")
+    assert sum(info.num_examples.values()) == 60
+
+
+def test_a_large_folder_is_listed_quickly(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(300):
+            (tmp_path / name / f"{k}.jpg").touch()
+
+    asked = []
+    stat = os.stat
+
+    def counted(path, **options):
+        asked.append(path)
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", counted)
+        listing = list_folder(str(tmp_path))
+    assert sum(listing.num_examples.values()) == 600
+    assert len(asked) < 20  # once a folder, never once a file
+
+
+def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+    def message(path) -> str:
+        with pytest.raises(UserError) as error:
+            describe(str(path))
+        return str(error.value)
+
+    layout = "Expected one folder a class"
+    found = message(tmp_path / "gone")
+    assert f"there is no folder {tmp_path / 'gone'}" in found
+    assert layout in found
+    (tmp_path / "file").write_text("x")
+    assert "is a file, not a folder" in message(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    assert "no images of any class" in message(tmp_path / "empty")
+    assert "found 0 folder(s)" in message(tmp_path / "empty")
+    write(tmp_path / "loose" / "1.png")
+    assert "1 image(s) that are in no class's folder" in message(tmp_path / "loose")
+    (tmp_path / "other" / "a").mkdir(parents=True)
+    (tmp_path / "other" / "a" / "x.HEIC").touch()
+    assert "found 1 folder(s) ('a'), with 1 × .heic" in message(tmp_path / "other")
+    fill(tmp_path / "single", "a")
+    assert "found one class ('a')" in message(tmp_path / "single")
+    fill(tmp_path / "strange" / "train", "ab")
+    fill(tmp_path / "strange" / "val", "abx")
+    found = message(tmp_path / "strange")
+    assert "strange/val has classes that" in found
+    assert "'x'. Classes to train on: 'a', 'b'." in found
+    fill(tmp_path / "two", "ab", 1)
+    assert "too few to hold one out" in message(tmp_path / "two")
+
+
+def test_a_file_that_vanished_is_named(tmp_path):
+    fill(tmp_path, "ab", 20)
+    source = open_source(str(tmp_path))
+    path = pathlib.Path(source[0].name)
+    path.unlink()
+    with pytest.raises(DecodeError, match=r"png cannot be read: No such file"):
+        source[0]

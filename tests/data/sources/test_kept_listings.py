@@ -1,0 +1,148 @@
+"""A large folder is listed once, and again when anything in it has changed."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from vit_jax.data.sources import kept_listings
+from vit_jax.data.sources.folders import list_folder
+from vit_jax.data.sources.opening import open_source
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder of the usual layout that nobody has touched for a while."""
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_listings, "WORTH_KEEPING", 1)
+    for split, count in (("train", 6), ("val", 2)):
+        for name in ("a", "b\udcff", "c/deeper"):
+            folder = tmp_path / "set" / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                (folder / f"{k}.jpg").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked.jpg").touch()
+    (tmp_path / "set" / "train" / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    settle(tmp_path)
+    return tmp_path / "set"
+
+
+def settle(root):
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (1e9, 1e9))
+
+
+@pytest.fixture
+def listed(root, monkeypatch):
+    """A function that lists the folder as a new process would.
+
+    Returns the listing, and how many directories were listed for it.
+    """
+    scandir, scanned = os.scandir, []
+
+    def counted(folder):
+        scanned.append(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", counted)
+
+    def listed():
+        scanned.clear()
+        monkeypatch.setattr(kept_listings, "_recent", {})
+        listing = list_folder(str(root))
+        return {split: list(files) for split, files in listing.files.items()}, len(
+            scanned
+        )
+
+    return listed
+
+
+def test_the_second_start_lists_no_directory(root, listed):
+    expected, scanned = listed()
+    assert scanned >= 11
+    assert len(expected["train"]) == 19
+    assert listed() == (expected, 0)
+    source = open_source(str(root), "val")
+    assert source.class_names == ("a", "b\udcff", "c")
+    assert source.labels().tolist() == [label for _, label in expected["val"]]
+    assert source.weights().tolist() == [1.0] * 6
+
+
+def test_directories_are_asked_and_no_file(root, listed, monkeypatch):
+    listed()
+    stat, asked = os.stat, []
+
+    def counted(path, **options):
+        asked.append(path)
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", counted)
+        listed()
+    assert not [path for path in asked if str(path).endswith(".jpg")]
+
+
+CHANGES = {
+    "a new file": lambda root: (root / "train/c/deeper/new.jpg").touch(),
+    "a file gone": lambda root: (root / "val/a/0.jpg").unlink(),
+    "a file renamed": lambda root: (root / "val/a/0.jpg").rename(root / "val/a/x.jpg"),
+    "a new folder": lambda root: (root / "train/d").mkdir(),
+    "a folder gone": lambda root: shutil.rmtree(root / "train/c/deeper"),
+    "behind a link": lambda root: (root / "../elsewhere/two.jpg").touch(),
+    "a link elsewhere": lambda root: (
+        (root / "train/a/link").unlink(),
+        (root / "train/a/link").symlink_to(root / "val"),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_noticed(root, listed, change):
+    before, _ = listed()
+    if change == "a folder gone":
+        (root / "train/c/other.jpg").touch()  # or a class would be missing
+        settle(root)
+    CHANGES[change](root)
+    after, scanned = listed()
+    assert scanned >= 10
+    assert (after == before) == (change == "a new folder")
+
+
+def test_what_was_changed_a_moment_ago_is_not_kept(root, listed):
+    (root / "train/a/new.jpg").touch()
+    listed()
+    assert listed()[1] > 0
+    settle(root)
+    listed()
+    assert listed()[1] == 0
+
+
+def test_small_folders_are_not_kept(tmp_path, listed, monkeypatch):
+    monkeypatch.setattr(kept_listings, "WORTH_KEEPING", 100)
+    listed()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_damage_is_ignored_and_mended(tmp_path, listed):
+    expected, _ = listed()
+    (file,) = (tmp_path / "cache" / "listings").iterdir()
+    for damage in (b"", file.read_bytes()[:-50], b"x" * 1000):
+        file.write_bytes(damage)
+        assert listed()[0] == expected
+        assert listed() == (expected, 0)
+    with np.load(file) as kept:
+        arrays = dict(kept)
+    del arrays["val/labels"]
+    np.savez(file, **arrays)
+    assert listed()[0] == expected
+    assert listed() == (expected, 0)
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, listed):
+    (tmp_path / "cache").write_text("no folder")
+    expected, _ = listed()
+    again, scanned = listed()
+    assert again == expected
+    assert scanned >= 11

@@ -1,0 +1,203 @@
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import vit_jax
+from vit_jax.data.sources.opening import open_source
+from vit_jax.evaluators import classification
+
+evaluate_command = importlib.import_module("vit_jax.evaluate")
+
+NAMES = ("bird", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A folder of six images a class, half of them to evaluate on."""
+    path = tmp_path_factory.mktemp("evaluate")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in NAMES:
+            folder = path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(3 if split == "train" else 4):
+                pixels = rng.integers(0, 256, (12, 9, 3), np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
+    return path
+
+
+@pytest.fixture
+def workdir(shared, make_workdir):
+    path = shared / "run"
+    if not path.exists():
+        config = {"dataset": str(shared / "images")}
+        make_workdir(path, class_names=NAMES, config=config, depth=1)
+    return path
+
+
+@pytest.fixture
+def run(run_command, capsys):
+    def run(*arguments):
+        """Standard output; SystemExit with the message of a user error."""
+        run_command(evaluate_command, *arguments)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_folder_of_classes_alone_is_evaluated_whole(shared, workdir, run):
+    folder = shared / "images/val"
+    report = json.loads(run(f"--checkpoint={workdir}", f"--dataset={folder}", "--json"))
+    assert (report["split"], report["examples"]) == ("train+val", 12)
+    # Its own data are divided as in training.
+    own = json.loads(run(f"--checkpoint={workdir}", "--json"))
+    assert (own["split"], own["examples"]) == ("val", 12)
+
+
+def test_needs_nothing_but_the_work_directory(workdir, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "vit_jax.evaluate", f"--checkpoint={workdir}", "--json"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(vit_jax.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    report = json.loads(done.stdout)
+    assert report["examples"] == 12
+    assert report["bad_images"] == 0
+    assert report["split"] == "val"
+    assert report["step"] == 3
+    assert 0 <= report["top1"] <= report["top5"] == 1.0
+
+
+def test_any_batch_size_gives_the_same_numbers(workdir, run):
+    reports = [
+        json.loads(run(f"--checkpoint={workdir}", "--json", f"--batch_size={size}"))
+        for size in (1, 500)
+    ]
+    losses = [report.pop("loss") for report in reports]
+    assert losses == pytest.approx([losses[0]] * 2, rel=1e-6)
+    assert reports[0] == reports[1]
+    assert reports[0]["examples"] == 12
+
+
+def test_other_data_and_splits(workdir, shared, run):
+    other = f"--dataset={shared / 'images'}"
+    report = json.loads(run(f"--checkpoint={workdir}", "--json", "--split=train"))
+    assert (report["examples"], report["split"]) == (9, "train")
+    sliced = run(f"--checkpoint={workdir}", "--json", other, "--split=val[:50%]")
+    assert json.loads(sliced)["examples"] == 6
+
+
+def test_accuracy_of_each_class(workdir, run):
+    report = json.loads(run(f"--checkpoint={workdir}", "--json", "--per_class"))
+    rows = report["per_class"]
+    assert [row["class"] for row in rows] == list(NAMES)
+    assert [row["examples"] for row in rows] == [4, 4, 4]
+    assert np.mean([row["top1"] for row in rows]) == pytest.approx(report["top1"])
+
+
+def test_is_readable_without_json(workdir, run):
+    text = run(f"--checkpoint={workdir}", "--per_class")
+    assert "12 examples" in text
+    for word in ("top-1", "top-5", "loss", *NAMES):
+        assert word in text
+
+
+def test_data_of_other_classes_are_refused(workdir, run, tmp_path):
+    for name in ("bird", "cat", "fish"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            image = PIL.Image.new("RGB", (8, 8))
+            image.save(tmp_path / name / f"{number}.png")
+    with pytest.raises(SystemExit) as error:
+        run(f"--checkpoint={workdir}", f"--dataset={tmp_path}")
+    assert "other classes than the model" in str(error.value)
+    assert "Only in the model: dog. Only in the data: fish." in str(error.value)
+
+    with pytest.raises(SystemExit, match="10 there, 3 in the model"):
+        run(f"--checkpoint={workdir}", "--dataset=digits")
+
+
+def test_an_unreadable_image_stops_it_unless_allowed(workdir, shared, run):
+    source = open_source(str(shared / "images"), "val")
+    broken = shared / "images" / "val" / "cat" / "broken.png"
+    broken.write_bytes(b"no image")
+    try:
+        with pytest.raises(SystemExit, match=r"cat/broken\.png"):
+            run(f"--checkpoint={workdir}", "--json")
+        report = json.loads(
+            run(f"--checkpoint={workdir}", "--json", "--allow_bad_images")
+        )
+        text = run(f"--checkpoint={workdir}", "--allow_bad_images")
+    finally:
+        broken.unlink()
+    assert report["examples"] == len(source) == 12
+    assert report["bad_images"] == 1
+    assert "1 more could not be read" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no model"),
+        (["--checkpoint=absent"], "neither a path on this machine nor published"),
+        (["--checkpoint=x", "y"], "unexpected arguments: y"),
+        (["--checkpoint=x", "--batch_size=0"], "batch_size"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments, message, run):
+    with pytest.raises(SystemExit, match=message):
+        run(*arguments)
+
+
+def test_the_model_knows_the_devices_it_runs_on(workdir, run, monkeypatch):
+    """Or attention kernels would run on the whole batch, gathered, on each of them."""
+    made = []
+
+    def noting(model, *arguments, **options):
+        made.append(model.layout)
+        return make_eval_step(model, *arguments, **options)
+
+    make_eval_step = classification.make_eval_step
+    monkeypatch.setattr(classification, "make_eval_step", noting)
+    run(f"--checkpoint={workdir}", "--json")
+    [layout] = made
+    assert layout.mesh.size == 8
+
+
+@pytest.mark.parametrize(
+    ("mesh", "kernels"), [({"data": 2, "fsdp": 4, "tensor": 1}, 4), ({"fsdp": 16}, 1)]
+)
+def test_weights_lie_as_in_training_where_the_devices_allow(
+    shared, make_workdir, workdir, run, tmp_path, monkeypatch, mesh, kernels
+):
+    """A model that fits no single device can be evaluated, and on other devices too."""
+    spread = []
+
+    def noting(step, params, *arguments, **options):
+        kernel = params["blocks_00"]["mlp"]["fc1"]["kernel"]
+        spread.append(len({str(shard.index) for shard in kernel.addressable_shards}))
+        return evaluate(step, params, *arguments, **options)
+
+    evaluate = classification.evaluate
+    plain = json.loads(run(f"--checkpoint={workdir}", "--json"))
+    monkeypatch.setattr(classification, "evaluate", noting)
+    config = {
+        "dataset": str(shared / "images"),
+        "mesh": {"data": -1, "tensor": 1} | mesh,
+    }
+    make_workdir(tmp_path / "run", class_names=NAMES, config=config, depth=1)
+    report = json.loads(run(f"--checkpoint={tmp_path / 'run'}", "--json"))
+    assert spread == [kernels]
+    assert report["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert report["top1"] == plain["top1"]

@@ -1,0 +1,137 @@
+"""Formulations that fail, are wrong, slow or fast, on simulated devices."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import sharding
+from vit_jax.models.attention import formulations
+from vit_jax.train.autotune import trial as attention_trial
+from vit_jax.train.autotune.trial import Trial
+
+XLA = formulations.IMPLEMENTATIONS["xla"]
+
+
+def at_trace(*_):
+    raise RuntimeError("Mosaic failed to compile\nand a long story")
+
+
+def at_run(query, key, value, layout):
+    def crash():
+        raise ValueError("the chip is on fire")
+
+    nothing = jax.pure_callback(crash, jax.ShapeDtypeStruct((), query.dtype))
+    return XLA(query, key, value, layout)[0] + nothing, None
+
+
+def slowed(by):
+    """XLA's formulation, and some seconds more."""
+
+    def wait():
+        time.sleep(by)
+        return np.zeros((), np.float32)
+
+    def attend(query, key, value, layout):
+        nothing = jax.pure_callback(wait, jax.ShapeDtypeStruct((), jnp.float32))
+        return XLA(query, key, value, layout)[0] + nothing.astype(query.dtype), None
+
+    return attend
+
+
+def wrong(query, key, value, layout):
+    return 1.05 * XLA(query, key, value, layout)[0], None
+
+
+def wrong_gradient(query, key, value, layout):
+    return XLA(query, key, jax.lax.stop_gradient(value), layout)[0], None
+
+
+def not_finite(query, key, value, layout):
+    """Of one image, which lies on one of the devices."""
+    mixed = XLA(query, key, value, layout)[0]
+    return mixed.at[3].set(jnp.nan), None
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    """A function of formulations by name that tries them after XLA's."""
+
+    def run(dtype=jnp.bfloat16, mesh=(4, 1, 2), **kernels):
+        for name, kernel in kernels.items():
+            monkeypatch.setitem(formulations.IMPLEMENTATIONS, name, kernel)
+        found = Trial(sharding.make_mesh(*mesh), (8, 5, 4, 8), dtype)
+        found.run("xla")
+        for name in kernels:
+            if name != "xla":
+                found.run(name)
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (4, 1, 2)])
+def test_the_fastest_of_those_that_are_right(trial, mesh):
+    slow = trial(kernel=slowed(by=0.02), mesh=mesh)
+    assert slow.problems == {}
+    assert slow.fastest() == "xla"
+    assert slow.milliseconds["kernel"] >= 20 > slow.milliseconds["xla"]
+
+    fast = trial(kernel=formulations._explicit, xla=slowed(by=0.02), mesh=mesh)
+    assert fast.fastest() == "kernel"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "problem"),
+    [
+        (at_trace, r"fails (RuntimeError: Mosaic failed to compile)"),
+        (wrong, "is 5.0% of the largest value off"),
+        (wrong_gradient, "is 100.0% of the largest value off"),
+        (not_finite, "is inf% of the largest value off"),
+    ],
+)
+def test_what_fails_or_disagrees_is_no_choice(trial, kernel, problem):
+    found = trial(jnp.float32, kernel=kernel)
+    assert found.problems == {"kernel": problem}
+    assert list(found.milliseconds) == ["xla"]
+    assert found.fastest() == "xla"
+
+
+def test_what_fails_while_it_runs_is_no_choice(trial):
+    # One device: the CPU's others would wait for it, and end the process.
+    found = trial(mesh=(1, 1, 1), broken=at_run, explicit=formulations._explicit)
+    assert list(found.problems) == ["broken"]
+    assert found.problems["broken"].startswith("fails (JaxRuntimeError: ")
+    assert set(found.milliseconds) == {"xla", "explicit"}  # the rest goes on
+
+
+def test_without_the_reference_nothing_is_known(trial):
+    found = trial(xla=at_trace, kernel=formulations._explicit)
+    assert found.problems["kernel"] == "cannot be compared with xla"
+    assert found.fastest() == "xla"
+
+
+def test_the_time_is_the_median_of_several_runs(trial, monkeypatch):
+    steps = iter(np.cumsum([0, 9.0, 0, 1.0, 0, 2.0, 0, 3.0, 0, 1.0]))
+    clock = type("", (), {"perf_counter": lambda: float(next(steps))})
+    monkeypatch.setattr(attention_trial, "time", clock)
+    monkeypatch.setattr(attention_trial, "_REPETITIONS", 5)
+    assert trial().milliseconds == {"xla": 2000.0}
+
+
+def test_what_fails_in_another_process_fails_in_all(trial, monkeypatch):
+    """The second of three processes cannot compile it: nobody runs it."""
+    asked = []
+
+    def gather(mine):
+        asked.append(mine)
+        # Of XLA's three stages nobody complains, nor of the kernel's before.
+        return np.array([[mine], [len(asked) > 3], [mine]])
+
+    monkeypatch.setattr(attention_trial.multihost_utils, "process_allgather", gather)
+    found = trial(kernel=formulations._explicit)
+    assert asked == [False] * 4
+    assert found.problems == {"kernel": "fails in process 1"}
+    assert list(found.milliseconds) == ["xla"]

@@ -1,0 +1,103 @@
+"""A request to stop, whenever it comes."""
+
+import os
+import signal
+
+import pytest
+
+from vit_jax.checkpoints.reading import has_checkpoint, load_description
+from vit_jax.train import evaluation, loop
+from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.processes.interrupts import Interrupted, Interrupts
+
+
+@pytest.fixture
+def tiny(tiny_config):
+    smallest = {"mesh.data": 1, "model.depth": 1, "eval_every": 2}
+    return lambda **values: tiny_config(**smallest | {"eval_batch_size": 120} | values)
+
+
+def ask_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def splits_by_step(lines):
+    return [(line["step"], line["split"]) for line in lines]
+
+
+@pytest.fixture
+def read(tmp_path):
+    import json
+
+    def read():
+        lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+        return splits_by_step(map(json.loads, lines))
+
+    return read
+
+
+def test_in_an_evaluation_the_step_is_saved_and_evaluated_later(
+    tiny, tmp_path, monkeypatch, read, capfd
+):
+    run = str(tmp_path / "run")
+    evaluate = evaluation.evaluate
+
+    def stopped_after_a_batch(eval_step, params, batches, mesh, **options):
+        def some():
+            for batch in batches:
+                yield batch
+                ask_to_stop()
+
+        return evaluate(eval_step, params, some(), mesh, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", stopped_after_a_batch)
+        with pytest.raises(
+            Interrupted, match="SIGTERM at step 2; the checkpoint is sa"
+        ):
+            train_and_evaluate(tiny(), run)
+    assert "stopping: the step in progress is finished" in capfd.readouterr().err
+    assert load_description(run).step == 2
+    assert read() == [(1, "train"), (2, "train")]
+
+    train_and_evaluate(tiny(), run)
+    assert read()[2:] == [(2, "eval"), (3, "train"), (4, "train"), (4, "eval")]
+
+
+@pytest.fixture
+def not_to_end():
+    """As in a program that has a handler of its own: no signal ends this process."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_before_the_first_step_nothing_is_left_behind(
+    tiny, tmp_path, monkeypatch, not_to_end
+):
+    run = str(tmp_path / "run")
+    opened = loop.open_sources
+
+    def slow(*arguments):
+        ask_to_stop()
+        return opened(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "open_sources", slow)
+        with pytest.raises(Interrupted, match="before the first step") as stopped:
+            train_and_evaluate(tiny(), run)
+    assert stopped.value.exit_status == 143
+    assert not has_checkpoint(run)
+    # The directory may still be used for anything.
+    assert train_and_evaluate(tiny(learning_rate=0.5), run)["examples"] == 360
+
+
+def test_the_second_signal_is_not_held_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        interrupts.begin()
+        assert interrupts.received is None
+        ask_to_stop()
+        assert interrupts.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,39 @@
+"""Every configuration key, once; what depends on others is derived; all is checked.
+
+A recipe is a function `get_config(argument)` that starts from `default_config()` and
+sets what differs. The command line overrides it; then `resolve` fills in what depends
+on other keys, and `problems` names everything that cannot work, before any compilation.
+"""
+
+from vit_jax.config.combinations import problems
+from vit_jax.config.keys import (
+    ARCHITECTURE_KEYS,
+    FREE_TO_CHANGE,
+    SIZE_KEYS,
+    Config,
+    default_config,
+)
+from vit_jax.config.length import override_length, resolve
+from vit_jax.config.values import (
+    flat_keys,
+    image_size,
+    to_plain,
+    value_of,
+    with_defaults,
+)
+
+__all__ = [
+    "ARCHITECTURE_KEYS",
+    "FREE_TO_CHANGE",
+    "SIZE_KEYS",
+    "Config",
+    "default_config",
+    "flat_keys",
+    "image_size",
+    "override_length",
+    "problems",
+    "resolve",
+    "to_plain",
+    "value_of",
+    "with_defaults",
+]

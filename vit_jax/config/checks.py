@@ -1,0 +1,169 @@
+"""Checks the values of a config one by one: a choice, a range, a form."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+
+from vit_jax.config.keys import Config
+from vit_jax.config.values import value_of
+from vit_jax.errors import UserError
+
+# Keys with a few valid values.
+CHOICES = {
+    "bad_images": ("replace", "skip", "error"),
+    "eval_bad_images": ("error", "skip"),
+    "bad_update": ("stop", "skip"),
+    "sampling": ("uniform", "balanced", "weighted"),
+    "mixing.form": ("big_vision", "timm"),
+    "mixing.erasing_mode": ("pixel", "rand", "const"),
+    "model.pooling": ("cls", "gap", "map"),
+    "model.posemb": ("learned", "sincos2d"),
+    "model.gelu": ("tanh", "exact"),
+    "model.attention": (
+        "auto",
+        "xla",
+        "pallas",
+        "cudnn",
+        "per_head",
+        "explicit",
+    ),
+    "model.remat": ("none", "attention", "dots", "full", "offload"),
+    "posemb_resize": ("bicubic", "bicubic_torch", "bilinear", "google"),
+    "loss": ("softmax", "sigmoid"),
+    "optimizer": ("adamw", "adafactor", "sgd"),
+    "momentum_dtype": ("float32", "bfloat16"),
+    "schedule": ("constant", "linear", "cosine", "rsqrt"),
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+    "keep_best": ("", "top1", "top5", "loss"),
+}
+
+# Keys with a range: (smallest, largest), both allowed.
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    "batch_size": (1, math.inf),
+    "eval_batch_size": (1, math.inf),
+    "max_bad_images": (0.0, 1.0),
+    "loader_threads": (1, 1024),
+    "loader_processes": (0, 1024),
+    "augment.repeats": (1, math.inf),
+    "mixing.mixup_alpha": (0.0, 1000.0),
+    "mixing.cutmix_alpha": (0.0, 1000.0),
+    "mixing.prob": (0.0, 1.0),
+    "mixing.switch_prob": (0.0, 1.0),
+    "mixing.erasing_prob": (0.0, 1.0),
+    "mixing.erasing_count": (1, 64),
+    "model.width": (0, math.inf),
+    "model.depth": (0, math.inf),
+    "model.mlp_dim": (0, math.inf),
+    "model.num_heads": (0, math.inf),
+    "model.tokens_mlp_dim": (0, math.inf),
+    "model.channels": (1, math.inf),
+    "model.registers": (0, math.inf),
+    "model.pre_logits": (-1, math.inf),
+    "model.layernorm_epsilon": (1e-12, 1e-2),
+    "model.layer_scale": (0.0, math.inf),
+    "model.dropout_rate": (0.0, 0.99),
+    "model.stochastic_depth": (0.0, 0.99),
+    "label_smoothing": (0.0, 1.0),
+    "b1": (0.0, 0.999999),
+    "b2": (0.0, 0.999999),
+    "momentum": (0.0, 0.999999),
+    "weight_decay": (0.0, math.inf),
+    "grad_clip_norm": (0.0, math.inf),
+    "ema_decay": (0.0, 0.9999999),
+    "max_loss_spike": (0.0, math.inf),
+    "accum_steps": (1, math.inf),
+    "learning_rate": (0.0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "end_learning_rate": (0.0, math.inf),
+    "rsqrt_timescale": (1, math.inf),
+    "cooldown_steps": (0, math.inf),
+    "total_steps": (1, 2**31 - 1),
+    "total_epochs": (1e-9, math.inf),
+    "mesh.data": (-1, math.inf),
+    "mesh.fsdp": (-1, math.inf),
+    "mesh.tensor": (-1, math.inf),
+    "log_every": (1, math.inf),
+    "eval_every": (0, math.inf),
+    "checkpoint_every": (1, math.inf),
+    "keep_checkpoints": (1, math.inf),
+}
+
+
+def wrong_values(config: Config) -> dict[str, str]:
+    """Keys whose value can never be right, whatever the others are, and why not."""
+    found = wrong_choices(config) | out_of_range(config)
+    size = config.image_size
+    whole = all(type(side) is int and side > 0 for side in size)
+    if not 1 <= len(size) <= 2 or not whole:
+        found["image_size"] = (
+            f"image_size={size}: give one size or height,width in pixels, "
+            "as in --config.image_size=384 or =384,256"
+        )
+    traced = tuple(config.profile_steps)
+    if traced != (0, 0) and not (len(traced) == 2 and 1 <= traced[0] <= traced[1]):
+        found["profile_steps"] = (
+            f"profile_steps={traced}: give the first and the last step, as in "
+            "--config.profile_steps=10,15, or 0,0 for none"
+        )
+    if 0 < config.max_loss_spike <= 1:
+        found["max_loss_spike"] = (
+            f"max_loss_spike={config.max_loss_spike}: a loss at its mean is no spike; "
+            "give more than 1, such as 3, or 0 for none"
+        )
+    try:
+        re.compile(config.weight_decay_on)
+    except re.error as error:
+        found["weight_decay_on"] = (
+            f"weight_decay_on={config.weight_decay_on!r} is no regular expression: "
+            f"{error}"
+        )
+    return found
+
+
+def wrong_choices(config: Config) -> dict[str, str]:
+    """Keys whose value is none of their `CHOICES`, and why not."""
+    found = {}
+    for key, choices in CHOICES.items():
+        value = value_of(config, key)
+        if value not in choices:
+            hint = difflib.get_close_matches(str(value), choices, n=1)
+            did_you_mean = f"; did you mean {hint[0]!r}?" if hint else ""
+            found[key] = (
+                f"{key}={value!r}: choose from {_listed(choices)}{did_you_mean}"
+            )
+    return found
+
+
+def _listed(choices: Iterable[str]) -> str:
+    return ", ".join(choice or '""' for choice in choices)
+
+
+def out_of_range(config: Config) -> dict[str, str]:
+    """Keys whose value is outside their `RANGES`, and why not."""
+    found = {}
+    for key, (low, high) in RANGES.items():
+        value = value_of(config, key)
+        if value is None:
+            continue
+        if not math.isfinite(value):
+            found[key] = f"{key}={value}: must be a finite number"
+        elif not low <= value <= high:
+            limit = f"from {low} to {high}" if high != math.inf else f"at least {low}"
+            use = low if value < low else high
+            found[key] = f"{key}={value}: must be {limit}; nearest is {use}"
+    for axis, size in config.mesh.items():
+        if size == 0:
+            found[f"mesh.{axis}"] = (
+                f"mesh.{axis}=0: must be -1 (all devices that are left) or at least 1"
+            )
+    return found
+
+
+def check(found: Iterable[str]) -> None:
+    """Raises one UserError that lists all problems, if there are any."""
+    found = list(found)
+    if found:
+        lines = "\n".join("  - " + line.replace("\n", "\n    ") for line in found)
+        raise UserError(f"the config has {len(found)} problem(s):\n{lines}")

@@ -1,0 +1,189 @@
+"""Reads a command line into a config: a recipe, and the overrides of its keys."""
+
+import contextlib
+import pathlib
+import re
+import runpy
+import traceback
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vit_jax import command
+from vit_jax.config.keys import Config, default_config
+from vit_jax.config.length import override_length
+from vit_jax.config.values import flat_keys
+from vit_jax.errors import UserError
+from vit_jax.words import nearest
+
+
+class WrongOverrides(UserError):
+    """Overrides that cannot be applied; `config` has all the others."""
+
+    def __init__(self, problems: list[str], config: Config):
+        super().__init__("\n".join(problems))
+        self.problems, self.config = problems, config
+
+
+def load_recipe(
+    argv: Sequence[str],
+    flag_values: flags.FlagValues | None = None,
+    usage: str = "",
+) -> tuple[Config, str]:
+    """Reads a command line into a config.
+
+    Args:
+      argv: the program's name and its arguments.
+      flag_values: flags that the command has besides; they are set.
+      usage: what --help prints above the flags.
+
+    Returns:
+      The recipe with the overrides applied, and the work directory ("" = not given).
+
+    Raises:
+      UserError: no recipe, or an argument that is none.
+      WrongOverrides: all of those that name no key, or give a value of the wrong type.
+    """
+    flag_values = flag_values or flags.FlagValues()
+    flags.DEFINE_string(
+        "config", None, "recipe, as in configs/b16.py:cifar100", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "workdir",
+        "",
+        "where checkpoints and metrics go; empty: runs/NAME, made of the config",
+        flag_values=flag_values,
+    )
+    rest, overrides = _split(argv)
+    unexpected = command.parse(rest, flag_values, usage)
+    if unexpected:
+        raise UserError(
+            f"unexpected arguments {unexpected}; overrides look like --config.seed=1"
+        )
+    if not flag_values.config:
+        raise UserError("no recipe; pass one, as in --config=configs/b16.py")
+    config = _read_recipe(flag_values.config)
+    wrong = {key: _override(config, key, token) for key, token in overrides.items()}
+    found = [problem for problem in wrong.values() if problem]
+    if {"total_steps", "total_epochs"} <= overrides.keys():
+        found.append("--config.total_steps and --config.total_epochs: give one")
+    applied = [key for key, problem in wrong.items() if not problem]
+    config = override_length(config, applied)
+    if found:
+        raise WrongOverrides(found, config)
+    return config, flag_values.workdir
+
+
+_OVERRIDE = re.compile(r"--(?:no)?config\.([\w.]+)")
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes the overrides out of argv: {key: "--config.KEY=VALUE"}.
+
+    "--config.KEY VALUE" means the same, also for what is true or false: to leave the
+    value out, write "--config.KEY" before another flag or at the end.
+    """
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    waiting = ""  # the key of an override without "=": the value may follow
+    for token in argv:
+        if match := _OVERRIDE.match(token):
+            overrides[match[1]] = token
+            waiting = "" if "=" in token else match[1]
+        elif waiting and not token.startswith("--"):
+            overrides[waiting] += f"={token}"
+            waiting = ""
+        else:
+            rest.append(token)
+            waiting = ""
+    return rest, overrides
+
+
+def _read_recipe(flag: str) -> Config:
+    """Runs `get_config(argument)` of the file in `FILE.py:ARGUMENT`."""
+    # The last ".py" ends the file name, so that paths may hold a colon (Windows).
+    match = re.fullmatch(r"(.*\.py)(?::(.*))?", flag, re.DOTALL)
+    path = pathlib.Path(match[1] if match else flag)
+    if match is None or not path.is_file():
+        recipes = sorted(str(file) for file in path.parent.glob("*.py"))
+        there = f"; there are {', '.join(recipes)}" if recipes else ""
+        raise UserError(
+            f"--config={flag}: no recipe at {path}{there}. Expected FILE.py or "
+            "FILE.py:ARGUMENT"
+        )
+    with _recipe_errors_explained(path):
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise UserError(f"{path} has no function get_config(argument)")
+        config = get_config(match[2]) if match[2] else get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config of {path} returns {config!r:.100}; expected the config that "
+            "it has made of vit_jax.config.default_config()"
+        )
+    return config
+
+
+@contextlib.contextmanager
+def _recipe_errors_explained(path: pathlib.Path) -> Iterator[None]:
+    """A recipe is the user's own: its mistakes end in a message that names the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines.append(error.lineno)
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        reason = f"{type(error).__name__}: {error}"
+        if unknown := re.search(r"Key \W*(\w+)\W* does not exist", str(error)):
+            keys = flat_keys(default_config())
+            reason = _no_such_key(unknown[1], keys)
+        raise UserError(f"the recipe {where}: {reason}") from error
+
+
+def _no_such_key(name: str, keys: Sequence[str]) -> str:
+    names = nearest(name, keys)
+    hint = f"; nearest: {', '.join(names)}" if names else ""
+    return f"{name}: no such key{hint}. All keys are in vit_jax/config/keys.py"
+
+
+def _override(config: Config, key: str, token: str) -> str:
+    """Applies one override to the config; returns what is wrong with it, or ""."""
+    flag_values, argv = flags.FlagValues(), ["", token]
+    if key not in flat_keys(config):
+        sections = [name for name in config if isinstance(config[name], ConfigDict)]
+        if key in sections:
+            return f"{token}: expected {_expected(config, key)}"
+        return f"--config.{_no_such_key(key, flat_keys(config))}"
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=flag_values, sys_argv=argv
+        )
+        flag_values(argv)
+    except (flags.Error, TypeError, ValueError):
+        return f"{token}: expected {_expected(config, key)}"
+    return ""
+
+
+def _expected(config: Config, dotted: str) -> str:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        config = config[section]
+    kind = config.get_type(key)
+    if kind is ConfigDict:
+        return f"one of its keys, such as {dotted}.{next(iter(config[key]))}"
+    current = "" if config[key] is None else f"; it is {config[key]} now"
+    return _KINDS[kind] + current
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "whole numbers, as in 384 or 384,256",
+}

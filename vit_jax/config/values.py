@@ -1,0 +1,42 @@
+"""Reads and copies the values of a config."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.config.keys import Config, default_config
+
+
+def image_size(config: Config) -> tuple[int, int]:
+    """The image size as (height, width)."""
+    return (config.image_size[0], config.image_size[-1])
+
+
+def value_of(config: Config, dotted: str) -> Any:
+    """The value of a key by its dotted name."""
+    for part in dotted.split("."):
+        config = config[part]
+    return config
+
+
+def with_defaults(config: Config, keys: Iterable[str]) -> Config:
+    """The config with some of its keys, by dotted name, at their defaults."""
+    config, default = config.copy_and_resolve_references(), default_config()
+    config.update_from_flattened_dict({key: value_of(default, key) for key in keys})
+    return config
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The config as a nested dict of JSON values."""
+    return json.loads(config.to_json())
+
+
+def flat_keys(config: Config) -> list[str]:
+    """All dotted key names."""
+    return [
+        f"{key}.{inner}" if inner else key
+        for key, value in config.items()
+        for inner in (flat_keys(value) if isinstance(value, ConfigDict) else [""])
+    ]

@@ -1,0 +1,1 @@
+"""Writes image files as ArrayRecord sets, without TensorFlow."""

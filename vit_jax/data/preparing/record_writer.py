@@ -1,0 +1,287 @@
+"""Writes image files as a prepared tensorflow-datasets set, without TensorFlow.
+
+    DATA_DIR/NAME/1.0.0/NAME-SPLIT.array_record-00000-of-00005 …
+                        features.json, dataset_info.json, label.labels.txt
+                        prepared_from.json     ours: from what, and what was left out
+
+The files' bytes are written as they are, in the order of the listing. All this is made
+in a hidden folder beside, a shard at a time, and gets its name when it is complete. A
+run that was stopped goes on with the first shard that is not finished.
+"""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+
+from vit_jax.data.loading.batches import cores
+from vit_jax.data.preparing.shards import (
+    Shard,
+    finished,
+    plan,
+    write_shard,
+)
+from vit_jax.data.sources.listings import Listing
+from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
+from vit_jax.errors import UserError
+
+VERSION = "1.0.0"  # of every set that is written here
+SHARD_BYTES = 256 * 2**20
+FROM_FILE = "prepared_from.json"
+
+
+class Progress(NamedTuple):
+    """How far it is.
+
+    Attributes:
+      done: images, written or left out.
+      total: images.
+      shard: what has just been finished, or "".
+    """
+
+    done: int
+    total: int
+    shard: str
+
+
+class Written(NamedTuple):
+    """A complete set."""
+
+    folder: str
+    num_examples: dict[str, int]
+    left_out: list[str]
+
+
+def write_set(
+    listing: Listing,
+    name: str,
+    data_dir: str,
+    *,
+    max_bad_share: float = 0.01,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Written:
+    """Writes all splits of a listing; does nothing if that has been done before.
+
+    Args:
+      listing: the images. What cannot be read or decoded is left out.
+      name: of the set; made into one that tensorflow-datasets accepts.
+      data_dir: folder of the sets.
+      max_bad_share: of all images, may be unreadable.
+      shard_bytes: about the size of a file.
+      progress: called after each image.
+
+    Raises:
+      UserError: too many images cannot be read; another set is there; the folder cannot
+        be written; or another process is writing it.
+    """
+    name = set_name(name)
+    _check_names(listing)
+    folder = pathlib.Path(data_dir) / name
+    final, work = folder / VERSION, folder / f".incomplete-{VERSION}"
+    try:
+        _check_place(folder, final)
+        work.mkdir(parents=True, exist_ok=True)
+        with _alone(folder), ThreadPoolExecutor(cores()) as pool:
+            try:
+                shards = plan(listing, name, shard_bytes, pool)
+                if final.exists():
+                    _check_same(listing, final, shards)
+                    shutil.rmtree(work)
+                else:
+                    notes = _write_shards(
+                        listing, shards, work, max_bad_share, progress, pool
+                    )
+                    _describe(listing, name, work, shards, notes)
+                    work.rename(final)
+                    for shard in shards:
+                        (final / shard.note).unlink()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        found = _source_of(final)
+    except (OSError, RuntimeError) as error:  # RuntimeError: ArrayRecord's writer
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder} cannot be written: {reason}. Make room there or pass another "
+            "--data_dir; the same command goes on where it stopped."
+        ) from error
+    return Written(str(final), found["num_examples"], found["left_out"])
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """While it lasts, no other process writes this set."""
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise UserError(
+            f"another process is preparing {folder}. Wait for its end, or stop it."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def set_name(text: str) -> str:
+    """A name as tensorflow-datasets wants it: letters, digits, underscores."""
+    name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    return name if re.match("[a-z]", name) else f"set_{name}".rstrip("_")
+
+
+def _check_names(listing: Listing) -> None:
+    """Class names are kept as lines of a text file."""
+    bad = []
+    for name in listing.class_names:
+        try:
+            plain = name == name.strip() and len(name.encode().splitlines()) == 1
+        except UnicodeEncodeError:
+            plain = False
+        if not plain:
+            bad.append(name)
+    if bad:
+        shown = ", ".join(map(ascii, bad[:10]))
+        raise UserError(
+            f"{listing.name} has {len(bad)} class(es) with names that a prepared set "
+            f"cannot hold: {shown}. Rename them: one line of UTF-8, no space around."
+        )
+
+
+def _check_place(folder: pathlib.Path, final: pathlib.Path) -> None:
+    """Raises UserError if anything is there that has not been written here."""
+    found = sorted(path.name for path in folder.glob("[!.]*"))
+    if found and not (found == [final.name] and (final / FROM_FILE).exists()):
+        # Another set, or perhaps the very images.
+        raise UserError(
+            f"{folder} would be the prepared set's folder, but holds other things "
+            f"({found[0]!a}). Pass another --data_dir."
+        )
+
+
+def _check_same(listing: Listing, final: pathlib.Path, shards: list[Shard]) -> None:
+    """Raises UserError if the set there is not of these files."""
+    found = _source_of(final)
+    if found["identity"] != _identity_of_all(shards):
+        raise UserError(
+            f"{final} was prepared from {found['source']} as it was then; now "
+            f"{listing.name} has other files. Remove that folder to prepare it anew, "
+            "or pass another --data_dir."
+        )
+
+
+def _source_of(final: pathlib.Path) -> dict[str, Any]:
+    return json.loads((final / FROM_FILE).read_text(encoding="utf-8"))
+
+
+def _identity_of_all(shards: list[Shard]) -> str:
+    text = "\n".join(f"{shard.file} {shard.identity}" for shard in shards)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _write_shards(
+    listing: Listing,
+    shards: list[Shard],
+    work: pathlib.Path,
+    max_bad_share: float,
+    progress: Callable[[Progress], None],
+    pool: Executor,
+) -> list[dict[str, Any]]:
+    """Writes what is not finished yet; returns what each shard's note says."""
+    expected = {name for shard in shards for name in (shard.file, shard.note)}
+    for file in work.iterdir():
+        if file.name not in expected:
+            file.unlink()
+    features = _features(listing)
+    total = sum(len(shard.rows) for shard in shards)
+    done, left_out, notes = 0, [], []
+    for shard in shards:
+        note = finished(work, shard)
+        if note is None:
+            for count, bad in write_shard(listing, shard, work, features, pool):
+                left_out += bad
+                _check_share(left_out, total, max_bad_share)
+                progress(Progress(done + count, total, ""))
+            note = finished(work, shard)
+            if note is None:
+                raise OSError(f"{shard.file} cannot be read back")
+        else:
+            left_out += note["left_out"]
+            _check_share(left_out, total, max_bad_share)
+        done += len(shard.rows)
+        notes.append(note)
+        progress(Progress(done, total, shard.file))
+    return notes
+
+
+def _check_share(left_out: list[str], total: int, max_bad_share: float) -> None:
+    if len(left_out) > max_bad_share * total:
+        listed = "".join(f"\n  {problem}" for problem in left_out[:10])
+        more = f"\n  … and {len(left_out) - 10:,} more" if len(left_out) > 10 else ""
+        raise UserError(
+            f"{len(left_out):,} of {total:,} images cannot be read so far, more than "
+            f"--max_bad_share={max_bad_share:g}:{listed}{more}\nMend or remove them, "
+            "or allow a larger share to leave them out."
+        )
+
+
+def _features(listing: Listing):
+    import tensorflow_datasets as tfds
+
+    label: Any = tfds.features.ClassLabel(names=list(listing.class_names))
+    features: dict[str, Any] = {"image": tfds.features.Image(shape=(None, None, 3))}
+    if listing.multi_label:
+        features["labels"] = tfds.features.Sequence(label)
+    else:
+        features["label"] = label
+    if any((files.weights != 1).any() for files in listing.files.values()):
+        features[WEIGHT_KEY] = tfds.features.Scalar(np.float64)
+    return tfds.features.FeaturesDict(features)
+
+
+def _describe(
+    listing: Listing,
+    name: str,
+    work: pathlib.Path,
+    shards: list[Shard],
+    notes: list[dict[str, Any]],
+) -> None:
+    """What makes a set of the shards."""
+    _features(listing).save_config(str(work))
+    splits, left_out, num_examples = [], [], {}
+    for split in listing.files:
+        of_split = [n for s, n in zip(shards, notes, strict=True) if s.split == split]
+        num_examples[split] = sum(note["examples"] for note in of_split)
+        left_out += [problem for note in of_split for problem in note["left_out"]]
+        splits.append(
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(sum(note["record_bytes"] for note in of_split)),
+                "shardLengths": [str(note["examples"]) for note in of_split],
+            }
+        )
+    source = {
+        "source": listing.name,
+        "identity": _identity_of_all(shards),
+        "num_examples": num_examples,
+        "left_out": left_out,
+    }
+    info = {
+        "name": name,
+        "version": VERSION,
+        "description": f"Images of {listing.name!a}.",
+        "fileFormat": "array_record",
+        "splits": splits,
+    }
+    for file, content in ((FROM_FILE, source), ("dataset_info.json", info)):
+        (work / file).write_text(json.dumps(content, indent=2), encoding="utf-8")

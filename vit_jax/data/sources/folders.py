@@ -1,0 +1,218 @@
+"""Image folders as data sets: one folder a class, with or without given splits."""
+
+import collections
+import functools
+import logging
+import os
+import time
+
+from vit_jax.data.sources import imagenet, kept_listings
+from vit_jax.data.sources.listings import (
+    EVALUATION_NAMES,
+    Entry,
+    Files,
+    ListedImages,
+    Listing,
+    UnknownClasses,
+    hold_out,
+    mixed,
+    some,
+)
+from vit_jax.data.sources.protocol import DatasetInfo, Source
+from vit_jax.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+logger = logging.getLogger(__name__)
+
+_LAYOUTS = (
+    "Expected one folder a class, FOLDER/<class>/*.jpg, or the same below FOLDER/train "
+    "and FOLDER/val (or test). Images end in " + ", ".join(EXTENSIONS) + "."
+)
+
+
+def describe(place: str, _data_dir: str = "") -> DatasetInfo:
+    return list_folder(place).info(place)
+
+
+def open_split(place: str, split: str, _data_dir: str = "") -> Source:
+    return ListedImages(list_folder(place), split)
+
+
+def list_folder(path: str) -> Listing:
+    """Finds classes and images below `path`.
+
+    Folders that are all named like splits are splits, whatever the case of their
+    letters; without one to train on, what is there can be evaluated on.
+    Without a folder for evaluation, a tenth of the images is held out; see `hold_out`.
+    A large listing is kept in the cache and holds as long as no directory has changed.
+
+    Raises:
+      UserError: nothing there, no images, one class to train on, or classes to
+        evaluate on that are not trained on.
+    """
+    path = os.path.abspath(os.path.expanduser(path))
+    if not os.path.exists(path):
+        raise UserError(f"there is no folder {path}. {_LAYOUTS}")
+    if not os.path.isdir(path):
+        raise UserError(f"{path} is a file, not a folder. {_LAYOUTS}")
+    if kept := kept_listings.find(path):
+        return kept
+    started, scan = time.time(), _Scan()
+    try:
+        listing = _list(path, scan)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be listed: {error.strerror}. "
+            "Make the folder readable."
+        ) from error
+    kept_listings.keep(listing, scan.modified, started)
+    return listing
+
+
+def _list(path: str, scan: "_Scan") -> Listing:
+    folders, _ = scan(path)
+    # Split → its folder, which may be written Train or VAL.
+    given = {
+        split: name
+        for split in ("train", *EVALUATION_NAMES)
+        for name in folders
+        if name.lower() == split
+    }
+    divided = "train" in given and scan(os.path.join(path, given["train"]))[0]
+    if divided or (folders and len(given) == len(folders)):
+        found = {split: _classes(path, given[split], scan) for split in given}
+    else:
+        found = {"train": _classes(path, "", scan)}
+    names = tuple(sorted(found.get("train") or set().union(*found.values())))
+    if len(names) == 1 and "train" in found:
+        raise UserError(
+            f"found one class ({names[0]!r}) to train on in {path}, expected at least "
+            f"two. {_LAYOUTS}"
+        )
+    unknown = {split: sorted(set(of) - set(names)) for split, of in found.items()}
+    names = tuple(sorted(set().union(*found.values())))
+    entries = {
+        split: mixed(
+            Entry(file, label)
+            for label, name in enumerate(names)
+            for file in classes.get(name, ())
+        )
+        for split, classes in found.items()
+    }
+    if held_out := list(entries) == ["train"]:
+        entries = hold_out(entries["train"])
+    if not all(entries.values()):
+        raise UserError(
+            f"{path} has {len(entries['train'])} image(s), too few to hold one out for "
+            "evaluation. Add images, or put some below FOLDER/val."
+        )
+    files = {split: Files.of(listed) for split, listed in entries.items()}
+    called = f"the folder {path}"
+    train_split = "train" if "train" in files else ""
+    eval_split = list(files)[bool(train_split)]
+    listing = Listing(
+        path, called, names, files, train_split, eval_split, held_out=held_out
+    )
+    train = os.path.join(path, given.get("train", ""))
+    problems = [
+        f"{os.path.join(path, given[split])} has classes that {train} has not: "
+        f"{some(classes)}. Classes to train on: {some(sorted(found['train']))}. "
+        "Name the folders alike."
+        for split, classes in unknown.items()
+        if classes
+    ]
+    if problems:
+        raise UnknownClasses("\n".join(problems), listing)
+    return listing
+
+
+def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
+    """Class → its images, as paths relative to `root` written with "/"."""
+    folder = os.path.join(root, below)
+    folders, files = scan(folder)
+    classes, others, without = {}, collections.Counter(), []
+    for name in folders:
+        images = []
+        prefix = f"{below}/{name}" if below else name
+        for file in _walk(os.path.join(folder, name), prefix, scan):
+            if file.lower().endswith(EXTENSIONS):
+                images.append(file)
+            else:
+                others[os.path.splitext(file)[1].lower() or "no extension"] += 1
+        if images:
+            classes[name] = images
+        else:
+            without.append(name)
+    if classes and without:
+        endings = f" ({', '.join(sorted(others))} is no image)" if others else ""
+        _warn(f"no classes in {folder}, for want of images: {some(without)}{endings}")
+    if not classes and below:
+        classes = _imagenet_validation(below, files)
+    if not classes:
+        loose = sum(file.lower().endswith(EXTENSIONS) for file in files)
+        seen = f"{len(folders)} folder(s)" + (f" ({some(folders)})" if folders else "")
+        if loose:
+            seen += f" and {loose} image(s) that are in no class's folder"
+        if others:
+            seen += ", with " + ", ".join(
+                f"{number} × {ending}" for ending, number in others.most_common(5)
+            )
+        where = folder.rstrip("/")
+        raise UserError(f"no images of any class in {where}: found {seen}. {_LAYOUTS}")
+    return classes
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Once: a start lists a folder several times."""
+    logger.warning("%s", text)
+
+
+def _imagenet_validation(below: str, files: list[str]) -> dict[str, list[str]]:
+    classes = collections.defaultdict(list)
+    for file in files:
+        if imagenet.VALIDATION_FILE.fullmatch(file):
+            name = imagenet.validation_class(file)
+            if name is None:
+                raise UserError(f"{below}/{file}: ImageNet has no file of this number")
+            classes[name].append(f"{below}/{file}")
+    return dict(classes)
+
+
+def _walk(
+    folder: str, prefix: str, scan: "_Scan", links: tuple[str, ...] = ()
+) -> list[str]:
+    """All files below, their names led by `prefix`; nothing else is asked of them."""
+    folders, files = scan(folder)
+    found = [f"{prefix}/{name}" for name in files]
+    for name in folders:
+        path, followed = os.path.join(folder, name), links
+        if os.path.islink(path):
+            target = os.path.realpath(path)
+            if target in links or f"{os.path.realpath(folder)}/".startswith(target):
+                continue  # a link into itself
+            followed = (*links, target)
+        found += _walk(path, f"{prefix}/{name}", scan, followed)
+    return found
+
+
+class _Scan:
+    """Lists directories, and remembers when each was last changed.
+
+    Attributes:
+      modified: directory → nanoseconds, asked for before it was listed.
+    """
+
+    def __init__(self):
+        self.modified: dict[str, int] = {}
+
+    def __call__(self, folder: str) -> tuple[list[str], list[str]]:
+        """Names of the folders and of the files, hidden ones left out."""
+        self.modified.setdefault(folder, os.stat(folder).st_mtime_ns)
+        folders, files = [], []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
+        return sorted(folders), sorted(files)

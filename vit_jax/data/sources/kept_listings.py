@@ -1,0 +1,89 @@
+"""The listing of a large folder, kept from one start to the next.
+
+It holds as long as no directory has changed: a file that is added, removed or renamed
+changes the time of its directory, and asking for that is all that is done.
+"""
+
+import os
+
+import numpy as np
+
+from vit_jax import cache
+from vit_jax.data.hashing import stable_hash
+from vit_jax.data.sources.listings import Files, Listing, Ragged
+
+FORMAT = 2  # to be counted up with every change of what is listed, or how
+# Fewer files are listed as fast as a kept listing is read.
+WORTH_KEEPING = 5_000
+# Seconds. What was changed so recently may be changed again without a later time to
+# show it: file systems tell times apart by up to two seconds (FAT).
+SETTLED_AFTER = 3.0
+
+_recent: dict[str, dict[str, np.ndarray]] = {}  # one start asks several times
+
+
+def find(path: str) -> Listing | None:
+    """The listing of an earlier time, if it still holds."""
+    arrays = _recent.get(path) or cache.load_arrays(_place(path))
+    if arrays is None:
+        return None
+
+    def texts(name: str) -> Ragged:
+        return Ragged(arrays[f"{name}/flat"], arrays[f"{name}/ends"])
+
+    try:
+        directories = texts("directories").texts()
+        for directory, time in zip(directories, arrays["modified"], strict=True):
+            if os.stat(directory).st_mtime_ns != time:
+                return None
+        files = {}
+        for split in texts("splits").texts():
+            labels = arrays[f"{split}/labels"]
+            files[split] = Files(texts(f"{split}/paths"), labels, np.ones(len(labels)))
+        names = tuple(texts("class_names").texts())
+        held_out = bool(arrays["held_out"])
+    except (OSError, KeyError, ValueError):  # a directory that is gone; damage
+        return None
+    _recent.clear()
+    _recent[path] = arrays
+    called, split = f"the folder {path}", list(files)[1]
+    return Listing(path, called, names, files, "train", split, held_out=held_out)
+
+
+def keep(listing: Listing, modified: dict[str, int], listed_at: float) -> None:
+    """Keeps the listing of a folder, if that is of use.
+
+    Args:
+      listing: of single labels.
+      modified: directory → when it was last changed, in ns, asked for before it was
+        listed.
+      listed_at: when the listing was begun, in s.
+    """
+    settled = max(modified.values()) < (listed_at - SETTLED_AFTER) * 1e9
+    if (
+        not settled
+        or not listing.train_split
+        or sum(listing.num_examples.values()) < WORTH_KEEPING
+    ):
+        return
+    columns = {
+        "directories": Ragged.of_texts(list(modified)),
+        "class_names": Ragged.of_texts(listing.class_names),
+        "splits": Ragged.of_texts(list(listing.files)),
+    }
+    arrays = {
+        "modified": np.array(list(modified.values()), np.int64),
+        "held_out": np.array(listing.held_out),
+    }
+    for split, files in listing.files.items():
+        columns[f"{split}/paths"] = files.paths
+        arrays[f"{split}/labels"] = np.asarray(files.labels)
+    for name, column in columns.items():
+        arrays[f"{name}/flat"], arrays[f"{name}/ends"] = column.flat, column.ends
+    cache.store_arrays(_place(listing.path), arrays)
+    _recent.clear()
+    _recent[listing.path] = arrays
+
+
+def _place(path: str) -> str:
+    return f"listings/{stable_hash(f'{FORMAT} {path}'):016x}.npz"

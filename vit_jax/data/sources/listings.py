@@ -1,0 +1,231 @@
+"""Image files with their labels, as folders and tables name them."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vit_jax.data.hashing import stable_hash
+from vit_jax.data.preprocessing import read_file
+from vit_jax.data.sources import splits
+from vit_jax.data.sources.protocol import DatasetInfo, Example, check_single_label
+from vit_jax.errors import UserError
+
+EVALUATION_NAMES = ("val", "valid", "validation", "test")
+HELD_OUT = 0.1  # of the images, where nothing says what to evaluate on
+
+Label = int | tuple[int, ...]
+
+
+class Entry(NamedTuple):
+    """One image: path relative to the listing's root with "/", label, weight."""
+
+    path: str
+    label: Label
+    weight: float = 1.0
+
+
+class Ragged:
+    """A sequence of arrays of any lengths, in two arrays.
+
+    Attributes:
+      flat: one after the other.
+      ends: int64 [n + 1]; the i-th is flat[ends[i] : ends[i + 1]].
+    """
+
+    def __init__(self, flat: np.ndarray, ends: np.ndarray):
+        self.flat, self.ends = flat, ends
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.flat[self.ends[index] : self.ends[index + 1]]
+
+    @classmethod
+    def of(cls, parts: Sequence[Sequence[int]], dtype: type) -> "Ragged":
+        flat = np.fromiter((x for part in parts for x in part), dtype)
+        return cls(flat, _ends(parts))
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str]) -> "Ragged":
+        """Texts as uint8; what a file system gives as no text comes back as it was."""
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), _ends(encoded))
+
+    def text(self, index: int) -> str:
+        return self[index].tobytes().decode("utf-8", "surrogateescape")
+
+    def texts(self) -> list[str]:
+        return [self.text(index) for index in range(len(self))]
+
+
+class Files(Sequence[tuple[str, Label]]):
+    """Paths with labels. Three arrays: a million tuples would take ten times as long
+    to come from a cache or to go to another process.
+
+    Attributes:
+      paths: relative to the listing's root, with "/".
+      labels: int32 [n]; ragged where an example has any number of them.
+      weights: float64 [n].
+    """
+
+    def __init__(self, paths: Ragged, labels: np.ndarray | Ragged, weights: np.ndarray):
+        self.paths, self.labels, self.weights = paths, labels, weights
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry]) -> "Files":
+        labels: list = [entry.label for entry in entries]
+        several = any(isinstance(label, tuple) for label in labels)
+        return cls(
+            Ragged.of_texts([entry.path for entry in entries]),
+            Ragged.of(labels, np.int32) if several else np.array(labels, np.int32),
+            np.array([entry.weight for entry in entries], np.float64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        found = self.labels[index]
+        label = tuple(found.tolist()) if isinstance(self.labels, Ragged) else int(found)
+        return self.paths.text(index), label
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Which images there are, and what they show.
+
+    Attributes:
+      path: the folder that the files' paths are relative to.
+      name: what to call it in a message.
+      class_names: in the order of their labels.
+      files: split → its files, in an order that mixes the classes and depends on
+        nothing but the paths, so that a slice of a split is a fair sample.
+      train_split, eval_split: what to train and evaluate on unless told otherwise.
+      multi_label: a file may have any number of labels.
+      held_out: see `DatasetInfo`.
+    """
+
+    path: str
+    name: str
+    class_names: tuple[str, ...]
+    files: dict[str, Files]
+    train_split: str
+    eval_split: str
+    multi_label: bool = False
+    held_out: bool = False
+
+    @property
+    def num_examples(self) -> dict[str, int]:
+        return {name: len(files) for name, files in self.files.items()}
+
+    def info(self, name: str) -> DatasetInfo:
+        """What planning needs, of the data set of this name."""
+        return DatasetInfo(
+            name,
+            len(self.class_names),
+            self.num_examples,
+            self.class_names,
+            self.train_split,
+            self.eval_split,
+            self.multi_label,
+            self.held_out,
+        )
+
+
+class UnknownClasses(UserError):
+    """There are classes to evaluate on that are not trained on.
+
+    Attributes:
+      listing: of all classes.
+    """
+
+    def __init__(self, message: str, listing: Listing):
+        super().__init__(message)
+        self.listing = listing
+
+
+class ListedImages:
+    """One split of a listing; files are read when an example is asked for."""
+
+    def __init__(self, listing: Listing, split: str):
+        self.class_names = listing.class_names
+        self.multi_label = listing.multi_label
+        self.listing = listing
+        self._parts = splits.Parts(split, listing.num_examples, listing.name)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: int) -> Example:
+        split, position = self._parts[index]
+        files = self.listing.files[split]
+        relative, label = files[position]
+        path = os.path.join(self.listing.path, relative)
+        return Example(read_file(path), label, path, float(files.weights[position]))
+
+    def labels(self) -> np.ndarray:
+        check_single_label(self, self.listing.name)
+        return self._column("labels")
+
+    def weights(self) -> np.ndarray:
+        return self._column("weights")
+
+    def _column(self, name):
+        return self._parts.gather(
+            {split: getattr(files, name) for split, files in self.listing.files.items()}
+        )
+
+
+def mixed(entries: Iterable[Entry]) -> list[Entry]:
+    """The order of `Listing.files`."""
+    return sorted(entries, key=lambda entry: stable_hash(entry.path))
+
+
+def hold_out(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Divides what is to train on; a tenth is to evaluate on, chosen by the path.
+
+    Adding or removing files never moves another one to the other side. (Only where a
+    whole side or a class's training images would be missing, in very small sets, one
+    image a class changes sides.)
+    """
+    held_out = {entry.path for entry in entries if _held_out(entry.path)}
+    of_class = collections.defaultdict(list)  # each in the order of the hash
+    for path, label, _ in entries:
+        # Combinations of labels are no classes: nearly all may be rare.
+        of_class["any" if isinstance(label, tuple) else label].append(path)
+    for members in of_class.values():
+        if held_out.issuperset(members):
+            held_out.discard(members[-1])
+    if not held_out:
+        held_out = {members[0] for members in of_class.values() if len(members) > 1}
+    return {
+        "train": [entry for entry in entries if entry.path not in held_out],
+        "val": [entry for entry in entries if entry.path in held_out],
+    }
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many there are, for a message."""
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown + (f" … ({len(names):,} in all)" if len(names) > 5 else "")
+
+
+def _held_out(file: str) -> bool:
+    # Not the hash that orders the files: a slice of the training split would
+    # otherwise be cut at the very place where the evaluation split ends.
+    return stable_hash("held out\n" + file) < HELD_OUT * 2**64
+
+
+def _ends(parts: Sequence) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(
+        np.int64
+    )

@@ -1,0 +1,159 @@
+"""Tables as data sets: a row an image, in a .csv, .tsv or .jsonl file.
+
+Columns, in any order and with others between them: the image's path, relative to the
+table's folder (named image, path, file or filename); `label`, a text or a whole number,
+or `labels`, any number of them (in .csv and .tsv separated by "|", in .jsonl a list);
+if wanted `weight`, a number of at least 0, and `split`. Without splits a tenth of the
+images is held out. A folder with train.csv and val.csv (or test …) is one data set.
+"""
+
+import functools
+import os
+from collections.abc import Iterable
+
+from vit_jax.data.sources.listings import (
+    Entry,
+    Files,
+    ListedImages,
+    Listing,
+    UnknownClasses,
+    hold_out,
+    mixed,
+    some,
+)
+from vit_jax.data.sources.protocol import DatasetInfo, Source, in_order
+from vit_jax.data.sources.table_rows import (
+    EXPECTED,
+    SPLITS,
+    Problems,
+    Row,
+    read_rows,
+)
+from vit_jax.errors import UserError
+
+EXTENSIONS = (".csv", ".tsv", ".jsonl")
+_LOOKED_FOR = 100  # files: if not one of so many is there, none will be
+
+
+def describe(place: str, _data_dir: str = "") -> DatasetInfo:
+    return read_tables(place).info(place)
+
+
+def open_split(place: str, split: str, _data_dir: str = "") -> Source:
+    return ListedImages(read_tables(place), split)
+
+
+def split_files(folder: str) -> dict[str, str]:
+    """Split → its table, if the folder has one to train and one to evaluate on.
+
+    Raises:
+      UserError: a split has two.
+    """
+    found: dict[str, str] = {}
+    for split in SPLITS:
+        for extension in EXTENSIONS:
+            path = os.path.join(folder, split + extension)
+            if not os.path.isfile(path):
+                continue
+            if split in found:
+                raise UserError(
+                    f"{folder} has both {os.path.basename(found[split])} and "
+                    f"{split}{extension}. Leave one of them there."
+                )
+            found[split] = path
+    return found if "train" in found and len(found) > 1 else {}
+
+
+def read_tables(path: str) -> Listing:
+    """What a table, or a folder with one for each split, lists.
+
+    Raises:
+      UserError: it cannot be read; or all rows that cannot be used; or classes to
+        evaluate on that are not trained on; or no image is where the table says.
+    """
+    path = os.path.abspath(path)
+    files = split_files(path) if os.path.isdir(path) else {"": path}
+    try:
+        stats = [os.stat(file) for file in files.values()]
+    except OSError as error:
+        raise UserError(
+            f"the table {error.filename} cannot be read: {error.strerror}"
+        ) from error
+    versions = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+    return _listing(path, tuple(files.items()), versions)
+
+
+@functools.lru_cache(maxsize=2)  # one start asks several times
+def _listing(path: str, files: tuple[tuple[str, str], ...], _versions) -> Listing:
+    name = f"the table {path}"
+    root = path if os.path.isdir(path) else os.path.dirname(path)
+    rows, problems = list[Row](), Problems()
+    kinds = {file: read_rows(file, split, rows, problems) for split, file in files}
+    problems.check()
+    if len(set(kinds.values())) > 1:
+        raise UserError(f"{name}: some have a column label, others labels. {EXPECTED}")
+    (several,) = set(kinds.values())
+    train = [row for row in rows if row.split == "train"]
+    if not train:
+        found = sorted({row.split for row in rows})
+        raise UserError(
+            f"{name} has no row to train on, only {', '.join(found)}. {EXPECTED}"
+        )
+    _look_for(root, train[:_LOOKED_FOR], name)
+
+    names = in_order(label for row in rows for label in row.labels)
+    _check_number(names, several, name)
+    entries = _entries(rows, names, several)
+    if held_out := len(entries) == 1:
+        entries = hold_out(entries["train"])
+    if not all(entries.values()):
+        raise UserError(
+            f"{name} has {len(rows)} row(s), too few to hold one out for evaluation. "
+            "Add rows, or a column split."
+        )
+    listed = {split: Files.of(some) for split, some in entries.items()}
+    listing = Listing(
+        root, name, names, listed, "train", list(listed)[1], several, held_out
+    )
+    trained = {label for row in train for label in row.labels}
+    unknown = [one for one in names if one not in trained]
+    if unknown and not several:  # of many labels, some are too rare to be everywhere
+        raise UnknownClasses(
+            f"{name} has classes to evaluate on that are not trained on: "
+            f"{some(unknown)}. Write them alike in every split, or leave them out.",
+            listing,
+        )
+    return listing
+
+
+def _entries(
+    rows: Iterable[Row], names: tuple[str, ...], several: bool
+) -> dict[str, list[Entry]]:
+    """Split → what it lists, in the order of preference to evaluate on."""
+    label_of = {name: label for label, name in enumerate(names)}
+    found: dict[str, list[Entry]] = {split: [] for split in SPLITS}
+    for row in rows:
+        labels = tuple(dict.fromkeys(label_of[label] for label in row.labels))
+        label = labels if several else labels[0]
+        found[row.split].append(Entry(row.path, label, row.weight))
+    return {split: mixed(some) for split, some in found.items() if some}
+
+
+def _check_number(names: tuple[str, ...], several: bool, name: str) -> None:
+    if len(names) < (1 if several else 2):
+        shown = f" ({names[0]!r})" if names else ""
+        raise UserError(
+            f"found {len(names)} class(es){shown} in {name}, expected at least "
+            f"{1 if several else 2}. {EXPECTED}"
+        )
+
+
+def _look_for(root: str, rows: list[Row], name: str) -> None:
+    """A single file that is gone is found, and counted, when it is read."""
+    first = os.path.join(root, rows[0].path)
+    if not any(os.path.exists(os.path.join(root, row.path)) for row in rows):
+        raise UserError(
+            f"none of the first {len(rows)} images of {name} is there; the first was "
+            f"looked for at {first}. Write paths relative to the table's folder, or "
+            "absolute ones."
+        )

@@ -1,0 +1,287 @@
+"""tensorflow-datasets sets, read from ArrayRecord files without TensorFlow."""
+
+import difflib
+import glob
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.decode import DecodeError
+from vit_jax.data.sources import splits, tfds_labels
+from vit_jax.data.sources.protocol import (
+    DatasetInfo,
+    Example,
+    Source,
+    check_single_label,
+)
+from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
+from vit_jax.errors import UserError
+
+# What to evaluate on, in order of preference; a set with one split is divided.
+EVALUATION_SPLITS = ("validation", "val", "valid", "test")
+# NAME, NAME/CONFIG, with :VERSION or without, and perhaps NAMESPACE: before it.
+_NAME = re.compile(r"([\w-]+:)?\w+(/[\w.,=-]+)?(:[\w.*]+)?")
+TRAIN_PART, HELD_OUT_PART = "[:90%]", "[90%:]"
+
+_LONG_TO_READ = 2**30  # bytes; some seconds
+_STANDARD_ERROR = 2  # by number: notebooks and tests replace sys.stderr
+
+
+def describe(place: str, data_dir: str) -> DatasetInfo:
+    """See `Kind`; a set that is not prepared is prepared where that is possible."""
+    builder = _builder(place, data_dir)
+    labels = tfds_labels.find(builder)
+    train_split, eval_split = _default_splits(builder)
+    return DatasetInfo(
+        place,
+        len(labels.class_names),
+        num_examples(builder),
+        labels.class_names,
+        train_split,
+        eval_split,
+        multi_label=labels.multi_label,
+        held_out=eval_split.endswith(HELD_OUT_PART),
+    )
+
+
+def open_split(place: str, split: str, data_dir: str) -> Source:
+    return TfdsSet(_builder(place, data_dir), split)
+
+
+class TfdsSet:
+    """One split of a prepared set; images stay encoded."""
+
+    def __init__(self, builder, split: str):
+        import tensorflow_datasets as tfds
+
+        every = dict(builder.info.features.items())
+        self._builder, self._labels = builder, tfds_labels.find(builder)
+        self._name = f"{builder.info.name}/{split}"
+        self._image_key = _feature_key(builder, tfds.features.Image, "image")
+        self.class_names = self._labels.class_names
+        self.multi_label = self._labels.multi_label
+        # A wrong split gets our message, not tensorflow-datasets'.
+        self._parts = splits.Parts(split, num_examples(builder), builder.info.full_name)
+        self._records = tfds_labels.raw_records(builder, split)
+        # What else a record holds is nobody's concern, and costs no time.
+        keys = (self._image_key, self._labels.key, WEIGHT_KEY)
+        self._features = tfds.features.FeaturesDict(
+            {key: every[key] for key in keys if key in every}
+        )
+        self._decoders = {self._image_key: tfds.decode.SkipDecoding()}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]
+        name = f"{self._name}[{index}]"
+        try:
+            record: Any = self._features.deserialize_example_np(
+                self._records[index], decoders=self._decoders
+            )
+            label = self._labels.decode(record[self._labels.key])
+            weight = float(record.get(WEIGHT_KEY, 1.0))
+            return Example(record[self._image_key], label, name, weight)
+        except MemoryError:
+            raise
+        except Exception as error:  # a wrong checksum, a file cut short, no such file
+            reason = str(error).strip() or type(error).__name__
+            raise DecodeError(f"{name} cannot be read: {reason}") from error
+
+    @property
+    def labels_take_long(self) -> bool:
+        """Whether `labels` has so much to read, when it does so for the first time."""
+        splits_read = [self._builder.info.splits[name] for name in self._parts.names]
+        return sum(split.num_bytes for split in splits_read) > _LONG_TO_READ
+
+    def labels(self) -> np.ndarray:
+        check_single_label(self, self._name)
+        return self._column(tfds_labels.all_labels)
+
+    def weights(self) -> np.ndarray:
+        return self._column(tfds_labels.all_weights)
+
+    def _column(self, read) -> np.ndarray:
+        names = self._parts.names
+        return self._parts.gather(
+            {name: read(self._builder, self._labels, name) for name in names}
+        )
+
+
+def num_examples(builder) -> dict[str, int]:
+    return {name: info.num_examples for name, info in builder.info.splits.items()}
+
+
+def prepared_folder(path: str) -> str | None:
+    """The folder of a prepared set, where `path` is one or holds one version of one.
+
+    Raises:
+      UserError: it holds several.
+    """
+    for depth in ("", "*"):
+        pattern = os.path.join(glob.escape(path), depth, "dataset_info.json")
+        found = sorted(os.path.dirname(file) for file in glob.glob(pattern))
+        if len(found) > 1:
+            raise UserError(
+                f"{path} holds {len(found)} prepared sets. Name one of them: "
+                + ", ".join(found[:10])
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def open_folder(path: str):
+    """The builder of the prepared set in the folder `path`."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(path)
+    # DIR/name[/config]/version: the command that converts it takes DIR.
+    name, levels = str(builder.info.name), str(builder.info.full_name).count("/")
+    root = pathlib.Path(path).absolute().parents[levels]
+    _check_format(builder, name, str(root))
+    return builder
+
+
+def open_name(name: str, data_dir: str = ""):
+    """The builder of the set `name`, prepared first where that is possible.
+
+    Raises:
+      UserError: tensorflow-datasets knows no such set, it is not prepared and cannot
+        be here, or it is in a format without random access.
+    """
+    builder = find(name, data_dir)
+    if not builder.is_prepared():
+        _prepare(name, data_dir)
+        builder = find(name, data_dir)
+    _check_format(builder, name, data_dir)
+    return builder
+
+
+def find(name: str, data_dir: str = ""):
+    """The builder of a set, prepared or not.
+
+    Args:
+      name: of the set, or the absolute path of one that is prepared.
+      data_dir: where the sets are; "" = tensorflow-datasets' default.
+
+    Raises:
+      UserError: there is no such set; names the nearest ones.
+    """
+    import tensorflow_datasets as tfds
+
+    if os.path.isabs(name):
+        return tfds.builder_from_directory(prepared_folder(name) or name)
+    try:
+        if not _NAME.fullmatch(name):
+            raise tfds.core.DatasetNotFoundError(name)
+        return tfds.builder(name, data_dir=data_dir or None)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(
+            f"there is no folder or file {os.path.abspath(name)}, and {name!r} is no "
+            f"name that tensorflow-datasets knows.{hint} Their names are listed at "
+            "https://www.tensorflow.org/datasets/catalog"
+        ) from None
+    except (ValueError, AssertionError, RuntimeError) as error:
+        # An unknown configuration or version; the first lines say which there are.
+        raise UserError(
+            f"the dataset {name!r} cannot be opened: {str(error)[:1000]}"
+        ) from error
+
+
+def tensorflow_is_installed() -> bool:
+    """Looks without importing it."""
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def prepare_command(name: str, data_dir: str) -> list[str]:
+    """The arguments after `python` that prepare a set."""
+    return ["-m", "vit_jax.prepare", name] + (
+        [f"--data_dir={data_dir}"] if data_dir else []
+    )
+
+
+def _builder(place: str, data_dir: str):
+    if os.path.isabs(place):
+        return open_folder(prepared_folder(place) or place)
+    return open_name(place, data_dir)
+
+
+def _default_splits(builder) -> tuple[str, str]:
+    """What to train and to evaluate on unless told otherwise."""
+    names = list(builder.info.splits)
+    train = "train" if "train" in names else names[0]
+    for name in EVALUATION_SPLITS:
+        if name in names and name != train:
+            return train, name
+    return train + TRAIN_PART, train + HELD_OUT_PART
+
+
+def check_prepared(name: str, data_dir: str) -> None:
+    """Raises UserError, with the commands that mend it, unless the set is there."""
+    builder = find(name, data_dir)
+    if not builder.is_prepared():
+        shown = " ".join(["python", *prepare_command(name, data_dir)])
+        raise UserError(
+            f"the dataset {name!r} is not prepared: looked in {builder.data_dir}. "
+            "Preparing it needs TensorFlow, once (reading it does not):\n"
+            f"  pip install 'vit_jax[prepare]'\n  {shown}"
+        )
+
+
+def _prepare(name: str, data_dir: str) -> None:
+    if not tensorflow_is_installed():
+        check_prepared(name, data_dir)
+    command = prepare_command(name, data_dir)
+    shown = " ".join(["python", *command])
+    print(f"{name} is not prepared yet; running: {shown}", file=sys.stderr)
+    # In a process of its own, so that TensorFlow never meets JAX's devices; what it
+    # prints goes to standard error, because standard output is for results.
+    finished = subprocess.run(
+        [sys.executable, *command], stdout=_STANDARD_ERROR, check=False
+    )
+    if finished.returncode != 0:
+        raise UserError(
+            f"the dataset {name!r} could not be prepared (exit status "
+            f"{finished.returncode}; the reason is printed above). To try again: "
+            f"{shown}"
+        )
+
+
+def _check_format(builder, name: str, data_dir: str) -> None:
+    found = {one.value for one in builder.info.available_file_formats()}
+    if not found & {"array_record", "parquet"}:
+        raise UserError(
+            f"the dataset {name!r} in {builder.data_dir} is prepared as "
+            f"{', '.join(sorted(found)) or 'nothing'}, which cannot be read at random; "
+            "expected array_record. To convert it (this needs TensorFlow, once):\n"
+            f"  pip install 'vit_jax[prepare]'\n"
+            f"  python {' '.join(prepare_command(name, data_dir))}"
+        )
+
+
+def _feature_key(builder, kind, preferred: str) -> str:
+    found = [
+        key
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, kind)
+    ]
+    if preferred in found:
+        return preferred
+    if len(found) == 1:
+        return found[0]
+    raise tfds_labels.unsuitable(builder, f"one {preferred}")

@@ -1,0 +1,1 @@
+"""Operations on one image, and chains of them written as text."""

@@ -1,0 +1,247 @@
+"""Transforms of one image, and chains of them written as text.
+
+    "inception_crop|flip_lr"          training
+    "resize"                          evaluation as in the published fine-tuning code
+    "resize_small(256)|central_crop"  evaluation of most ImageNet models
+    ""                                pixels as they are
+
+A size that is left out is the model's image size. A size is a number or (height,
+width). Interpolations: nearest, bilinear (half-pixel centres, no antialias, as
+TensorFlow's), bicubic, area; bilinear_antialias and bicubic_antialias are Pillow's,
+pixel by pixel, as timm and Hugging Face evaluate. Roundings, of the longer side in
+resize_small (nearest if left out) and of the offset in central_crop (down if left
+out): nearest (halves to the even number), down.
+
+Training, as published:
+
+    ViT, SAM, GSAM       "inception_crop|flip_lr"
+    AugReg               "inception_crop|flip_lr|randaugment(2, 15)", which is medium;
+                         magnitude 0 is light1, 10 light2, 20 strong
+    big_vision, to 384   "resize_small(448)|random_crop|flip_lr" in transfer
+    DeiT                 "random_resized_crop|flip_lr
+                         |timm_randaugment('rand-m9-mstd0.5-inc1')"
+    DeiT-III             "random_resized_crop|flip_lr|three_augment
+                         |color_jitter(0.3, 0.3, 0.3)"
+    with its simple crop "resize_small(interpolation='bicubic_antialias',
+                         rounding='down')|random_crop(padding=4)|flip_lr
+                         |three_augment|color_jitter(0.3, 0.3, 0.3)"
+
+Evaluation, as published:
+
+    Google's files       "resize"
+    big_vision, to 224   "resize_small(256)|central_crop"
+    big_vision, to 384   "resize_small(448)|central_crop"
+    timm, to 224         "resize_small(248, 'bicubic_antialias', 'down')
+                         |central_crop(rounding='nearest')"
+    DeiT, MAE, DINOv2    "resize_small(256, 'bicubic_antialias', 'down')
+                         |central_crop(rounding='nearest')" to 224
+    DeiT-III, timm 384   "resize_small(interpolation='bicubic_antialias',
+                         rounding='down')|central_crop(rounding='nearest')"
+    ViT of Hugging Face  "resize(interpolation='bilinear_antialias')"
+    DeiT of Hugging Face "resize(256, 'bicubic_antialias')|central_crop"
+
+Operations on colours take grey images (1 channel) and RGB (3); crops, resizes and flips
+any number of channels.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+
+from vit_jax.data.decode import Opened, whole
+from vit_jax.data.transforms.colour import (
+    blur,
+    color_jitter,
+    grey,
+    solarize,
+    three_augment,
+)
+from vit_jax.data.transforms.crops import (
+    central_crop,
+    flip_lr,
+    inception_crop,
+    random_crop,
+    random_resized_crop,
+    resize,
+    resize_small,
+)
+from vit_jax.data.transforms.operations import (
+    Step,
+    read_size,
+    times,
+    unknown,
+)
+from vit_jax.data.transforms.randaugment import randaugment
+from vit_jax.data.transforms.resizing import Size
+from vit_jax.data.transforms.timm_randaugment import timm_randaugment
+from vit_jax.errors import UserError
+
+OPERATIONS: dict[str, Callable[..., Step]] = {
+    "inception_crop": inception_crop,
+    "random_resized_crop": random_resized_crop,
+    "random_crop": random_crop,
+    "central_crop": central_crop,
+    "resize": resize,
+    "resize_small": resize_small,
+    "flip_lr": flip_lr,
+    "randaugment": randaugment,
+    "timm_randaugment": timm_randaugment,
+    "three_augment": three_augment,
+    "color_jitter": color_jitter,
+    "grey": grey,
+    "solarize": solarize,
+    "blur": blur,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Operations one after the other, ending at `image_size`. Made by `parse_chain`."""
+
+    text: str
+    image_size: Size
+    steps: tuple[Step, ...]
+
+    @property
+    def random(self) -> bool:
+        return any(step.random for step in self.steps)
+
+    def __call__(
+        self, image: Opened, rng: np.random.Generator | None = None, name: str = ""
+    ) -> np.ndarray:
+        """Transforms uint8 [h, w, c] to uint8 [*image_size, c].
+
+        Args:
+          image: the pixels, or what `open_image` returns.
+          rng: needed when the chain is random.
+          name: what to call the image in an error.
+
+        Raises:
+          UserError: the image is too small for a crop, has a number of channels that an
+            operation does not take, or ends at another size.
+        """
+        for step in self.steps:
+            try:
+                step.check(image)
+            except ValueError as error:
+                raise UserError(
+                    f"{name or 'image'}: {error} (in the chain {self.text!r})"
+                ) from None
+            image = step.apply(image if step.cuts else whole(image), rng)
+        image = whole(image)
+        if image.shape[:2] != self.image_size:
+            raise UserError(
+                f"{name or 'image'} is {times(image.shape[:2])} after the chain "
+                f"{self.text!r}, the model takes {times(self.image_size)}. "
+                "End the chain with 'resize' or 'central_crop'."
+            )
+        return np.ascontiguousarray(image)
+
+
+@functools.lru_cache(maxsize=256)
+def parse_chain(text: str, image_size: Size) -> Chain:
+    """Reads a chain such as "resize_small(256)|central_crop".
+
+    Args:
+      text: operations joined by "|"; see OPERATIONS for names and arguments.
+      image_size: (height, width) of the result, and the default of every size.
+
+    Raises:
+      UserError: an unknown operation, a wrong argument, or another size at the end.
+    """
+    parts = [part.strip() for part in text.split("|")] if text.strip() else []
+    steps = tuple(_parse_step(part, text, image_size) for part in parts)
+    size = None
+    for part, step in zip(parts, steps, strict=True):
+        try:
+            size = step.output_size(size)
+        except ValueError as error:
+            raise UserError(f"{part!r} in the chain {text!r}: {error}") from None
+    if size not in (None, image_size):
+        raise UserError(
+            f"the chain {text!r} makes images of {times(size)}, the model takes "
+            f"{times(image_size)}. Leave the size out of its last operation."
+        )
+    return Chain(text, image_size, steps)
+
+
+def rescale_chain(text: str, old: Size, new: Size) -> str:
+    """The chain for images of another size: its explicit sizes change in proportion.
+
+    What the chain does to an image relative to the model's size stays as it is.
+
+    Args:
+      text: a chain that suits `old`.
+      old: (height, width) that it ends at.
+      new: (height, width) that the result ends at.
+    """
+    if old == new or not text.strip():
+        return text
+    return "|".join(_rescaled(part.strip(), old, new) for part in text.split("|"))
+
+
+def _parse_step(part: str, text: str, image_size: Size) -> Step:
+    where = f"{part!r} in the chain {text!r}"
+    try:
+        tree = ast.parse(part, mode="eval").body
+        call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+        if not isinstance(call.func, ast.Name):
+            raise SyntaxError
+        name = call.func.id
+        arguments = [ast.literal_eval(value) for value in call.args]
+        # An argument without a name here is one written "**".
+        named = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
+    except (SyntaxError, ValueError):
+        raise UserError(
+            f"{where} cannot be read; expected operations such as 'resize(256)' "
+            "joined by '|'"
+        ) from None
+    if name not in OPERATIONS:
+        raise UserError(f"{where}: {unknown('operation', name, OPERATIONS)}")
+    operation = OPERATIONS[name]
+    signature = inspect.signature(operation)
+    try:
+        bound = signature.bind_partial(*arguments, **named)
+        if "size" in signature.parameters:
+            bound.arguments.setdefault("size", image_size)
+        bound = signature.bind(*bound.args, **bound.kwargs)
+    except TypeError as error:
+        raise UserError(
+            f"{where}: {error}; it takes {', '.join(signature.parameters) or 'nothing'}"
+        ) from None
+    try:
+        return operation(**bound.arguments)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _rescaled(part: str, old: Size, new: Size) -> str:
+    """One operation, with its size changed in proportion if it has one."""
+    call = ast.parse(part, mode="eval").body
+    if not isinstance(call, ast.Call):
+        return part
+    name = call.func.id  # type: ignore[attr-defined]
+    if "size" not in inspect.signature(OPERATIONS[name]).parameters:
+        return part
+    named = [key for key in call.keywords if key.arg == "size"]
+    values = named or call.args[:1]
+    if not values:
+        return part
+    value = named[0].value if named else call.args[0]
+    sides = [
+        round(side * after / before)
+        for side, before, after in zip(
+            read_size(ast.literal_eval(value)), old, new, strict=True
+        )
+    ]
+    scaled = ast.parse(repr(sides[0] if len(set(sides)) == 1 else tuple(sides)))
+    changed = scaled.body[0].value  # type: ignore[attr-defined]
+    if named:
+        named[0].value = changed
+    else:
+        call.args[0] = changed
+    return ast.unparse(call)

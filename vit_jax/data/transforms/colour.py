@@ -1,0 +1,115 @@
+"""Operations on the colours of an image, and 3-Augment, which chooses among them."""
+
+import math
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from vit_jax.data.transforms import tones
+from vit_jax.data.transforms.operations import (
+    COLOURED,
+    Step,
+    check_bounds,
+    check_number,
+    keep_size,
+)
+
+
+def grey() -> Step:
+    """Luminance in every channel (torchvision's Grayscale, by Pillow)."""
+    return _step(lambda image, _: _desaturated(image))
+
+
+def solarize(threshold=128) -> Step:
+    """Inverts what is at least as bright as the threshold (PIL.ImageOps.solarize)."""
+    check_number("threshold", threshold, 0, 256, whole=True)
+    return _step(lambda image, _: tones.solarize(image, threshold))
+
+
+def blur(radius_min=0.1, radius_max=2.0) -> Step:
+    """Gaussian blur of a uniform radius (DeiT-III, arXiv:2204.07118; by Pillow)."""
+    radius = check_bounds("radius", radius_min, radius_max)
+    return _step(
+        lambda image, rng: tones.blur(image, rng.uniform(*radius)), random=True
+    )
+
+
+def three_augment() -> Step:
+    """Exactly one of grey, solarize and blur (DeiT-III, arXiv:2204.07118)."""
+    choices = (grey(), solarize(), blur())
+
+    def apply(image, rng):
+        return choices[rng.integers(len(choices))].apply(image, rng)
+
+    return _step(apply, random=True)
+
+
+def color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0) -> Step:
+    """Torchvision's ColorJitter.
+
+    Each factor is uniform between 1 − x (at least 0) and 1 + x, that of the hue, in
+    turns around the colour circle, between −x and x; the order is random.
+    """
+    amounts = {
+        "brightness": brightness,
+        "contrast": contrast,
+        "saturation": saturation,
+        "hue": hue,
+    }
+    for name, amount in amounts.items():
+        check_number(name, amount, 0, 0.5 if name == "hue" else math.inf)
+    if not any(amounts.values()):
+        raise ValueError("all amounts are 0: nothing would change")
+
+    def apply(image, rng):
+        for chosen in rng.permutation(len(ADJUSTMENTS)):
+            name, adjust = ADJUSTMENTS[chosen]
+            if amount := amounts[name]:
+                centre = 0 if name == "hue" else 1
+                low = centre - amount if name == "hue" else max(0, centre - amount)
+                image = adjust(image, rng.uniform(low, centre + amount))
+        return image
+
+    return _step(apply, random=True)
+
+
+def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Towards black (0), or away from it (PIL.ImageEnhance.Brightness)."""
+    return tones.blend_level(0, image, factor)
+
+
+def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Towards the mean luminance, or away from it (PIL.ImageEnhance.Contrast)."""
+    mean = cv2.mean(tones.luminance(image))[0]
+    return tones.blend_level(math.floor(mean + 0.5), image, factor)
+
+
+def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    """Towards the luminance, or away from it (PIL.ImageEnhance.Color)."""
+    return tones.blend(_desaturated(image), image, factor)
+
+
+def adjust_hue(image: np.ndarray, turns: float) -> np.ndarray:
+    """Around the colour circle (torchvision's adjust_hue, by Pillow)."""
+    if image.shape[2] == 1:
+        return image
+    hsv = np.array(Image.fromarray(image).convert("HSV"))
+    hsv[:, :, 0] += np.uint8(int(turns * 255) % 256)
+    return np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+
+
+ADJUSTMENTS = (
+    ("brightness", adjust_brightness),
+    ("contrast", adjust_contrast),
+    ("saturation", adjust_saturation),
+    ("hue", adjust_hue),
+)
+
+
+def _desaturated(image: np.ndarray) -> np.ndarray:
+    return tones.in_channels(tones.luminance(image), image.shape[2])
+
+
+def _step(apply, random: bool = False) -> Step:
+    return Step(apply, keep_size, random, COLOURED)

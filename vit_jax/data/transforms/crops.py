@@ -1,0 +1,229 @@
+"""What part of an image is seen, and how large: crops, resizes and flips."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from vit_jax.data.transforms.operations import (
+    Step,
+    check_bounds,
+    check_choice,
+    check_number,
+    keep_size,
+    read_size,
+    times,
+)
+from vit_jax.data.transforms.resizing import INTERPOLATIONS, Size, resize_image
+
+ROUNDINGS: dict[str, Callable[[float], int]] = {"nearest": round, "down": math.floor}
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+def inception_box(
+    size: Size,
+    rng: np.random.Generator,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Box:
+    """Draws a box: (top, left, height, width).
+
+    As TensorFlow's sample_distorted_bounding_box without objects: the aspect (width
+    over height) is uniform, then the height is uniform among those that keep the area,
+    as a fraction of the image's, within bounds and the box inside the image. What does
+    not fit is drawn again, 100 times at most; then the box is the whole image. The box
+    may touch the lower and the right border, which TensorFlow's misses by one pixel.
+    """
+    height, width = size
+    least, most = (fraction * height * width for fraction in area)
+    for _ in range(100):
+        ratio = aspect[0] + (aspect[1] - aspect[0]) * rng.random()
+        shortest = max(1, math.ceil(math.sqrt(least / ratio)))
+        tallest = int(min(math.sqrt(most / ratio), (width + 0.5) / ratio, height))
+        if shortest > tallest:
+            continue
+        box_height = _draw(rng, shortest, tallest)
+        box_width = round(box_height * ratio)
+        fits = 1 <= box_width <= width
+        if not fits or not least <= box_height * box_width <= most:
+            continue
+        return (*_place(size, (box_height, box_width), rng), box_height, box_width)
+    return 0, 0, height, width
+
+
+def resized_crop_box(
+    size: Size,
+    rng: np.random.Generator,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Box:
+    """Draws a box: (top, left, height, width).
+
+    As torchvision's RandomResizedCrop: the area, as a fraction of the image's, is
+    uniform, the logarithm of the aspect (width over height) too. What does not fit is
+    drawn again, 10 times at most; then the box is the largest at the centre whose
+    aspect is within bounds.
+    """
+    height, width = size
+    for _ in range(10):
+        pixels = rng.uniform(*area) * height * width
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        box_width = round(math.sqrt(pixels * ratio))
+        box_height = round(math.sqrt(pixels / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            return (*_place(size, (box_height, box_width), rng), box_height, box_width)
+    box_height = max(1, min(height, round(width / aspect[0])))
+    box_width = max(1, min(width, round(height * aspect[1])))
+    top, left = (height - box_height) // 2, (width - box_width) // 2
+    return top, left, box_height, box_width
+
+
+def inception_crop(
+    size,
+    area_min=0.05,
+    area_max=1.0,
+    aspect_min=0.75,
+    aspect_max=1.33,
+    interpolation="bilinear",
+) -> Step:
+    """The crop of big_vision and google-research/vision_transformer."""
+    area, aspect = (area_min, area_max), (aspect_min, aspect_max)
+    return _cut_and_resize(inception_box, size, area, aspect, interpolation)
+
+
+def random_resized_crop(
+    size,
+    area_min=0.08,
+    area_max=1.0,
+    aspect_min=3 / 4,
+    aspect_max=4 / 3,
+    interpolation="bicubic_antialias",
+) -> Step:
+    """Torchvision's RandomResizedCrop, bicubic as DeiT and its successors use it."""
+    area, aspect = (area_min, area_max), (aspect_min, aspect_max)
+    return _cut_and_resize(resized_crop_box, size, area, aspect, interpolation)
+
+
+def random_crop(size, padding=0) -> Step:
+    """A box at any place, as big_vision's random_crop.
+
+    With padding, torchvision's RandomCrop with padding_mode="reflect": so many pixels
+    are added on each side first, mirrored at the outermost ones.
+    """
+    size = read_size(size)
+    check_number("padding", padding, 0, math.inf, whole=True)
+
+    def output_size(have: Size | None) -> Size:
+        if have is None:
+            return size
+        if padding >= min(have):
+            raise ValueError(f"padding={padding} mirrors more than {times(have)} has")
+        return _cropped(size, (have[0] + 2 * padding, have[1] + 2 * padding))
+
+    def apply(image, rng):
+        if padding:
+            channels = image.shape[2]
+            image = cv2.copyMakeBorder(
+                image, padding, padding, padding, padding, cv2.BORDER_REFLECT_101
+            )
+            # OpenCV drops a single channel.
+            image = image.reshape(*image.shape[:2], channels)
+        top, left = _place(image.shape[:2], size, rng)
+        return image[top : top + size[0], left : left + size[1]]
+
+    return Step(apply, output_size, random=True, cuts=not padding)
+
+
+def central_crop(size, rounding="down") -> Step:
+    """A box at the centre; `rounding` is of its offset."""
+    size = read_size(size)
+    check_choice("rounding", rounding, ROUNDINGS)
+
+    def apply(image, _):
+        top, left = (
+            ROUNDINGS[rounding]((have - want) / 2)
+            for have, want in zip(image.shape[:2], size, strict=True)
+        )
+        return image[top : top + size[0], left : left + size[1]]
+
+    return Step(apply, functools.partial(_cropped, size), cuts=True)
+
+
+def resize(size, interpolation="bilinear") -> Step:
+    """To this size; the aspect is not kept."""
+    size = read_size(size)
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
+    return Step(
+        lambda image, _: resize_image(image, size, interpolation), lambda _: size
+    )
+
+
+def resize_small(size, interpolation="area", rounding="nearest") -> Step:
+    """To the smallest image of the same aspect that covers `size`.
+
+    For a single number the shorter side becomes that number; `rounding` is of the
+    longer side.
+    """
+    size = read_size(size)
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
+    check_choice("rounding", rounding, ROUNDINGS)
+
+    def covering(have: Size) -> Size:
+        # Multiplied before it is divided: what comes out whole must not be rounded.
+        whole = ROUNDINGS[rounding]
+        height = max(size[0], whole(size[1] * have[0] / have[1]))
+        width = max(size[1], whole(size[0] * have[1] / have[0]))
+        return height, width
+
+    return Step(
+        lambda image, _: resize_image(image, covering(image.shape[:2]), interpolation),
+        lambda have: have and covering(have),
+    )
+
+
+def flip_lr() -> Step:
+    """Left becomes right in one half of the images."""
+
+    def apply(image, rng):
+        if rng.random() >= 0.5:
+            return image
+        # A view, image[:, ::-1], takes longer to copy in the end.
+        return cv2.flip(image, 1).reshape(image.shape)
+
+    return Step(apply, keep_size, random=True)
+
+
+def _cut_and_resize(draw_box, size, area, aspect, interpolation) -> Step:
+    size = read_size(size)
+    area, aspect = check_bounds("area", *area), check_bounds("aspect", *aspect)
+    if area[1] > 1:
+        raise ValueError(f"area_max={area[1]} is a fraction of the image: 1 at most")
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
+
+    def apply(image, rng):
+        top, left, height, width = draw_box(image.shape[:2], rng, area, aspect)
+        box = image[top : top + height, left : left + width]
+        return resize_image(box, size, interpolation)
+
+    return Step(apply, lambda _: size, random=True, cuts=True)
+
+
+def _place(have: Size, want: Size, rng: np.random.Generator) -> tuple[int, int]:
+    """(top, left) of a box of size `want`, uniform among those inside."""
+    return _draw(rng, 0, have[0] - want[0]), _draw(rng, 0, have[1] - want[1])
+
+
+def _draw(rng: np.random.Generator, least: int, most: int) -> int:
+    """A whole number, uniform from least to most; in a quarter of integers' time."""
+    return least + int(rng.random() * (most - least + 1))
+
+
+def _cropped(size: Size, have: Size | None) -> Size:
+    if have is not None and (have[0] < size[0] or have[1] < size[1]):
+        raise ValueError(
+            f"cannot cut {times(size)} out of {times(have)}; resize first, for "
+            "example with 'resize_small'"
+        )
+    return size

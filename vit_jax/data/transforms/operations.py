@@ -1,0 +1,105 @@
+"""What an operation of a chain is, and the checks of its arguments."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.decode import Opened
+from vit_jax.data.transforms.resizing import Size
+
+COLOURED = (1, 3)  # channels that operations on colours take: grey, or RGB
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One operation with its arguments bound.
+
+    Attributes:
+      apply: (uint8 [h, w, c], random generator) → uint8 [h', w', c].
+      output_size: size of its input (None = not known before the image is seen) →
+        size of its output. Raises ValueError where the input is too small.
+      random: whether it draws from the generator.
+      channels: numbers of channels that it takes; none = any.
+      cuts: it uses the shape of its input and one box of it, image[rows, columns], so
+        that no more than that must be decoded.
+    """
+
+    apply: Callable[[Any, np.random.Generator | None], np.ndarray]
+    output_size: Callable[[Size | None], Size | None]
+    random: bool = False
+    channels: tuple[int, ...] = ()
+    cuts: bool = False
+
+    def check(self, image: Opened) -> None:
+        """Raises ValueError if it cannot be applied to this image."""
+        self.output_size(image.shape[:2])
+        if self.channels and image.shape[2] not in self.channels:
+            raise ValueError(
+                f"operations on colours take {' or '.join(map(str, self.channels))} "
+                f"channels, the image has {image.shape[2]}"
+            )
+
+
+def keep_size(size: Size | None) -> Size | None:
+    """The `output_size` of what leaves the size as it is."""
+    return size
+
+
+def read_size(value) -> Size:
+    """(height, width) of a number of pixels, or of (height, width)."""
+    pair = (value, value) if not isinstance(value, (tuple, list)) else tuple(value)
+    whole = [isinstance(side, int) and not isinstance(side, bool) for side in pair]
+    if len(pair) != 2 or not all(whole) or min(pair) < 1:
+        raise ValueError(
+            f"the size must be a number of pixels or (height, width), not {value!r}"
+        )
+    return pair
+
+
+def check_bounds(name: str, low, high) -> tuple[float, float]:
+    """The arguments NAME_min and NAME_max, above zero and in this order."""
+    if not _is_number(low) or not _is_number(high) or not 0 < low <= high:
+        raise ValueError(
+            f"{name}_min={low!r} and {name}_max={high!r} must be numbers with "
+            f"0 < {name}_min ≤ {name}_max"
+        )
+    return low, high
+
+
+def check_number(
+    name: str, value, least: float, most: float, whole: bool = False
+) -> None:
+    """An argument is a number from `least` to `most`."""
+    kind = "a whole number" if whole else "a number"
+    if (
+        not _is_number(value)
+        or not least <= value <= most
+        or (whole and not isinstance(value, int))
+    ):
+        bound = f"at least {least}" if most == np.inf else f"from {least} to {most}"
+        raise ValueError(f"{name}={value!r} must be {kind}, {bound}")
+
+
+def check_choice(kind: str, name, known: Iterable[str]) -> None:
+    """An argument is one of the known names."""
+    if name not in tuple(known):  # a list, say, is no key
+        raise ValueError(unknown(kind, name, known))
+
+
+def unknown(kind: str, name, known: Iterable[str]) -> str:
+    """The message about a name that is not known."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"no {kind} {name!r}.{hint} There are: {', '.join(known)}."
+
+
+def times(size: Size) -> str:
+    """The size in words."""
+    return f"{size[0]}×{size[1]}"
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,1 +1,0 @@
-"""Exact evaluation, in training and as `python -m vit_jax.evaluate`."""

@@ -1,0 +1,1 @@
+"""Formulations of attention, and which of them suits a device."""

@@ -1,0 +1,219 @@
+"""Formulations of scaled dot-product attention, and which one to use."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax.models.attention.short_kernels import fits, short_attention
+from vit_jax.models.placement import Layout
+
+
+def attend(
+    query: Float[Array, "b n h k"],
+    key: Float[Array, "b m h k"],
+    value: Float[Array, "b m h k"],
+    *,
+    implementation: str = "auto",
+    return_weights: bool = False,
+    layout: Layout = Layout(),  # noqa: B008 (it never changes)
+) -> tuple[Float[Array, "b n h k"], Float[Array, "b h n m"] | None]:
+    """softmax(query keyᵀ / √k) value for each head (arXiv:1706.03762, eq. 1).
+
+    The softmax is computed in float32 whatever the arguments' dtype.
+
+    Args:
+      query: what each of n tokens looks for, in h heads of k channels.
+      key: what each of m tokens offers.
+      value: what each of them hands over.
+      implementation: one of `IMPLEMENTATIONS`; all compute the same function.
+      layout: where the arrays lie, if there are several devices.
+      return_weights: also return what the softmax gives, in float32. Only the
+        explicit formulation has it, so asking for it chooses that one.
+
+    Returns:
+      The mixed values in the dtype of `value`, and the weights or None.
+
+    Raises:
+      ValueError: unknown implementation.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention is {implementation!r}, expected one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
+    if return_weights:
+        return _explicit(query, key, value)
+    return IMPLEMENTATIONS[implementation](query, key, value, layout)[0], None
+
+
+def _explicit(query, key, value, _layout=None):
+    weights = jax.nn.softmax(_scores(query, key) / query.shape[-1] ** 0.5, axis=-1)
+    return jnp.einsum("bhnm,bmhk->bnhk", weights.astype(value.dtype), value), weights
+
+
+@jax.custom_vjp
+def _scores(query, key):
+    """Products in float32; those of their gradient are of the arguments' dtype."""
+    return jnp.einsum("bnhk,bmhk->bhnm", query, key, preferred_element_type=jnp.float32)
+
+
+def _scores_backward(operands, gradient):
+    query, key = operands
+    gradient = gradient.astype(query.dtype)
+    return (
+        jnp.einsum("bhnm,bmhk->bnhk", gradient, key),
+        jnp.einsum("bhnm,bnhk->bmhk", gradient, query),
+    )
+
+
+_scores.defvjp(lambda query, key: (_scores(query, key), (query, key)), _scores_backward)
+
+
+def _fused(implementation):
+    def attention(query, key, value, _layout):
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, implementation=implementation
+        )
+        return mixed, None
+
+    return attention
+
+
+def _short(query, key, value, layout):
+    by_xla = _fused("xla")
+    if key.shape != query.shape:  # the kernels are for attention among the same tokens
+        return by_xla(query, key, value, layout)
+
+    def attention(query, key, value):
+        """Of the examples and heads of one device."""
+        b, n, heads, channels = query.shape
+        if not fits(n, heads * channels, heads, query.dtype, layout.device_kind):
+            return by_xla(query, key, value, layout)[0]
+        tokens = (x.reshape(b, n, heads * channels) for x in (query, key, value))
+        mixed: Any = short_attention(
+            *tokens, num_heads=heads, device_kind=layout.device_kind
+        )
+        return mixed.reshape(query.shape)
+
+    return layout.apart(attention)(query, key, value), None
+
+
+def _cudnn(query, key, value, layout):
+    # Its backward pass takes no single query; other tokens' keys are a small part.
+    if query.shape[1] == 1 or key.shape != query.shape:
+        return _explicit(query, key, value)
+
+    def attention(query, key, value):
+        """Of the examples and heads of one device."""
+        b, n, *_ = query.shape
+        fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
+        if n % 2 == 0:
+            return fused(query, key, value)
+        # JAX has no gradients of an odd length; a token more that nobody reads.
+        one_more = ((0, 0), (0, 1), (0, 0), (0, 0))
+        lengths = jnp.full((b,), n, jnp.int32)
+        mixed = fused(
+            *(jnp.pad(x, one_more) for x in (query, key, value)),
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+        )
+        return mixed[:, :n]
+
+    return layout.apart(attention)(query, key, value), None
+
+
+def _per_head(query, key, value, layout):
+    def attention(query, key, value):
+        """Of the examples and heads of one device."""
+        heads = query.shape[2]
+        # The channels of a head lie side by side: cut out, nothing is transposed.
+        parts = (
+            jnp.split(x.reshape(*x.shape[:2], -1), heads, axis=-1)
+            for x in (query, key, value)
+        )
+        mixed = [_one_head(*of_head) for of_head in zip(*parts, strict=True)]
+        return jnp.concatenate(mixed, axis=-1).reshape(query.shape)
+
+    return layout.apart(attention)(query, key, value), None
+
+
+@jax.jit  # traced once for all heads and blocks
+def _one_head(query, key, value):
+    """Of arrays [b, n, k]; divided where there are fewer numbers, after the mixing."""
+    scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = product("bnk,bmk->bnm", query * scale, key)
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    mixed = product("bnm,bmk->bnk", weights.astype(value.dtype), value)
+    return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
+
+
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "auto": _fused(None),  # JAX chooses
+    "xla": _fused("xla"),
+    "pallas": _short,  # where the kernel fits; on other platforms than TPU it is XLA's
+    "cudnn": _cudnn,  # on NVIDIA's GPUs only, see `why_not_cudnn`
+    "per_head": _per_head,  # products of a head for itself, for CPUs
+    "explicit": _explicit,
+}
+
+# What `candidates` has for the CPU, where nothing is tried: the fastest as measured.
+FASTEST_ON_CPU = "per_head"
+
+
+def candidates(
+    platform: str,
+    device_kind: str,
+    *,
+    tokens: int,
+    heads: int,
+    channels: int,
+    dtype: Any,
+) -> tuple[str, ...]:
+    """The formulations that may be the fastest, the most promising first.
+
+    Args:
+      platform: of the devices, as JAX calls it: "tpu", "gpu", "cpu".
+      device_kind: of the devices, as JAX calls it: "TPU v5 lite".
+      tokens: that attend to each other.
+      heads: on one device.
+      channels: of a head.
+      dtype: of query, key and value.
+    """
+    if platform == "tpu":
+        # Those before v4 multiply bfloat16 differently.
+        old = device_kind in ("TPU v2", "TPU v3")
+        if not old and fits(tokens, heads * channels, heads, dtype, device_kind):
+            return "pallas", "xla"
+    if platform == "gpu":
+        fused = () if why_not_cudnn(platform, channels, dtype) else ("cudnn",)
+        return (*fused, "explicit", "xla")
+    return (FASTEST_ON_CPU,) if platform == "cpu" else ("xla",)
+
+
+def why_not_cudnn(platform: str, channels: int, dtype: Any) -> str:
+    """What keeps cuDNN's fused attention from running; empty if nothing does.
+
+    Args:
+      platform: of the devices, as JAX calls it.
+      channels: of a head.
+      dtype: of query, key and value.
+    """
+    if platform != "gpu":
+        return f"it runs on NVIDIA GPUs, and the devices are {platform}"
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"it computes in bfloat16, and compute_dtype is {jnp.dtype(dtype)}"
+    if channels % 8 or channels > _CUDNN_CHANNELS:
+        return (
+            f"a head has {channels} channels, and it takes multiples of 8 up to "
+            f"{_CUDNN_CHANNELS}"
+        )
+    return ""
+
+
+_CUDNN_CHANNELS = 128  # on every GPU

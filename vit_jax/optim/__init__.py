@@ -1,0 +1,1 @@
+"""What turns gradients into updates: schedules, the chain, the guard."""

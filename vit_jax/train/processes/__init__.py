@@ -1,0 +1,1 @@
+"""Processes that train together, signals, and what makes a run hang."""

@@ -1,0 +1,258 @@
+"""A watch over the other processes of a run: when one is gone, all end with a word.
+
+A step needs all processes, and waits for one that is gone. JAX's runtime notices in the
+end and aborts, without saying what to do. Here each process signs in the runtime's own
+key-value store every second; who has not signed for a while is gone, and who ends by an
+error says so there.
+"""
+
+import contextlib
+import ctypes
+import logging
+import math
+import signal
+import socket
+import threading
+import time
+from typing import Any, NoReturn, Self
+
+import jax
+from jax._src import distributed  # its store has no public name
+
+from vit_jax.checkpoints.reading import newest_step
+from vit_jax.train.processes.interrupts import (
+    Interrupted,
+    end_process,
+    something_to_save,
+)
+
+logger = logging.getLogger(__name__)
+
+# Exit status of a process that ends because another one is gone; sysexits.h has it for
+# what is worth trying again.
+GONE = 75
+# Seconds without a sign after which a process is taken for dead.
+SILENCE = 20.0
+_PERIOD = 1.0  # seconds between signs
+_TICK = 0.2  # seconds between two looks at what is known
+_PARTING = 5.0  # seconds that process 0, which has the store, stays for the others
+
+# Folders of the store.
+_ALIVE, _LEFT, _END = "vit_jax/alive/", "vit_jax/left/", "vit_jax/end/"
+# Where the runtime tells all processes that one of them got SIGTERM.
+_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+
+
+def place() -> tuple[int, int]:
+    """The number of this process, and how many there are.
+
+    JAX itself, when it is asked, starts its devices first, and waits for all processes.
+    """
+    state = distributed.global_state
+    return state.process_id, state.num_processes
+
+
+class Peers:
+    """Watches while it is entered: ends this process when another is gone."""
+
+    def __init__(self) -> None:
+        """Watches nothing yet."""
+        self._index, self._count = place()
+        self._client: Any = distributed.global_state.client
+        self._address = distributed.global_state.coordinator_address or ""
+        self._stopped = threading.Event()
+        # By an error; and whether the others have been told of it.
+        self._leaving, self._told = False, False
+        # The exit status of this process if it is done, and needs no other any more.
+        self._done: int | None = None
+        # Why this process is to end: an exit status and a sentence.
+        self._verdict: tuple[int, str] | None = None
+        self._lost = False  # the store is gone
+        self._out_of_touch = 0.0  # seconds since the store has last answered
+        # Of each process the last sign, and for how many seconds there was no new one.
+        self._signs = {str(other): ("", 0.0) for other in range(self._count)}
+        self._threads = [
+            threading.Thread(target=work, daemon=True, name=work.__name__)
+            for work in (self._talk, self._judge)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(_PARTING)
+
+    def wait_for_verdict(self) -> None:
+        """Gives the watch the time to find out that another process is gone.
+
+        Returns only if none is.
+        """
+        time.sleep(SILENCE + 5 * _PERIOD)
+
+    def leave(self, reason: str) -> None:
+        """Tells the others that this process ends, and why; they end too."""
+        self._leaving = True
+        sentence = f"process {self._index} has stopped ({' '.join(reason.split())})"
+
+        def tell() -> None:
+            try:
+                self._client.key_value_set(f"{_END}why", f"1 {sentence[:500]}")
+            except jax.errors.JaxRuntimeError as error:
+                if "ALREADY_EXISTS" not in str(error):  # the first one counts
+                    return
+            self._sign_off()
+            self._told = True
+
+        # If the store is gone, there may be no answer.
+        telling = threading.Thread(target=tell, daemon=True)
+        telling.start()
+        telling.join(_PARTING)
+        if not self._told:
+            self.wait_for_verdict()
+
+    def part(self, status: int) -> None:
+        """Returns when all processes are done; if one is gone, ends with the status."""
+        self._done = status
+        self._sign_off()
+        self._wait_for(set(self._signs), math.inf)
+        if self._index == 0:
+            time.sleep(3 * _TICK)  # the others have to read it too
+
+    def wait_for_leavers(self) -> None:
+        """Process 0 takes the store with it, so it is the last to end."""
+        if self._index:
+            return
+        self._wait_for(set(self._signs) - {"0"} - set(self._silent()), _PARTING)
+
+    def _talk(self) -> None:
+        """Exchanges signs. A call that gets no answer may take forever."""
+        number = 0
+        while not self._stopped.wait(_PERIOD):
+            number += 1
+            try:
+                key = f"{_ALIVE}{self._index}"
+                self._client.key_value_set(key, str(number), allow_overwrite=True)
+                if self._index == 0:
+                    self._read_signs()
+                if not something_to_save.is_set():
+                    self._stop_if_asked()
+                for end in self._read(_END).values():
+                    status, _, sentence = end.partition(" ")
+                    self._verdict = int(status), sentence
+                self._out_of_touch = 0.0
+            except jax.errors.JaxRuntimeError:
+                self._lost = True
+
+    def _judge(self) -> None:
+        """Ends the process once there is a reason to."""
+        while not self._stopped.wait(_TICK):
+            # Counted and not measured: this process itself may have been suspended.
+            self._out_of_touch += _TICK
+            # The call may wait for a runtime that is about to abort.
+            doubtful = self._out_of_touch > 2 * _PERIOD and _nobody_at(self._address)
+            self._lost |= doubtful or self._out_of_touch > SILENCE
+            if self._lost:
+                self._verdict = GONE, "process 0 does not answer any more"
+            if self._verdict and self._done is not None:
+                end_process(self._done)
+            # Without the store an error is most likely the consequence of that.
+            speaks_for_itself = self._told if self._lost else self._leaving
+            if self._verdict and not speaks_for_itself:
+                self._end(*self._verdict)
+
+    def _read_signs(self) -> None:
+        # Counted here too: after a standstill of the machine all need time to sign.
+        signs = self._read(_ALIVE)
+        for other, (before, silent) in self._signs.items():
+            sign = signs.get(other, "")
+            self._signs[other] = sign, 0.0 if sign != before else silent + _PERIOD
+        if gone := self._silent():
+            who = ", ".join(gone)
+            sentence = f"process {who} of {self._count} does not answer any more"
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._client.key_value_set(f"{_END}why", f"{GONE} {sentence}")
+
+    def _stop_if_asked(self) -> None:
+        """While no process can be asked for the step to stop at: they may compile."""
+        try:
+            self._client.key_value_try_get(_NOTICE)
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" not in str(error):
+                raise
+            return
+        stopped = Interrupted(signal.SIGTERM, 0)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first one counts
+            self._client.key_value_set(f"{_END}why", f"{stopped.exit_status} {stopped}")
+
+    def _silent(self) -> list[str]:
+        return [other for other, (_, silent) in self._signs.items() if silent > SILENCE]
+
+    def _read(self, folder: str) -> dict[str, str]:
+        found = self._client.key_value_dir_get(folder)
+        return {name.removeprefix(folder): text for name, text in found}
+
+    def _wait_for(self, others: set[str], seconds: float) -> None:
+        """Until they have signed off, or the store is gone."""
+        end = time.monotonic() + seconds
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            while time.monotonic() < end and others - self._read(_LEFT).keys():
+                time.sleep(_TICK)
+
+    def _sign_off(self) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{_LEFT}{self._index}", "")
+
+    def _end(self, status: int, sentence: str) -> NoReturn:
+        step = newest_step(_workdir) if _workdir else None
+        if status in (1, GONE):
+            logger.error(
+                "error: %s; no step can be made without all processes, so this one "
+                "ends too. The same command, in all of them again, %s.",
+                sentence,
+                f"goes on from step {step}" if step else "starts from the beginning",
+            )
+        elif self._index == 0:
+            logger.warning(sentence)
+        if not self._lost:
+            self._sign_off()
+        self.wait_for_leavers()
+        end_process(status)
+
+
+def _nobody_at(address: str) -> bool:
+    """Whether the host is there and nobody listens."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PERIOD).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # not even that is known
+        return False
+    return False
+
+
+_workdir: str | None = None
+
+
+def going_on_in(workdir: str) -> None:
+    """Where a process that ends finds out at which step the next start goes on."""
+    global _workdir
+    _workdir = workdir
+
+
+def delay_aborts() -> None:
+    """Gives the watch some seconds to speak before the runtime aborts.
+
+    Where process 0 dies, the runtime of the others aborts at once, and asks no Python.
+    Here the handler of that signal is C's `sleep`, which takes the signal's number for
+    its seconds: six. After that the abort goes on, as without a handler.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+        libc.signal.restype = ctypes.c_void_p
+        libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))

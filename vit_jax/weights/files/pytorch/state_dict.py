@@ -1,0 +1,338 @@
+"""Reads the state dict of a PyTorch checkpoint without PyTorch and unpickling."""
+
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from vit_jax.weights.files.contents import (
+    MOST_DIMENSIONS,
+    Contents,
+    Stored,
+    Unreadable,
+    aligned_bytes,
+    check_expansion,
+    make_spec,
+    quoted,
+    shortened,
+)
+from vit_jax.weights.files.pytorch.pickles import (
+    LONGEST_PICKLE,
+    Global,
+    Inert,
+    Storage,
+    Tensor,
+    read_pickle,
+)
+from vit_jax.weights.files.zips import Member
+
+# Under which a state dict lies in what training scripts save, the first that is there;
+# a moving average comes before the weights themselves, as in timm's loader.
+WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "teacher",
+    "module",
+    "net",
+)
+# What else is worth naming where it lies beside that.
+_KNOWN = (*WRAPPERS, "ema", "ema_state_dict", "student", "best")
+_DEEPEST_WRAPPER = 4
+# Tied weights are one storage for several tensors.
+_MOST_SHARING = 4
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+_PICKLE = "data.pkl"
+_REMEDY = "Save dense, unquantized tensors of a common type"
+_UNTYPED = "UntypedStorage"
+
+_DTYPES = {
+    "Double": np.float64,
+    "Float": np.float32,
+    "Half": np.float16,
+    "BFloat16": ml_dtypes.bfloat16,
+    "Long": np.int64,
+    "Int": np.int32,
+    "Short": np.int16,
+    "Char": np.int8,
+    "Byte": np.uint8,
+    "Bool": np.bool_,
+}
+_STORAGES = {f"{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()}
+# Of storages without a type.
+_NAMED = {np.dtype(dtype).name: np.dtype(dtype) for dtype in _DTYPES.values()} | {
+    name: np.dtype(name) for name in ("uint16", "uint32", "uint64")
+}
+
+
+class _Held(NamedTuple):
+    """The bytes of a storage in the file."""
+
+    size: int
+    read: Callable[[int, int], np.ndarray]  # from, to
+
+
+def find_pickles(names: Iterable[str]) -> list[str]:
+    """Those of an archive's names that make it a PyTorch checkpoint."""
+    return [name for name in names if name.rpartition("/")[2] == _PICKLE]
+
+
+def open_torch_zip(members: Mapping[str, Member]) -> Contents:
+    """The state dict of a checkpoint in the format since PyTorch 1.6.
+
+    Raises:
+      Unreadable: what it holds is no state dict, or something in it is damaged.
+    """
+    pickles = find_pickles(members)
+    if len(pickles) != 1:
+        raise Unreadable(f"it holds {len(pickles)} pickles instead of one")
+    folder = pickles[0].removesuffix(_PICKLE)
+    if members[pickles[0]].size > LONGEST_PICKLE:
+        raise Unreadable("its pickle is longer than any state dict's")
+    saved = read_pickle(io.BytesIO(members[pickles[0]].read().data)).value
+    order = members.get(f"{folder}byteorder")
+    swapped = order is not None and bytes(order.read()) != sys.byteorder.encode()
+
+    def held(storage: Storage) -> _Held:
+        member = members.get(f"{folder}data/{storage.key}")
+        if member is None:
+            raise Unreadable(
+                f"the data of its storage {quoted(storage.key)} is missing"
+            )
+        if member.size != _size(storage):
+            raise Unreadable(
+                f"its storage {quoted(storage.key)} declares {_size(storage):,} bytes "
+                f"and holds {member.size:,}"
+            )
+        return _Held(member.size, member.read)
+
+    return _contents(saved, held, swapped)
+
+
+def open_torch(file: BinaryIO) -> Contents:
+    """The state dict of a checkpoint in the format before PyTorch 1.6.
+
+    It is five pickles (magic number, version, the machine's sizes and byte order, the
+    object, the keys of its storages), then of each storage its count and its elements.
+
+    Raises:
+      Unreadable: what it holds is no state dict, or something in it is damaged.
+    """
+    file.seek(0)
+    if read_pickle(file).value != _LEGACY_MAGIC:
+        raise Unreadable(
+            "it was not written by torch.save",
+            "Pass a state dict that torch.save wrote, or save it as .safetensors",
+        )
+    version, machine, saved, keys = (read_pickle(file) for _ in range(4))
+    sizes = machine.value
+    little = sizes.get("little_endian") if isinstance(sizes, dict) else None
+    if version.value != _LEGACY_VERSION or not isinstance(little, bool):
+        raise Unreadable("what it says of its version and byte order is damaged")
+    swapped = little is not (sys.byteorder == "little")
+    places = _places(file, keys.value, saved.storages, "little" if little else "big")
+
+    def held(storage: Storage) -> _Held:
+        if storage.key not in places:
+            raise Unreadable(
+                f"the data of its storage {quoted(storage.key)} is missing"
+            )
+        start, size = places[storage.key]
+        return _Held(size, lambda first, last: _read(file, start + first, last - first))
+
+    return _contents(saved.value, held, swapped)
+
+
+def _places(
+    file: BinaryIO,
+    keys: Any,
+    storages: Mapping[str, Storage],
+    order: Literal["little", "big"],
+) -> dict[str, tuple[int, int]]:
+    """Where the storages of the old format begin, and their bytes."""
+    end = os.fstat(file.fileno()).st_size
+    places = {}
+    for key in keys if isinstance(keys, list) else ():
+        storage = storages.get(key) if isinstance(key, str) else None
+        if storage is None:
+            raise Unreadable("it holds a storage that nothing refers to")
+        count = int.from_bytes(file.read(8), order)
+        size = _size(storage)
+        start = file.tell()
+        if count != storage.count or size > end - start:
+            raise Unreadable(
+                f"its storage {quoted(key)} should hold {storage.count:,} numbers, "
+                "which the file does not; it was cut off or damaged"
+            )
+        places[key] = start, size
+        file.seek(size, os.SEEK_CUR)
+    return places
+
+
+def _read(file: BinaryIO, start: int, count: int) -> np.ndarray:
+    out = aligned_bytes(count)
+    file.seek(start)
+    if file.readinto(out.data) != count:  # type: ignore[attr-defined]
+        raise Unreadable("the file ends too early")
+    return out
+
+
+def _contents(saved: Any, held: Callable[[Storage], _Held], swapped: bool) -> Contents:
+    """The tensors of the state dict within what was saved."""
+    state, metadata = _state_dict(saved)
+    unknown = [name for name, value in state.items() if _is_odd_tensor(value)]
+    if unknown:
+        raise Unreadable(
+            f"it holds tensors of kinds that cannot be read: {shortened(unknown)}",
+            _REMEDY,
+        )
+    found = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: _open_tensor(name, value, held, swapped) for name, value in found.items()
+    }
+    storages = {tensor.storage for tensor in found.values()}
+    check_expansion(
+        sum(math.prod(s.spec.shape) * s.spec.dtype.itemsize for s in tensors.values()),
+        sum(held(storage).size for storage in storages),
+        _MOST_SHARING,
+    )
+    return Contents("torch", tensors, metadata)
+
+
+def _state_dict(saved: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The dictionary of tensors; the keys that lead to it, and to others beside it."""
+    found = _search(saved, _DEEPEST_WRAPPER)
+    if found is None:
+        what = f"a {type(saved).__name__.lower()}"
+        if isinstance(saved, Inert):
+            what = f"an object of {quoted(str(saved.maker))}"
+        if isinstance(saved, dict):
+            what = f"no tensors but {shortened(list(saved)) or 'nothing'}"
+        raise Unreadable(
+            f"it holds {what} instead of a state dict",
+            "Where it was made, save model.state_dict() alone",
+        )
+    state, keys = found
+    metadata = {"wrapper": "/".join(keys)}
+    if others := _others(saved, keys):
+        metadata["others"] = ", ".join(others)
+    return state, metadata
+
+
+def _search(node: Any, depth: int) -> tuple[dict[str, Any], list[str]] | None:
+    # Limited, as a pickle may contain itself.
+    if not isinstance(node, dict) or not depth:
+        return None
+    for key in WRAPPERS:
+        if found := _search(node.get(key), depth - 1):
+            return found[0], [key, *found[1]]
+    return (node, []) if any(map(_is_tensor, node.values())) else None
+
+
+def _others(saved: Any, keys: Sequence[str]) -> list[str]:
+    """Where state dicts lie beside the one at `keys`: their own keys, "/"-joined."""
+    others, node = [], saved
+    for level, chosen in enumerate(keys):
+        others += [
+            "/".join([*keys[:level], key])
+            for key in _KNOWN
+            if key != chosen and _search(node.get(key), _DEEPEST_WRAPPER - level - 1)
+        ]
+        node = node[chosen]
+    return others
+
+
+def _is_tensor(value: Any) -> bool:
+    """Of any kind, so that what cannot be read is not overlooked."""
+    return isinstance(value, Tensor) or _is_odd_tensor(value)
+
+
+def _is_odd_tensor(value: Any) -> bool:
+    return (
+        isinstance(value, Inert)
+        and value.maker.module.startswith("torch")
+        and value.maker.name.startswith("_rebuild")
+    )
+
+
+def _open_tensor(
+    name: str, tensor: Tensor, held: Callable[[Storage], _Held], swapped: bool
+) -> Stored:
+    storage, offset, shape, strides, _ = tensor
+    dtype = _dtype(tensor)
+    if dtype is None:
+        raise Unreadable(
+            f"its tensor {quoted(name)} is of a type that NumPy has not",
+            f"Convert it to one of {', '.join(_DTYPES)}",
+        )
+    sizes = (offset, *shape, *strides) if _are_tuples(shape, strides) else (None,)
+    if not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
+        raise Unreadable(f"the shape of its tensor {quoted(name)} is damaged")
+    found = held(storage)
+    count = math.prod(shape)
+    # One past the last of the elements that it uses.
+    stop = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
+    have = found.size // dtype.itemsize
+    if count and (stop > have or count > have):
+        raise Unreadable(
+            f"its tensor {quoted(name)} declares {count:,} numbers, and its storage "
+            f"holds {have:,}"
+        )
+
+    def read() -> np.ndarray:
+        if not count:
+            return np.empty(shape, dtype)
+        data = found.read(offset * dtype.itemsize, stop * dtype.itemsize)
+        if swapped:
+            data = data.view(f"u{dtype.itemsize}").byteswap(inplace=True)
+        array = data.view(dtype)
+        if stop - offset == count and strides == _row_by_row(shape):
+            return array.reshape(shape)
+        # The stride of an axis of one element may be anything.
+        steps = [
+            s * dtype.itemsize if n > 1 else 0
+            for n, s in zip(shape, strides, strict=True)
+        ]
+        view = as_strided(array, shape, steps)
+        # A view of more than it uses would keep all of that in memory.
+        return view if stop - offset == count else view.copy()
+
+    return Stored(make_spec(name, shape, dtype), read)
+
+
+def _are_tuples(shape: Any, strides: Any) -> bool:
+    both = type(shape) is tuple and type(strides) is tuple
+    return both and len(shape) == len(strides) <= MOST_DIMENSIONS
+
+
+def _row_by_row(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a tensor in C order."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _dtype(tensor: Tensor) -> np.dtype | None:
+    if not isinstance(tensor.storage, Storage):
+        return None
+    kind = tensor.storage.kind.name
+    if kind == _UNTYPED and isinstance(tensor.dtype, Global):
+        return _NAMED.get(tensor.dtype.name)
+    return _STORAGES.get(kind)
+
+
+def _size(storage: Storage) -> int:
+    """The bytes that a storage claims."""
+    kind = storage.kind.name
+    if kind == _UNTYPED:
+        return storage.count
+    if kind not in _STORAGES:
+        raise Unreadable(f"it holds a {quoted(kind)}, which cannot be read", _REMEDY)
+    return storage.count * _STORAGES[kind].itemsize
