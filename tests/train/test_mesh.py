@@ -21,6 +21,7 @@ from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.programs import build
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import initial_state
+from vit_jax.train.state import to_items
 
 VALUES = {
     # With a learning rate of 1 the parameters' difference is the gradient.
@@ -265,8 +266,7 @@ def test_what_one_mesh_saved_another_restores(tiny_config, tmp_path):
         setup.architecture, setup.preprocessing, (), setup.config.to_dict(), 3
     )
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        rest = (state.opt_state, state.bad_images)
-        checkpoints.save(3, state.params, rest, description)
+        checkpoints.save(3, to_items(state), description)
         checkpoints.wait()
         for sizes in (mesh(fsdp=8), mesh(8)):
             other = set_up(tiny_config(**sizes))

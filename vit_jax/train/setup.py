@@ -32,7 +32,8 @@ from vit_jax.models import (
 from vit_jax.models import build as build_model
 from vit_jax.models.attention.formulations import candidates, why_not_cudnn
 from vit_jax.optim.chain import make_optimizer
-from vit_jax.train.step import TrainState, make_train_step
+from vit_jax.train.state import TrainState, new_state
+from vit_jax.train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +54,7 @@ class Setup:
 
     def new_state(self, params: Any) -> TrainState:
         """The state before the first step."""
-        # Two arrays: the step donates its state, and one cannot be given away twice.
-        step, bad_images = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        # A copy, for the same reason.
-        ema = jax.tree.map(jnp.copy, params) if self.config.ema_decay else None
-        return TrainState(step, params, self.optimizer.init(params), bad_images, ema)
+        return new_state(params, self.optimizer, averaged=bool(self.config.ema_decay))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config as config_lib
@@ -22,7 +21,7 @@ from vit_jax.data.sources.opening import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
-from vit_jax.train.step import TrainState
+from vit_jax.train.state import TrainState, from_items, to_items
 from vit_jax.weights.adapt import adapt, even_normalization, new_head_because
 from vit_jax.weights.loading import Weights
 
@@ -159,14 +158,12 @@ def initial_state(
 ) -> TrainState:
     """From the newest sound checkpoint, else from `params`, else from random ones."""
     abstract = setup.abstract_state()
-    rest = (abstract.opt_state, abstract.bad_images)
     cluster.agreed("step", checkpoints.latest_step() or 0)
-    found = checkpoints.restore_newest(abstract.params, rest, abstract.ema)
+    found = checkpoints.restore_newest(to_items(abstract))
     if found is not None:
-        step, (opt_state, bad) = found.description.step, found.opt_state
+        step = found.description.step
         logger.info("going on from the checkpoint of step %d", step)
-        count = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-        return TrainState(count, found.params, opt_state, bad, found.ema)
+        return from_items(found.items, step, abstract)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     if params is None:
         return jax.jit(

@@ -1,7 +1,7 @@
 """One update of the parameters: a pure function of state and batch."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,9 @@ from vit_jax.objectives.losses import LOSSES, smooth_labels, to_targets
 from vit_jax.objectives.mixing import Examples, make_mixing
 from vit_jax.optim.chain import make_schedule
 from vit_jax.optim.guard import skipped_updates
+from vit_jax.train.state import TrainState
 
 Batch = Mapping[str, Array]
-
-
-class TrainState(NamedTuple):
-    """All that changes from step to step. Random keys are derived from `step`."""
-
-    step: Array  # int32 scalar: finished updates, which is also batches consumed
-    params: Any
-    opt_state: Any
-    bad_images: Array  # int32 scalar: training images so far that could not be read
-    ema: Any = None  # averages of params; None without `ema_decay`
 
 
 def make_train_step(
