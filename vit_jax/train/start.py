@@ -74,7 +74,8 @@ def open_sources(
     with contextlib.suppress(DecodeError):
         example, rng = train[0], np.random.default_rng(0)
         pixels = to_pixels(example.image, setup.preprocessing.channels, example.name)
-        setup.train_transform(pixels, rng, example.name)
+        for chain in setup.train_transforms.values():
+            chain(pixels, rng, example.name)
     with contextlib.suppress(DecodeError):
         setup.preprocessing.prepare(held_out[0].image, held_out[0].name)
     return train, held_out
@@ -105,7 +106,7 @@ def open_batches(setup: Setup, source: Source, start: int) -> Batches:
     return train_batches(
         source,
         batch_size=config.batch_size,
-        transform=setup.train_transform,
+        transform=setup.train_transforms,
         channels=setup.architecture.channels,
         seed=config.seed,
         start=start,

@@ -5,7 +5,7 @@ of its own (`to_items`); parts without arrays are left out, so a run that does n
 one writes the same checkpoints as before the part existed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,11 @@ class TrainState(NamedTuple):
 
 
 def new_state(
-    params: Any, optimizer: optax.GradientTransformation, *, averaged: bool
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    averaged: bool,
+    objective_state: Callable[[Any], Any],
 ) -> TrainState:
     """The state before the first step.
 
@@ -36,12 +40,14 @@ def new_state(
       params: of the model and whatever else is trained.
       optimizer: makes its own state from them.
       averaged: whether there is a moving average of the parameters.
+      objective_state: makes the objective's own state from them.
     """
     # Two arrays: the step donates its state, and an array cannot be donated twice.
     step, bad_images = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    # A copy, for the same reason.
+    # Copies, for the same reason.
     ema = jax.tree.map(jnp.copy, params) if averaged else None
-    return TrainState(step, params, optimizer.init(params), bad_images, ema)
+    kept = objective_state(jax.tree.map(jnp.copy, params))
+    return TrainState(step, params, optimizer.init(params), bad_images, ema, kept)
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
