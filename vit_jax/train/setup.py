@@ -20,7 +20,8 @@ from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import Config, checks
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.data.sources.datasets import DatasetInfo, describe, locate
+from vit_jax.data.sources.datasets import Dataset, open_dataset
+from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain
 from vit_jax.evaluators.classification import make_eval_step, padded_batch_size
 from vit_jax.models import (
@@ -40,7 +41,8 @@ class Setup:
     """One run, ready to be lowered, compiled and fed."""
 
     config: Config  # resolved
-    info: DatasetInfo
+    dataset: Dataset
+    info: DatasetInfo  # with the two splits of this run
     mesh: Mesh
     architecture: AnyArchitecture
     preprocessing: Preprocessing
@@ -136,6 +138,7 @@ def set_up(
     devices: Sequence[Any] = (),
     pretrained: Description | None = None,
     problems: Sequence[str] = (),
+    dataset: Dataset | None = None,
 ) -> Setup:
     """Resolves and checks a config and derives everything else from it.
 
@@ -146,6 +149,7 @@ def set_up(
       pretrained: what the pretrained checkpoint says of itself. An empty
         `model.variant` takes the architecture from it.
       problems: what is already known to be wrong, to be listed with the rest.
+      dataset: the config's, where it is open already.
 
     Raises:
       UserError: lists everything that cannot work, before anything is compiled.
@@ -153,9 +157,8 @@ def set_up(
     found = list(problems)
     info = architecture = preprocessing = optimizer = model = None
     with _noting(found):
-        info = describe(
-            config.dataset, config.train_split, config.eval_split, config.data_dir
-        )
+        dataset = dataset or open_dataset(config.dataset, config.data_dir)
+        info = dataset.info.with_splits(config.train_split, config.eval_split)
     config = config_lib.resolve(
         config, info.num_examples[info.train_split] if info else 1
     )
@@ -200,11 +203,14 @@ def set_up(
     )
     checks.check(found)
     # Otherwise a problem was found.
-    assert info and mesh and architecture and preprocessing and model and optimizer
+    assert dataset and info and mesh and architecture and preprocessing
+    assert model and optimizer
 
     # Absolute, so that the checkpoint finds its data from any current directory.
-    config.dataset, config.data_dir = locate(config.dataset, config.data_dir)
-    return Setup(config, info, mesh, architecture, preprocessing, model, optimizer)
+    config.dataset, config.data_dir = dataset.location, dataset.data_dir
+    return Setup(
+        config, dataset, info, mesh, architecture, preprocessing, model, optimizer
+    )
 
 
 def _placed(shapes: Any, where: Any) -> Any:
