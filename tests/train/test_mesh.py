@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
 from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.loop import train_and_evaluate
@@ -312,7 +312,7 @@ def test_evaluation_uses_the_parameters_where_they_lie(tiny_config, tmp_path):
         head = jax.random.normal(key, (16, 10))
         params = state.params | {"head": state.params["head"] | {"kernel": head}}
         where = sharding.shardings(params, setup.mesh)
-        evaluation = Evaluation(setup, open_source("digits", "test[:50]"))
+        evaluation = Evaluation(setup, open_dataset("digits").split("test[:50]"))
         numbers.append(evaluation(jax.device_put(params, where), iter))
     assert numbers[0]["examples"] == 50
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)

@@ -21,20 +21,19 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
     Returns:
       `images_per_second` of the whole and `images_per_second_per_core` (of those this
       process may use); `stages`: {name: {images_per_second_per_core, share of the
-      time}}; `first_batch_seconds` from opening the data on; `waiting`, the share of
+      time}}; `first_batch_seconds` from opening the split on; `waiting`, the share of
       time that steps wait which take a quarter longer than a batch does here;
       `peak_bytes` of this process's memory.
     """
     from vit_jax import sharding
     from vit_jax.data.loading.batches import cores, train_batches
-    from vit_jax.data.sources.opening import open_source
     from vit_jax.host_memory import peak_bytes
     from vit_jax.train.setup import set_up
 
     setup = set_up(config)
     config = setup.config
     start = time.perf_counter()
-    source = open_source(config.dataset, setup.info.train_split, config.data_dir)
+    source = setup.dataset.split(setup.info.train_split)
 
     def batches(first: int) -> Any:
         return train_batches(

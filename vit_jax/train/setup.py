@@ -20,7 +20,8 @@ from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import Config, checks
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.data.sources.datasets import DatasetInfo, describe, locate
+from vit_jax.data.sources.datasets import Dataset, open_dataset
+from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain
 from vit_jax.evaluators.classification import (
     abstract_batch,
@@ -51,7 +52,8 @@ class Setup:
     """
 
     config: Config  # resolved
-    info: DatasetInfo
+    dataset: Dataset
+    info: DatasetInfo  # with the two splits of this run
     mesh: Mesh
     architecture: AnyArchitecture
     preprocessing: Preprocessing
@@ -201,6 +203,7 @@ def set_up(
     devices: Sequence[Any] = (),
     pretrained: Description | None = None,
     problems: Sequence[str] = (),
+    dataset: Dataset | None = None,
 ) -> Setup:
     """Resolves and checks a config and derives everything else from it.
 
@@ -211,6 +214,7 @@ def set_up(
       pretrained: what the pretrained checkpoint says of itself. An empty
         `model.variant` takes the architecture from it.
       problems: what is already known to be wrong, to be listed with the rest.
+      dataset: the config's, where it is open already.
 
     Raises:
       UserError: lists everything that cannot work, before anything is compiled.
@@ -218,9 +222,8 @@ def set_up(
     found = list(problems)
     info = architecture = preprocessing = setup = None
     with _noting(found):
-        info = describe(
-            config.dataset, config.train_split, config.eval_split, config.data_dir
-        )
+        dataset = dataset or open_dataset(config.dataset, config.data_dir)
+        info = dataset.info.with_splits(config.train_split, config.eval_split)
     config = config_lib.resolve(
         config, info.num_examples[info.train_split] if info else 1
     )
@@ -263,6 +266,7 @@ def set_up(
         with _noting(found):
             setup = Setup(
                 sound,
+                dataset or open_dataset("digits"),
                 info or DatasetInfo("", 1, {}, None, "", ""),
                 mesh,
                 architecture,
@@ -277,11 +281,12 @@ def set_up(
         other_meshes=other_meshes,
     )
     checks.check(found)
-    assert setup and info and preprocessing  # otherwise a problem was found
+    # Otherwise a problem was found.
+    assert setup and dataset and info and preprocessing
 
     # Absolute, so that the checkpoint finds its data from any current directory.
-    config.dataset, config.data_dir = locate(config.dataset, config.data_dir)
-    return dataclasses.replace(setup, config=config)
+    config.dataset, config.data_dir = dataset.location, dataset.data_dir
+    return dataclasses.replace(setup, config=config, dataset=dataset)
 
 
 def _placed(shapes: Any, where: Any) -> Any:

@@ -17,7 +17,7 @@ from vit_jax.config import Config
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.loading.batches import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
-from vit_jax.data.sources.opening import Source, open_source
+from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
 from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
@@ -44,8 +44,7 @@ def open_sources(
     """
     info, config = setup.info, setup.config
     train, held_out = (
-        open_source(config.dataset, split, config.data_dir)
-        for split in (info.train_split, info.eval_split)
+        setup.dataset.split(split) for split in (info.train_split, info.eval_split)
     )
     if train.class_names != held_out.class_names:
         raise UserError(
