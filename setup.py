@@ -26,7 +26,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["vit_jax", "vit_jax.*"]),
+    # The recipes are in the wheel, so that --config=b16 finds them from anywhere.
+    packages=[*find_packages(include=["vit_jax", "vit_jax.*"]), "vit_jax.configs"],
+    package_dir={"vit_jax.configs": "configs"},
     package_data={"vit_jax": ["py.typed"]},
     python_requires=">=3.11",
     classifiers=[

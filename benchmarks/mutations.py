@@ -39,16 +39,16 @@ MUTATIONS = {
         "tests/train/test_choices.py",
     ),
     "decay_matches_part_of_a_path": Mutation(
-        "vit_jax/optim/chain.py",
-        "regex.fullmatch(path_name(path))",
-        "regex.search(path_name(path))",
-        "tests/optim/test_chain.py",
+        "vit_jax/optim/groups.py",
+        "decays.fullmatch(path)",
+        "decays.search(path)",
+        "tests/optim/test_groups.py",
     ),
     "warm_up_starts_late": Mutation(
-        "vit_jax/optim/chain.py",
+        "vit_jax/optim/schedules.py",
         "jnp.minimum(step / warmup, 1.0)",
         "jnp.minimum((step + 1) / warmup, 1.0)",
-        "tests/optim/test_chain.py",
+        "tests/optim/test_schedules.py",
     ),
     "clipping_after_adam": Mutation(
         "vit_jax/optim/chain.py",
@@ -58,9 +58,9 @@ MUTATIONS = {
     ),
     # --- The step
     "mean_over_all_rows": Mutation(
-        "vit_jax/train/step.py",
-        'count = jnp.sum(batch["mask"])',
-        'count = jnp.float32(batch["mask"].size)',
+        "vit_jax/objectives/classification.py",
+        "weight = jnp.sum(mask)",
+        "weight = jnp.float32(mask.size)",
         "tests/train/test_step.py::test_examples_that_were_skipped_do_not_count",
     ),
     "rate_of_the_next_step": Mutation(
@@ -71,8 +71,8 @@ MUTATIONS = {
     ),
     "average_of_the_old_parameters": Mutation(
         "vit_jax/train/step.py",
-        "averaged(state.ema, params, _ema_decay(config, state.step))",
-        "averaged(state.ema, state.params, _ema_decay(config, state.step))",
+        "averaged(groups.trained(ema), trained, decay)",
+        "averaged(groups.trained(ema), groups.trained(state.params), decay)",
         "tests/end_to_end/test_old_runs.py::test_is_continued_by_its_own_command[ema]",
     ),
     "microbatches_share_their_dropout": Mutation(

@@ -1,5 +1,6 @@
 """Eight simulated devices on the CPU, and the strict settings every test runs with."""
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -192,7 +193,7 @@ def tiny_recipe():
 def add_keys(monkeypatch):
     """Call it: from then on the config has more keys, as that of a later version."""
     from vit_jax import config as config_lib
-    from vit_jax.config import workdir_name
+    from vit_jax.train import workdir_name
 
     today = config_lib.default_config
 
@@ -209,3 +210,32 @@ def add_keys(monkeypatch):
             monkeypatch.setattr(module, "default_config", later)
 
     return add
+
+
+@pytest.fixture
+def change_batches(monkeypatch):
+    """Passes each training batch of later runs, with its number, through a function."""
+    from vit_jax.train import loop
+
+    opened = loop.open_batches
+
+    def change(function):
+        @contextlib.contextmanager
+        def changed(setup, source, start):
+            with opened(setup, source, start) as batches:
+                yield _Changed(batches, function, start)
+
+        monkeypatch.setattr(loop, "open_batches", changed)
+
+    return change
+
+
+class _Changed:
+    def __init__(self, batches, function, start):
+        self._batches, self._function, self._number = batches, function, start
+        self.waiting_bytes = batches.waiting_bytes
+
+    def __next__(self):
+        batch = self._function(self._number, next(self._batches))
+        self._number += 1
+        return batch

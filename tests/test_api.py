@@ -17,7 +17,8 @@ from vit_jax.data.loading.batches import eval_batches
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.protocol import Example
 from vit_jax.errors import UserError
-from vit_jax.evaluators.classification import evaluate, make_eval_step
+from vit_jax.evaluators.classification import make_eval_step
+from vit_jax.evaluators.examples import add_up
 from vit_jax.models import MixerArchitecture, abstract_params, build
 from vit_jax.models.attention import formulations
 from vit_jax.models.posemb import resize
@@ -134,7 +135,7 @@ def test_predictions_are_those_of_the_evaluation_loop(model, paths):
             preprocessing=model.preprocessing,
             num_threads=0,
         ) as batches:
-            return -evaluate(step, params, batches, mesh, examples=1)["loss"]
+            return -add_up(step, params, batches, mesh, examples=1)["loss"]
 
     logits = model(model.prepare(paths))
     for path, top, row in zip(paths, model.predict(paths), logits, strict=True):

@@ -10,8 +10,9 @@ import PIL.Image
 import pytest
 
 import vit_jax
+from vit_jax import sharding
 from vit_jax.data.sources.datasets import open_dataset
-from vit_jax.evaluators import classification
+from vit_jax.evaluators import examples
 
 evaluate_command = importlib.import_module("vit_jax.evaluate")
 
@@ -163,13 +164,13 @@ def test_wrong_arguments_are_explained(arguments, message, run):
 def test_the_model_knows_the_devices_it_runs_on(workdir, run, monkeypatch):
     """Or attention kernels would run on the whole batch, gathered, on each of them."""
     made = []
+    called = sharding.PlacedModel.__call__
 
-    def noting(model, *arguments, **options):
-        made.append(model.layout)
-        return make_eval_step(model, *arguments, **options)
+    def noting(placed, *arguments, **how):
+        made.append(placed._layout)
+        return called(placed, *arguments, **how)
 
-    make_eval_step = classification.make_eval_step
-    monkeypatch.setattr(classification, "make_eval_step", noting)
+    monkeypatch.setattr(sharding.PlacedModel, "__call__", noting)
     run(f"--checkpoint={workdir}", "--json")
     [layout] = made
     assert layout.mesh.size == 8
@@ -187,11 +188,11 @@ def test_weights_lie_as_in_training_where_the_devices_allow(
     def noting(step, params, *arguments, **options):
         kernel = params["blocks_00"]["mlp"]["fc1"]["kernel"]
         spread.append(len({str(shard.index) for shard in kernel.addressable_shards}))
-        return evaluate(step, params, *arguments, **options)
+        return add_up(step, params, *arguments, **options)
 
-    evaluate = classification.evaluate
+    add_up = examples.add_up
     plain = json.loads(run(f"--checkpoint={workdir}", "--json"))
-    monkeypatch.setattr(classification, "evaluate", noting)
+    monkeypatch.setattr(examples, "add_up", noting)
     config = {
         "dataset": str(shared / "images"),
         "mesh": {"data": -1, "tensor": 1} | mesh,

@@ -1,11 +1,12 @@
 """Evaluates a trained model: every example counts exactly once.
 
   python -m vit_jax.evaluate --checkpoint=MODEL [--dataset=NAME|FOLDER] [--split=…]
-      [--per_class] [--json]
+      [--per_class] [--json] [--evaluator=KIND --option=NAME=VALUE …]
 
 MODEL is a work directory, or anything else that vit_jax.load takes. Without --dataset
 the data are those that a work directory's config names. Prints top-1 and top-5 accuracy
-and the mean loss.
+and the mean loss, or what another evaluator measures: KIND is a name in
+vit_jax/evaluators/choosing.py, or a class of your own as package.module:Name.
 """
 
 import json
@@ -43,6 +44,12 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "raw", False, "the last weights, also where there are averaged ones", FLAGS
 )
+flags.DEFINE_string(
+    "evaluator", "classification", "what to measure, as in a recipe's `kind`", FLAGS
+)
+flags.DEFINE_multi_string(
+    "option", [], "an argument of the evaluator: NAME=VALUE", FLAGS
+)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 
 
@@ -68,13 +75,11 @@ def measure() -> dict[str, Any]:
     from vit_jax import api, sharding
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.data.decode import DecodeError
-    from vit_jax.data.loading.batches import eval_batches
     from vit_jax.data.sources.datasets import open_dataset
-    from vit_jax.evaluators.classification import (
-        evaluate,
-        make_eval_step,
-        padded_batch_size,
-    )
+    from vit_jax.evaluators.choosing import make_evaluator
+    from vit_jax.evaluators.classification import Classification
+    from vit_jax.evaluators.examples import Data
+    from vit_jax.evaluators.protocol import Subject
     from vit_jax.host_memory import keep_freed_memory
 
     use_compilation_cache()
@@ -97,51 +102,75 @@ def measure() -> dict[str, Any]:
     if not split:
         split = opened.info.eval_split if same else opened.whole
     source = opened.split(split)
-    _check_classes(model, source, dataset)
     if not len(source):
         raise UserError(f"{dataset} has no examples in split {split!r}")
-
     mesh = _mesh(model)
-    step = make_eval_step(
-        model.module,
-        model.preprocessing,
-        mesh,
-        loss=config["loss"],
-        per_class=FLAGS.per_class,
+    subject = Subject(model.module, model.preprocessing, mesh, source.class_names)
+    data = Data(
+        lambda name: source if name == split else opened.split(name),
+        split,
+        (config["train_split"] if same else "") or opened.info.train_split,
+        FLAGS.batch_size or config["eval_batch_size"],
+        "skip" if FLAGS.allow_bad_images else "error",
     )
-    batch_size = min(FLAGS.batch_size or config["eval_batch_size"], len(source))
     params = jax.device_put(model.params, sharding.shardings(model.params, mesh))
-    with eval_batches(
-        source,
-        batch_size=padded_batch_size(batch_size, mesh),
-        preprocessing=model.preprocessing,
-        bad_images="skip" if FLAGS.allow_bad_images else "error",
-    ) as batches:
-        try:
-            result = evaluate(step, params, batches, mesh, examples=len(source))
-        except DecodeError as error:
-            raise UserError(
-                f"{error}. Mend or remove that file, or pass --allow_bad_images to "
-                "leave out all that cannot be read"
-            ) from error
-    if not result["examples"]:
-        raise UserError(f"none of the {len(source)} images of {dataset} can be read")
-    if not math.isfinite(result["loss"]):
-        raise UserError(
-            f"the loss is {result['loss']}: the parameters of {FLAGS.checkpoint} at "
-            f"step {model.step} give no finite numbers"
-        )
-    right, counts = result.pop("class_right", ()), result.pop("class_examples", ())
     report = {
         "checkpoint": FLAGS.checkpoint,
         "step": model.step,
         "dataset": dataset,
         "split": split,
-        **result,
     }
-    if FLAGS.per_class:
-        names = model.class_names or [str(i) for i in range(len(counts))]
-        report["per_class"] = [
+    options = _options(FLAGS.option)
+    if FLAGS.evaluator == "classification":
+        _check_classes(model, source, dataset)
+        options = {"loss": config["loss"], "per_class": FLAGS.per_class} | options
+    evaluator = make_evaluator(FLAGS.evaluator, subject, data, options)
+    by_class = {}
+    try:
+        evaluator.compile(params)
+        if isinstance(evaluator, Classification):
+            numbers = evaluator.measure(params)
+            by_class = _by_class(numbers, model)
+        else:
+            numbers = evaluator(params)
+    except DecodeError as error:
+        raise UserError(
+            f"{error}. Mend or remove that file, or pass --allow_bad_images to leave "
+            "out all that cannot be read"
+        ) from error
+    wrong = {name: x for name, x in numbers.items() if not math.isfinite(x)}
+    if wrong:
+        raise UserError(
+            f"{', '.join(f'{name} is {x}' for name, x in wrong.items())}: the "
+            f"parameters of {FLAGS.checkpoint} at step {model.step} give no finite "
+            "numbers"
+        )
+    return report | numbers | by_class
+
+
+def _options(texts: list[str]) -> dict[str, Any]:
+    """Arguments of the evaluator: numbers, true and false as in JSON, or else text."""
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--option={text}: expected NAME=VALUE, as in shots=10")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def _by_class(numbers: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Takes the numbers of each class out of those of a classification."""
+    right = numbers.pop("class_right", ())
+    counts = numbers.pop("class_examples", ())
+    if not len(counts):
+        return {}
+    names = model.class_names or [str(i) for i in range(len(counts))]
+    return {
+        "per_class": [
             {
                 "class": name,
                 "examples": int(count),
@@ -149,7 +178,7 @@ def measure() -> dict[str, Any]:
             }
             for name, hits, count in zip(names, right, counts, strict=True)
         ]
-    return report
+    }
 
 
 def _mesh(model: Any) -> Any:
@@ -192,6 +221,13 @@ def _check_classes(model: Any, source: Any, dataset: str):
 
 
 def _print(report: dict[str, Any]):
+    if "top1" not in report:
+        about = {"checkpoint", "step", "dataset", "split"}
+        print("{checkpoint}, step {step}, on {dataset} {split}:".format(**report))
+        for name, value in report.items():
+            if name not in about:
+                print(f"  {name:<16} {value:.6g}")
+        return
     skipped = report["bad_images"]
     note = f", {skipped} more could not be read" if skipped else ""
     print(

@@ -3,6 +3,8 @@
   python -m vit_jax.main --config=configs/b16.py[:ARGUMENT] [--workdir=DIR]
       [--config.KEY=VALUE ...]
 
+A recipe is a file, or the name of one that comes with vit_jax: --config=b16[:ARGUMENT]
+works from anywhere.
 The same command again goes on where the last one stopped. Every key is explained in
 vit_jax/config/keys.py. Several hosts, or processes, run the same command; on Cloud TPU,
 SLURM, Open MPI and Kubernetes they find each other (docs/scaling.md).

@@ -44,10 +44,6 @@ def main(arguments: list[str]) -> None:
     """The command; see the module's docstring."""
     if arguments:
         raise UserError(f"unexpected arguments {arguments}")
-    if not RECIPE.is_file():
-        raise UserError(
-            f"no {RECIPE} here; run this command in the repository's top folder"
-        )
     workdir = pathlib.Path(FLAGS.workdir)
     if FLAGS.fresh:
         _forget(workdir)
@@ -83,7 +79,9 @@ def _run(workdir: pathlib.Path) -> dict[str, float]:
     workdir.mkdir(parents=True, exist_ok=True)
     finished = _Finished(workdir / FINISHED)
     for part in PARTS:
-        options = [f"--config={RECIPE}:{part}", f"--workdir={workdir / part}"]
+        # The checkout's, which may have been changed, or else the installed one.
+        recipe = RECIPE if RECIPE.is_file() else RECIPE.stem
+        options = [f"--config={recipe}:{part}", f"--workdir={workdir / part}"]
         # So small a model needs no accelerator that may be there.
         options.append("--config.allow_cpu=true")
         if part == "finetune":

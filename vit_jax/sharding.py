@@ -143,6 +143,12 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
 
 
+def padded_batch_size(batch_size: int, mesh: Mesh) -> int:
+    """The next size that can be spread over the mesh."""
+    parts = batch_parts(mesh)
+    return -(-batch_size // parts) * parts
+
+
 def abstract_batch(
     columns: Mapping[str, tuple[tuple[int, ...], Any]], rows: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -424,7 +430,7 @@ def _parameter_spec(
 ) -> PartitionSpec:
     """Of the parameter, or what is kept for it, on a mesh of these sizes."""
     axes = _row(_name(path), len(shape), rules)
-    return PartitionSpec() if axes is None else _fitting(axes, shape, sizes)
+    return _fitting(axes, shape, sizes) if axes and any(axes) else PartitionSpec()
 
 
 def _fitting(

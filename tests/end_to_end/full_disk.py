@@ -10,13 +10,13 @@ import resource
 import sys
 
 from vit_jax import main
-from vit_jax.train import reports
+from vit_jax.train import recorder
 
 LIMIT = 2_000  # bytes; smaller than any checkpoint, larger than what was written
 
 if __name__ == "__main__":
     step, *arguments = sys.argv[1:]
-    save = reports.Checkpoints.save
+    save = recorder.Checkpoints.save
 
     def limited_save(self, at, *state):
         if at == int(step):
@@ -24,6 +24,6 @@ if __name__ == "__main__":
             resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
         save(self, at, *state)
 
-    reports.Checkpoints.save = limited_save
+    recorder.Checkpoints.save = limited_save
     sys.argv = ["vit_jax.main", *arguments]
     main.main()

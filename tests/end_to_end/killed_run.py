@@ -20,7 +20,7 @@ import time
 import jax
 
 from vit_jax import main
-from vit_jax.train import evaluation
+from vit_jax.evaluators import examples
 from vit_jax.train.processes import peers
 from vit_jax.train.reporting import metrics
 
@@ -50,7 +50,7 @@ def arm(kind, step="", split="train"):
         metrics.MetricWriter.write = patched_write
     elif kind == "evaluating":
         count = iter(range(1, 100))
-        evaluate = evaluation.evaluate
+        add_up = examples.add_up
 
         def patched_evaluate(eval_step, params, batches, mesh, **options):
             at = next(count) * EVAL_EVERY
@@ -61,9 +61,9 @@ def arm(kind, step="", split="train"):
                         kill()
                     yield batch
 
-            return evaluate(eval_step, params, some(), mesh, **options)
+            return add_up(eval_step, params, some(), mesh, **options)
 
-        evaluation.evaluate = patched_evaluate
+        examples.add_up = patched_evaluate
     elif kind == "rename":
         finalize = atomicity.AtomicRenameTemporaryPath.finalize
 
@@ -97,16 +97,16 @@ def arm(kind, step="", split="train"):
 
         Setup.lower = patched_lower
     elif kind == "save":
-        from vit_jax.train import reports
+        from vit_jax.train import recorder
 
-        save = reports.Checkpoints.save
+        save = recorder.Checkpoints.save
 
         def patched_save(self, at, *state):
             if at == int(step):
                 kill()
             save(self, at, *state)
 
-        reports.Checkpoints.save = patched_save
+        recorder.Checkpoints.save = patched_save
 
 
 EVAL_EVERY = 4

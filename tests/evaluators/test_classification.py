@@ -9,11 +9,8 @@ from vit_jax import sharding
 from vit_jax.data.loading.batches import eval_batches
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.protocol import Example
-from vit_jax.evaluators.classification import (
-    evaluate,
-    make_eval_step,
-    padded_batch_size,
-)
+from vit_jax.evaluators.classification import make_eval_step, means
+from vit_jax.evaluators.examples import add_up
 from vit_jax.objectives.losses import LOSSES
 
 PREPROCESSING = Preprocessing((4, 4), 1, eval_transform="")
@@ -59,12 +56,12 @@ def _run(source, batch_size, *, loss="softmax", devices=8, **options):
     step = make_eval_step(model, PREPROCESSING, mesh, loss=loss, **options)
     with eval_batches(
         source,
-        batch_size=padded_batch_size(batch_size, mesh),
+        batch_size=sharding.padded_batch_size(batch_size, mesh),
         preprocessing=PREPROCESSING,
         num_threads=0,
     ) as batches:
         params = jax.device_put(params, sharding.replicated(mesh))
-        return evaluate(step, params, batches, mesh, examples=len(source))
+        return means(add_up(step, params, batches, mesh, examples=len(source)))
 
 
 def _expected(source, loss="softmax"):
@@ -150,7 +147,7 @@ def test_images_that_cannot_be_read_are_counted_apart():
         broken, batch_size=8, preprocessing=PREPROCESSING, bad_images="skip"
     ) as batches:
         params = jax.device_put(params, sharding.replicated(mesh))
-        found = evaluate(step, params, batches, mesh, examples=10)
+        found = means(add_up(step, params, batches, mesh, examples=10))
 
     readable = Arrays(10, 6)
     keep = [i for i in range(10) if i not in broken_rows]
@@ -176,11 +173,11 @@ def test_another_count_than_the_data_have_is_a_bug(examples):
     params = jax.device_put(params, sharding.replicated(mesh))
     batches = [_rows(8), _rows(4)]
 
-    assert evaluate(step, params, batches, mesh, examples=12)["examples"] == 12
+    assert add_up(step, params, batches, mesh, examples=12)["examples"] == 12
     with pytest.raises(
         AssertionError, match=f"12 examples .* the data have {examples}"
     ):
-        evaluate(step, params, batches, mesh, examples=examples)
+        add_up(step, params, batches, mesh, examples=examples)
 
 
 def test_a_nan_in_padding_is_no_nan():
@@ -191,7 +188,7 @@ def test_a_nan_in_padding_is_no_nan():
     rows["label"][4:] = np.nan
     params = jax.device_put(params, sharding.replicated(mesh))
 
-    found = evaluate(step, params, [rows], mesh, examples=4)
+    found = means(add_up(step, params, [rows], mesh, examples=4))
     assert np.isfinite(found["loss"])
     assert found["examples"] == 4
 
@@ -209,8 +206,10 @@ def test_sums_over_many_batches_stay_exact():
     last = {**{name: sums[name] * 0 for name in sums}, "loss": np.float32(1)}
     steps = iter([sums] * 4 + [last])
 
-    found = evaluate(
-        lambda params, batch: next(steps), {}, [_rows(8)] * 5, mesh, examples=2**32
+    found = means(
+        add_up(
+            lambda params, batch: next(steps), {}, [_rows(8)] * 5, mesh, examples=2**32
+        )
     )
     assert found["examples"] == 2**32
     assert found["loss"] == (2**26 + 1) / 2**32
@@ -219,4 +218,5 @@ def test_sums_over_many_batches_stay_exact():
 
 def test_batch_sizes_are_padded_to_the_devices():
     mesh = sharding.make_mesh()
-    assert [padded_batch_size(n, mesh) for n in (1, 8, 9, 512)] == [8, 8, 16, 512]
+    padded = [sharding.padded_batch_size(n, mesh) for n in (1, 8, 9, 512)]
+    assert padded == [8, 8, 16, 512]

@@ -2,7 +2,6 @@
 
 import pytest
 
-from vit_jax.checkpoints.retention import METRICS
 from vit_jax.config.checks import CHOICES
 from vit_jax.data.loading.batches import EVAL_POLICIES, TRAIN_POLICIES
 from vit_jax.data.loading.order import SAMPLING
@@ -12,7 +11,8 @@ from vit_jax.models.patch_model import REMAT
 from vit_jax.models.posemb import METHODS
 from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
-from vit_jax.optim.chain import OPTIMIZERS, SCHEDULES
+from vit_jax.optim.chain import OPTIMIZERS
+from vit_jax.optim.schedules import SCHEDULES
 
 TABLES = {
     "bad_images": TRAIN_POLICIES,
@@ -27,7 +27,6 @@ TABLES = {
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
-    "keep_best": ["", *METRICS],
 }
 # Told apart by the code itself, so that another one would be taken for one of these.
 BRANCHES = {

@@ -16,7 +16,7 @@ from vit_jax.checkpoints.reading import load_params
 from vit_jax.train import loop
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.processes.interrupts import Interrupted
-from vit_jax.train.reports import Reports
+from vit_jax.train.reporting.profiling import Profile
 from vit_jax.train.setup import set_up
 
 
@@ -89,14 +89,14 @@ def damage(workdir, step, part):
 
 def stop_at_once(monkeypatch, config, workdir):
     """The run ends as if SIGTERM had come in its first step."""
-    stepped = Reports.stepped
+    stepped = Profile.stepped
 
     def stop(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return stepped(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reports, "stepped", stop)
+        patch.setattr(Profile, "stepped", stop)
         with pytest.raises(Interrupted, match="at step 1"):
             train_and_evaluate(config, workdir)
 
@@ -157,10 +157,10 @@ def test_the_best_evaluation_saves_and_stays(tiny, tmp_path, monkeypatch):
     """Losses as told: the best is at step 4, where no checkpoint was due."""
     told = iter([3.0, 1.0, 2.0, 1.5, 1.25])
 
-    def evaluation(self, params, watch):
+    def measured(self, step, params, watch):
         return {"loss": next(told), "top1": 0.5, "top5": 1.0, "examples": 360}
 
-    monkeypatch.setattr(loop.Evaluation, "__call__", evaluation)
+    monkeypatch.setattr(loop.Evaluations, "measure", measured)
     config = tiny(keep_best="loss", keep_checkpoints=1, checkpoint_every=5)
     config.total_steps = 10
     train_and_evaluate(config, str(tmp_path))

@@ -16,7 +16,7 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
-from vit_jax.train.evaluation import Evaluation
+from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.programs import build
 from vit_jax.train.setup import set_up
@@ -312,8 +312,9 @@ def test_evaluation_uses_the_parameters_where_they_lie(tiny_config, tmp_path):
         head = jax.random.normal(key, (16, 10))
         params = state.params | {"head": state.params["head"] | {"kernel": head}}
         where = sharding.shardings(params, setup.mesh)
-        evaluation = Evaluation(setup, open_dataset("digits").split("test[:50]"))
-        numbers.append(evaluation(jax.device_put(params, where), iter))
+        evaluations = Evaluations(setup, open_dataset("digits").split("test[:50]"))
+        last = setup.config.total_steps
+        numbers.append(evaluations.measure(last, jax.device_put(params, where), iter))
     assert numbers[0]["examples"] == 50
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
 

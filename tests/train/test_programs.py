@@ -10,8 +10,9 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from vit_jax import sharding
+from vit_jax.train.guardrails import Guardrails
 from vit_jax.train.loop import train_and_evaluate
-from vit_jax.train.reports import Reports
+from vit_jax.train.recorder import Recorder
 from vit_jax.train.setup import Setup, set_up
 
 KINDS = {
@@ -159,23 +160,22 @@ def events(monkeypatch, caplog):
     """What a run does, in order: run, read, evaluated, saved, and what is compiled."""
     found = []
 
-    def noting(name, label):
-        original = getattr(Reports, name)
+    def noting(owner, name, label):
+        original = getattr(owner, name)
 
-        def method(reports, *arguments):
-            if text := label(reports, *arguments):
-                found.append(text)
-            return original(reports, *arguments)
+        def method(self, step, *arguments, **options):
+            found.append(f"{label} {step}")
+            return original(self, step, *arguments, **options)
 
-        monkeypatch.setattr(Reports, name, method)
+        monkeypatch.setattr(owner, name, method)
 
-    noting(
-        "read_metrics", lambda reports: reports.unread and f"read {reports.unread[0]}"
-    )
-    noting("evaluate", lambda _, step, state: f"evaluate {step}")
-    noting("save", lambda _, step, state: f"save {step}")
+    noting(Guardrails, "judge", "read")
+    noting(Recorder, "evaluate", "evaluate")
+    noting(Recorder, "save", "save")
     lower = Setup.lower
-    monkeypatch.setattr(Setup, "lower", lambda setup: Noted(lower(setup), found))
+    monkeypatch.setattr(
+        Setup, "lower", lambda setup, choice: Noted(lower(setup, choice), found)
+    )
 
     class Compiling(logging.Handler):
         def emit(self, record):
@@ -215,6 +215,6 @@ def test_a_run_compiles_each_step_once_and_reads_metrics_a_step_late(
         for k in (1, 3, 5)
         for event in (
             *(f"run {k}", f"run {k + 1}", f"read {k}"),
-            *(f"evaluate {k + 1}", f"read {k + 1}", f"save {k + 1}"),
+            *(f"read {k + 1}", f"evaluate {k + 1}", f"save {k + 1}"),
         )
     ]

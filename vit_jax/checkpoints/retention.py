@@ -6,9 +6,6 @@ from typing import Any
 
 from orbax.checkpoint import checkpoint_managers
 
-# Metric → the sign that makes a greater value a better one.
-METRICS = {"top1": 1.0, "top5": 1.0, "loss": -1.0}
-
 
 @dataclasses.dataclass
 class Retention(checkpoint_managers.PreservationPolicy):
@@ -19,13 +16,15 @@ class Retention(checkpoint_managers.PreservationPolicy):
     """
 
     newest: int  # how many
-    metric: str = ""  # one of `METRICS`; "" = none
+    metric: str = ""  # name of a number that is measured; "" = none
+    sign: float = 1.0  # 1 where greater is better, −1 where smaller is
     scores: dict[int, float] = dataclasses.field(default_factory=dict)
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes what was measured at a step, whether that is saved or not."""
-        if self.metric:
-            self.scores[step] = METRICS[self.metric] * float(metrics[self.metric])
+        # Not every evaluation measures everything.
+        if self.metric in metrics:
+            self.scores[step] = self.sign * float(metrics[self.metric])
 
     def best(self, steps: Collection[int]) -> int | None:
         """The best of some steps; None if none of them was measured."""

@@ -65,13 +65,20 @@ class Checkpoints:
     exits can no longer finish, and Python waits for it forever.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], keep: int, best: str = ""):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        keep: int,
+        best: str = "",
+        better: float = 1.0,
+    ):
         """Opens or creates WORKDIR/checkpoints and removes what killed saves left.
 
         Args:
           workdir: the run's directory.
           keep: how many of the newest checkpoints stay.
           best: a metric; the checkpoint that is best by it stays as well.
+          better: 1 where a greater value of it is better, −1 where a smaller one is.
 
         Raises:
           UserError: the directory cannot be written to.
@@ -84,7 +91,7 @@ class Checkpoints:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
-            self._retention = Retention(keep, best)
+            self._retention = Retention(keep, best, better)
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -219,12 +220,18 @@ def _compare(
     # Compared as text, so that True is not 1 and NaN is NaN.
     before = {key: json.dumps(value) for key, value in (*_flat(defaults), *_flat(old))}
     after = {key: json.dumps(value) for key, value in _flat(new)}
+    # A section is told by its keys; as a key itself it is one that has none.
+    sections = {
+        key[: dot.start()]
+        for key in (*before, *after)
+        for dot in re.finditer(r"\.", key)
+    }
     told = {
         key: f"{key}: {before.get(key, '(absent)')} → {after.get(key, '(absent)')}"
-        for key in sorted(before.keys() | after.keys())
+        for key in sorted((before.keys() | after.keys()) - sections)
         if before.get(key) != after.get(key)
     }
-    lines = [f"  {text}" for key, text in told.items() if key not in free]
+    lines = [f"  {text}" for key, text in told.items() if not is_among(key, free)]
     if not lines:
         return list(told.values())
     count = "1 key differs" if len(lines) == 1 else f"{len(lines)} keys differ"
@@ -236,6 +243,12 @@ def _compare(
         + "\nTo go on with that run, give its values; to start this one, pass another "
         "--workdir (or remove that directory)."
     )
+
+
+def is_among(key: str, keys: Collection[str]) -> bool:
+    """Whether a dotted key, or a section that it is in, is one of `keys`."""
+    parts = key.split(".")
+    return any(".".join(parts[: n + 1]) in keys for n in range(len(parts)))
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -35,7 +35,6 @@ CHOICES = {
     "momentum_dtype": ("float32", "bfloat16"),
     "schedule": ("constant", "linear", "cosine", "rsqrt"),
     "compute_dtype": ("auto", "float32", "bfloat16"),
-    "keep_best": ("", "top1", "top5", "loss"),
 }
 
 # Keys with a range: (smallest, largest), both allowed.
@@ -70,6 +69,7 @@ RANGES = {
     "b2": (0.0, 0.999999),
     "momentum": (0.0, 0.999999),
     "weight_decay": (0.0, math.inf),
+    "layer_decay": (1e-6, 1.0),
     "grad_clip_norm": (0.0, math.inf),
     "ema_decay": (0.0, 0.9999999),
     "max_loss_spike": (0.0, math.inf),

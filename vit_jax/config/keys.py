@@ -160,6 +160,15 @@ def default_config() -> Config:
     config.weight_decay = 0.0
     # Regular expression: which parameters decay, by full path ("blocks_00/mlp/fc1/…").
     config.weight_decay_on = ".*kernel"
+    # How single parameters are trained, as rows "PATTERN: SETTING, SETTING" joined by
+    # ";". Settings: frozen, lr=FACTOR, decay=WEIGHT_DECAY, rule=OPTIMIZER, start=STEP.
+    # The first row whose pattern matches the whole path counts; what it does not set
+    # stays (vit_jax/optim/groups.py).
+    config.groups = ""
+    # Layer-wise decay: the learning rate of each block is so many times that of the
+    # block after it; 1 = all alike. 0.65 to 0.75 suit fine-tuning after masked
+    # pretraining.
+    config.layer_decay = 1.0
     # Global norm; 0 = no clipping.
     config.grad_clip_norm = 1.0
     # Decay of the moving average of the parameters, such as 0.9999; 0 = no average. It
@@ -203,6 +212,14 @@ def default_config() -> Config:
     # Go on although an accelerator is there and JAX sees only the CPU.
     config.allow_cpu = False
 
+    # --- Evaluators ---
+    # What is measured besides the loss and accuracy of the labels: name → its `kind`
+    # (a name in vit_jax/evaluators/choosing.py, or package.module:Name of your own),
+    # `every` so many steps (0 = at the end), where they differ `dataset`, `data_dir`,
+    # `split`, `train_split`, `batch_size`, and options of that kind. A recipe sets
+    # config.evaluators = ConfigDict({"NAME": {"kind": …, "every": …}}).
+    config.evaluators = ConfigDict()
+
     # --- Reports and checkpoints, in steps ---
     config.log_every = 50
     # 0 = only at the end.
@@ -210,8 +227,9 @@ def default_config() -> Config:
     config.checkpoint_every = 1000
     # The newest so many stay.
     config.keep_checkpoints = 2
-    # The best by the evaluations' "top1", "top5" or "loss" stays too, and an evaluation
-    # that is better than all before saves one; "" = no such.
+    # The best by a metric of the evaluations stays too ("top1", "top5", "loss", or
+    # "NAME/METRIC" of one of the `evaluators`), and an evaluation that is better than
+    # all before saves one; "" = none.
     config.keep_best = ""
     # First and last step, counted from 1, that are traced for XProf; (0, 0) = none.
     config.profile_steps = (0, 0)
@@ -240,6 +258,7 @@ ARCHITECTURE_KEYS = (
 # numbers by no more than rounding and the draws of dropout, so a run may go on with
 # other values of them.
 FREE_TO_CHANGE = (
+    "evaluators",  # with all that is in it
     "data_dir",
     "eval_batch_size",
     "loader_threads",

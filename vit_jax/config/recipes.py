@@ -47,7 +47,10 @@ def load_recipe(
     """
     flag_values = flag_values or flags.FlagValues()
     flags.DEFINE_string(
-        "config", None, "recipe, as in configs/b16.py:cifar100", flag_values=flag_values
+        "config",
+        None,
+        "recipe, as in b16:cifar100 or FILE.py:cifar100",
+        flag_values=flag_values,
     )
     flags.DEFINE_string(
         "workdir",
@@ -62,7 +65,7 @@ def load_recipe(
             f"unexpected arguments {unexpected}; overrides look like --config.seed=1"
         )
     if not flag_values.config:
-        raise UserError("no recipe; pass one, as in --config=configs/b16.py")
+        raise UserError("no recipe; pass one, as in --config=b16 or --config=FILE.py")
     config = _read_recipe(flag_values.config)
     wrong = {key: _override(config, key, token) for key, token in overrides.items()}
     found = [problem for problem in wrong.values() if problem]
@@ -100,23 +103,51 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def _read_recipe(flag: str) -> Config:
-    """Runs `get_config(argument)` of the file in `FILE.py:ARGUMENT`."""
+def named_recipes() -> dict[str, pathlib.Path]:
+    """The recipes that come with vit_jax: name → file.
+
+    In a checkout they are the folder configs/, in an installed package a part of it.
+    """
+    package = pathlib.Path(__file__).parents[1]
+    for folder in (package / "configs", package.parent / "configs"):
+        if files := sorted(folder.glob("*.py")):
+            return {file.stem: file for file in files if file.stem != "__init__"}
+    return {}
+
+
+def _find_recipe(flag: str) -> tuple[pathlib.Path, str]:
+    """The file and the argument of `FILE.py:ARGUMENT` or `NAME:ARGUMENT`."""
     # The last ".py" ends the file name, so that paths may hold a colon (Windows).
-    match = re.fullmatch(r"(.*\.py)(?::(.*))?", flag, re.DOTALL)
-    path = pathlib.Path(match[1] if match else flag)
-    if match is None or not path.is_file():
-        recipes = sorted(str(file) for file in path.parent.glob("*.py"))
-        there = f"; there are {', '.join(recipes)}" if recipes else ""
+    if match := re.fullmatch(r"(.*\.py)(?::(.*))?", flag, re.DOTALL):
+        path = pathlib.Path(match[1])
+        if path.is_file():
+            return path, match[2] or ""
+        others = sorted(str(file) for file in path.parent.glob("*.py"))
+        there = f"; there are {', '.join(others)}" if others else ""
         raise UserError(
-            f"--config={flag}: no recipe at {path}{there}. Expected FILE.py or "
-            "FILE.py:ARGUMENT"
+            f"--config={flag}: no recipe at {path}{there}. Expected FILE.py, "
+            "FILE.py:ARGUMENT, or the name of a recipe: "
+            f"{', '.join(named_recipes())}"
         )
+    name, _, argument = flag.partition(":")
+    recipes = named_recipes()
+    if name in recipes:
+        return recipes[name], argument
+    raise UserError(
+        f"--config={flag}: no recipe {name!r}; choose from "
+        f"{', '.join(nearest(name, recipes))}, each with or without :ARGUMENT, or pass "
+        "a file, as FILE.py or FILE.py:ARGUMENT"
+    )
+
+
+def _read_recipe(flag: str) -> Config:
+    """Runs `get_config(argument)` of the recipe that the flag names."""
+    path, argument = _find_recipe(flag)
     with _recipe_errors_explained(path):
         get_config = runpy.run_path(str(path)).get("get_config")
         if get_config is None:
             raise UserError(f"{path} has no function get_config(argument)")
-        config = get_config(match[2]) if match[2] else get_config()
+        config = get_config(argument) if argument else get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"get_config of {path} returns {config!r:.100}; expected the config that "

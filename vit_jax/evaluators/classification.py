@@ -1,16 +1,17 @@
 """Exact evaluation of a classifier: every example counts once, whatever the batches."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from vit_jax import sharding
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.evaluators.examples import Data
+from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
 from vit_jax.models import PatchModel
 from vit_jax.objectives.losses import LOSSES, to_targets
 
@@ -75,44 +76,64 @@ def make_eval_step(
     return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
 
 
-def evaluate(
-    eval_step: Callable[[Any, Mapping[str, Array]], Sums],
-    params: Any,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    mesh: Mesh,
-    *,
-    examples: int,
-) -> dict[str, Any]:
-    """Runs over all batches once.
+class Classification(Evaluator):
+    """Loss, top-1 and top-5 accuracy; with `per_class` each class's accuracy too.
 
-    Args:
-      eval_step: of `make_eval_step`.
-      params: on the devices of the mesh.
-      batches: this process's rows, of `vit_jax.data.loading.batches.eval_batches`.
-      mesh: that of the step.
-      examples: how many examples the data have. Fewer or more in the batches are a bug,
-        and raise AssertionError.
+    `python -m vit_jax.evaluate` and every training run measure by this.
+    """
+
+    better: ClassVar = {"loss": -1.0, "top1": 1.0, "top5": 1.0}
+
+    def __init__(
+        self,
+        subject: Subject,
+        data: Data,
+        loss: str = "softmax",
+        per_class: bool = False,
+    ):
+        self._examples = data.examples(subject)
+        self._step: Any = make_eval_step(
+            subject.model,
+            subject.preprocessing,
+            subject.mesh,
+            loss=loss,
+            per_class=per_class,
+        )
+
+    def lower(self, params: Params) -> jax.stages.Lowered:
+        """The program, not yet compiled."""
+        return self._step.lower(params, self._examples.abstract_batch())
+
+    def compile(self, params: Params) -> None:
+        """Compiles the step."""
+        self._step = self.lower(params).compile()
+
+    def __call__(self, params: Params, watch: Watch = iter) -> dict[str, Any]:
+        """`loss`, `top1`, `top5`, `examples`, `bad_images` and "top1/CLASS"."""
+        numbers = self.measure(params, watch)
+        counts = numbers.pop("class_examples", ())
+        right = numbers.pop("class_right", ())
+        names = self._examples.source.class_names
+        return numbers | {
+            f"top1/{name}": float(hits / count)
+            for name, count, hits in zip(names, counts, right, strict=False)
+            if count
+        }
+
+    def measure(self, params: Params, watch: Watch = iter) -> dict[str, Any]:
+        """What `means` gives for all examples."""
+        return means(self._examples.sums(self._step, params, watch))
+
+
+def means(totals: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns the sums of a step of `make_eval_step` over all batches into numbers.
 
     Returns:
       `loss` (mean), `top1` and `top5` in [0, 1], `examples` (evaluated) and
       `bad_images` (could not be read and do not count); with a per-class step also
       `class_examples` and `class_right`, int64 [classes].
     """
-    totals: dict[str, Any] = {}
-    waiting: Sums | None = None
-    for rows in batches:
-        # Which examples they are is not the step's concern.
-        step_rows = {name: x for name, x in rows.items() if name != "index"}
-        batch = sharding.place(step_rows, mesh)
-        sums = eval_step(params, batch)
-        # The sums of one batch are fetched while the next is being computed.
-        _add(totals, waiting)
-        waiting = sums
-    _add(totals, waiting)
     counted, bad = (int(totals.get(name, 0)) for name in ("examples", "bad_images"))
-    assert counted + bad == examples, (
-        f"evaluated {counted} examples and skipped {bad}, but the data have {examples}"
-    )
     result = {
         name: float(totals[name] / counted) if counted else float("nan")
         for name in ("loss", "top1", "top5")
@@ -123,36 +144,3 @@ def evaluate(
         if name in totals
     }
     return result | {"examples": counted, "bad_images": bad} | by_class
-
-
-def abstract_batch(
-    preprocessing: Preprocessing, rows: int, mesh: Mesh, *, num_classes: int = 0
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a batch of an evaluation.
-
-    Args:
-      preprocessing: of the images.
-      rows: number of examples, padding included.
-      mesh: the devices.
-      num_classes: width of the labels where an image may have several; 0 = one label.
-    """
-    columns = {
-        "image": ((*preprocessing.image_size, preprocessing.channels), jnp.uint8),
-        "label": ((num_classes,), jnp.float32) if num_classes else ((), jnp.int32),
-        "mask": ((), jnp.float32),
-        "bad": ((), jnp.int32),
-    }
-    return sharding.abstract_batch(columns, rows, mesh)
-
-
-def padded_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """The next size that can be spread over the mesh."""
-    parts = sharding.batch_parts(mesh)
-    return -(-batch_size // parts) * parts
-
-
-def _add(totals: dict[str, Any], sums: Sums | None):
-    """Adds in float64 and int64: float32 would lose examples of a large set."""
-    for name, value in jax.device_get(sums or {}).items():
-        wide = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
-        totals[name] = totals.get(name, 0) + value.astype(wide)

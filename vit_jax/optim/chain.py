@@ -1,6 +1,5 @@
-"""Learning-rate schedules and the optimiser chain."""
+"""The optimiser chain: from gradients to directions."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,77 +9,44 @@ import optax
 from jaxtyping import Array
 
 from vit_jax.config import Config
-from vit_jax.errors import UserError
+from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.optim.guard import guarded, is_guarded
 
-# Each maps (updates since the warm-up, length of what follows the warm-up, config) to
-# a learning rate.
-SCHEDULES: dict[str, Callable[[Array, int, Config], Array]] = {
-    "constant": lambda t, length, config: jnp.full_like(t, config.learning_rate),
-    "linear": lambda t, length, config: (
-        config.end_learning_rate
-        + (config.learning_rate - config.end_learning_rate) * (1 - t / length)
-    ),
-    "cosine": lambda t, length, config: (
-        config.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / length))
-    ),
-    "rsqrt": lambda t, length, config: (
-        config.learning_rate / jnp.sqrt(1 + t / config.rsqrt_timescale)
-    ),
-}
 
-
-def make_schedule(config: Config) -> Callable[[Any], Array]:
-    """The learning rate as a function of the number of finished updates.
-
-    The first update uses t = 0. A linear warm-up multiplies the decay; with
-    `cooldown_steps` the last steps go linearly to 0. Linear and cosine follow the ViT
-    paper (appendix B.1), the inverse square root "Scaling Vision Transformers" (§3.5).
-    """
-    warmup, total = config.warmup_steps, config.total_steps
-    cooldown, decay = config.cooldown_steps, SCHEDULES[config.schedule]
-    length = max(total - warmup, 1)
-
-    def schedule(step: Any) -> Array:
-        step = jnp.asarray(step, jnp.float32)
-        rate = decay(jnp.clip(step - warmup, 0, length), length, config)
-        if warmup:
-            rate *= jnp.minimum(step / warmup, 1.0)
-        if cooldown:
-            rate *= jnp.clip((total - step) / cooldown, 0.0, 1.0)
-        return rate
-
-    return schedule
-
-
-def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    config: Config, params: Any, groups: Groups | None = None
+) -> optax.GradientTransformation:
     """Clipping by global norm; AdamW, Adafactor or SGD with momentum; weight decay.
 
     Its updates are directions: the step multiplies them by −(learning rate), so the
     decay is decoupled and scaled by the learning rate, as in optax.adamw. Where the
-    config asks for it, bad updates are left out; see `guarded`.
+    config asks for it, bad updates are left out; see `guarded`. It takes the parameters
+    that are trained, without those that are frozen.
 
     Args:
       config: a resolved config.
-      params: the parameters or their shapes; decides which of them decay.
+      params: all parameters or their shapes.
+      groups: how each of them is trained; by default as the config says.
 
     Raises:
-      UserError: there is weight decay, but no parameter that it applies to.
+      UserError: see `make_groups`.
     """
-    chain = [OPTIMIZERS[config.optimizer](config, jnp.dtype(config.momentum_dtype))]
+    groups = groups or make_groups(config, params, OPTIMIZERS)
+    trained = groups.trained(params)
+    dtype = jnp.dtype(config.momentum_dtype)
+    core = OPTIMIZERS[config.optimizer](config, dtype)
+    if rules := groups.values("rule") - {""}:
+        choices = {rule: OPTIMIZERS[rule](config, dtype) for rule in sorted(rules)}
+        labels = groups.of("rule", trained)
+        core = optax.partition({"": core, **choices}, labels)
+    chain = [core]
     if config.grad_clip_norm:
         # On the raw gradients, before any scaling.
         chain.insert(0, optax.clip_by_global_norm(config.grad_clip_norm))
-    if config.weight_decay:
-        mask = decay_mask(params, config.weight_decay_on)
-        if not any(jax.tree.leaves(mask)):
-            example = path_name(jax.tree.leaves_with_path(params)[0][0])
-            raise UserError(
-                f"weight_decay={config.weight_decay}, but "
-                f"weight_decay_on={config.weight_decay_on!r} matches no parameter; "
-                f"their paths look like {example!r}"
-            )
-        chain.append(optax.add_decayed_weights(config.weight_decay, mask))
+    decays = groups.of("decay", trained)
+    for decay in sorted(groups.values("decay") - {0.0}):
+        mask = jax.tree.map(lambda x, decay=decay: x == decay, decays)
+        chain.append(optax.add_decayed_weights(decay, mask))
     optimizer = optax.chain(*chain)
     return guarded(optimizer, config) if is_guarded(config) else optimizer
 
@@ -114,16 +80,3 @@ OPTIMIZERS: dict[str, Callable[[Config, Any], optax.GradientTransformation]] = {
     "adafactor": lambda config, dtype: _adafactor(config.b2, config.momentum, dtype),
     "sgd": lambda config, dtype: optax.trace(config.momentum, accumulator_dtype=dtype),
 }
-
-
-def decay_mask(params: Any, pattern: str) -> Any:
-    """A tree like `params`: True where the whole path ("norm/scale") matches."""
-    regex = re.compile(pattern)
-    return jax.tree.map_with_path(
-        lambda path, _: regex.fullmatch(path_name(path)) is not None, params
-    )
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A parameter's path as text: "blocks_00/mlp/fc1/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,65 +1,150 @@
-"""The evaluation that a training run repeats."""
+"""The evaluations that a training run repeats, each on its schedule."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-from vit_jax import sharding
-from vit_jax.data.loading.batches import eval_batches
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluators.classification import evaluate
+from vit_jax.evaluators.choosing import Row, make_evaluator, read_rows
+from vit_jax.evaluators.examples import Data
+from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
 from vit_jax.train.out_of_memory import EVALUATION, out_of_memory_explained
 from vit_jax.train.setup import Setup
 
 
-class Evaluation:
-    """Measures parameters on all held-out examples."""
+class Scheduled(NamedTuple):
+    """An evaluator of a run."""
 
-    def __init__(self, setup: Setup, source: Source):
-        """Compiles it: what cannot work is known before the first step is made.
+    name: str  # "" = the run's own evaluation of its labels
+    every: int  # steps between two evaluations; 0 = only at the end
+    evaluator: Evaluator
 
-        Raises:
-          UserError: a device has too little memory for it.
-        """
-        self._setup, self._source = setup, source
-        with out_of_memory_explained(setup, EVALUATION):
-            self._eval_step = setup.lower_eval().compile()
 
-    def __call__(
-        self, params: Any, watch: Callable[[Iterable[Any]], Iterable[Any]]
-    ) -> dict[str, Any]:
-        """loss, top1, top5, examples, bad_images; with `per_class` "top1/NAME" too.
+class Evaluations:
+    """Everything that is measured of a run: its own evaluation and `config.evaluators`.
+
+    All that are due at a step make one line of metrics.jsonl. The run's own numbers
+    have plain names there, those of the others are "name/metric".
+    """
+
+    def __init__(self, setup: Setup, eval_source: Source):
+        """Compiles all of them: what cannot work is known before the first step.
 
         Args:
-          params: on the devices of the mesh.
-          watch: wraps the batches; may end the evaluation by an exception.
+          setup: the run.
+          eval_source: the examples of its `eval_split`.
+
+        Raises:
+          UserError: an evaluator cannot be made or compiled; the message names it.
         """
-        rows = self._setup.eval_rows
-        batches = eval_batches(
-            self._source,
-            batch_size=rows,
-            preprocessing=self._setup.preprocessing,
-            bad_images=self._setup.config.eval_bad_images,
-            rows=sharding.local_rows(self._setup.mesh, rows),
+        self._setup, config = setup, setup.config
+        subject = Subject(
+            setup.model, setup.preprocessing, setup.mesh, eval_source.class_names
         )
-        with out_of_memory_explained(self._setup, EVALUATION):
-            numbers = evaluate(
-                self._eval_step,
-                params,
-                watch(batches),
-                self._setup.mesh,
-                examples=len(self._source),
-            )
-        if not numbers["examples"]:
-            raise UserError(
-                f"none of the {len(self._source)} images to evaluate on can be read; "
-                "check that the dataset was copied completely"
-            )
-        examples = numbers.pop("class_examples", ())
-        right = numbers.pop("class_right", ())
-        by_class = zip(self._source.class_names, examples, right, strict=False)
-        return numbers | {
-            f"top1/{name}": float(hits / count)
-            for name, count, hits in by_class
-            if count
-        }
+        own = _data(setup, lambda split: _split(setup, split, eval_source))
+        self._scheduled: list[Scheduled] = []
+        if setup.architecture.num_classes:
+            options = {"loss": config.loss, "per_class": config.per_class}
+            evaluator = make_evaluator("classification", subject, own, options)
+            self._scheduled.append(Scheduled("", config.eval_every, evaluator))
+        for row in read_rows(config.evaluators.to_dict()):
+            with _named(row.name):
+                evaluator = make_evaluator(
+                    row.kind, subject, _own_data(setup, row, own), row.options, row.name
+                )
+            self._scheduled.append(Scheduled(row.name, row.every, evaluator))
+        params = setup.model_params(setup.abstract_state().params)
+        for name, _, evaluator in self._scheduled:
+            with self._explained(name):
+                evaluator.compile(params)
+
+    def due(self, step: int) -> list[Scheduled]:
+        """The evaluators whose turn it is after so many updates."""
+        last = step == self._setup.config.total_steps
+        return [
+            row
+            for row in self._scheduled
+            if last or (row.every > 0 and step > 0 and step % row.every == 0)
+        ]
+
+    def measure(self, step: int, params: Params, watch: Watch) -> dict[str, Any]:
+        """Numbers of all evaluators that are due, by their names in metrics.jsonl.
+
+        Args:
+          step: finished updates.
+          params: the model's, on the devices of the mesh.
+          watch: wraps the batches; may end the evaluation by an exception.
+
+        Raises:
+          UserError: an evaluator failed; the message names it.
+        """
+        numbers: dict[str, Any] = {}
+        for name, _, evaluator in self.due(step):
+            with self._explained(name):
+                found = evaluator(params, watch)
+            prefix = f"{name}/" if name else ""
+            numbers |= {f"{prefix}{metric}": value for metric, value in found.items()}
+        return numbers
+
+    @contextlib.contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        with _named(name):
+            if name:
+                yield
+            else:
+                with out_of_memory_explained(self._setup, EVALUATION):
+                    yield
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says of any failure in which evaluator it happened."""
+    try:
+        yield
+    except UserError as error:
+        if name:
+            error.args = (f"the evaluator {name!r}: {error}",)
+        raise
+    except Exception as error:
+        error.add_note(f"This happened in the evaluator {name or 'of the run'!r}.")
+        raise
+
+
+def _data(setup: Setup, open_split: Callable[[str], Source]) -> Data:
+    config, info = setup.config, setup.info
+    return Data(
+        open_split,
+        info.eval_split,
+        info.train_split,
+        config.eval_batch_size,
+        config.eval_bad_images,
+    )
+
+
+def _split(setup: Setup, split: str, eval_source: Source) -> Source:
+    """A split of the run's data; the one to evaluate on is open already."""
+    if split == setup.info.eval_split:
+        return eval_source
+    return setup.dataset.split(split)
+
+
+def _own_data(setup: Setup, row: Row, default: Data) -> Data:
+    """The data of a row of `config.evaluators`; what it does not name is the run's."""
+    data, given = default, dict(row.data)
+    if dataset := given.pop("dataset", ""):
+        opened = open_dataset(dataset, given.pop("data_dir", setup.config.data_dir))
+        info = opened.info
+        data = Data(
+            opened.split,
+            info.eval_split,
+            info.train_split,
+            default.batch_size,
+            default.bad_images,
+        )
+    elif "data_dir" in given:
+        raise UserError("`data_dir` without `dataset`: name both, or neither")
+    for key, value in given.items():
+        data = data._replace(**{key: value})
+    return data

@@ -1,27 +1,31 @@
 """A training run from start to end, its phases in order."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
+
+import jax
 
 from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.reading import has_checkpoint, load_description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.config import Config, checks
+from vit_jax.data.decode import DecodeError
 from vit_jax.errors import UserError
 from vit_jax.optim.guard import skipped_updates
 from vit_jax.train.autotune.choice import with_chosen_attention
-from vit_jax.train.evaluation import Evaluation
+from vit_jax.train.evaluation import Evaluations
+from vit_jax.train.guardrails import DIVERGED, Guardrails
 from vit_jax.train.out_of_memory import out_of_memory_explained
 from vit_jax.train.processes import cluster, peers
 from vit_jax.train.processes.interrupts import Interrupted, Interrupts, StopRequest
 from vit_jax.train.processes.watchdog import Watchdog
+from vit_jax.train.recorder import Recorder
 from vit_jax.train.reporting.metrics import MetricWriter, Progress
 from vit_jax.train.reporting.profiling import Profile, untraceable
 from vit_jax.train.reporting.summary import log_summary
 from vit_jax.train.reporting.wandb_run import missing_wandb, wandb_runs
-from vit_jax.train.reports import Reports
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import (
     claimed,
@@ -82,69 +86,150 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         setup = with_chosen_attention(setup, workdir)
 
         checkpoints = stack.enter_context(
-            Checkpoints(workdir, config.keep_checkpoints, config.keep_best)
+            Checkpoints(
+                workdir,
+                config.keep_checkpoints,
+                config.keep_best,
+                setup.better.get(config.keep_best, 1.0),
+            )
         )
         state = initial_state(setup, checkpoints, params)
         step, first = int(state.step), cluster.first()
 
         # The programs, compiled before the first batch is read.
-        compiled = setup.lower().compile()
-        evaluation = Evaluation(setup, eval_source)
+        choices = setup.objective.choices
+        programs = {choice: setup.lower(choice).compile() for choice in choices}
+        evaluations = Evaluations(setup, eval_source)
         batches = stack.enter_context(open_batches(setup, train_source, step))
-        log_summary(
-            setup, workdir, step, compiled.memory_analysis(), batches.waiting_bytes
-        )
-        reports = Reports(
+        memory = programs[choices[0]].memory_analysis()
+        log_summary(setup, workdir, step, memory, batches.waiting_bytes)
+        recorder = Recorder(
             setup,
             train_source.class_names,
             setup.info.num_examples,
-            evaluation,
+            evaluations,
             checkpoints,
             stack.enter_context(
                 MetricWriter(workdir, step, wandb_runs(config, workdir), first=first)
             ),
             stack.enter_context(Progress(config.total_steps, step, first=first)),
-            stack.enter_context(Profile(workdir, config.profile_steps)),
-            interrupts,
-            stack.enter_context(Watchdog()),
-            start=(step, int(state.bad_images)),
-            skipped=int(skipped_updates(state.opt_state) or 0),
         )
-        return _train(compiled, state, batches, reports)
+        skipped = int(skipped_updates(state.opt_state) or 0)
+        return _train(
+            programs,
+            state,
+            batches,
+            recorder,
+            Guardrails(setup, len(train_source), state, skipped),
+            interrupts,
+            stack.enter_context(Profile(workdir, config.profile_steps)),
+            stack.enter_context(Watchdog()),
+        )
 
 
 def _train(
-    compiled: Callable[..., Any],
+    programs: Mapping[Hashable, Callable[..., Any]],
     state: TrainState,
     batches: Iterator[Any],
-    reports: Reports,
+    recorder: Recorder,
+    guardrails: Guardrails,
+    interrupts: Interrupts,
+    profile: Profile,
+    watchdog: Watchdog,
 ) -> dict[str, Any]:
-    """From the given state to the last step; returns the last evaluation."""
-    config, interrupts = reports.setup.config, reports.interrupts
+    """Trains from the given state to the last step; returns the last evaluation."""
+    setup, clock = recorder.setup, recorder.clock
+    config, objective, extra = setup.config, setup.objective, setup.extra()
+    arguments = (extra,) if jax.tree.leaves(extra) else ()
     step = int(state.step)
+    # Number and metrics of the last step. They are fetched only when the next one has
+    # been dispatched, so that the devices never wait for this process.
+    unread: tuple[int, Any] | None = None
+
+    def read_metrics() -> None:
+        nonlocal unread
+        if unread is None:
+            return
+        number, values = unread[0], jax.device_get(unread[1])
+        unread = None
+        verdict = guardrails.judge(number, values)
+        recorder.write(number, values, always=verdict.left_out)
+        if verdict.stop:
+            stops = f"{verdict.stop}; training stops. {recorder.last_good()} {DIVERGED}"
+            raise UserError(stops)
+
+    def save() -> None:
+        # Only what is known to be finite is saved, and only after everything that was
+        # written about the steps before is on the disk.
+        read_metrics()
+        watchdog.begin("saving a checkpoint")
+        recorder.save(step, state)
+        watchdog.begin("")
+
+    def watched(read: Iterable[Any]) -> Iterator[Any]:
+        watchdog.begin("a batch of the evaluation")
+        for batch in interrupts.watch(read):
+            yield batch
+            watchdog.begin("a batch of the evaluation")
+
+    @contextlib.contextmanager
+    def saving_if_data_fail(policy: str) -> Iterator[None]:
+        """What cannot be read costs no step: once mended, the run continues here."""
+        try:
+            yield
+        except UserError as error:
+            lines = [str(error)]
+            if step > 0:
+                save()
+                recorder.checkpoints.wait()
+                lines.append(
+                    f"Stopped at step {step}, which is saved: once that is mended, the "
+                    "same command goes on from there."
+                )
+            if isinstance(error, DecodeError):
+                lines.append(
+                    f"With --config.{policy}=skip, in another --workdir, a run leaves "
+                    "out such images."
+                )
+            raise UserError("\n".join(lines)) from error
+
     try:
         while True:
             # Also right after a start: what an interruption left undone at this step is
             # done first, so that no number depends on interruptions.
-            if reports.due(step, config.eval_every):
-                reports.evaluate(step, state)
-            if reports.due(step, config.checkpoint_every) or reports.is_best(step):
-                reports.save(step, state)
+            if recorder.evaluations.due(step):
+                read_metrics()
+                with saving_if_data_fail("eval_bad_images"):
+                    diverged = recorder.evaluate(step, state, watched)
+                watchdog.begin("")
+                if diverged:
+                    raise UserError(f"{diverged} {recorder.last_good()} {DIVERGED}")
+            if recorder.due(step, config.checkpoint_every) or recorder.is_best(step):
+                save()
             if step == config.total_steps:
-                reports.finish(step)
-                return reports.writer.recorded(step, "eval") or {}
+                recorder.finish(step)
+                return recorder.writer.recorded(step, "eval") or {}
             if interrupts.requested():
                 raise StopRequest
-            with reports.fetching(step, state):
-                batch = sharding.place(next(batches), reports.setup.mesh)
+            watchdog.begin("a training step")
+            with saving_if_data_fail("bad_images"), clock.waiting():
+                guardrails.check_data()
+                rows = next(batches)
+                read = {name: rows[name] for name in setup.columns}
+                batch = sharding.place(read, setup.mesh)
             step += 1
             interrupts.begin()
-            with reports.profile.step(step):
-                state, metrics = compiled(state, batch)
-            reports.stepped(step, metrics)
+            with profile.step(step):
+                program = programs[objective.choice(step - 1)]
+                state, metrics = program(state, batch, *arguments)
+            recorder.checkpoints.check()
+            with clock.stopped("tracing"):
+                profile.stepped(step, metrics)
+            read_metrics()
+            unread = step, metrics
     except StopRequest:
         if step:
-            reports.save(step, state)
-        reports.finish(step)
+            save()
+        recorder.finish(step)
         assert interrupts.received is not None
         raise Interrupted(interrupts.received, step) from None

@@ -11,7 +11,6 @@ import jax
 
 from vit_jax import sharding
 from vit_jax.errors import UserError
-from vit_jax.evaluators.classification import padded_batch_size
 from vit_jax.train.memory import is_out_of_memory, needed_bytes
 from vit_jax.train.setup import Setup
 
@@ -61,7 +60,7 @@ def _smaller_evaluations(setup: Setup) -> Iterator[tuple[str, str, Setup]]:
     """What makes an evaluation smaller."""
     rows = setup.eval_rows
     for _ in range(_ENOUGH):
-        half = padded_batch_size(rows // 2, setup.mesh)
+        half = sharding.padded_batch_size(rows // 2, setup.mesh)
         if not 0 < half < rows:
             break
         rows = half

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from vit_jax import sharding
 from vit_jax.config import Config
-from vit_jax.evaluators.classification import padded_batch_size
 from vit_jax.train.setup import set_up
 
 Program = tuple[jax.stages.Wrapped, tuple[Any, ...]]
@@ -41,7 +40,7 @@ def build_predict(config: Config, mesh: Mesh) -> Program:
     def predict(params: Any, images: jax.Array) -> Any:
         return model(params, setup.preprocessing.normalize(images))
 
-    rows = padded_batch_size(setup.config.eval_batch_size, mesh)
+    rows = sharding.padded_batch_size(setup.config.eval_batch_size, mesh)
     size = (*setup.architecture.image_size, setup.architecture.channels)
     spread = sharding.batch_sharding(mesh)
     images = jax.ShapeDtypeStruct((rows, *size), "uint8", sharding=spread)

@@ -7,7 +7,7 @@ dataset or a checkpoint to know the shapes, the schedule and the compiled progra
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,24 +23,25 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import Dataset, open_dataset
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain
-from vit_jax.evaluators.classification import (
-    abstract_batch,
-    make_eval_step,
-    padded_batch_size,
-)
+from vit_jax.evaluators.choosing import directions, read_rows
+from vit_jax.evaluators.classification import make_eval_step
+from vit_jax.evaluators.examples import abstract_batch
 from vit_jax.models import (
     AnyArchitecture,
     Architecture,
     PatchModel,
+    abstract_params,
     architecture_from_variant,
 )
 from vit_jax.models import build as build_model
 from vit_jax.models.attention.formulations import candidates, why_not_cudnn
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
-from vit_jax.optim.chain import make_optimizer
+from vit_jax.optim.chain import OPTIMIZERS, make_optimizer
+from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.train.state import TrainState, new_state
 from vit_jax.train.step import make_train_step
+from vit_jax.words import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,12 @@ class Setup:
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """What makes directions of gradients."""
-        return make_optimizer(self.config, self.param_shapes)
+        return make_optimizer(self.config, self.param_shapes, self.groups)
+
+    @functools.cached_property
+    def groups(self) -> Groups:
+        """How each parameter is trained."""
+        return make_groups(self.config, self.param_shapes, OPTIMIZERS)
 
     @functools.cached_property
     def param_shapes(self) -> Any:
@@ -101,6 +107,7 @@ class Setup:
         return new_state(
             params,
             self.optimizer,
+            trained=self.groups.trained,
             averaged=bool(self.config.ema_decay),
             objective_state=self.objective.init_state,
         )
@@ -150,7 +157,8 @@ class Setup:
     def train_step(self, choice: Hashable = None) -> jax.stages.Wrapped:
         """The jitted step; it takes `abstract_state()`, a batch and `extra`."""
         step = make_train_step(
-            self.config, self.objective, self.optimizer, self.mesh, choice
+            *(self.config, self.objective, self.optimizer, self.groups, self.mesh),
+            choice,
         )
         where = jax.tree.map(lambda x: x.sharding, self.abstract_state())
         metrics = sharding.replicated(self.mesh)
@@ -164,7 +172,9 @@ class Setup:
     def eval_rows(self) -> int:
         """Images of an evaluation's batch: no more than there are, but for padding."""
         examples = self.info.num_examples[self.info.eval_split]
-        return padded_batch_size(min(self.config.eval_batch_size, examples), self.mesh)
+        return sharding.padded_batch_size(
+            min(self.config.eval_batch_size, examples), self.mesh
+        )
 
     def lower_eval(self) -> jax.stages.Lowered:
         """The evaluation's step for this run's shapes, not yet compiled."""
@@ -174,7 +184,8 @@ class Setup:
             self.mesh,
             num_classes=self.info.num_classes * self.info.multi_label,
         )
-        return self.eval_step().lower(self.abstract_state().params, batch)
+        params = self.model_params(self.abstract_state().params)
+        return self.eval_step().lower(params, batch)
 
     def eval_step(self) -> jax.stages.Wrapped:
         """The jitted step of an evaluation; it takes parameters and a batch."""
@@ -185,6 +196,38 @@ class Setup:
             loss=self.config.loss,
             per_class=self.config.per_class,
         )
+
+    def model_params(self, params: Any) -> Any:
+        """The model's own parameters, without what else the objective trains."""
+        names = abstract_params(self.architecture)
+        return {name: value for name, value in params.items() if name in names}
+
+    def evaluated(self, state: TrainState) -> dict[str, Any]:
+        """Parameters of the model to measure, by the split they are reported as."""
+
+        def models(params: Any) -> Any:
+            return self.objective.models(self.model_params(params), state.objective)
+
+        found = {
+            f"eval_{name}" if name else "eval": params
+            for name, params in models(state.params).items()
+        }
+        if state.ema is not None:
+            found["eval_ema"] = models(state.ema)[""]
+        return found
+
+    @functools.cached_property
+    def better(self) -> dict[str, float]:
+        """What `keep_best` may name: metric → 1, or −1 where smaller is better."""
+        labelled = self.architecture.num_classes > 0
+        return directions(
+            read_rows(self.config.evaluators.to_dict()), labelled=labelled
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a training batch that the step reads."""
+        return (*self.objective.inputs, "mask", "bad")
 
     @property
     def train_transforms(self) -> dict[str, Chain]:
@@ -274,6 +317,8 @@ def set_up(
                 model,
             )
             _ = setup.optimizer
+        with _noting(found):
+            _check_best(sound, setup.better)
     # First what the values alone show.
     found[first:first] = config_lib.problems(
         config,
@@ -365,6 +410,16 @@ def _refuse_keys_of_other_kinds(
     if wrong:
         kind = type(build_model(architecture)).__name__
         raise ValueError(f"{kind} has no such choice: {', '.join(wrong)}")
+
+
+def _check_best(config: Config, better: Mapping[str, float]) -> None:
+    if config.keep_best and config.keep_best not in better:
+        near = nearest(config.keep_best, better)
+        raise ValueError(
+            f"keep_best={config.keep_best!r}: choose from "
+            f"{', '.join(better) or 'no metric: nothing is evaluated'}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
 
 
 def _preprocessing(

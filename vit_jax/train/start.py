@@ -56,7 +56,8 @@ def open_sources(
             f"{config.dataset} has {train.num_classes} classes here, but "
             f"{info.num_classes} were expected of a dataset of this name"
         )
-    if earlier and earlier.class_names != tuple(train.class_names):
+    labelled = setup.architecture.num_classes > 0
+    if earlier and labelled and earlier.class_names != tuple(train.class_names):
         raise UserError(
             f"{config.dataset} has the classes {_some(train.class_names)}, but the run "
             f"so far was trained on {_some(earlier.class_names)}; put the data back as "
@@ -169,8 +170,16 @@ def initial_state(
         return jax.jit(
             lambda: setup.new_state(setup.init_params()), out_shardings=shardings
         )()
-    placed = jax.device_put(params, shardings.params)
-    return jax.jit(setup.new_state, out_shardings=shardings)(placed)
+    given = {name: shardings.params[name] for name in params}
+    placed = jax.device_put(params, given)
+
+    def completed(params: dict[str, Any]) -> TrainState:
+        if params.keys() == setup.param_shapes.keys():
+            return setup.new_state(params)
+        # Whatever the objective trains besides the model starts at random.
+        return setup.new_state(setup.init_params() | params)
+
+    return jax.jit(completed, out_shardings=shardings)(placed)
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -31,6 +31,7 @@ def new_state(
     params: Any,
     optimizer: optax.GradientTransformation,
     *,
+    trained: Callable[[Any], Any],
     averaged: bool,
     objective_state: Callable[[Any], Any],
 ) -> TrainState:
@@ -38,16 +39,18 @@ def new_state(
 
     Args:
       params: of the model and whatever else is trained.
-      optimizer: makes its own state from them.
+      optimizer: makes its own state from those that are trained.
+      trained: gives these.
       averaged: whether there is a moving average of the parameters.
       objective_state: makes the objective's own state from them.
     """
     # Two arrays: the step donates its state, and an array cannot be donated twice.
     step, bad_images = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    opt_state = optimizer.init(trained(params))
     # Copies, for the same reason.
     ema = jax.tree.map(jnp.copy, params) if averaged else None
     kept = objective_state(jax.tree.map(jnp.copy, params))
-    return TrainState(step, params, optimizer.init(params), bad_images, ema, kept)
+    return TrainState(step, params, opt_state, bad_images, ema, kept)
 
 
 def to_items(state: TrainState) -> dict[str, Any]:

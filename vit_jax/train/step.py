@@ -12,8 +12,9 @@ from jaxtyping import Array
 from vit_jax import sharding
 from vit_jax.config import Config
 from vit_jax.objectives.protocol import Batch, Context, Objective
-from vit_jax.optim.chain import make_schedule
+from vit_jax.optim.groups import Groups
 from vit_jax.optim.guard import skipped_updates
+from vit_jax.optim.schedules import make_schedule
 from vit_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Array]]]
@@ -23,6 +24,7 @@ def make_train_step(
     config: Config,
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    groups: Groups,
     mesh: Mesh,
     choice: Hashable = None,
 ) -> TrainStep:
@@ -45,32 +47,43 @@ def make_train_step(
         batch, key = objective.prepare(key, batch, choice)
         context = Context(extra, state.objective, state.step, choice)
 
-        def loss_sum(params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
+        trained = groups.trained(state.params)
+
+        def loss_sum(trained: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
+            params = groups.merged(trained, state.params)
             sums, additive = objective.loss(params, batch, key, context)
             return sums["loss"][0], (sums, additive)
 
         (_, (sums, additive)), grads = _gradient(
-            loss_sum, state.params, batch, key, steps=config.accum_steps, mesh=mesh
+            loss_sum, trained, batch, key, steps=config.accum_steps, mesh=mesh
         )
         metrics = {name: total / _divisor(w) for name, (total, w) in sums.items()}
         count = _divisor(sums["loss"][1])
         grads = jax.tree.map(lambda g: g / count, grads)
+        grads = _started(groups, grads, state.step)
         rate = schedule(state.step)
 
         def updated(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
             loss = metrics["loss"]
             directions, opt_state = update(grads, opt_state, params, loss=loss)
-            params = jax.tree.map(lambda p, d: p - rate * d, params, directions)
+            directions = _started(groups, directions, state.step)
+            rates = jax.tree.map(
+                lambda factor: rate if factor == 1 else rate * factor,
+                groups.of("lr", params),
+            )
+            params = jax.tree.map(lambda p, r, d: p - r * d, params, rates, directions)
             return params, opt_state
 
-        arguments = (grads, state.opt_state, state.params)
+        arguments = (grads, state.opt_state, trained)
         if config.offload_optimizer:
-            params, opt_state = _from_host(updated, arguments, mesh, always=count > 0)
+            trained, opt_state = _from_host(updated, arguments, mesh, always=count > 0)
         else:
-            params, opt_state = updated(*arguments)
+            trained, opt_state = updated(*arguments)
+        params = groups.merged(trained, state.params)
         ema = state.ema
         if config.ema_decay:
-            ema = averaged(state.ema, params, _ema_decay(config, state.step))
+            decay = _ema_decay(config, state.step)
+            ema = groups.merged(averaged(groups.trained(ema), trained, decay), ema)
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate,
@@ -87,6 +100,15 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _started(groups: Groups, tree: Any, step: Array) -> Any:
+    """Zeros instead of the gradients or directions of groups that start later."""
+    return jax.tree.map(
+        lambda x, start: jnp.where(step >= start, x, 0) if start else x,
+        tree,
+        groups.of("start", tree),
+    )
 
 
 def _divisor(weight: Array) -> Array:

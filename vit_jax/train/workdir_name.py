@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from vit_jax.checkpoints.workdir import locate
+from vit_jax.checkpoints.workdir import is_among, locate
 from vit_jax.config import FREE_TO_CHANGE, Config, default_config, flat_keys, to_plain
 from vit_jax.config.checks import value_of
 
@@ -79,7 +79,8 @@ def default_workdir(config: Config) -> str:
 
 def _chosen(config: Config) -> dict[str, Any]:
     """The keys that make this run what it is, without those at their defaults."""
-    values = _plain(config, set(flat_keys(config)) - set(FREE_TO_CHANGE))
+    keys = [key for key in flat_keys(config) if not is_among(key, FREE_TO_CHANGE)]
+    values = _plain(config, keys)
     default = default_config()
     defaults = _plain(default, flat_keys(default))
     return {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}

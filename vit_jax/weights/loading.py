@@ -12,7 +12,7 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture
+from vit_jax.models import AnyArchitecture, abstract_params
 from vit_jax.weights.files.contents import plain, shortened
 from vit_jax.weights.files.directories import (
     companion,
@@ -76,7 +76,11 @@ def load_weights(
         description, params, averaged = load_checkpoint(path, step, ema=ema)
         if averaged:
             logger.info("%s, step %d: the averaged weights", path, description.step)
-        weights, architecture = Weights(description, params), description.architecture
+        architecture = description.architecture
+        # An objective may have trained more than the model: a decoder, a second head.
+        names = abstract_params(architecture)
+        params = {name: value for name, value in params.items() if name in names}
+        weights = Weights(description, params)
         _check_told(architecture, path, num_heads, trained_image_size)
         return weights
     resolved = resolve(source)

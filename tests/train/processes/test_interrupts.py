@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from vit_jax.checkpoints.reading import has_checkpoint, load_description
-from vit_jax.train import evaluation, loop
+from vit_jax.evaluators import examples
+from vit_jax.train import loop
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.processes.interrupts import Interrupted, Interrupts
 
@@ -40,7 +41,7 @@ def test_in_an_evaluation_the_step_is_saved_and_evaluated_later(
     tiny, tmp_path, monkeypatch, read, capfd
 ):
     run = str(tmp_path / "run")
-    evaluate = evaluation.evaluate
+    add_up = examples.add_up
 
     def stopped_after_a_batch(eval_step, params, batches, mesh, **options):
         def some():
@@ -48,10 +49,10 @@ def test_in_an_evaluation_the_step_is_saved_and_evaluated_later(
                 yield batch
                 ask_to_stop()
 
-        return evaluate(eval_step, params, some(), mesh, **options)
+        return add_up(eval_step, params, some(), mesh, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", stopped_after_a_batch)
+        patch.setattr(examples, "add_up", stopped_after_a_batch)
         with pytest.raises(
             Interrupted, match="SIGTERM at step 2; the checkpoint is sa"
         ):

@@ -1,0 +1,60 @@
+"""Schedules against the published formulas."""
+
+import numpy as np
+import pytest
+
+from vit_jax.config import default_config
+from vit_jax.optim.schedules import make_schedule
+
+
+def recipe(**values):
+    config = default_config()
+    config.total_steps = 100
+    config.update(values)
+    return config
+
+
+def test_cosine_of_the_published_fine_tuning():
+    config = recipe(total_steps=20_000, warmup_steps=500, learning_rate=0.03)
+    schedule = make_schedule(config)
+    expected = {0: 0.0, 250: 0.015, 500: 0.03, 10_250: 0.015, 20_000: 0.0}
+    for step, rate in expected.items():
+        assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
+
+
+def test_cosine_of_the_published_pretraining():
+    config = recipe(total_steps=111_477, warmup_steps=10_000, learning_rate=1e-3)
+    schedule = make_schedule(config)
+    expected = {5000: 5e-4, 10_000: 1e-3, 60_738: 5e-4, 111_477: 0.0}
+    for step, rate in expected.items():
+        assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
+
+
+def test_linear_ends_where_it_is_told():
+    schedule = make_schedule(
+        recipe(schedule="linear", warmup_steps=20, end_learning_rate=1e-5)
+    )
+    expected = {10: 5e-4, 20: 1e-3, 60: (1e-3 + 1e-5) / 2, 100: 1e-5}
+    for step, rate in expected.items():
+        assert float(schedule(step)) == pytest.approx(rate, rel=1e-5)
+
+
+def test_rsqrt_with_cooldown():
+    schedule = make_schedule(
+        recipe(schedule="rsqrt", warmup_steps=10, rsqrt_timescale=30, cooldown_steps=20)
+    )
+    expected = {
+        5: 0.5e-3,
+        10: 1e-3,
+        40: 1e-3 / np.sqrt(2),
+        80: 1e-3 / np.sqrt(1 + 70 / 30),
+        90: 0.5e-3 / np.sqrt(1 + 80 / 30),
+        100: 0.0,
+    }
+    for step, rate in expected.items():
+        assert float(schedule(step)) == pytest.approx(rate, rel=1e-5, abs=1e-12)
+
+
+def test_constant_without_warm_up_starts_at_the_rate():
+    schedule = make_schedule(recipe(schedule="constant"))
+    assert [float(schedule(step)) for step in (0, 50, 100)] == pytest.approx([1e-3] * 3)

@@ -1,0 +1,89 @@
+"""Makes evaluators from their rows in the config."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vit_jax.errors import UserError
+from vit_jax.evaluators.classification import Classification
+from vit_jax.evaluators.examples import Data
+from vit_jax.evaluators.protocol import Evaluator, Subject
+from vit_jax.named import check_options, find_class
+
+EVALUATORS: dict[str, type[Evaluator]] = {"classification": Classification}
+
+# Keys of a row of `config.evaluators` that are not options of the evaluator's class.
+_DATA_KEYS = ("dataset", "data_dir", "split", "train_split", "batch_size")
+
+
+class Row(NamedTuple):
+    """One row of `config.evaluators`."""
+
+    name: str  # its metrics are written as "name/metric"
+    kind: str  # a name in `EVALUATORS`, or package.module:Name
+    every: int  # steps between two evaluations; 0 = only at the end
+    data: dict[str, Any]  # what differs from the run's: `_DATA_KEYS`
+    options: dict[str, Any]
+
+
+def read_rows(evaluators: Mapping[str, Any]) -> list[Row]:
+    """The rows of `config.evaluators`.
+
+    Raises:
+      UserError: a row that is not complete, or with a value of the wrong type.
+    """
+    rows, problems = [], []
+    for name, given in evaluators.items():
+        row = dict(given) if isinstance(given, Mapping) else {}
+        kind, every = row.pop("kind", ""), row.pop("every", 0)
+        if not kind or type(every) is not int or every < 0 or "/" in name:
+            problems.append(
+                f"evaluators.{name}: found {given!r}; expected `kind`, one of "
+                f"{', '.join(EVALUATORS)} or package.module:Name, and `every`, a "
+                "number of steps (0 = only at the end)"
+            )
+            continue
+        data = {key: row.pop(key) for key in _DATA_KEYS if key in row}
+        rows.append(Row(name, kind, every, data, row))
+    if problems:
+        raise UserError("\n".join(problems))
+    return rows
+
+
+def directions(rows: list[Row], *, labelled: bool) -> dict[str, float]:
+    """Every metric that can be the measure of the best, as metrics.jsonl names it.
+
+    Args:
+      rows: those of `config.evaluators`.
+      labelled: whether the run evaluates its own labels.
+
+    Returns:
+      Metric → 1.0 where greater is better, −1.0 where smaller is.
+    """
+    found = dict(Classification.better) if labelled else {}
+    for row in rows:
+        better = evaluator_class(row.kind, f"evaluators.{row.name}").better
+        found |= {f"{row.name}/{metric}": sign for metric, sign in better.items()}
+    return found
+
+
+def evaluator_class(kind: str, name: str = "evaluator") -> type[Evaluator]:
+    """The class of a row of `EVALUATORS`, or of the user's own `package.module:Name`.
+
+    Raises:
+      UserError: no such row, module or class, or the module fails to import.
+    """
+    return find_class(kind, EVALUATORS, Evaluator, name)
+
+
+def make_evaluator(
+    kind: str, subject: Subject, data: Data, options: Mapping[str, Any], name: str = ""
+) -> Evaluator:
+    """An evaluator of that kind.
+
+    Raises:
+      UserError: see `evaluator_class`; or an option that the class does not take.
+    """
+    name = f"evaluators.{name}" if name else "evaluator"
+    made: Any = evaluator_class(kind, name)
+    check_options(made, options, 2, name)
+    return made(subject, data, **options)

@@ -1,0 +1,48 @@
+"""Learning-rate schedules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vit_jax.config import Config
+
+# Each maps (updates since the warm-up, length of what follows the warm-up, config) to
+# a learning rate.
+SCHEDULES: dict[str, Callable[[Array, int, Config], Array]] = {
+    "constant": lambda t, length, config: jnp.full_like(t, config.learning_rate),
+    "linear": lambda t, length, config: (
+        config.end_learning_rate
+        + (config.learning_rate - config.end_learning_rate) * (1 - t / length)
+    ),
+    "cosine": lambda t, length, config: (
+        config.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / length))
+    ),
+    "rsqrt": lambda t, length, config: (
+        config.learning_rate / jnp.sqrt(1 + t / config.rsqrt_timescale)
+    ),
+}
+
+
+def make_schedule(config: Config) -> Callable[[Any], Array]:
+    """The learning rate as a function of the number of finished updates.
+
+    The first update uses t = 0. A linear warm-up multiplies the decay; with
+    `cooldown_steps` the last steps go linearly to 0. Linear and cosine follow the ViT
+    paper (appendix B.1), the inverse square root "Scaling Vision Transformers" (§3.5).
+    """
+    warmup, total = config.warmup_steps, config.total_steps
+    cooldown, decay = config.cooldown_steps, SCHEDULES[config.schedule]
+    length = max(total - warmup, 1)
+
+    def schedule(step: Any) -> Array:
+        step = jnp.asarray(step, jnp.float32)
+        rate = decay(jnp.clip(step - warmup, 0, length), length, config)
+        if warmup:
+            rate *= jnp.minimum(step / warmup, 1.0)
+        if cooldown:
+            rate *= jnp.clip((total - step) / cooldown, 0.0, 1.0)
+        return rate
+
+    return schedule

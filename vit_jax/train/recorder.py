@@ -1,0 +1,165 @@
+"""Writes what a run tells and keeps: metrics, progress, evaluations, checkpoints."""
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.saving import Checkpoints
+from vit_jax.errors import UserError
+from vit_jax.evaluators.protocol import Watch
+from vit_jax.train.evaluation import Evaluations
+from vit_jax.train.guardrails import DIVERGED, all_finite
+from vit_jax.train.processes.cluster import as_the_first_says
+from vit_jax.train.reporting.goodput import goodput, in_words
+from vit_jax.train.reporting.metrics import MetricWriter, Progress, Stopwatch
+from vit_jax.train.setup import Setup
+from vit_jax.train.state import TrainState, to_items
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Everything that a run writes, in the right order.
+
+    Attributes:
+      examples: split → number of examples.
+      images: trained on since the clock's last lap.
+    """
+
+    setup: Setup
+    class_names: tuple[str, ...]
+    examples: dict[str, int]
+    evaluations: Evaluations
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    progress: Progress
+    clock: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        for step, numbers in self.writer.of_split(self._judged):
+            self.checkpoints.note(step, numbers)
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether it is time for something done every so many steps and at the end."""
+        regular = every > 0 and step > 0 and step % every == 0
+        return regular or step == self.setup.config.total_steps
+
+    def write(self, step: int, values: dict[str, Any], *, always: bool) -> None:
+        """Writes the metrics of a training step where it is time to, or `always`."""
+        self.images += self.setup.config.batch_size
+        reports = self.due(step, self.setup.config.log_every)
+        if always or reports:
+            self.writer.write(step, "train", values)
+        if reports:
+            lap = self.clock.lap(self.images)
+            self.images = 0
+            self.progress.update(step, loss=float(values["loss"]), **lap)
+
+    def evaluate(self, step: int, state: TrainState, watch: Watch) -> str:
+        """Measures and writes what is due, unless that was done before.
+
+        Returns:
+          Why training has to stop: the loss is not finite; "" = it continues.
+
+        Raises:
+          UserError: an evaluator failed.
+        """
+        for split, params in self.setup.evaluated(state).items():
+            if self.writer.recorded(step, split):
+                continue
+            with self.clock.stopped("evaluating"):
+                numbers = self.evaluations.measure(step, params, watch)
+            if not math.isfinite(numbers.get("loss", 0.0)):
+                return (
+                    f"step {step}: the loss on the held-out images is "
+                    f"{numbers['loss']}; training stops."
+                )
+            self.writer.write(step, split, numbers)
+            if split == self._judged:
+                self.checkpoints.note(step, numbers)
+            logger.info("step %d%s: %s", step, _weights(split), _sentence(numbers))
+        return ""
+
+    @property
+    def _judged(self) -> str:
+        """The split that says which checkpoint is the best."""
+        return "eval_ema" if self.setup.config.ema_decay else "eval"
+
+    def is_best(self, step: int) -> bool:
+        """Whether this step was evaluated, and is better than all that are kept."""
+        evaluated = self.writer.recorded(step, self._judged)
+        if not self.setup.config.keep_best or not evaluated:
+            return False
+        return step > 0 and as_the_first_says(self.checkpoints.is_best(step))
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts saving the state; see `Checkpoints.save`.
+
+        All metrics of the steps before have to be written already.
+
+        Raises:
+          UserError: parameters are not finite, or an earlier save failed.
+        """
+        if not all_finite(state.params):
+            raise UserError(
+                f"step {step}: parameters are no longer finite; training stops. "
+                f"{self.last_good()} {DIVERGED}"
+            )
+        self.writer.flush()
+        description = Description(
+            self.setup.architecture,
+            self.setup.preprocessing,
+            self.class_names if self.setup.architecture.num_classes else (),
+            config_lib.to_plain(self.setup.config),
+            step,
+            self.examples,
+        )
+        with self.clock.stopped("saving"):
+            self.checkpoints.save(step, to_items(state), description)
+
+    def finish(self, step: int) -> None:
+        """Waits for the last save, and says where the time of this process went."""
+        with self.clock.stopped("saving"):
+            self.checkpoints.wait()
+        shares = goodput(self.clock.spent())
+        # Not among the metrics, which are the same in every run.
+        self.writer.show(step, "time", shares)
+        logger.info("goodput    %s", in_words(shares))
+        best = self.checkpoints.best_step()
+        if best is not None:
+            logger.info("best       step %d, by %s", best, self.setup.config.keep_best)
+
+    def last_good(self) -> str:
+        """Says which checkpoint is the last good one, once no save is in flight."""
+        try:
+            self.checkpoints.wait()
+        except UserError as error:
+            return str(error)
+        step = self.checkpoints.latest_step()
+        if step is None:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is that of step {step}."
+
+
+def _weights(split: str) -> str:
+    if split == "eval_ema":
+        return ", averaged weights"
+    return "" if split == "eval" else f", {split.removeprefix('eval_')}"
+
+
+def _sentence(numbers: dict[str, Any]) -> str:
+    """An evaluation's numbers in one line."""
+    parts = []
+    if "top1" in numbers:
+        parts.append(
+            f"top-1 {100 * numbers['top1']:.2f} % of {numbers['examples']} held-out "
+            f"images, loss {numbers['loss']:.4f}"
+        )
+    # Those of other evaluators.
+    parts += [f"{name} {value:.4g}" for name, value in numbers.items() if "/" in name]
+    return ", ".join(part for part in parts if not part.startswith("top1/"))
