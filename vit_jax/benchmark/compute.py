@@ -19,6 +19,7 @@ from vit_jax.plan import flops
 from vit_jax.train.memory import is_out_of_memory, needed_bytes
 from vit_jax.train.programs import build, build_predict
 from vit_jax.train.setup import set_up
+from vit_jax.words import times
 
 # What differs between the two: the program, and the key with its batch size.
 _PROGRAMS = {
@@ -238,11 +239,10 @@ def show(report: dict[str, Any]) -> None:
     # In a pipe or a file every row is a line.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
-    sizes = "×".join(map(str, report["image_size"]))
     source = next(r["peak_bytes_source"] for r in report["sweep"] if "error" not in r)
     console.print(
-        f"{report['what']}, {report['variant']} at {sizes}, {report['compute_dtype']}, "
-        f"{report['devices']} × {report['device']}\n"
+        f"{report['what']}, {report['variant']} at {times(report['image_size'])}, "
+        f"{report['compute_dtype']}, {report['devices']} × {report['device']}\n"
         f"{report['model_flops_per_image'] / 1e9:.1f} GFLOP an image; the peak is "
         f"{report['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s "
         f"({report['matmul_flops_source']}); memory as the {source} says",

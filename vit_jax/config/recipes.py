@@ -15,7 +15,7 @@ from vit_jax.config.keys import Config, default_config
 from vit_jax.config.length import override_length
 from vit_jax.config.values import flat_keys
 from vit_jax.errors import UserError
-from vit_jax.words import nearest
+from vit_jax.words import did_you_mean
 
 
 class WrongOverrides(UserError):
@@ -146,9 +146,8 @@ def _recipe_errors_explained(path: pathlib.Path) -> Iterator[None]:
 
 
 def _no_such_key(name: str, keys: Sequence[str]) -> str:
-    names = nearest(name, keys)
-    hint = f"; nearest: {', '.join(names)}" if names else ""
-    return f"{name}: no such key{hint}. All keys are in vit_jax/config/keys.py"
+    end = did_you_mean(name, keys, count=3, cutoff=0.5) or "."
+    return f"{name}: no such key{end} All keys are in vit_jax/config/keys.py"
 
 
 def _override(config: Config, key: str, token: str) -> str:

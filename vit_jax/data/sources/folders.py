@@ -16,10 +16,10 @@ from vit_jax.data.sources.listings import (
     UnknownClasses,
     hold_out,
     mixed,
-    some,
 )
 from vit_jax.data.sources.protocol import DatasetInfo, Source
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -117,8 +117,8 @@ def _list(path: str, scan: "_Scan") -> Listing:
     train = os.path.join(path, given.get("train", ""))
     problems = [
         f"{os.path.join(path, given[split])} has classes that {train} has not: "
-        f"{some(classes)}. Classes to train on: {some(sorted(found['train']))}. "
-        "Name the folders alike."
+        f"{shortened(classes, repr)}. Classes to train on: "
+        f"{shortened(sorted(found['train']), repr)}. Name the folders alike."
         for split, classes in unknown.items()
         if classes
     ]
@@ -146,12 +146,14 @@ def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
             without.append(name)
     if classes and without:
         endings = f" ({', '.join(sorted(others))} is no image)" if others else ""
-        _warn(f"no classes in {folder}, for want of images: {some(without)}{endings}")
+        names = shortened(without, repr)
+        _warn(f"no classes in {folder}, for want of images: {names}{endings}")
     if not classes and below:
         classes = _imagenet_validation(below, files)
     if not classes:
         loose = sum(file.lower().endswith(EXTENSIONS) for file in files)
-        seen = f"{len(folders)} folder(s)" + (f" ({some(folders)})" if folders else "")
+        names = shortened(folders, repr)
+        seen = f"{len(folders)} folder(s)" + (f" ({names})" if folders else "")
         if loose:
             seen += f" and {loose} image(s) that are in no class's folder"
         if others:
