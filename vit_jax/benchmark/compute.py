@@ -13,10 +13,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from vit_jax.benchmark.peak import Peak
-from vit_jax.config import Config
+from vit_jax.config import Config, changed
 from vit_jax.errors import UserError
 from vit_jax.plan import flops
-from vit_jax.train.memory import is_out_of_memory, needed_bytes
+from vit_jax.train.memory import Bytes, is_out_of_memory
 from vit_jax.train.programs import build, build_predict
 from vit_jax.train.setup import set_up
 from vit_jax.words import times
@@ -61,7 +61,7 @@ def measure_steps(
             "model.variant is empty: benchmark does not open pretrained weights, so "
             'name the variant, as in --config.model.variant="B/16"'
         )
-    configs = [_with(config, **{key: size}) for size in batch_sizes or [config[key]]]
+    configs = [changed(config, {key: size}) for size in batch_sizes or [config[key]]]
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
     counted = flops.count(setup.architecture)
@@ -103,12 +103,6 @@ def measure_steps(
         **max(fitting, key=lambda row: row["images_per_second"]),
         "sweep": rows,
     }
-
-
-def _with(config: Config, **values: Any) -> Config:
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(values)
-    return config
 
 
 def _checked(configs: list[Config]) -> Mesh:
@@ -209,7 +203,7 @@ def _peak_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> tuple[int, str]:
     stats = [device.memory_stats() or {} for device in here]
     if all("peak_bytes_in_use" in each for each in stats):
         return max(each["peak_bytes_in_use"] for each in stats), "device"
-    return needed_bytes(compiled.memory_analysis()), "compiler"
+    return Bytes.of(compiled.memory_analysis()).peak, "compiler"
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vit_jax import sharding
+from vit_jax.config import as_flags
 from vit_jax.plan.plans import Plan
-from vit_jax.plan.suggest import shown
 from vit_jax.words import byte_size, milliseconds, si, times
 
 _ESTIMATE = (
@@ -69,11 +69,11 @@ def show_suggestions(suggestions: dict[str, Any]) -> None:
     table = _table("change", "at peak", "fits", "step, hyb", "step, cyc")
     for row in suggestions["changes"]:
         if row["problem"]:
-            table.add_row(shown(row["set"]), "", "no")
+            table.add_row(as_flags(row["set"]), "", "no")
             continue
         time = row["time"]
         table.add_row(
-            shown(row["set"]),
+            as_flags(row["set"]),
             _about(row) + byte_size(row["peak"]),
             _yes(row["fits"]),
             *([f"{time[name] - 1:+.0%}" for name in ("hyb", "cyc")] if time else "--"),
@@ -84,7 +84,7 @@ def show_suggestions(suggestions: dict[str, Any]) -> None:
         + (f", {byte_size(largest['peak'])} at peak" if largest["batch_size"] else "")
     )
     console.print(table)
-    _notes(suggestions["changes"], lambda row: shown(row["set"]))
+    _notes(suggestions["changes"], lambda row: as_flags(row["set"]))
 
 
 def show_sweep(rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from vit_jax import host_memory, sharding
-from vit_jax.train.memory import needed_bytes
+from vit_jax.train.memory import Bytes
 from vit_jax.train.setup import Setup
 from vit_jax.words import byte_size, times
 
@@ -86,4 +86,4 @@ def _input(config: Any, waiting_bytes: int) -> str:
 def _memory(memory: Any) -> str:
     if memory is None:
         return "unknown: this backend's compiler does not tell"
-    return f"{byte_size(needed_bytes(memory))} a device for the compiled step"
+    return f"{byte_size(Bytes.of(memory).peak)} a device for the compiled step"
