@@ -97,6 +97,7 @@ def test_the_nearest_come_first():
     assert nearest("sed", choices) == nearest("SED", choices) == ["seed"]
     assert nearest("sed", choices, cutoff=0.5) == ["seed", "schedule"]
     assert nearest("sed", choices, count=1, cutoff=0.5) == ["seed"]
+    assert nearest("mixer_b", ["B", "Mixer-B"]) == ["Mixer-B"]
     assert nearest("xyz", choices) == []
     # Among equals their own order decides.
     assert nearest("q", choices, cutoff=0) == choices[:3]
