@@ -1,8 +1,8 @@
 """What notebooks import: `load` a model, use it, `save` it."""
 
+import contextlib
 import dataclasses
 import math
-import operator
 import os
 import pathlib
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.loading import load_weights
 from vit_jax.weights.saving import save_weights
+from vit_jax.words import pair, times
 
 Path = str | pathlib.Path
 # Images that go through the model at once in `Model.predict`.
@@ -93,7 +94,7 @@ def load(
         "patch_size": patch_size,
         "trained_image_size": trained_image_size,
     }
-    size, patch, trained = (_pair(name, value) for name, value in sizes.items())
+    size, patch, trained = (_size(name, value) for name, value in sizes.items())
     dtype = None if dtype is None else _compute_dtype(dtype)
     description, params = load_weights(
         source,
@@ -316,15 +317,13 @@ class Model:
 
     def __repr__(self) -> str:
         a = self.architecture
-        size, patch = (
-            "×".join(map(str, pair)) for pair in (a.image_size, a.patch_size)
-        )
         names = self.class_names
         shown = ", ".join(names if len(names) <= 3 else (*names[:2], "…", names[-1]))
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(self.params))
         return (
             f"Model({a.depth} blocks of width {a.width}, {a.mixing}, patches "
-            f"{patch}, images {size}×{a.channels}, {a.num_classes} classes"
+            f"{times(a.patch_size)}, images {times((*a.image_size, a.channels))}, "
+            f"{a.num_classes} classes"
             f"{f' ({shown})' if shown else ''}, {count:,} parameters, step {self.step})"
         )
 
@@ -429,21 +428,14 @@ def _moved(params: Any) -> Any:
     return {key: _moved(params.pop(key)) for key in list(params)}
 
 
-def _pair(name: str, size: Any) -> tuple[int, int] | None:
-    """(height, width) of a number of pixels or of two."""
+def _size(name: str, size: Any) -> tuple[int, int] | None:
+    """(height, width) of an argument; None if it was left out."""
     if size is None:
         return None
-    values = size if isinstance(size, tuple | list) else (size,)
-    try:
-        # Of one value both; numpy's whole numbers are whole numbers too.
-        height, width = (operator.index(value) for value in (*values, values[0])[:2])
-    except (TypeError, ValueError, IndexError):
-        height = width = 0
-    if len(values) > 2 or height < 1 or width < 1:
-        raise UserError(
-            f"{name}={size!r}: expected a number of pixels, or (height, width)"
-        )
-    return height, width
+    with contextlib.suppress(TypeError, ValueError):
+        if min(sides := pair(size)) >= 1:
+            return sides
+    raise UserError(f"{name}={size!r}: expected a number of pixels, or (height, width)")
 
 
 def _has_pre_logits(architecture: AnyArchitecture) -> bool:

@@ -13,6 +13,7 @@ from absl import flags
 
 from vit_jax import command
 from vit_jax.errors import UserError
+from vit_jax.words import times
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("to", None, "the format to write", flag_values=FLAGS)
@@ -61,8 +62,7 @@ def main(arguments: list[str]) -> None:
     a = weights.description.architecture
     print(
         f"wrote {path} in {title} format: {a.depth} blocks of width {a.width}, patches "
-        f"{'×'.join(map(str, a.patch_size))}, images "
-        f"{'×'.join(map(str, a.image_size))}, {a.num_classes} classes"
+        f"{times(a.patch_size)}, images {times(a.image_size)}, {a.num_classes} classes"
     )
 
 

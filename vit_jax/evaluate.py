@@ -17,6 +17,7 @@ from absl import flags
 
 from vit_jax import command
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -212,8 +213,7 @@ def _check_classes(model: Any, source: Any, dataset: str):
         ("Only in the data", set(found) - set(expected)),
     ):
         if names and expected and found:
-            listed = ", ".join(sorted(names)[:10])
-            lines.append(f"{what}: {listed}{', …' if len(names) > 10 else ''}.")
+            lines.append(f"{what}: {shortened(sorted(names))}.")
     if set(expected) == set(found):
         lines.append("The names agree, but their order does not.")
     lines.append("Pass data of the model's classes, or fine-tune the model on these.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from vit_jax.errors import UserError
-from vit_jax.words import nearest
+from vit_jax.words import did_you_mean
 
 T = TypeVar("T")
 
@@ -33,8 +33,8 @@ def find_class(
     module_name, colon, class_name = name.partition(":")
     if not colon:
         raise UserError(
-            f"{key}={name!r}: choose from {', '.join(nearest(name, table))}, or name a "
-            "class of your own as package.module:Name"
+            f"{key}={name!r}: choose from {', '.join(table)}, or name a class of your "
+            f"own as package.module:Name{did_you_mean(name, table)}"
         )
     try:
         found: Any = getattr(importlib.import_module(module_name), class_name)

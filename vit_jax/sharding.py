@@ -19,7 +19,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -113,7 +113,7 @@ def make_mesh(
             + f" of {processes} processes" * (processes > 1)
             + f"; pass sizes from 1 whose product is {'at most ' * (processes == 1)}"
             f"{count}, one of them -1 for all that the others leave. All are used by "
-            f"{_listed(_shapes(count), shape)}."
+            f"{_most_like(shape, _shapes(count))}."
         )
     # On a slice of TPUs neighbours stay together. `jax.make_mesh` does the same, but
     # refuses shapes for which a side of the slice has to be divided among two axes.
@@ -400,7 +400,7 @@ def fitting_meshes(
             for axis, name in _DIVIDED
         )
     ]
-    return _listed(fitting, [mesh.shape.get(axis, 1) for axis in AXES])
+    return _most_like([mesh.shape.get(axis, 1) for axis in AXES], fitting)
 
 
 def _local_parts(mesh: Mesh) -> list[int]:
@@ -479,10 +479,12 @@ def _shapes(count: int) -> Iterator[tuple[int, int, int]]:
                 yield count // (fsdp * tensor), fsdp, tensor
 
 
-def _listed(shapes: Any, asked: Any, most: int = 4) -> str:
-    """A few shapes as text, those most like the one asked for first."""
+def _most_like(
+    asked: Sequence[int], shapes: Iterable[tuple[int, int, int]], most: int = 4
+) -> str:
+    """Writes the shapes that are most like the one asked for."""
 
-    def distance(shape: Any) -> float:
+    def distance(shape: tuple[int, int, int]) -> float:
         pairs = zip(shape, asked, strict=True)
         return sum(abs(math.log(a / max(b, 1))) for a, b in pairs)
 

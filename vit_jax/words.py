@@ -1,11 +1,120 @@
-"""Says numbers, sizes and names as people read them."""
+"""Numbers, sizes and names as people read and write them."""
 
 import difflib
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 
-def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """The choices most like `name`; all of them if none is alike and they are few."""
-    choices = list(choices)
-    close = difflib.get_close_matches(name, choices, n=count, cutoff=0.5)
-    return close or (choices if len(choices) <= 10 else [])
+def byte_size(count: float) -> str:
+    """Writes a number of bytes: `byte_size(1.5 * 2**30) == "1.50 GiB"`.
+
+    Less than half a GiB is written in MiB.
+    """
+    if count >= 2**29:
+        return f"{count / 2**30:,.2f} GiB"
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def si(count: float) -> str:
+    """Writes a large number with its prefix: `si(17.58e9) == "17.6 G"`."""
+    for prefix, size in (("T", 1e12), ("G", 1e9)):
+        if count >= size:
+            return f"{count / size:,.1f} {prefix}"
+    return f"{count / 1e6:,.1f} M"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Writes seconds as milliseconds: `milliseconds(0.0125) == "12.5"`.
+
+    Less than ten have three decimals; None, an unknown time, is "-".
+    """
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1e3:,.{1 if seconds >= 0.01 else 3}f}"
+
+
+def times(sides: Iterable[int]) -> str:
+    """Writes the sides of a rectangle: `times((16, 8)) == "16×8"`."""
+    return "×".join(map(str, sides))
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Reads (height, width) from one side or both: `pair(16) == (16, 16)`.
+
+    Raises:
+      TypeError: a side is not a whole number (those of NumPy are).
+      ValueError: neither one side nor two.
+    """
+    sides = tuple(size) if isinstance(size, tuple | list) else (size,)
+    height, width = map(operator.index, sides * 2 if len(sides) == 1 else sides)
+    return height, width
+
+
+def shortened(
+    names: Sequence[Any],
+    show: Callable[[Any], str] = str,
+    most: int = 10,
+    separator: str = ", ",
+) -> str:
+    """Lists a few names and counts the rest.
+
+    As in `shortened(["a", "b", "c"], most=2) == "a, b, … and 1 more"`.
+
+    Args:
+      names: all of them.
+      show: how one is written, such as `repr`.
+      most: how many are listed.
+      separator: between two; a line break makes it a list down the page.
+    """
+    listed = [show(name) for name in names[:most]]
+    if len(names) > most:
+        listed.append(f"… and {len(names) - most:,} more")
+    return separator.join(listed)
+
+
+def either(names: Sequence[str]) -> str:
+    """Quotes alternatives: `either(["a", "b", "c"]) == "'a', 'b' or 'c'"`."""
+    *first, last = map(repr, names)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def nearest(
+    name: str, choices: Iterable[str], count: int = 3, cutoff: float = 0.6
+) -> list[str]:
+    """Finds the choices that are spelled most like a name, the most alike first.
+
+    As in `nearest("sead", ["seed", "step"]) == ["seed"]`. Upper and lower case count
+    as the same letter.
+
+    Args:
+      name: what was written.
+      choices: what could have been meant.
+      count: how many are returned at most.
+      cutoff: the least likeness, from 0 (nothing in common) to 1 (the same).
+    """
+    matcher = difflib.SequenceMatcher()
+    matcher.set_seq2(name.lower())
+    likeness = {}
+    for choice in choices:
+        matcher.set_seq1(choice.lower())
+        if matcher.quick_ratio() >= cutoff and (ratio := matcher.ratio()) >= cutoff:
+            likeness[choice] = ratio
+    return sorted(likeness, key=likeness.__getitem__, reverse=True)[:count]
+
+
+def did_you_mean(
+    name: Any, choices: Iterable[str], count: int = 1, cutoff: float = 0.6
+) -> str:
+    """Ends a sentence about an unknown name with a question; "" if none is like it.
+
+    As in `did_you_mean("sead", ["seed", "step"]) == "; did you mean 'seed'?"`.
+
+    Args:
+      name: what was written.
+      choices: what could have been meant.
+      count: how many are asked about at most.
+      cutoff: the least likeness, as in `nearest`.
+    """
+    found = nearest(str(name), choices, count, cutoff)
+    return f"; did you mean {either(found)}?" if found else ""

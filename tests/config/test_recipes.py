@@ -96,8 +96,8 @@ def test_all_wrong_arguments_come_at_once(recipe):
     assert len(lines) == 6
     assert "config.augment={}: expected one of its keys, such as aug" in lines[4]
     assert "config.model..x: no such key" in lines[5]
-    assert "config.learning_rat: no such key; nearest: learning_rate" in lines[0]
-    assert "model.dropout: no such key; nearest: model.dropout_rate" in lines[1]
+    assert "config.learning_rat: no such key; did you mean 'learning_rate'" in lines[0]
+    assert "model.dropout: no such key; did you mean 'model.dropout_rate'" in lines[1]
     assert "config.seed=x" in lines[2]
     assert "config.total_steps=2.5" in lines[3]
 
@@ -137,7 +137,7 @@ def test_a_user_error_ends_with_one_message_and_no_traceback(recipe):
     assert done.stdout == ""
     assert done.stderr == (
         "error: the config has 1 problem(s):\n"
-        "  - --config.sed: no such key; nearest: seed, schedule. "
+        "  - --config.sed: no such key; did you mean 'seed' or 'schedule'? "
         "All keys are in vit_jax/config/keys.py\n"
     )
 

@@ -109,7 +109,7 @@ def test_everything_wrong_comes_in_one_message(recipe, call, tmp_path, monkeypat
     )
     for part in (
         "the config has 12 problem(s)",
-        "--config.learning_rat: no such key; nearest: learning_rate",
+        "--config.learning_rat: no such key; did you mean 'learning_rate'",
         "--config.seed=x: expected a whole number; it is 0 now",
         "--config.model.scan=perhaps: expected true or false; it is False now",
         "loss='sofmax': choose from softmax, sigmoid; did you mean 'softmax'?",
@@ -119,7 +119,7 @@ def test_everything_wrong_comes_in_one_message(recipe, call, tmp_path, monkeypat
         "8 and 12; image width 13 is not a multiple of the patch width 4, the nearest "
         "that are: 12 and 16",
         "1 devices × accum_steps=3 = 3: use 18 or 21",
-        "augment.train: 'flip_rl' in the chain 'flip_rl': no operation 'flip_rl'. Did "
+        "augment.train: 'flip_rl' in the chain 'flip_rl': no operation 'flip_rl'; did "
         "you mean 'flip_lr'?",
         "augment.eval: evaluation must not depend on chance",
         f"there is no folder {tmp_path}/nowhere",
@@ -138,11 +138,11 @@ def test_everything_wrong_comes_in_one_message(recipe, call, tmp_path, monkeypat
             "8 devices × accum_steps=1 = 8: use 16 or 24",
         ),
         ({"accum_steps": 3, "mesh.data": -1}, "8 devices × accum_steps=3 = 24: use 24"),
-        ({"model.variant": "Q/4"}, "unknown variant 'Q/4': .*nearest: Ti/4"),
+        ({"model.variant": "Q/4"}, "unknown variant 'Q/4': .*did you mean 'Ti/4'"),
         ({"model.width": 18, "model.num_heads": 4}, "width 18 is not a multiple of"),
         ({"model.gelu": "x", "image_size": (9,)}, "(?s)gelu='x'.*image height 9"),
         ({"weight_decay": 0.1, "weight_decay_on": "x"}, "'x' matches no parameter"),
-        ({"dataset": "cifar1"}, "'cifar1' is no name .*Did you mean .*cifar10"),
+        ({"dataset": "cifar1"}, "'cifar1' is no name .*did you mean .*'cifar10'"),
         ({"dataset": ""}, "no dataset given"),
         ({"eval_split": "val"}, r"split 'val' .*has the splits train \(1,437\), test"),
         ({"dataset": "./none"}, "there is no folder .*none"),
@@ -191,7 +191,7 @@ def test_what_is_refused_before_compilation(
         (
             "batch_size = 16",
             "batchsize = 16",
-            "line 7: batchsize: no such key; nearest",
+            "line 7: batchsize: no such key; did you mean",
         ),
         ("batch_size = 16", "batch_size = 'x'", "line 7: TypeError: .*"),
         ("(8,)", "(8,", "line 6: SyntaxError: '\\(' was never closed"),

@@ -54,7 +54,7 @@ def test_a_wrong_name_is_refused_with_the_nearest(name, nearest):
         parse_variant(name)
     message = str(error.value)
     assert repr(name) in message
-    assert message.split("nearest: ")[1].split(", ")[0] == nearest
+    assert message.split("did you mean ")[1].split(", ")[0] == repr(nearest)
     assert all(known in message for known in (*VARIANTS, *MIXERS, *HYBRIDS))
 
 

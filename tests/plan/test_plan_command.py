@@ -122,7 +122,7 @@ def test_people_get_tables(run, compiled):
         text,
         (
             r"devices +cpu:8, mesh data 8 × fsdp 1 × tensor 1",
-            r"images +16 × 16 in patches of 4 × 4: 17 tokens",
+            r"images +16×16 in patches of 4×4: 17 tokens",
             r"batch +32, 4 a device",
             r"at peak +3.00 GiB of 5.00 GiB: fits \(compiled in 7 s\)",
             r"a step +hyb 100.0 ms, cyc 200.0 ms \(.*: 1.\d+ ms\); 3.0 GB to and from",

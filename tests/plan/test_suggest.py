@@ -5,6 +5,7 @@ import functools
 
 import pytest
 
+from vit_jax.config import as_flags
 from vit_jax.plan import make_plan, plans, scaling, suggest, topology
 from vit_jax.plan.compiled import Bytes, Measurement
 from vit_jax.plan.cost_model.estimate import Estimate
@@ -56,7 +57,7 @@ def test_each_change_has_its_memory_and_its_time(plan_of):
     # 64 images a device: 16,400 bytes.
     assert not plan.measurement.fits
     rows = suggest.suggest(plan, prepare)["changes"]
-    assert [(suggest.shown(row["set"]), row["peak"], row["fits"]) for row in rows] == [
+    assert [(as_flags(row["set"]), row["peak"], row["fits"]) for row in rows] == [
         ("--config.model.remat=dots", 14_800, False),
         ("--config.model.remat=full", 13_200, False),
         ("--config.momentum_dtype=bfloat16", 14_400, False),

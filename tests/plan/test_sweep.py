@@ -54,7 +54,11 @@ def test_a_point_wins_over_the_command_line(argv):
 @pytest.mark.parametrize(
     ("arguments", "axes", "message"),
     [
-        ([], {"batch_sice": ["1"]}, "batch_sice: no such key; nearest: batch_size"),
+        (
+            [],
+            {"batch_sice": ["1"]},
+            "batch_sice: no such key; did you mean 'batch_size'",
+        ),
         ([], {"batch_size": ["many"]}, "batch_size=many: expected a whole number"),
         (["--config.model.variant="], {"patch_size": ["8"]}, "name of a variant"),
     ],

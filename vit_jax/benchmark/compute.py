@@ -13,12 +13,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from vit_jax.benchmark.peak import Peak
-from vit_jax.config import Config
+from vit_jax.config import Config, changed
 from vit_jax.errors import UserError
 from vit_jax.plan import flops
-from vit_jax.train.memory import is_out_of_memory, needed_bytes
+from vit_jax.train.memory import Bytes, is_out_of_memory
 from vit_jax.train.programs import build, build_predict
 from vit_jax.train.setup import set_up
+from vit_jax.words import times
 
 # What differs between the two: the program, and the key with its batch size.
 _PROGRAMS = {
@@ -60,7 +61,7 @@ def measure_steps(
             "model.variant is empty: benchmark does not open pretrained weights, so "
             'name the variant, as in --config.model.variant="B/16"'
         )
-    configs = [_with(config, **{key: size}) for size in batch_sizes or [config[key]]]
+    configs = [changed(config, {key: size}) for size in batch_sizes or [config[key]]]
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
     counted = flops.count(setup.architecture)
@@ -102,12 +103,6 @@ def measure_steps(
         **max(fitting, key=lambda row: row["images_per_second"]),
         "sweep": rows,
     }
-
-
-def _with(config: Config, **values: Any) -> Config:
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(values)
-    return config
 
 
 def _checked(configs: list[Config]) -> Mesh:
@@ -209,7 +204,7 @@ def _peak_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> tuple[int, str]:
     stats = [device.memory_stats() or {} for device in here]
     if all("peak_bytes_in_use" in each for each in stats):
         return max(each["peak_bytes_in_use"] for each in stats), "device"
-    return needed_bytes(compiled.memory_analysis()), "compiler"
+    return Bytes.of(compiled.memory_analysis()).peak, "compiler"
 
 
 @contextlib.contextmanager
@@ -239,11 +234,10 @@ def show(report: dict[str, Any]) -> None:
     # In a pipe or a file every row is a line.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
-    sizes = "×".join(map(str, report["image_size"]))
     source = next(r["peak_bytes_source"] for r in report["sweep"] if "error" not in r)
     console.print(
-        f"{report['what']}, {report['variant']} at {sizes}, {report['compute_dtype']}, "
-        f"{report['devices']} × {report['device']}\n"
+        f"{report['what']}, {report['variant']} at {times(report['image_size'])}, "
+        f"{report['compute_dtype']}, {report['devices']} × {report['device']}\n"
         f"{report['model_flops_per_image'] / 1e9:.1f} GFLOP an image; the peak is "
         f"{report['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s "
         f"({report['matmul_flops_source']}); memory as the {source} says",

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vit_jax.words import byte_size
+
 _STAGE_IMAGES = 256
 
 
@@ -157,6 +159,6 @@ def show(report: dict[str, Any]) -> None:
         f"{report['cores']} cores, {report['images_per_second_per_core']:,.0f} a core\n"
         f"first batch after {report['first_batch_seconds']:.1f} s; a step a quarter "
         f"longer than a batch waits {report['waiting']:.1%} of the time\n"
-        f"peak memory {report['peak_bytes'] / 2**20:,.0f} MiB",
+        f"peak memory {byte_size(report['peak_bytes'])}",
         soft_wrap=True,
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-_MOST_LISTED = 10
+from vit_jax.words import shortened
 
 
 def compare_trees(expected: Any, found: Any, *, dtypes: bool = False) -> str:
@@ -35,13 +35,11 @@ def compare_trees(expected: Any, found: Any, *, dtypes: bool = False) -> str:
         "unexpected": [name for name in there if name not in wanted],
         "different": different,
     }
-    return "\n".join(_list(kind, names) for kind, names in kinds.items() if names)
-
-
-def _list(kind: str, names: list[str]) -> str:
-    more = len(names) - _MOST_LISTED
-    rest = f", … and {more} more" if more > 0 else ""
-    return f"{len(names)} {kind}: {', '.join(names[:_MOST_LISTED])}{rest}"
+    return "\n".join(
+        f"{len(names)} {kind}: {shortened(names)}"
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vit_jax.checkpoints.parts import (
 )
 from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -182,5 +183,5 @@ def _contents(path: Path) -> str:
     names = sorted(p.name for p in path.iterdir())
     if CONFIG_FILE in names:
         return "a run was started in it, but has saved nothing yet"
-    some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return f"it holds {some or 'nothing'}, and no folder named {CHECKPOINTS}"
+    held = shortened(names, most=5) or "nothing"
+    return f"it holds {held}, and no folder named {CHECKPOINTS}"

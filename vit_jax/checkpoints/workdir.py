@@ -15,6 +15,7 @@ import filelock
 
 from vit_jax.checkpoints.buckets import bucket_path, in_bucket
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,6 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
 _LOCK = ".lock"
-_MOST_LISTED = 10
 
 
 def locate(workdir: str | os.PathLike[str]) -> Path:
@@ -231,17 +231,15 @@ def _compare(
         for key in sorted((before.keys() | after.keys()) - sections)
         if before.get(key) != after.get(key)
     }
-    lines = [f"  {text}" for key, text in told.items() if not is_among(key, free)]
-    if not lines:
+    fixed = [text for key, text in told.items() if not is_among(key, free)]
+    if not fixed:
         return list(told.values())
-    count = "1 key differs" if len(lines) == 1 else f"{len(lines)} keys differ"
-    if (more := len(lines) - _MOST_LISTED) > 0:
-        lines[_MOST_LISTED:] = [f"  … and {more} more"]
+    count = "1 key differs" if len(fixed) == 1 else f"{len(fixed)} keys differ"
+    listed = shortened(fixed, separator="\n  ")
     raise UserError(
         f"{directory} belongs to a run with another config; {count} (there → here):\n"
-        + "\n".join(lines)
-        + "\nTo go on with that run, give its values; to start this one, pass another "
-        "--workdir (or remove that directory)."
+        f"  {listed}\nTo go on with that run, give its values; to start this one, pass "
+        "another --workdir (or remove that directory)."
     )
 
 

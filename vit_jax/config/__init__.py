@@ -15,6 +15,8 @@ from vit_jax.config.keys import (
 )
 from vit_jax.config.length import override_length, resolve
 from vit_jax.config.values import (
+    as_flags,
+    changed,
     flat_keys,
     image_size,
     to_plain,
@@ -27,6 +29,8 @@ __all__ = [
     "FREE_TO_CHANGE",
     "SIZE_KEYS",
     "Config",
+    "as_flags",
+    "changed",
     "default_config",
     "flat_keys",
     "image_size",

@@ -1,6 +1,5 @@
 """Checks the values of a config one by one: a choice, a range, a form."""
 
-import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -8,6 +7,7 @@ from collections.abc import Iterable
 from vit_jax.config.keys import Config
 from vit_jax.config.values import value_of
 from vit_jax.errors import UserError
+from vit_jax.words import did_you_mean
 
 # Keys with a few valid values.
 CHOICES = {
@@ -128,16 +128,10 @@ def wrong_choices(config: Config) -> dict[str, str]:
     for key, choices in CHOICES.items():
         value = value_of(config, key)
         if value not in choices:
-            hint = difflib.get_close_matches(str(value), choices, n=1)
-            did_you_mean = f"; did you mean {hint[0]!r}?" if hint else ""
-            found[key] = (
-                f"{key}={value!r}: choose from {_listed(choices)}{did_you_mean}"
-            )
+            listed = ", ".join(choice or '""' for choice in choices)
+            hint = did_you_mean(value, choices)
+            found[key] = f"{key}={value!r}: choose from {listed}{hint}"
     return found
-
-
-def _listed(choices: Iterable[str]) -> str:
-    return ", ".join(choice or '""' for choice in choices)
 
 
 def out_of_range(config: Config) -> dict[str, str]:

@@ -15,7 +15,7 @@ from vit_jax.config.keys import Config, default_config
 from vit_jax.config.length import override_length
 from vit_jax.config.values import flat_keys
 from vit_jax.errors import UserError
-from vit_jax.words import nearest
+from vit_jax.words import did_you_mean
 
 
 class WrongOverrides(UserError):
@@ -134,9 +134,9 @@ def _find_recipe(flag: str) -> tuple[pathlib.Path, str]:
     if name in recipes:
         return recipes[name], argument
     raise UserError(
-        f"--config={flag}: no recipe {name!r}; choose from "
-        f"{', '.join(nearest(name, recipes))}, each with or without :ARGUMENT, or pass "
-        "a file, as FILE.py or FILE.py:ARGUMENT"
+        f"--config={flag}: no recipe {name!r}; choose from {', '.join(recipes)}, each "
+        "with or without :ARGUMENT, or pass a file, as FILE.py or FILE.py:ARGUMENT"
+        f"{did_you_mean(name, recipes)}"
     )
 
 
@@ -177,9 +177,8 @@ def _recipe_errors_explained(path: pathlib.Path) -> Iterator[None]:
 
 
 def _no_such_key(name: str, keys: Sequence[str]) -> str:
-    names = nearest(name, keys)
-    hint = f"; nearest: {', '.join(names)}" if names else ""
-    return f"{name}: no such key{hint}. All keys are in vit_jax/config/keys.py"
+    end = did_you_mean(name, keys, count=3, cutoff=0.5) or "."
+    return f"{name}: no such key{end} All keys are in vit_jax/config/keys.py"
 
 
 def _override(config: Config, key: str, token: str) -> str:

@@ -1,7 +1,7 @@
 """Reads and copies the values of a config."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,11 +21,22 @@ def value_of(config: Config, dotted: str) -> Any:
     return config
 
 
+def changed(config: Config, values: Mapping[str, Any]) -> Config:
+    """Copies the config with other values of some keys, by dotted name."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(dict(values))
+    return config
+
+
 def with_defaults(config: Config, keys: Iterable[str]) -> Config:
     """The config with some of its keys, by dotted name, at their defaults."""
-    config, default = config.copy_and_resolve_references(), default_config()
-    config.update_from_flattened_dict({key: value_of(default, key) for key in keys})
-    return config
+    default = default_config()
+    return changed(config, {key: value_of(default, key) for key in keys})
+
+
+def as_flags(values: Mapping[str, Any]) -> str:
+    """Writes values by dotted name as on the command line."""
+    return " ".join(f"--config.{key}={value}" for key, value in values.items())
 
 
 def to_plain(config: Config) -> dict[str, Any]:

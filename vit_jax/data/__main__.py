@@ -15,6 +15,7 @@ from absl import flags
 
 from vit_jax import command
 from vit_jax.errors import UserError
+from vit_jax.words import times
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", "", "where tensorflow-datasets keeps its sets", FLAGS)
@@ -52,8 +53,8 @@ def _print(report) -> None:
             for which, (name, number) in report.extremes(split).items():
                 lines.append(f"  {which} class: {name!r}, {number:,}")
         if split in report.first:
-            name, height, width = report.first[split]
-            lines.append(f"  first: {name}, {height}×{width} pixels")
+            name, *size = report.first[split]
+            lines.append(f"  first: {name}, {times(size)} pixels")
     if report.held_out:
         lines.append("a part of the training data is held out to evaluate on")
     lines += [f"missing or wrong: {problem}" for problem in report.problems]

@@ -1,7 +1,6 @@
 """What a data set holds, in seconds; and what it lacks of a published one."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from vit_jax.data.sources.listings import UnknownClasses
 from vit_jax.data.sources.protocol import DatasetInfo, Source
 from vit_jax.data.sources.splits import count
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
-_SHOWN = 10  # names; their number is always said
 # Examples of the smallest class, to train and to evaluate on. ImageNet's classes have
 # 732 to 1,300 images to train on (Russakovsky et al. 2015, table 2).
 _SMALLEST = {
@@ -191,7 +190,7 @@ def _missing(info: DatasetInfo, counts: dict[str, np.ndarray], like: str) -> lis
             if few:
                 problems.append(
                     f"{side}: {len(few):,} class(es) of fewer than {least} examples: "
-                    f"{_some(few)}"
+                    f"{shortened(few)}"
                 )
     return problems
 
@@ -209,11 +208,7 @@ def _classes(info: DatasetInfo, preset: DatasetInfo) -> list[str]:
     missing = [name for name in names if name not in set(info.class_names)]
     unknown = [name for name in info.class_names if name not in set(names)]
     return [
-        f"{len(some):,} {what} class(es): {_some(some)}"
+        f"{len(some):,} {what} class(es): {shortened(some)}"
         for what, some in (("missing", missing), ("unknown", unknown))
         if some
     ]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")

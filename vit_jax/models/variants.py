@@ -1,9 +1,9 @@
 """Names of published sizes and what they stand for: one row a size."""
 
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+from vit_jax.words import either, nearest
 
 
 class Size(NamedTuple):
@@ -86,7 +86,7 @@ def parse_variant(name: str) -> dict[str, Any]:
     raise ValueError(
         f"unknown variant {name!r}: expected SIZE/PATCH with SIZE one of "
         f"{', '.join(sizes)} and PATCH in pixels, or one of {', '.join(HYBRIDS)}; "
-        f"nearest: {', '.join(_nearest(name))}"
+        f"did you mean {either(_nearest(name))}?"
     )
 
 
@@ -96,12 +96,6 @@ def _nearest(name: str) -> list[str]:
     digits = re.findall("[1-9][0-9]*$", name) or ["16"]
     hybrid = letters[:1] in "Rr" and bool(re.search("[-_+]", letters))
     if letters and hybrid:
-        return _most_alike(f"{letters}/{digits[0]}", HYBRIDS)
-    return [f"{size}/{digits[0]}" for size in _most_alike(letters, VARIANTS | MIXERS)]
-
-
-def _most_alike(text: str, names: Iterable[str]) -> list[str]:
-    def likeness(name: str) -> float:
-        return difflib.SequenceMatcher(None, name.lower(), text.lower()).ratio()
-
-    return sorted(names, key=likeness, reverse=True)[:3]
+        return nearest(f"{letters}/{digits[0]}", HYBRIDS, cutoff=0)
+    sizes = nearest(letters, VARIANTS | MIXERS, cutoff=0)
+    return [f"{size}/{digits[0]}" for size in sizes]

@@ -18,7 +18,7 @@ import jax
 
 from vit_jax.config import Config
 from vit_jax.errors import UserError
-from vit_jax.words import nearest
+from vit_jax.words import did_you_mean
 
 
 class Group(NamedTuple):
@@ -156,8 +156,11 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
         raise ValueError(f"rule={value}: choose from {', '.join(rules)}")
     kinds: dict[str, Callable[[str], Any]] = {"lr": float, "decay": float, "start": int}
     if name not in kinds:
-        hint = ", ".join(nearest(name, [*kinds, "frozen", "rule"]))
-        raise ValueError(f"no setting {name!r}; choose from {hint}")
+        names = ["frozen", *kinds, "rule"]
+        raise ValueError(
+            f"no setting {name!r}; choose from {', '.join(names)}"
+            f"{did_you_mean(name, names)}"
+        )
     try:
         number = kinds[name](value)
     except ValueError:

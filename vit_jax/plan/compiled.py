@@ -11,21 +11,7 @@ from vit_jax import sharding
 from vit_jax.plan.cost_model.collectives import Collectives
 from vit_jax.plan.cost_model.estimate import Estimate, estimate
 from vit_jax.plan.topologies import Topology
-
-
-@dataclasses.dataclass(frozen=True)
-class Bytes:
-    """Of one device's memory, while the program runs."""
-
-    arguments: int  # as they lie there, with padding
-    outputs: int
-    temporaries: int
-    aliased: int  # outputs that take the place of arguments
-
-    @property
-    def peak(self) -> int:
-        """All that lives at once at most."""
-        return self.arguments + self.outputs + self.temporaries - self.aliased
+from vit_jax.train.memory import Bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +78,7 @@ def measure(
         refused = str(error).partition("\n")[0].strip()
         return Measurement(memory, False, refused, seconds, None, None)
     seconds = time.perf_counter() - start
-    found = compiled.memory_analysis()
-    memory = Bytes(
-        found.argument_size_in_bytes,
-        found.output_size_in_bytes,
-        found.temp_size_in_bytes,
-        found.alias_size_in_bytes,
-    )
+    memory = Bytes.of(compiled.memory_analysis())
     costs = compiled.cost_analysis() or {}
     timed = None
     if topology.has_estimates:

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vit_jax import sharding
+from vit_jax.config import as_flags
 from vit_jax.plan.plans import Plan
-from vit_jax.plan.suggest import shown
+from vit_jax.words import byte_size, milliseconds, si, times
 
 _ESTIMATE = (
     "hyb and cyc are an optimistic and a conservative estimate. They rank programs on "
@@ -25,24 +26,25 @@ def show_plan(plan: Plan) -> None:
     setup, measured, topology = plan.setup, plan.measurement, plan.topology
     architecture, config = setup.architecture, setup.config
     mesh = " × ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
-    height, width = architecture.image_size
-    patch = " × ".join(map(str, architecture.patch_size))
     named = plan.bytes
     parts = ("parameters", "gradients", "optimizer", "batch", "activations")
     rows = {
         "devices": f"{topology.name}, mesh {mesh}",
-        "images": f"{height} × {width} in patches of {patch}: "
+        "images": f"{times(architecture.image_size)} in patches of "
+        f"{times(architecture.patch_size)}: "
         f"{architecture.num_tokens:,} tokens",
         "parameters": f"{plan.params:,}",
-        "FLOPs an image": f"{_si(plan.flops.total)} forward, "
-        f"{_si(plan.flops.training)} in training; "
+        "FLOPs an image": f"{si(plan.flops.total)} forward, "
+        f"{si(plan.flops.training)} in training; "
         f"{plan.flops.attention / plan.flops.total:.1%} of them in attention",
         "batch": f"{config.batch_size:,}, "
         f"{config.batch_size // sharding.batch_parts(setup.mesh):,} a device"
         + f" in {config.accum_steps} parts"
         * (config.accum_steps > 1),
-        "bytes a device": ", ".join(f"{name} {_gib(named[name])}" for name in parts),
-        "at peak": f"{_gib(named['peak'])} of {_gib(topology.usable_bytes)}: "
+        "bytes a device": ", ".join(
+            f"{name} {byte_size(named[name])}" for name in parts
+        ),
+        "at peak": f"{byte_size(named['peak'])} of {byte_size(topology.usable_bytes)}: "
         + ("fits" if measured.fits else "does not fit")
         + f" (compiled in {measured.compile_seconds:.0f} s)",
         "a step": _step(plan),
@@ -67,22 +69,22 @@ def show_suggestions(suggestions: dict[str, Any]) -> None:
     table = _table("change", "at peak", "fits", "step, hyb", "step, cyc")
     for row in suggestions["changes"]:
         if row["problem"]:
-            table.add_row(shown(row["set"]), "", "no")
+            table.add_row(as_flags(row["set"]), "", "no")
             continue
         time = row["time"]
         table.add_row(
-            shown(row["set"]),
-            _about(row) + _gib(row["peak"]),
+            as_flags(row["set"]),
+            _about(row) + byte_size(row["peak"]),
             _yes(row["fits"]),
             *([f"{time[name] - 1:+.0%}" for name in ("hyb", "cyc")] if time else "--"),
         )
     console = _console()
     console.print(
         f"\nThe largest batch of the recipe as it is: {largest['batch_size']:,}"
-        + (f", {_gib(largest['peak'])} at peak" if largest["batch_size"] else "")
+        + (f", {byte_size(largest['peak'])} at peak" if largest["batch_size"] else "")
     )
     console.print(table)
-    _notes(suggestions["changes"], lambda row: shown(row["set"]))
+    _notes(suggestions["changes"], lambda row: as_flags(row["set"]))
 
 
 def show_sweep(rows: list[dict[str, Any]]) -> None:
@@ -99,13 +101,13 @@ def show_sweep(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             *row["set"].values(),
             f"{row['tokens']:,}",
-            _si(row["train_flops_per_image"]),
+            si(row["train_flops_per_image"]),
             f"{row['attention_share']:.1%}",
-            _about(row) + _gib(row["peak"]),
+            _about(row) + byte_size(row["peak"]),
             _yes(row["fits"]),
-            _ms(row["hyb_seconds"]),
-            _ms(row["cyc_seconds"]),
-            _ms(row["hyb_seconds_per_image"]),
+            milliseconds(row["hyb_seconds"]),
+            milliseconds(row["cyc_seconds"]),
+            milliseconds(row["hyb_seconds_per_image"]),
         )
     console = _console()
     console.print()
@@ -120,9 +122,10 @@ def _step(plan: Plan) -> str:
     arithmetic = plan.flops.training * plan.setup.config.batch_size
     ideal = arithmetic / plan.setup.mesh.size / plan.topology.peak_flops
     return (
-        f"hyb {_ms(measured.hyb_seconds)} ms, cyc {_ms(measured.cyc_seconds)} ms "
-        f"(its FLOPs at the chip's peak: {_ms(ideal)} ms); "
-        f"{_si(measured.estimate.traffic_bytes)}B to and from the memory"
+        f"hyb {milliseconds(measured.hyb_seconds)} ms, "
+        f"cyc {milliseconds(measured.cyc_seconds)} ms "
+        f"(its FLOPs at the chip's peak: {milliseconds(ideal)} ms); "
+        f"{si(measured.estimate.traffic_bytes)}B to and from the memory"
     )
 
 
@@ -130,7 +133,7 @@ def _collectives(plan: Plan) -> str:
     found = plan.measurement.collectives
     if found is None:
         return ""
-    each = [f"{n} {kind} of {_gib(size)}" for kind, (n, size) in found.items()]
+    each = [f"{n} {kind} of {byte_size(size)}" for kind, (n, size) in found.items()]
     return ", ".join(each) or "none"
 
 
@@ -160,25 +163,6 @@ def _notes(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) ->
             _note(f"{name(row)}: {row['problem']}")
     if any(row["extrapolated"] for row in rows):
         _note(_EXTRAPOLATED)
-
-
-def _si(count: float) -> str:
-    for letter, size in (("T", 1e12), ("G", 1e9)):
-        if count >= size:
-            return f"{count / size:,.1f} {letter}"
-    return f"{count / 1e6:,.1f} M"
-
-
-def _gib(count: float) -> str:
-    return (
-        f"{count / 2**30:,.2f} GiB" if count >= 2**29 else f"{count / 2**20:,.1f} MiB"
-    )
-
-
-def _ms(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1e3:,.{1 if seconds >= 0.01 else 3}f}"
 
 
 def _yes(fits: bool) -> str:

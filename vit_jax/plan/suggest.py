@@ -1,20 +1,29 @@
 """The largest batch that fits, and what each way to save memory gives and costs."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from vit_jax import sharding
-from vit_jax.config import Config
+from vit_jax.config import Config, as_flags, changed
 from vit_jax.errors import UserError
 from vit_jax.plan.plans import Plan, logger, measure_step
 from vit_jax.plan.scaling import Prediction, as_measured, is_shallow, predict
+from vit_jax.train.memory import CHANGES
 from vit_jax.train.setup import Setup
 
 # Makes a run of a config; raises UserError if it cannot be.
 Prepare = Callable[[Config], Setup]
 
-_REMAT = ("none", "attention", "dots", "full")  # each keeps less than the one before
+# The names of `CHANGES`, in the order in which they are shown.
+_OFFERED = (
+    "recompute all but products",
+    "recompute all",
+    "shorten the momentum",
+    "accumulate twice",
+    "accumulate four times",
+    "spread parameters",
+)
 # A batch that leaves no more of the memory than this is the largest; each further look
 # is a compilation of the whole model.
 _LEFT = 0.02
@@ -40,7 +49,8 @@ def suggest(plan: Plan, prepare: Prepare) -> dict[str, Any]:
     base = as_measured(plan.measurement)
     if plan.topology.has_estimates and not is_shallow(plan.setup):
         base = predict(plan.setup, plan.topology, "the recipe as it is")
-    rows = [_row(change, base, prepare, plan) for change in _changes(plan)]
+    offered = (CHANGES[name].values(plan.setup) for name in _OFFERED)
+    rows = [_row(change, base, prepare, plan) for change in offered if change]
     if not plan.measurement.fits and not any(row["fits"] for row in rows):
         possible = [row["set"] for row in rows if not row["problem"]]
         everything = {key: value for keys in possible for key, value in keys.items()}
@@ -48,40 +58,15 @@ def suggest(plan: Plan, prepare: Prepare) -> dict[str, Any]:
     return {"largest_batch": _largest_batch(plan, prepare), "changes": rows}
 
 
-def shown(change: dict[str, Any]) -> str:
-    """Keys and values, as on the command line."""
-    return " ".join(f"--config.{key}={value}" for key, value in change.items())
-
-
-def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
-    """Keys to set, one way to save memory after the other."""
-    config, mesh = plan.setup.config, plan.setup.mesh
-    if config.model.remat in _REMAT:
-        less = _REMAT[_REMAT.index(config.model.remat) + 1 :]
-        yield from ({"model.remat": name} for name in less if name != "attention")
-    if config.momentum_dtype != "bfloat16":
-        yield {"momentum_dtype": "bfloat16"}
-    for factor in (2, 4):
-        yield {"accum_steps": factor * config.accum_steps}
-    if mesh.shape["fsdp"] == 1 < mesh.shape["data"]:
-        yield {"mesh.data": 1, "mesh.fsdp": -1}
-
-
-def _with(config: Config, values: dict[str, Any]) -> Config:
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(values)
-    return config
-
-
 def _row(
     change: dict[str, Any], base: Prediction, prepare: Prepare, plan: Plan
 ) -> dict[str, Any]:
     nothing = {"peak": None, "fits": False, "time": None, "extrapolated": False}
     try:
-        setup = prepare(_with(plan.setup.config, change))
+        setup = prepare(changed(plan.setup.config, change))
     except UserError as error:
         return {"set": change, **nothing, "problem": str(error)}
-    found = predict(setup, plan.topology, shown(change))
+    found = predict(setup, plan.topology, as_flags(change))
     time = None
     if base.seconds and found.seconds:
         both = zip(found.seconds, base.seconds, strict=True)
@@ -113,7 +98,7 @@ def _largest_batch(plan: Plan, prepare: Prepare) -> dict[str, Any]:
     guess = config.batch_size // 2 // unit * unit or 2 * config.batch_size
     for _ in range(_MOST_TRIES):
         logger.info("compiling: --config.batch_size=%d", guess)
-        setup = prepare(_with(config, {"batch_size": guess}))
+        setup = prepare(changed(config, {"batch_size": guess}))
         measured = measure_step(setup, topology)
         peaks[guess] = measured.bytes.peak
         if measured.fits:

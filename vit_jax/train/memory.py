@@ -1,19 +1,41 @@
-"""What a compiled program takes of memory, and the error that it is too little."""
+"""The memory that a compiled step needs, and the changes of a run that need less."""
 
+import dataclasses
 import re
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
+from vit_jax import config as config_lib
+from vit_jax import sharding
+from vit_jax.config import checks
+from vit_jax.train.setup import Setup
 
-def needed_bytes(memory: Any) -> int:
-    """All that lives at once at most, by a compiled program's `memory_analysis()`."""
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+    """The memory of one device while a compiled program runs."""
+
+    arguments: int  # as they lie there, with padding
+    outputs: int
+    temporaries: int
+    aliased: int  # outputs that take the place of arguments
+
+    @classmethod
+    def of(cls, memory: Any) -> "Bytes":
+        """Takes the sizes from a compiled program's `memory_analysis()`."""
+        return cls(
+            memory.argument_size_in_bytes,
+            memory.output_size_in_bytes,
+            memory.temp_size_in_bytes,
+            memory.alias_size_in_bytes,
+        )
+
+    @property
+    def peak(self) -> int:
+        """All that lives at once at most."""
+        return self.arguments + self.outputs + self.temporaries - self.aliased
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -22,3 +44,88 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE)
     return isinstance(error, jax.errors.JaxRuntimeError) and said is not None
+
+
+class Change(NamedTuple):
+    """A change of a run whose training step then needs less memory.
+
+    Attributes:
+      cost: the price, as a message says it.
+      values: a run → the keys to set; empty where it does so already.
+    """
+
+    cost: str
+    values: Callable[[Setup], dict[str, Any]]
+
+
+def _accumulated(factor: int) -> Callable[[Setup], dict[str, Any]]:
+    return lambda setup: {"accum_steps": factor * setup.config.accum_steps}
+
+
+# From the most of a device's memory to the least, as docs/memory.md has measured it for
+# the smaller models.
+_REMAT = ("offload", "none", "attention", "dots", "full")
+
+
+def _recomputed(policy: str) -> Callable[[Setup], dict[str, Any]]:
+    def values(setup: Setup) -> dict[str, Any]:
+        less = _REMAT[_REMAT.index(setup.config.model.remat) + 1 :]
+        return {"model.remat": policy} if policy in less else {}
+
+    return values
+
+
+def _spread(setup: Setup) -> dict[str, Any]:
+    replicas, parts = (setup.mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
+    return {"mesh.data": 1, "mesh.fsdp": -1} if parts == 1 < replicas else {}
+
+
+def _half_batch(setup: Setup) -> dict[str, Any]:
+    return {"batch_size": setup.config.batch_size // 2}
+
+
+def _short_momentum(setup: Setup) -> dict[str, Any]:
+    short = setup.config.momentum_dtype == "bfloat16"
+    return {} if short else {"momentum_dtype": "bfloat16"}
+
+
+def _adafactor(setup: Setup) -> dict[str, Any]:
+    if setup.config.optimizer != "adamw":
+        return {}
+    return {"optimizer": "adafactor", "momentum_dtype": "bfloat16"}
+
+
+# Whether a run can be changed so is left to the checks of its config. What each gives
+# and costs has been measured in docs/memory.md.
+CHANGES = {
+    "accumulate twice": Change("the same result", _accumulated(2)),
+    "accumulate four times": Change("the same result", _accumulated(4)),
+    "recompute all but products": Change("a tenth more time", _recomputed("dots")),
+    "recompute all": Change("a third more time", _recomputed("full")),
+    "spread parameters": Change("parameters travel every step", _spread),
+    "halve the batch": Change("another result", _half_batch),
+    "shorten the momentum": Change("another result", _short_momentum),
+    "use Adafactor": Change("another result", _adafactor),
+}
+
+
+def changed(setup: Setup, values: Mapping[str, Any]) -> Setup:
+    """Makes a run again with other values of the keys that `CHANGES` sets.
+
+    Raises:
+      UserError: the config cannot have these values.
+    """
+    config, mesh = config_lib.changed(setup.config, values), setup.mesh
+    if any(key.startswith("mesh.") for key in values):
+        mesh = sharding.make_mesh(**config.mesh)
+    parts = sharding.batch_parts(mesh)
+    checks.check(
+        config_lib.problems(config, num_devices=parts)
+        + sharding.misfits(mesh, setup.architecture)
+    )
+    return dataclasses.replace(
+        setup,
+        config=config,
+        mesh=mesh,
+        model=setup.model.clone(remat=config.model.remat),
+    )

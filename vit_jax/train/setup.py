@@ -41,7 +41,7 @@ from vit_jax.optim.chain import OPTIMIZERS, make_optimizer
 from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.train.state import TrainState, new_state
 from vit_jax.train.step import make_train_step
-from vit_jax.words import nearest
+from vit_jax.words import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -414,11 +414,10 @@ def _refuse_keys_of_other_kinds(
 
 def _check_best(config: Config, better: Mapping[str, float]) -> None:
     if config.keep_best and config.keep_best not in better:
-        near = nearest(config.keep_best, better)
         raise ValueError(
             f"keep_best={config.keep_best!r}: choose from "
             f"{', '.join(better) or 'no metric: nothing is evaluated'}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
+            + did_you_mean(config.keep_best, better)
         )
 
 

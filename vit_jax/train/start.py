@@ -24,6 +24,7 @@ from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items, to_items
 from vit_jax.weights.adapt import adapt, even_normalization, new_head_because
 from vit_jax.weights.loading import Weights
+from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,9 @@ def open_sources(
     labelled = setup.architecture.num_classes > 0
     if earlier and labelled and earlier.class_names != tuple(train.class_names):
         raise UserError(
-            f"{config.dataset} has the classes {_some(train.class_names)}, but the run "
-            f"so far was trained on {_some(earlier.class_names)}; put the data back as "
-            "they were, or pass another --workdir"
+            f"{config.dataset} has the classes {shortened(train.class_names)}, but the "
+            f"run so far was trained on {shortened(earlier.class_names)}; put the data "
+            "back as they were, or pass another --workdir"
         )
     counts = {info.train_split: len(train), info.eval_split: len(held_out)}
     if earlier and earlier.examples and earlier.examples != counts:
@@ -184,7 +185,3 @@ def initial_state(
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {split}" for split, count in counts.items())
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "")

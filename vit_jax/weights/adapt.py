@@ -13,6 +13,7 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, MixerArchitecture, abstract_params
 from vit_jax.models.posemb import METHODS, resize
+from vit_jax.words import times
 
 logger = logging.getLogger(__name__)
 
@@ -235,8 +236,8 @@ def _fit_input(
         embedding["kernel"] = resize_patches(np.asarray(embedding["kernel"]), new)
         adapted["patch_embed"] = embedding
         done.append(
-            f"the patch embedding resized from {_times(source.patch_size)} to "
-            f"{_times(target.patch_size)} pixels (pseudo-inverse)"
+            f"the patch embedding resized from {times(source.patch_size)} to "
+            f"{times(target.patch_size)} pixels (pseudo-inverse)"
         )
     return done
 
@@ -253,8 +254,8 @@ def _fit_positions(
         return []
     adapted["pos_embed"] = resize(adapted["pos_embed"], target.grid, method)
     return [
-        f"position embeddings resized from {_times(source.grid)} to "
-        f"{_times(target.grid)} ({method})"
+        f"position embeddings resized from {times(source.grid)} to "
+        f"{times(target.grid)} ({method})"
     ]
 
 
@@ -282,7 +283,7 @@ def _check(source: AnyArchitecture, target: AnyArchitecture, expected: Any, foun
     if fixed_grid:
         parts.append(
             "An MLP-Mixer mixes a fixed number of patches: keep the grid of "
-            f"{_times(source.grid)} that it was trained with."
+            f"{times(source.grid)} that it was trained with."
         )
     else:
         parts.append(
@@ -290,7 +291,3 @@ def _check(source: AnyArchitecture, target: AnyArchitecture, expected: Any, foun
             "model.variant empty to take the architecture from the weights."
         )
     raise UserError("\n".join(parts))
-
-
-def _times(pair: tuple[int, int]) -> str:
-    return "×".join(map(str, pair))

@@ -21,10 +21,11 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, abstract_params
 from vit_jax.npz_file import write_npz
-from vit_jax.weights.files.contents import shortened
+from vit_jax.weights.files.contents import quoted
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.formats.known import find_format, to_tensors
 from vit_jax.weights.formats.single_file import as_single_file
+from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ def _check_params(architecture: AnyArchitecture, params: Mapping[str, Any]) -> N
         if not _is_finite(array)
     ]
     if odd:
-        problems.append(f"{len(odd)} with values that are not finite: {shortened(odd)}")
+        problems.append(
+            f"{len(odd)} with values that are not finite: {shortened(odd, quoted)}"
+        )
     if problems:
         raise UserError(
             "the parameters cannot be saved, because not all are what the model's "

@@ -81,7 +81,7 @@ def test_several_labels_become_a_multi_hot_row():
 
 
 def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(UserError, match=r"'cifar1' is no name .* mean cifar10 or ci"):
+    with pytest.raises(UserError, match=r"'cifar1' is no name .* mean 'cifar10', 'ci"):
         open_dataset("cifar1").split()
     for path in ("path/to/images", "images.zip", "My Dataset"):
         place = re.escape(os.path.abspath(path))

@@ -154,7 +154,7 @@ def test_only_chance_makes_a_chain_random():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("resise", r"no operation 'resise'\. Did you mean 'resize'\?"),
+        ("resise", r"no operation 'resise'; did you mean 'resize'\?"),
         ("resize|flip", r"no operation 'flip'.* 'flip_lr'"),
         ("resize(", "'resize\\(' in the chain .* cannot be read"),
         ("resize||flip_lr", "'' in the chain .* cannot be read"),
@@ -162,7 +162,7 @@ def test_only_chance_makes_a_chain_random():
         ("resize(size)", "cannot be read"),
         ("resize(8, 8)", r"no interpolation 8\. There are: nearest, bilinear, bicubic"),
         ("resize(8, [1])", r"no interpolation \[1\]\. There are"),
-        ("resize(8, 'cubic')", r"no interpolation 'cubic'\. Did you mean 'bicubic'\?"),
+        ("resize(8, 'cubic')", r"no interpolation 'cubic'; did you mean 'bicubic'\?"),
         (
             "inception_crop(interpolation='bicubic_antialiased')",
             r"mean 'bicubic_antialias'\?",
@@ -171,7 +171,7 @@ def test_only_chance_makes_a_chain_random():
             "resize_small(8, 'area', 'up')",
             r"no rounding 'up'\. There are: nearest, down",
         ),
-        ("central_crop(8, 'dawn')", r"no rounding 'dawn'\. Did you mean 'down'\?"),
+        ("central_crop(8, 'dawn')", r"no rounding 'dawn'; did you mean 'down'\?"),
         ("resize(0)", "number of pixels or \\(height, width\\), not 0"),
         ("resize(8.0)", "not 8.0"),
         ("resize('8')", "not '8'"),
@@ -206,7 +206,7 @@ def test_only_chance_makes_a_chain_random():
         ("color_jitter", "all amounts are 0: nothing would change"),
         ("color_jitter(0.3, -1)", "contrast=-1 must be a number, at least 0"),
         ("color_jitter(hue=0.6)", "hue=0.6 must be a number, from 0 to 0.5"),
-        ("gray", r"no operation 'gray'\. Did you mean 'grey'\?"),
+        ("gray", r"no operation 'gray'; did you mean 'grey'\?"),
     ],
 )
 def test_what_cannot_be_read_says_why(text, message):

@@ -36,13 +36,13 @@ def test_every_fact_is_there(kept, tiny_config, caplog, monkeypatch):
     assert f"jax {jax.__version__}, flax" in rows["versions"]
     assert f"Ti/4: width 16, depth 2, 2 heads, {params:,} parameters" in rows["model"]
     assert rows["model"].endswith("computes in float32")
-    assert rows["images"] == "8 × 8 pixels in patches of 4 × 4: 2 × 2 + 1 tokens"
+    assert rows["images"] == "8×8 pixels in patches of 4×4: 2×2 + 1 tokens"
     assert rows["data"] == "digits: train 1,437, test 360; 10 classes"
     assert rows["batch"] == "32 = 4 a device = 2 × 2"
     assert rows["length"] == ("from step 30 to 90 steps of 44.9 an epoch = 2.0 epochs")
-    assert rows["input"] == "2 threads, at most 5 MiB of images ready for later steps"
+    assert rows["input"] == "2 threads, at most 5.0 MiB of images ready for later steps"
     needed, _, more = rows["memory"].partition("; ")
-    assert needed == "4 MiB a device for the compiled step"
+    assert needed == "4.0 MiB a device for the compiled step"
     assert more.startswith("freed memory is kept (" if kept else "")
     assert bool(more) == kept
     assert rows["directory"] == "runs/x"

@@ -167,7 +167,7 @@ def test_any_augreg_file_is_known_by_its_name():
 )
 def test_a_name_that_is_no_augreg_file_is_refused(name):
     assert augreg(name) is None
-    with pytest.raises(UserError, match=f"nearest: .*{B16}"):
+    with pytest.raises(UserError, match=f"did you mean .*'{B16}"):
         find(name)
 
 
@@ -183,7 +183,8 @@ def test_an_unknown_name_gets_the_nearest(name, nearest):
     with pytest.raises(UserError) as caught:
         find(name)
     message = str(caught.value)
-    assert nearest in message.partition("nearest: ")[2].partition(". ")[0].split(", ")
+    asked = message.partition("; did you mean ")[2].partition("? ")[0]
+    assert repr(nearest) in re.split(", | or ", asked)
     assert "hf:OWNER/NAME" in message
 
 

@@ -32,6 +32,7 @@ from vit_jax.data.preparing.shards import (
 from vit_jax.data.sources.listings import Listing
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
 VERSION = "1.0.0"  # of every set that is written here
 SHARD_BYTES = 256 * 2**20
@@ -150,10 +151,10 @@ def _check_names(listing: Listing) -> None:
         if not plain:
             bad.append(name)
     if bad:
-        shown = ", ".join(map(ascii, bad[:10]))
         raise UserError(
             f"{listing.name} has {len(bad)} class(es) with names that a prepared set "
-            f"cannot hold: {shown}. Rename them: one line of UTF-8, no space around."
+            f"cannot hold: {shortened(bad, ascii)}. Rename them: one line of UTF-8, no "
+            "space around."
         )
 
 
@@ -225,11 +226,10 @@ def _write_shards(
 
 def _check_share(left_out: list[str], total: int, max_bad_share: float) -> None:
     if len(left_out) > max_bad_share * total:
-        listed = "".join(f"\n  {problem}" for problem in left_out[:10])
-        more = f"\n  … and {len(left_out) - 10:,} more" if len(left_out) > 10 else ""
+        listed = shortened(left_out, separator="\n  ")
         raise UserError(
             f"{len(left_out):,} of {total:,} images cannot be read so far, more than "
-            f"--max_bad_share={max_bad_share:g}:{listed}{more}\nMend or remove them, "
+            f"--max_bad_share={max_bad_share:g}:\n  {listed}\nMend or remove them, "
             "or allow a larger share to leave them out."
         )
 

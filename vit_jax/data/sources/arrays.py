@@ -27,6 +27,7 @@ from vit_jax.data.sources.protocol import (
     check_single_label,
 )
 from vit_jax.errors import UserError
+from vit_jax.words import byte_size
 
 EXTENSIONS = (".npz",)
 
@@ -117,8 +118,8 @@ def _images(file: ArrayFile, name: str) -> np.ndarray:
                 "again when it is complete."
             )
         images = npz.read(file.path, name)
-        gigabytes = images.nbytes / 1e9
-        logger.info("%s: %s holds %.2f GB in memory", file.path, name, gigabytes)
+        size = byte_size(images.nbytes)
+        logger.info("%s: %s holds %s in memory", file.path, name, size)
         images.flags.writeable = False  # every example is a part of it
         _held[key] = images
     return images

@@ -14,9 +14,9 @@ from vit_jax.data.sources.listings import (
     UnknownClasses,
     hold_out,
     mixed,
-    some,
 )
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -106,8 +106,8 @@ def _list(path: str, scan: "_Scan") -> Listing:
     train = os.path.join(path, given.get("train", ""))
     problems = [
         f"{os.path.join(path, given[split])} has classes that {train} has not: "
-        f"{some(classes)}. Classes to train on: {some(sorted(found['train']))}. "
-        "Name the folders alike."
+        f"{shortened(classes, repr)}. Classes to train on: "
+        f"{shortened(sorted(found['train']), repr)}. Name the folders alike."
         for split, classes in unknown.items()
         if classes
     ]
@@ -135,14 +135,16 @@ def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
             without.append(name)
     if classes and without:
         endings = f" ({', '.join(sorted(others))} is no image)" if others else ""
+        names = shortened(without, repr)
         logger.warning(
-            "no classes in %s, for want of images: %s%s", folder, some(without), endings
+            "no classes in %s, for want of images: %s%s", folder, names, endings
         )
     if not classes and below:
         classes = _imagenet_validation(below, files)
     if not classes:
         loose = sum(file.lower().endswith(EXTENSIONS) for file in files)
-        seen = f"{len(folders)} folder(s)" + (f" ({some(folders)})" if folders else "")
+        names = shortened(folders, repr)
+        seen = f"{len(folders)} folder(s)" + (f" ({names})" if folders else "")
         if loose:
             seen += f" and {loose} image(s) that are in no class's folder"
         if others:

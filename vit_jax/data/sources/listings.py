@@ -218,12 +218,6 @@ def hold_out(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     }
 
 
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many there are, for a message."""
-    shown = ", ".join(repr(name) for name in names[:5])
-    return shown + (f" … ({len(names):,} in all)" if len(names) > 5 else "")
-
-
 def _held_out(file: str) -> bool:
     # Not the hash that orders the files: a slice of the training split would
     # otherwise be cut at the very place where the evaluation split ends.

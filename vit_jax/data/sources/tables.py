@@ -17,7 +17,6 @@ from vit_jax.data.sources.listings import (
     UnknownClasses,
     hold_out,
     mixed,
-    some,
 )
 from vit_jax.data.sources.protocol import in_order
 from vit_jax.data.sources.table_rows import (
@@ -28,6 +27,7 @@ from vit_jax.data.sources.table_rows import (
     read_rows,
 )
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
 _LOOKED_FOR = 100  # files: if not one of so many is there, none will be
@@ -100,7 +100,8 @@ def read_tables(path: str) -> Listing:
     if unknown and not several:  # of many labels, some are too rare to be everywhere
         raise UnknownClasses(
             f"{name} has classes to evaluate on that are not trained on: "
-            f"{some(unknown)}. Write them alike in every split, or leave them out.",
+            f"{shortened(unknown, repr)}. Write them alike in every split, or leave "
+            "them out.",
             listing,
         )
     return listing

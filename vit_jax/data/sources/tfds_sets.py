@@ -1,6 +1,5 @@
 """tensorflow-datasets sets, read from ArrayRecord files without TensorFlow."""
 
-import difflib
 import glob
 import importlib.util
 import os
@@ -21,6 +20,7 @@ from vit_jax.data.sources.protocol import (
 )
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY, Labels
 from vit_jax.errors import UserError
+from vit_jax.words import did_you_mean, shortened
 
 # What to evaluate on, in order of preference; a set with one split is divided.
 EVALUATION_SPLITS = ("validation", "val", "valid", "test")
@@ -144,7 +144,7 @@ def prepared_folder(path: str) -> str | None:
         if len(found) > 1:
             raise UserError(
                 f"{path} holds {len(found)} prepared sets. Name one of them: "
-                + ", ".join(found[:10])
+                + shortened(found)
             )
         if found:
             return found[0]
@@ -198,11 +198,10 @@ def find_builder(name: str, data_dir: str = ""):
         return tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        end = did_you_mean(name.split("/")[0].split(":")[0], known, count=3) or "."
         raise UserError(
             f"there is no folder or file {os.path.abspath(name)}, and {name!r} is no "
-            f"name that tensorflow-datasets knows.{hint} Their names are listed at "
+            f"name that tensorflow-datasets knows{end} Their names are listed at "
             "https://www.tensorflow.org/datasets/catalog"
         ) from None
     except (ValueError, AssertionError, RuntimeError) as error:

@@ -72,13 +72,13 @@ from vit_jax.data.transforms.crops import (
 from vit_jax.data.transforms.operations import (
     Step,
     read_size,
-    times,
     unknown,
 )
 from vit_jax.data.transforms.randaugment import randaugment
 from vit_jax.data.transforms.resizing import Size
 from vit_jax.data.transforms.timm_randaugment import timm_randaugment
 from vit_jax.errors import UserError
+from vit_jax.words import times
 
 OPERATIONS: dict[str, Callable[..., Step]] = {
     "inception_crop": inception_crop,

@@ -14,9 +14,9 @@ from vit_jax.data.transforms.operations import (
     check_number,
     keep_size,
     read_size,
-    times,
 )
 from vit_jax.data.transforms.resizing import INTERPOLATIONS, Size, resize_image
+from vit_jax.words import times
 
 ROUNDINGS: dict[str, Callable[[float], int]] = {"nearest": round, "down": math.floor}
 Box = tuple[int, int, int, int]  # top, left, height, width

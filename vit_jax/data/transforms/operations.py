@@ -1,7 +1,6 @@
 """What an operation of a chain is, and the checks of its arguments."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from vit_jax.data.decode import Opened
 from vit_jax.data.transforms.resizing import Size
+from vit_jax.words import did_you_mean
 
 COLOURED = (1, 3)  # channels that operations on colours take: grey, or RGB
 
@@ -91,14 +91,8 @@ def check_choice(kind: str, name, known: Iterable[str]) -> None:
 
 def unknown(kind: str, name, known: Iterable[str]) -> str:
     """The message about a name that is not known."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"no {kind} {name!r}.{hint} There are: {', '.join(known)}."
-
-
-def times(size: Size) -> str:
-    """The size in words."""
-    return f"{size[0]}×{size[1]}"
+    end = did_you_mean(name, known) or "."
+    return f"no {kind} {name!r}{end} There are: {', '.join(known)}."
 
 
 def _is_number(value) -> bool:

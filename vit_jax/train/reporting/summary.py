@@ -7,8 +7,9 @@ from typing import Any
 import jax
 
 from vit_jax import host_memory, sharding
-from vit_jax.train.memory import needed_bytes
+from vit_jax.train.memory import Bytes
 from vit_jax.train.setup import Setup
+from vit_jax.words import byte_size, times
 
 logger = logging.getLogger(__name__)
 
@@ -39,20 +40,24 @@ def log_summary(
         for split in (info.train_split, info.eval_split)
     )
     versions = (f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+
+    def held(tree: Any) -> str:
+        return byte_size(sharding.bytes_per_device(tree))
+
     rows = {
         "backend": f"{device.platform}, {mesh.size} × {device.device_kind}, "
         f"process {jax.process_index() + 1} of {jax.process_count()}",
         "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        + f": parameters {_mib(sharding.bytes_per_device(state.params))} a device, "
-        f"optimiser state {_mib(sharding.bytes_per_device(state.opt_state))}"
-        + f", averages {_mib(sharding.bytes_per_device(state.ema))}"
+        + f": parameters {held(state.params)} a device, "
+        f"optimiser state {held(state.opt_state)}"
+        + f", averages {held(state.ema)}"
         * (config.ema_decay > 0),
         "versions": ", ".join(versions),
         "model": f"{config.model.variant or 'as pretrained'}: width {model.width}, "
         f"depth {model.depth}, {model.mixing}, {params:,} parameters, "
         f"computes in {setup.model.dtype}",
-        "images": f"{_by(model.image_size)} pixels in patches of "
-        f"{_by(model.patch_size)}: {_by(model.grid)} + "
+        "images": f"{times(model.image_size)} pixels in patches of "
+        f"{times(model.patch_size)}: {times(model.grid)} + "
         f"{model.num_prefix_tokens} tokens",
         "data": f"{config.dataset}: {', '.join(splits)}; {info.num_classes:,} classes",
         "batch": f"{config.batch_size} = {per_device} a device"
@@ -73,7 +78,7 @@ def _input(config: Any, waiting_bytes: int) -> str:
     processes, threads = config.loader_processes, config.loader_threads
     workers = f"{processes} processes of {threads} threads" if processes else None
     return (
-        f"{workers or f'{threads} threads'}, at most {waiting_bytes / 2**20:,.0f} MiB "
+        f"{workers or f'{threads} threads'}, at most {byte_size(waiting_bytes)} "
         "of images ready for later steps"
     )
 
@@ -81,12 +86,4 @@ def _input(config: Any, waiting_bytes: int) -> str:
 def _memory(memory: Any) -> str:
     if memory is None:
         return "unknown: this backend's compiler does not tell"
-    return f"{needed_bytes(memory) / 2**20:,.0f} MiB a device for the compiled step"
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} × {size[1]}"
+    return f"{byte_size(Bytes.of(memory).peak)} a device for the compiled step"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.weights.files.contents import plain, shortened
+from vit_jax.weights.files.contents import plain
 from vit_jax.weights.files.recognise import is_pickle, is_zip, recognise
+from vit_jax.words import shortened
 
 # What such a directory keeps its weights in, the best first.
 _WEIGHT_FILES = (
@@ -160,7 +161,7 @@ def _advice(
     if unreadable := _unreadable(path):
         return (
             "its weights are in formats that are not read here: "
-            f"{shortened(unreadable, str)}. Fetch one of {' or '.join(_WEIGHT_FILES)} "
+            f"{shortened(unreadable)}. Fetch one of {' or '.join(_WEIGHT_FILES)} "
             "of the same model, or convert them with the library that wrote them"
         )
     return f"no weights are in it. {_EXPECTED}"

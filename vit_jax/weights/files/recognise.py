@@ -6,8 +6,9 @@ import pathlib
 import struct
 from collections.abc import Callable
 
-from vit_jax.weights.files.contents import Unreadable, plain, shortened
+from vit_jax.weights.files.contents import Unreadable, plain
 from vit_jax.weights.files.zips import read_directory
+from vit_jax.words import shortened
 
 # Ten times that of the largest published model.
 LONGEST_SAFETENSORS_HEADER = 2 << 20
@@ -26,8 +27,7 @@ def recognise(path: pathlib.Path) -> str:
         entries = sorted(os.listdir(path))
         if not entries:
             return "an empty directory"
-        more = ", …" if len(entries) > 5 else ""
-        return f"a directory that holds {shortened(entries[:5], plain)}{more}"
+        return f"a directory that holds {shortened(entries, plain, most=5)}"
     if not path.is_file():
         return "neither a file nor a directory"
     size = path.stat().st_size

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.weights.files.contents import Contents, Stored, Unreadable, shortened
+from vit_jax.weights.files.contents import Contents, Stored, Unreadable, quoted
 from vit_jax.weights.files.contents import Spec as Spec
 from vit_jax.weights.files.npz import open_npz
 from vit_jax.weights.files.pytorch.state_dict import (
@@ -29,6 +29,7 @@ from vit_jax.weights.files.recognise import (
 )
 from vit_jax.weights.files.safetensors_file import open_safetensors
 from vit_jax.weights.files.zips import read_members
+from vit_jax.words import shortened
 
 _LARGEST_INDEX = 2 << 20
 
@@ -126,7 +127,7 @@ def _open_index(path: pathlib.Path, stack: ExitStack) -> Contents:
     if missing:
         raise Unreadable(
             f"{len(missing)} of the {len(names)} files that it lists are not beside "
-            f"it: {shortened(missing)}",
+            f"it: {shortened(missing, quoted)}",
             "Fetch them into the same directory",
         )
     shards = {
@@ -140,7 +141,7 @@ def _open_index(path: pathlib.Path, stack: ExitStack) -> Contents:
     if absent:
         raise Unreadable(
             f"{len(absent)} of the {len(weight_map)} tensors that it lists are not in "
-            f"their files: {shortened(absent)}",
+            f"their files: {shortened(absent, quoted)}",
             "Fetch the index and the files again, all of the same model",
         )
     tensors = {
@@ -179,7 +180,7 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
     ]
     if odd or not shards:
         raise Unreadable(
-            f"it lists what is no name of a file beside it: {shortened(odd)}"
+            f"it lists what is no name of a file beside it: {shortened(odd, quoted)}"
             if odd
             else "it lists no tensors",
             "Do not trust it; use another copy",

@@ -43,6 +43,7 @@ from vit_jax.weights.formats.layout import (
     Shapes,
 )
 from vit_jax.weights.formats.shapes import grid_of, patches, sizes
+from vit_jax.words import times
 
 _POSITIONS = "pos_embedding"
 _POSITIONS_WITH_CLASS = "Transformer/posembed_input/pos_embedding"
@@ -157,9 +158,9 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         channels=kernel[2],
     )
     if not counted and not told:
-        height, width = architecture.image_size
         assumed.append(
-            f"the image size is {height}×{width}: no positions are in the file to tell"
+            f"the image size is {times(architecture.image_size)}: no positions are in "
+            "the file to tell"
         )
     transform = _eval_transform(architecture.image_size)
     return reading(architecture, hints, transform, tuple(assumed))
@@ -216,7 +217,7 @@ def _inexpressible(architecture: AnyArchitecture) -> list[str]:
         "a position of the class token beside sin-cos ones": (
             not learned and a.class_token_position
         ),
-        f"{stored[1]} positions of a class token and {height}×{width} patches, which "
+        f"{stored[1]} positions of a class token and {times(a.grid)} patches, which "
         "look like those of a square grid": (learned and a.class_token and not counted),
     }
     phrases = [phrase for phrase in has if has[phrase]]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.errors import UserError
+from vit_jax.words import pair
 
 
 class Kind(NamedTuple):
@@ -98,12 +99,16 @@ def check_agreement(told: Iterable[tuple[str, Any, Any]]) -> None:
         )
 
 
-def pair(value: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """(height, width) of what satisfies PAIR."""
-    if value is None:
-        return None
-    height, width = (value, value) if isinstance(value, int) else value
-    return height, width
+def size_entry(
+    table: Mapping[str, Any], name: str, default: Any = None
+) -> tuple[int, int] | None:
+    """Reads a PAIR as (height, width); the default where it is not there or null.
+
+    Raises:
+      UserError: it is of another kind.
+    """
+    value = entry(table, name, PAIR, default)
+    return None if value is None else pair(value)
 
 
 def one_a_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from vit_jax.weights.formats.layout import (
 )
 from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import numbers, sizes
+from vit_jax.words import times
 
 BLOCK = "Transformer/encoderblock_"
 DENSE = ("kernel", "bias")
@@ -233,7 +234,7 @@ def looks_square(a: AnyArchitecture) -> list[str]:
     height, width = a.grid
     if height == width or math.isqrt(height * width) ** 2 != height * width:
         return []
-    return [f"a grid of {height}×{width} patches, which looks like a square one"]
+    return [f"a grid of {times(a.grid)} patches, which looks like a square one"]
 
 
 def lost_in_both(
@@ -253,7 +254,7 @@ def lost_in_both(
         f"the file use {eval_transform!r}": (
             preprocessing.eval_transform != eval_transform
         ),
-        f"the grid of {height}×{width} patches is not square, and readers of the file "
+        f"the grid of {times(a.grid)} patches is not square, and readers of the file "
         "have to be told the image size": height != width,
     }
     return [sentence for sentence, present in differs.items() if present]

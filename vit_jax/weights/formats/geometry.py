@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.transforms.chains import OPERATIONS
+from vit_jax.words import pair
 
 # Operations of a chain → whether it keeps the aspect.
 _CHAINS = {
@@ -59,7 +60,7 @@ def from_chain(preprocessing: Preprocessing) -> Geometry | None:
     size = resize.get("size", preprocessing.image_size)
     return Geometry(
         keeps_aspect,
-        (size, size) if isinstance(size, int) else tuple(size),
+        pair(size),
         resize["interpolation"],
         resize.get("rounding", "nearest"),
         crop.get("rounding", "down"),

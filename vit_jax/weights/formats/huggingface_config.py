@@ -21,7 +21,7 @@ from vit_jax.weights.formats.companion import (
     check_agreement,
     entry,
     one_a_channel,
-    pair,
+    size_entry,
 )
 from vit_jax.weights.formats.geometry import (
     Geometry,
@@ -30,6 +30,7 @@ from vit_jax.weights.formats.geometry import (
     usual_spelling,
 )
 from vit_jax.weights.formats.layout import Hints
+from vit_jax.words import pair, times
 
 _EPSILON = 1e-12  # of the library where a config says nothing
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -88,7 +89,7 @@ class HuggingFaceConfig:
 
     def __init__(self, config: Mapping[str, Any]):
         self._config = config
-        self.image_size = pair(entry(config, "image_size", PAIR))
+        self.image_size = size_entry(config, "image_size")
         self.num_heads: int | None = entry(config, "num_attention_heads", COUNT)
         act = entry(config, "hidden_act", TEXT, "gelu")
         if act not in _GELU:
@@ -128,7 +129,7 @@ class HuggingFaceConfig:
                 ("num_hidden_layers", entry(told, "num_hidden_layers", COUNT), depth),
                 ("intermediate_size", entry(told, "intermediate_size", COUNT), mlp_dim),
                 ("num_channels", entry(told, "num_channels", COUNT), channels),
-                ("patch_size", pair(entry(told, "patch_size", PAIR)), patch_size),
+                ("patch_size", size_entry(told, "patch_size"), patch_size),
             ]
         )
 
@@ -268,9 +269,9 @@ def _chain(
     if final != image_size or (keeps and not crop):
         chain = to_chain(Geometry(False, image_size, interpolation), image_size)
         return chain, [
-            f"preprocessor_config.json makes images of {final[0]}×{final[1]}"
+            f"preprocessor_config.json makes images of {times(final)}"
             f"{' at least' if keeps and not crop else ''}, and the model takes "
-            f"{image_size[0]}×{image_size[1]}: assumed {chain!r}"
+            f"{times(image_size)}: assumed {chain!r}"
         ]
     assumed = []
     if number in (1, 5):
@@ -293,9 +294,7 @@ def _size(value: Any, kind: str) -> tuple[bool, tuple[int, int]]:
             )
         return False, (height, width)
     keeps = isinstance(value, int) and kind.startswith(_SHORTEST)
-    size = pair(value)
-    assert size is not None
-    return keeps, size
+    return keeps, pair(value)
 
 
 def _usual(a: Architecture) -> tuple[Preprocessing, list[str]]:

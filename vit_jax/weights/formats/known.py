@@ -1,7 +1,6 @@
 """The foreign formats: which one a file is in, and moving parameters in and out."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, Architecture, abstract_params
 from vit_jax.models.posemb import sincos2d
-from vit_jax.weights.files.contents import plain, shortened
+from vit_jax.weights.files.contents import plain
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats import big_vision, google, huggingface, timm
 from vit_jax.weights.formats.layout import (
@@ -26,6 +25,7 @@ from vit_jax.weights.formats.layout import (
     unflatten,
     write_tensors,
 )
+from vit_jax.words import did_you_mean, shortened
 
 # In the order in which a file's names are compared with them.
 FORMATS: dict[str, Format] = {
@@ -44,7 +44,7 @@ def recognise_format(tensors: Tensors) -> Format:
         if format.recognises(tensors.specs):
             return format
     names = list(tensors.specs)
-    shown = shortened(names[:5], plain) + (", …" if len(names) > 5 else "")
+    shown = shortened(names, plain, most=5)
     titles = ", ".join(format.title for format in FORMATS.values())
     raise UserError(
         f"{tensors.path} holds {len(names)} tensors ({shown or 'none'}) that are named "
@@ -119,8 +119,7 @@ def find_format(name: str) -> Format:
     if name in FORMATS:
         return FORMATS[name]
     choices = [*FORMATS, "vit_jax"]
-    nearest = difflib.get_close_matches(name, choices, 1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = did_you_mean(name, choices)
     raise UserError(f"no format {name!r}: choose from {', '.join(choices)}{hint}")
 
 

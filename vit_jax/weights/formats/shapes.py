@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.layout import Hints, Shapes
+from vit_jax.words import times
 
 Size = tuple[int, int]
 _Found = tuple[int, Size]  # positions of other tokens, and the grid of the others
@@ -96,7 +97,7 @@ def grid_of(
         expected = " or ".join(str(max(count, 0)) for count in counts.values())
         raise UserError(
             f"trained_image_size={sure} is cut into "
-            f"{_times(patches(sure, patch_size))} patches of {_times(patch_size)} "
+            f"{times(patches(sure, patch_size))} patches of {times(patch_size)} "
             f"pixels, and {name} has {expected} positions of patches: pass the size "
             "that the weights were trained at, or leave it out"
         )
@@ -130,8 +131,4 @@ def grid_of(
 def _grid(found: _Found) -> str:
     prefix, grid = found
     before = f" behind {prefix} other token{'s' * (prefix > 1)}" if prefix else ""
-    return f"{_times(grid)} patches{before}"
-
-
-def _times(size: Size) -> str:
-    return "×".join(map(str, size))
+    return f"{times(grid)} patches{before}"

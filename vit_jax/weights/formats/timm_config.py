@@ -19,14 +19,13 @@ from vit_jax.weights.formats.companion import (
     FRACTION,
     INPUT,
     NUMBERS,
-    PAIR,
     TABLE,
     TEXT,
     TEXTS,
     check_agreement,
     entry,
     one_a_channel,
-    pair,
+    size_entry,
 )
 from vit_jax.weights.formats.geometry import (
     Geometry,
@@ -107,8 +106,9 @@ class TimmConfig:
         self._name = entry(config, "architecture", TEXT, "").partition(".")[0]
         self.no_embed_class: bool | None = entry(self._args, "no_embed_class", FLAG)
         input_size = entry(self._pretrained, "input_size", INPUT)
-        image_size = entry(self._args, "img_size", PAIR, input_size and input_size[1:])
-        self.image_size = pair(image_size)
+        self.image_size = size_entry(
+            self._args, "img_size", input_size and input_size[1:]
+        )
         pool = entry(
             self._args, "global_pool", TEXT, entry(config, "global_pool", TEXT)
         )
@@ -157,7 +157,7 @@ class TimmConfig:
                 ("embed_dim", entry(args, "embed_dim", COUNT), width),
                 ("depth", entry(args, "depth", COUNT), depth),
                 ("mlp_ratio", None if same else ratio, mlp_dim / width),
-                ("patch_size", pair(entry(args, "patch_size", PAIR)), kernel),
+                ("patch_size", size_entry(args, "patch_size"), kernel),
                 ("in_chans", entry(args, "in_chans", COUNT), channels),
                 ("class_token", entry(args, "class_token", FLAG), class_token),
                 ("reg_tokens", entry(args, "reg_tokens", COUNT_OR_NONE), registers),

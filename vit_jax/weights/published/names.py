@@ -1,7 +1,6 @@
 """Finds published weights by name or address."""
 
 import dataclasses
-import difflib
 import logging
 import pathlib
 import re
@@ -10,6 +9,7 @@ import urllib.parse
 from vit_jax.errors import UserError
 from vit_jax.weights.published.families import Published
 from vit_jax.weights.published.zoo import HUB, MODELS, augreg, on_hub
+from vit_jax.words import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,10 @@ def find(name: str) -> Published:
         logger.info("%s is taken to be %s", name, other)
         return MODELS[other]
     known = [*_RECOMMENDED, *_DEFAULT_TAGS, *MODELS]
-    by_lower = {candidate.lower(): candidate for candidate in reversed(known)}
-    near = difflib.get_close_matches(plain.lower(), by_lower, 5, cutoff=0.5)
-    nearest = ", ".join(by_lower[candidate] for candidate in near)
+    end = did_you_mean(plain, known, count=5, cutoff=0.5) or "."
     raise UserError(
         f"{name!r} is neither a path on this machine nor published weights known by "
-        f"name{f'; nearest: {nearest}' if nearest else ''}. python -m vit_jax.models "
+        f"name{end} python -m vit_jax.models "
         "lists the names. Weights can also be a work directory of vit_jax, a file or "
         "directory of weights, hf:OWNER/NAME on the Hugging Face hub, or an https:// "
         "address."

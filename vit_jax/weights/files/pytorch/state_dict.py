@@ -20,7 +20,6 @@ from vit_jax.weights.files.contents import (
     check_expansion,
     make_spec,
     quoted,
-    shortened,
 )
 from vit_jax.weights.files.pytorch.pickles import (
     LONGEST_PICKLE,
@@ -31,6 +30,7 @@ from vit_jax.weights.files.pytorch.pickles import (
     read_pickle,
 )
 from vit_jax.weights.files.zips import Member
+from vit_jax.words import shortened
 
 # Under which a state dict lies in what training scripts save, the first that is there;
 # a moving average comes before the weights themselves, as in timm's loader.
@@ -192,7 +192,8 @@ def _contents(saved: Any, held: Callable[[Storage], _Held], swapped: bool) -> Co
     unknown = [name for name, value in state.items() if _is_odd_tensor(value)]
     if unknown:
         raise Unreadable(
-            f"it holds tensors of kinds that cannot be read: {shortened(unknown)}",
+            "it holds tensors of kinds that cannot be read: "
+            f"{shortened(unknown, quoted)}",
             _REMEDY,
         )
     found = {name: value for name, value in state.items() if isinstance(value, Tensor)}
@@ -216,7 +217,7 @@ def _state_dict(saved: Any) -> tuple[dict[str, Any], dict[str, str]]:
         if isinstance(saved, Inert):
             what = f"an object of {quoted(str(saved.maker))}"
         if isinstance(saved, dict):
-            what = f"no tensors but {shortened(list(saved)) or 'nothing'}"
+            what = f"no tensors but {shortened(list(saved), quoted) or 'nothing'}"
         raise Unreadable(
             f"it holds {what} instead of a state dict",
             "Where it was made, save model.state_dict() alone",

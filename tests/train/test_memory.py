@@ -1,0 +1,97 @@
+"""What a program needs, and which changes of a run need less."""
+
+import types
+
+import jax
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.models.patch_model import REMAT
+from vit_jax.train import memory
+from vit_jax.train.memory import CHANGES, Bytes, changed
+from vit_jax.train.setup import set_up
+
+
+def test_the_peak_counts_what_is_shared_once():
+    analysis = types.SimpleNamespace(
+        argument_size_in_bytes=100,
+        output_size_in_bytes=60,
+        temp_size_in_bytes=30,
+        alias_size_in_bytes=50,
+    )
+    assert Bytes.of(analysis) == Bytes(100, 60, 30, 50)
+    assert Bytes.of(analysis).peak == 140
+
+
+def test_every_change_says_what_it_sets(tiny_config):
+    setup = set_up(tiny_config(batch_size=64, accum_steps=2, **{"mesh.data": 4}))
+    assert {name: change.values(setup) for name, change in CHANGES.items()} == {
+        "accumulate twice": {"accum_steps": 4},
+        "accumulate four times": {"accum_steps": 8},
+        "recompute all but products": {"model.remat": "dots"},
+        "recompute all": {"model.remat": "full"},
+        "spread parameters": {"mesh.data": 1, "mesh.fsdp": -1},
+        "halve the batch": {"batch_size": 32},
+        "shorten the momentum": {"momentum_dtype": "bfloat16"},
+        "use Adafactor": {"optimizer": "adafactor", "momentum_dtype": "bfloat16"},
+    }
+
+
+def test_what_a_run_does_already_is_not_changed(tiny_config):
+    values = {"momentum_dtype": "bfloat16", "optimizer": "sgd", "model.remat": "full"}
+    meshes = {"mesh.data": 2, "mesh.fsdp": 2}, {"mesh.data": 1, "mesh.tensor": 2}
+    for mesh in meshes:
+        setup = set_up(tiny_config(**values, **mesh))
+        told = {name for name, change in CHANGES.items() if change.values(setup)}
+        assert told == {"accumulate twice", "accumulate four times", "halve the batch"}
+
+
+@pytest.mark.parametrize(
+    ("remat", "less"),
+    [
+        ("offload", ["dots", "full"]),
+        ("none", ["dots", "full"]),
+        ("attention", ["dots", "full"]),
+        ("dots", ["full"]),
+        ("full", []),
+    ],
+)
+def test_recomputation_grows(remat, less, tiny_config):
+    setup = set_up(tiny_config(**{"model.remat": remat}))
+    names = "recompute all but products", "recompute all"
+    found = [CHANGES[name].values(setup) for name in names]
+    assert [each["model.remat"] for each in found if each] == less
+
+
+def test_every_form_of_recomputation_has_its_place():
+    assert sorted(memory._REMAT) == sorted(REMAT)
+
+
+def test_a_changed_run_is_the_run_of_the_changed_config(tiny_config):
+    values = {"batch_size": 32, "mesh.data": 4}
+    setup = set_up(tiny_config(**values))
+    new = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2, "model.remat": "full"}
+    new |= {"optimizer": "adafactor", "momentum_dtype": "bfloat16"}
+    found, expected = changed(setup, new), set_up(tiny_config(**values | new))
+    assert found.config.to_json() == expected.config.to_json()
+    assert found.mesh == expected.mesh
+    assert found.model == expected.model
+    assert jax.tree.map(str, found.abstract_state()) == jax.tree.map(
+        str, expected.abstract_state()
+    )
+    assert setup.config.optimizer == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"accum_steps": 4}, "batch_size=16 must be divisible by 8 devices × accum"),
+        ({"batch_size": 6}, "batch_size=6 must be divisible by 8 devices"),
+        ({"batch_size": 8}, "augment.repeats=16 must divide batch_size=8"),
+        ({"mesh.data": 1, "mesh.fsdp": 3}, "mesh.fsdp=3 must divide the model's width"),
+    ],
+)
+def test_what_cannot_be_is_refused(values, text, tiny_config):
+    setup = set_up(tiny_config(batch_size=16, **{"augment.repeats": 16}))
+    with pytest.raises(UserError, match=text):
+        changed(setup, values)
