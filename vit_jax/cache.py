@@ -6,11 +6,11 @@ $VIT_JAX_CACHE, else $XDG_CACHE_HOME/vit_jax, else ~/.cache/vit_jax.
 import contextlib
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 
 import numpy as np
 
+from vit_jax.files import atomic_write
 from vit_jax.npz_file import write_npz
 
 
@@ -43,11 +43,9 @@ def store_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
     path = cache_dir() / name
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write_npz(file, arrays)
-            os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        # Not synced: damage is noticed, and then it is worked out again.
+        with (
+            atomic_write(path, sync=False) as temporary,
+            temporary.open("wb") as file,
+        ):
+            write_npz(file, arrays)
