@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vit_jax.archives.npz import read_npz, write_npz
 from vit_jax.files import atomic_write
-from vit_jax.npz_file import write_npz
 
 
 def cache_dir() -> pathlib.Path:
@@ -23,14 +23,10 @@ def cache_dir() -> pathlib.Path:
 
 
 def load_arrays(name: str) -> dict[str, np.ndarray] | None:
-    """What `store_arrays` has put there; None where there is nothing, or damaged."""
+    """Loads what `store_arrays` has kept; None if that is missing or damaged."""
     try:
-        # Checksums are compared while reading; nothing is ever unpickled.
-        with (
-            open(cache_dir() / name, "rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            return dict(arrays)
+        with open(cache_dir() / name, "rb") as file:
+            return read_npz(file)  # which compares checksums
     except Exception:  # whatever the damage, it can all be worked out again
         return None
 

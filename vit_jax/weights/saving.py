@@ -13,16 +13,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from vit_jax.archives.npz import write_npz
 from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_write
 from vit_jax.models import AnyArchitecture, abstract_params
-from vit_jax.npz_file import write_npz
-from vit_jax.weights.files.contents import shortened
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.formats.known import find_format, to_tensors
 from vit_jax.weights.formats.single_file import as_single_file
+from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
 

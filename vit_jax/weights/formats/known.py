@@ -11,7 +11,6 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, Architecture, abstract_params
 from vit_jax.models.posemb import sincos2d
-from vit_jax.weights.files.contents import plain, shortened
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats import big_vision, google, huggingface, timm
 from vit_jax.weights.formats.layout import (
@@ -26,6 +25,7 @@ from vit_jax.weights.formats.layout import (
     unflatten,
     write_tensors,
 )
+from vit_jax.words import plain, shortened
 
 # In the order in which a file's names are compared with them.
 FORMATS: dict[str, Format] = {
