@@ -1,4 +1,4 @@
-"""Damages files of weights in every way that comes to mind, and reads them.
+"""Damages files of weights, and .npz data sets, in every way, and reads them.
 
     python benchmarks/fuzz_weights.py --count=10000 --seed=0
 
@@ -32,6 +32,7 @@ from safetensors.numpy import save
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.sources import npz
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, abstract_params
 from vit_jax.weights.files.recognise import is_safetensors, is_zip
@@ -127,6 +128,10 @@ def _read_tensors(path: pathlib.Path) -> list[np.ndarray]:
 
 def _read_model(path: pathlib.Path) -> list[np.ndarray]:
     return jax.tree.leaves(load_weights(path).params)
+
+
+def _read_data_set(path: pathlib.Path) -> list[np.ndarray]:
+    return [npz.read(str(path), name) for name in npz.headers(str(path))]
 
 
 def _damaged(data: bytes, rng: random.Random) -> bytes:
@@ -318,6 +323,8 @@ def _model(format: str, suffix: str = "") -> bytes:
 KINDS: dict[str, Kind] = {
     "npz": Kind(lambda: _npz(np.savez), _read_tensors),
     "npz, deflated": Kind(lambda: _npz(np.savez_compressed), _read_tensors),
+    "npz of a data set": Kind(lambda: _npz(np.savez), _read_data_set, 10),
+    "the same, deflated": Kind(lambda: _npz(np.savez_compressed), _read_data_set, 10),
     "safetensors": Kind(_safetensors, _read_tensors),
     "index of shards": Kind(_index, _read_tensors),
     "torch": Kind((GOLDEN / "torch_zip.pth").read_bytes, _read_tensors),

@@ -6,12 +6,12 @@ $VIT_JAX_CACHE, else $XDG_CACHE_HOME/vit_jax, else ~/.cache/vit_jax.
 import contextlib
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 
 import numpy as np
 
-from vit_jax.npz_file import write_npz
+from vit_jax.archives.npz import read_npz, write_npz
+from vit_jax.files import atomic_write
 
 
 def cache_dir() -> pathlib.Path:
@@ -23,14 +23,10 @@ def cache_dir() -> pathlib.Path:
 
 
 def load_arrays(name: str) -> dict[str, np.ndarray] | None:
-    """What `store_arrays` has put there; None where there is nothing, or damaged."""
+    """Loads what `store_arrays` has kept; None if that is missing or damaged."""
     try:
-        # Checksums are compared while reading; nothing is ever unpickled.
-        with (
-            open(cache_dir() / name, "rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            return dict(arrays)
+        with open(cache_dir() / name, "rb") as file:
+            return read_npz(file)  # which compares checksums
     except Exception:  # whatever the damage, it can all be worked out again
         return None
 
@@ -43,11 +39,9 @@ def store_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
     path = cache_dir() / name
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write_npz(file, arrays)
-            os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        # Not synced: damage is noticed, and then it is worked out again.
+        with (
+            atomic_write(path, sync=False) as temporary,
+            temporary.open("wb") as file,
+        ):
+            write_npz(file, arrays)

@@ -5,6 +5,9 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+_LONGEST_NAME = 100
+_LONGEST_REASON = 200
+
 
 def byte_size(count: float) -> str:
     """Writes a number of bytes: `byte_size(1.5 * 2**30) == "1.50 GiB"`.
@@ -118,3 +121,20 @@ def did_you_mean(
     """
     found = nearest(str(name), choices, count, cutoff)
     return f"; did you mean {either(found)}?" if found else ""
+
+
+def quoted(name: str) -> str:
+    """Makes a name out of a file fit for one line of a message."""
+    return repr(name[:_LONGEST_NAME]) + ("…" if len(name) > _LONGEST_NAME else "")
+
+
+def plain(name: str) -> str:
+    """Makes a name fit for one line of a message, with quotes only if it needs them."""
+    harmless = name.isprintable() and not set(name) & set(" ,'\"")
+    return name if harmless and 0 < len(name) <= _LONGEST_NAME else quoted(name)
+
+
+def one_line(text: str) -> str:
+    """Makes another library's words fit for one line of a message."""
+    words = " ".join(text.split())[:_LONGEST_REASON]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

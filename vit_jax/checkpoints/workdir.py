@@ -15,6 +15,7 @@ import filelock
 
 from vit_jax.checkpoints.buckets import bucket_path, in_bucket
 from vit_jax.errors import UserError
+from vit_jax.files import atomic_write
 from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
@@ -160,19 +161,8 @@ def write_atomically(file: Path, text: str) -> None:
     if in_bucket(file):
         file.write_text(text)
         return
-    # A name of its own: several processes of one run may share the directory.
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(file.parent)
+    with atomic_write(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,13 +251,3 @@ def _check_writable(directory: Path) -> None:
     probe = directory / f".{uuid.uuid4().hex}.tmp"
     probe.write_bytes(b"")
     probe.unlink()
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes a rename outlive a power cut; not every file system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -13,7 +13,6 @@ from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, abstract_params
-from vit_jax.weights.files.contents import plain
 from vit_jax.weights.files.directories import (
     companion,
     holds_model,
@@ -26,7 +25,7 @@ from vit_jax.weights.formats.known import read_tensors
 from vit_jax.weights.formats.layout import Hints, Reading
 from vit_jax.weights.formats.single_file import is_single_file, read_single_file
 from vit_jax.weights.published.download import resolve
-from vit_jax.words import shortened
+from vit_jax.words import plain, shortened
 
 logger = logging.getLogger(__name__)
 

@@ -1,13 +1,10 @@
 """Writes weights in our own format or another one, completely or not at all."""
 
-import contextlib
 import json
 import logging
 import os
 import pathlib
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,16 +13,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from vit_jax.archives.npz import write_npz
 from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
+from vit_jax.files import atomic_write
 from vit_jax.models import AnyArchitecture, abstract_params
-from vit_jax.npz_file import write_npz
-from vit_jax.weights.files.contents import quoted
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.formats.known import find_format, to_tensors
 from vit_jax.weights.formats.single_file import as_single_file
-from vit_jax.words import shortened
+from vit_jax.words import quoted, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +88,12 @@ def save_weights(
         if suffix and companions:
             metadata["config"] = json.dumps(companions["config.json"])
     try:
-        if suffix:
-            _write_file(path, lambda file: _WRITERS[suffix](file, arrays, metadata))
-        else:
-            _write_directory(path, arrays, metadata, companions)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            if suffix:
+                _WRITERS[suffix](temporary, arrays, metadata)
+            else:
+                _write_directory(temporary, arrays, metadata, companions)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be written: {error}. Nothing was changed; free some space "
@@ -171,37 +170,17 @@ def _check_empty(path: pathlib.Path):
         )
 
 
-def _write_file(path: pathlib.Path, write: Callable[[pathlib.Path], None]):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def _write_directory(
-    path: pathlib.Path,
+    folder: pathlib.Path,
     arrays: Mapping[str, np.ndarray],
     metadata: dict[str, str],
     companions: Mapping[str, Any],
 ):
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        for name, content in companions.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            (temporary / name).write_text(text, encoding="utf-8")
-        _write_safetensors(temporary / "model.safetensors", arrays, metadata)
-        for file in temporary.iterdir():
-            _sync(file)
-        # Onto an empty directory too.
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    folder.mkdir()
+    for name, content in companions.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+    _write_safetensors(folder / "model.safetensors", arrays, metadata)
 
 
 def _write_npz(file: pathlib.Path, arrays: Mapping[str, np.ndarray], _: Any):
@@ -216,8 +195,3 @@ def _write_safetensors(
 
 
 _WRITERS = {".npz": _write_npz, ".safetensors": _write_safetensors}
-
-
-def _sync(file: pathlib.Path):
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())

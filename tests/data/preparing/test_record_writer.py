@@ -209,7 +209,7 @@ def test_a_run_stopped_at_the_very_end_goes_on(root, tmp_path, monkeypatch):
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, "rename", stop)
+        patch.setattr(record_writer, "move_into_place", stop)
         with pytest.raises(Stop):
             write(root, tmp_path / "sets")
     monkeypatch.setattr(record_writer, "write_shard", None)  # all are finished

@@ -3,12 +3,14 @@
 import gc
 import io
 import pickle
+import tracemalloc
 import weakref
 import zipfile
 
 import numpy as np
 import pytest
 
+from vit_jax.archives import zips
 from vit_jax.data.loading.batches import eval_batches
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources import arrays, npz
@@ -266,11 +268,76 @@ def test_sizes_are_believed_only_where_the_file_has_them(tmp_path, save, monkeyp
     def never(*_, **__):
         raise AssertionError("allocated")
 
-    monkeypatch.setattr(np.lib.format, "read_array", never)
+    monkeypatch.setattr(zips, "aligned_bytes", never)
     assert "images is uint8 [9999999, 9999, 9999], but" in write((9999999, 9999, 9999))
     assert "another size" in write((10, 10, 10), b"x" * 999)
+    assert "[-10, -10, 10], but" in write((-10, -10, 10), b"x" * 1000)
+    # What the directory claims is more than deflate can make of what it has.
+    write((100, 100, 100), bytes(1_000_000))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\1\2") + 20
+    data[at : at + 4] = (200).to_bytes(4, "little")
+    path.write_bytes(data)
+    expected = "images cannot be as large as it says, uint8 [100, 100, 100]"
+    assert expected in message(path)
     monkeypatch.setattr(npz, "physical_bytes", lambda: 500)
     assert "images needs 0.0 GB of memory" in write((10, 10, 10), b"x" * 1000)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_no_images_are_read_to_describe_a_file(save, compressed):
+    pixels = RNG.integers(0, 256, (100, 200, 200, 2), np.uint8)  # 8 MB
+    open_dataset(save(images=images(60), labels=labels(60)))  # imports
+    path = save(compressed, images=pixels, labels=labels(100))
+    tracemalloc.start()
+    dataset = open_dataset(path)
+    assert sum(dataset.info.num_examples.values()) == 100
+    described = tracemalloc.get_traced_memory()[1]
+    source = dataset.split("train")
+    opened = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert described < 1_000_000
+    assert opened < 9_000_000  # once, and nothing beside them
+    assert len(source) > 80
+
+
+def test_black_images_may_shrink_as_much_as_they_like(save):
+    path = save(True, images=np.zeros((40, 1024, 1024), np.uint8), labels=labels(40))
+    assert not open_dataset(path).split("val")[0].image.any()
+
+
+def test_what_makes_an_archive_unsafe_is_said(tmp_path, save):
+    path = tmp_path / "set.npz"
+    save(images=images(6), labels=labels(6))
+    good = path.read_bytes()
+    flags = good.index(b"PK\1\2") + 8
+    path.write_bytes(good[:flags] + b"\1" + good[flags + 1 :])
+    found = message(path)
+    assert "set.npz cannot be read: 'images.npy' is encrypted. Unpack it, and" in found
+    version = good.index(b"PK\1\2") + 6
+    path.write_bytes(good[:version] + b"\xff" + good[version + 1 :])
+    assert "set.npz cannot be read: zip file version 25.5" in message(path)
+    path.write_bytes(good)
+    with (
+        pytest.warns(UserWarning, match="Duplicate"),
+        zipfile.ZipFile(path, "a") as archive,
+    ):
+        archive.writestr("images.npy", b"")
+    found = message(path)
+    assert "cannot be read: it holds more than once: 'images.npy'. Copy or w" in found
+    with zipfile.ZipFile(path, "w") as archive:
+        for k in range(1100):
+            archive.writestr(f"{k:0>1000}.npy", b"")
+    assert "cannot be read: a directory of 1,1" in message(path)
+
+
+def test_a_file_that_changes_between_its_headers_and_its_arrays(save):
+    path = save(images=images(6), labels=labels(6))
+    assert npz.headers(path)["labels"].shape == (6,)
+    for changed in ({"images": images(6)}, {"labels": np.array([{}], object)}):
+        save(**changed)
+        with pytest.raises(UserError, match=r"set\.npz cannot be read: .*labels.* h"):
+            npz.read(path, "labels")
 
 
 def test_damaged_files(tmp_path, save):

@@ -18,8 +18,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pytest
 
+from vit_jax.archives.unreadable import Unreadable
 from vit_jax.errors import UserError
-from vit_jax.weights.files.contents import Unreadable
 from vit_jax.weights.files.pytorch.pickles import (
     Global,
     Inert,

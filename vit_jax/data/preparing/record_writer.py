@@ -32,6 +32,7 @@ from vit_jax.data.preparing.shards import (
 from vit_jax.data.sources.listings import Listing
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
 from vit_jax.errors import UserError
+from vit_jax.files import move_into_place
 from vit_jax.words import shortened
 
 VERSION = "1.0.0"  # of every set that is written here
@@ -102,7 +103,7 @@ def write_set(
                         listing, shards, work, max_bad_share, progress, pool
                     )
                     _describe(listing, name, work, shards, notes)
-                    work.rename(final)
+                    move_into_place(work, final)
                     for shard in shards:
                         (final / shard.note).unlink()
             except BaseException:

@@ -19,6 +19,7 @@ from vit_jax.data.decode import DecodeError, decode
 from vit_jax.data.preprocessing import read_file
 from vit_jax.data.sources.listings import Files, Listing, Ragged
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
+from vit_jax.files import atomic_write
 
 FORMAT = 1  # to be counted up when the same files would give other records
 _WAITING = 64  # images read ahead; bounds the memory
@@ -132,33 +133,29 @@ def write_shard(
     files = listing.files[shard.split]
     paths = (os.path.join(listing.path, files.paths.text(row)) for row in shard.rows)
     examples, num_bytes, left_out = 0, 0, []
-    path = work / shard.file
-    partial = path.with_name(f"{path.name}.partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
-    try:
-        checked = _ahead(pool, _checked, paths)
-        for row, (data, problem) in zip(shard.rows, checked, strict=True):
-            if problem:
-                left_out.append(problem)
-            else:
-                record = _record(features, data, files, row)
-                writer.write(record)
-                examples, num_bytes = examples + 1, num_bytes + len(record)
-            yield row - shard.rows.start + 1, [problem] if problem else []
-    finally:
-        writer.close()
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with atomic_write(work / shard.file) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        try:
+            checked = _ahead(pool, _checked, paths)
+            for row, (data, problem) in zip(shard.rows, checked, strict=True):
+                if problem:
+                    left_out.append(problem)
+                else:
+                    record = _record(features, data, files, row)
+                    writer.write(record)
+                    examples, num_bytes = examples + 1, num_bytes + len(record)
+                yield row - shard.rows.start + 1, [problem] if problem else []
+        finally:
+            writer.close()
     note = {
         "identity": shard.identity,
         "examples": examples,
         "record_bytes": num_bytes,
-        "file_bytes": path.stat().st_size,
+        "file_bytes": (work / shard.file).stat().st_size,
         "left_out": left_out,
     }
-    partial.write_text(json.dumps(note), encoding="utf-8")
-    partial.replace(work / shard.note)
+    with atomic_write(work / shard.note) as temporary:
+        temporary.write_text(json.dumps(note), encoding="utf-8")
 
 
 def _record(features, data: bytes, files: Files, row: int) -> bytes:

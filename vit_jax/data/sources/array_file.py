@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax.archives.npz import Header
 from vit_jax.data.sources import npz
 from vit_jax.data.sources.listings import (
     EVALUATION_NAMES,
@@ -148,7 +149,7 @@ def _check(path: str, problems: list[str]) -> None:
         raise UserError(f"{path} cannot be used:{listed}\n{_LAYOUTS}")
 
 
-def _wrong_headers(names: _Names, headers: dict[str, npz.Header]) -> list[str]:
+def _wrong_headers(names: _Names, headers: dict[str, Header]) -> list[str]:
     """What types and shapes already tell, before anything is read."""
     images = headers[names.images]
     wrong = []
@@ -162,7 +163,8 @@ def _wrong_headers(names: _Names, headers: dict[str, npz.Header]) -> list[str]:
     if labels is None:
         wrong.append(f"{names.images} has no {names.labels} beside it")
         return wrong
-    if not (labels.dtype.kind in "iu" or (labels.dtype.kind == "b" and labels.columns)):
+    columns = len(labels.shape) == 2 and labels.shape[1] > 1
+    if not (labels.dtype.kind in "iu" or (labels.dtype.kind == "b" and columns)):
         wrong.append(f"{names.labels} is {labels}: expected whole numbers")
     if len(labels.shape) not in (1, 2) or labels.shape[1:] == (0,):
         wrong.append(
@@ -234,7 +236,7 @@ def _class_names(known, least: int, exactly: bool, problems) -> tuple[str, ...]:
         return () if problems else tuple(str(label) for label in range(least))
     if known.dtype.kind != "U" or known.ndim != 1:
         problems.append(
-            f"class_names is {npz.Header(known.shape, known.dtype)}: expected texts "
+            f"class_names is {Header(known.shape, known.dtype)}: expected texts "
             "[classes]"
         )
         return ()

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.weights.files.contents import plain
 from vit_jax.weights.files.recognise import is_pickle, is_zip, recognise
-from vit_jax.words import shortened
+from vit_jax.words import plain, shortened
 
 # What such a directory keeps its weights in, the best first.
 _WEIGHT_FILES = (

@@ -6,9 +6,9 @@ import pathlib
 import struct
 from collections.abc import Callable
 
-from vit_jax.weights.files.contents import Unreadable, plain
-from vit_jax.weights.files.zips import read_directory
-from vit_jax.words import shortened
+from vit_jax.archives.unreadable import Unreadable
+from vit_jax.archives.zips import read_directory
+from vit_jax.words import plain, shortened
 
 # Ten times that of the largest published model.
 LONGEST_SAFETENSORS_HEADER = 2 << 20

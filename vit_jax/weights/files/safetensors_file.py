@@ -10,15 +10,10 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vit_jax.weights.files.contents import (
-    Contents,
-    Stored,
-    Unreadable,
-    make_spec,
-    one_line,
-    quoted,
-)
+from vit_jax.archives.unreadable import Unreadable
+from vit_jax.weights.files.contents import Contents, Stored, make_spec
 from vit_jax.weights.files.recognise import LONGEST_SAFETENSORS_HEADER
+from vit_jax.words import one_line, quoted
 
 _DTYPES = {
     "F64": np.float64,

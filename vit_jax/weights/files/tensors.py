@@ -11,8 +11,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from vit_jax.archives.unreadable import Unreadable
+from vit_jax.archives.zips import read_members
 from vit_jax.errors import UserError
-from vit_jax.weights.files.contents import Contents, Stored, Unreadable, quoted
+from vit_jax.weights.files.contents import Contents, Stored
 from vit_jax.weights.files.contents import Spec as Spec
 from vit_jax.weights.files.npz import open_npz
 from vit_jax.weights.files.pytorch.state_dict import (
@@ -28,8 +30,7 @@ from vit_jax.weights.files.recognise import (
     recognise,
 )
 from vit_jax.weights.files.safetensors_file import open_safetensors
-from vit_jax.weights.files.zips import read_members
-from vit_jax.words import shortened
+from vit_jax.words import quoted, shortened
 
 _LARGEST_INDEX = 2 << 20
 
@@ -194,7 +195,8 @@ def _message(path: pathlib.Path, error: Unreadable | OSError) -> str:
     if not path.exists():
         return f"there is nothing at {path}. Pass {_READABLE}."
     reason = f": {error.reason}" if error.reason else ""
-    return f"{path} is {recognise(path)}{reason}. {error.remedy}."
+    remedy = error.remedy or "Fetch it again, or use another copy"
+    return f"{path} is {recognise(path)}{reason}. {remedy}."
 
 
 _READABLE = (

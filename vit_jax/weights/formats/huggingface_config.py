@@ -7,7 +7,6 @@ from typing import Any
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, Architecture
-from vit_jax.weights.files.contents import quoted
 from vit_jax.weights.formats.companion import (
     COUNT,
     EPSILON,
@@ -30,7 +29,7 @@ from vit_jax.weights.formats.geometry import (
     usual_spelling,
 )
 from vit_jax.weights.formats.layout import Hints
-from vit_jax.words import pair, times
+from vit_jax.words import pair, quoted, times
 
 _EPSILON = 1e-12  # of the library where a config says nothing
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,7 +10,6 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, Architecture, abstract_params
 from vit_jax.models.posemb import sincos2d
-from vit_jax.weights.files.contents import plain
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats import big_vision, google, huggingface, timm
 from vit_jax.weights.formats.layout import (
@@ -25,7 +24,7 @@ from vit_jax.weights.formats.layout import (
     unflatten,
     write_tensors,
 )
-from vit_jax.words import did_you_mean, shortened
+from vit_jax.words import did_you_mean, plain, shortened
 
 # In the order in which a file's names are compared with them.
 FORMATS: dict[str, Format] = {

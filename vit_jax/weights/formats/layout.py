@@ -13,9 +13,8 @@ import numpy as np
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture
-from vit_jax.weights.files.contents import plain
 from vit_jax.weights.files.tensors import Spec, Tensors
-from vit_jax.words import shortened
+from vit_jax.words import plain, shortened
 
 # What weights are saved in. All else is of another kind, such as quantized numbers.
 _WEIGHTS = {

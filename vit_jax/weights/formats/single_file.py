@@ -14,7 +14,6 @@ import numpy as np
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.models import AnyArchitecture, MixerArchitecture
-from vit_jax.weights.files.contents import one_line
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats.known import shapes_of
 from vit_jax.weights.formats.layout import (
@@ -26,6 +25,7 @@ from vit_jax.weights.formats.layout import (
     read_params,
     unflatten,
 )
+from vit_jax.words import one_line
 
 _KEY = "vit_jax"
 _TENSORS_A_UNIT = 9  # of a trunk: three kernels, and three norms with scale and bias

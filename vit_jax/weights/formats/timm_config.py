@@ -10,7 +10,6 @@ from typing import Any
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import VARIANTS, AnyArchitecture, Architecture
-from vit_jax.weights.files.contents import quoted
 from vit_jax.weights.formats.companion import (
     COUNT,
     COUNT_OR_NONE,
@@ -33,6 +32,7 @@ from vit_jax.weights.formats.geometry import (
     to_chain,
     usual_spelling,
 )
+from vit_jax.words import quoted
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALF = (0.5,) * 3, (0.5,) * 3

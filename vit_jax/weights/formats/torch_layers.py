@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from vit_jax.errors import UserError
 from vit_jax.models import VARIANTS
-from vit_jax.weights.files.contents import plain
 from vit_jax.weights.formats.layout import (
     OIHW,
     SAME,
@@ -14,6 +13,7 @@ from vit_jax.weights.formats.layout import (
     Row,
     Shapes,
 )
+from vit_jax.words import plain
 
 _HEAD_WIDTH = 64
 

@@ -19,6 +19,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from vit_jax.errors import UserError
+from vit_jax.files import move_into_place
 from vit_jax.weights.files.recognise import recognise
 from vit_jax.weights.files.tensors import open_tensors
 
@@ -127,7 +128,7 @@ def transfer(
             note.unlink(missing_ok=True)
             raise TransferError(url, problem)
         digest = _digest(partial, "sha256")
-        os.replace(partial, path)
+        move_into_place(partial, path)
         note.unlink(missing_ok=True)
         return digest
 

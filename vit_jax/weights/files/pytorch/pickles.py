@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
-from vit_jax.weights.files.contents import Unreadable, quoted
+from vit_jax.archives.unreadable import Unreadable
+from vit_jax.words import quoted
 
 # Each far above what a checkpoint with the state of its optimizer takes.
 LONGEST_PICKLE = 4 << 20

@@ -5,22 +5,16 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from vit_jax.weights.files.contents import (
-    MOST_DIMENSIONS,
-    Contents,
-    Stored,
-    Unreadable,
-    aligned_bytes,
-    check_expansion,
-    make_spec,
-    quoted,
-)
+from vit_jax.archives.unreadable import Unreadable
+from vit_jax.archives.zips import Member, aligned_bytes, check_expansion
+from vit_jax.weights.files.contents import MOST_DIMENSIONS, Contents, Stored, make_spec
 from vit_jax.weights.files.pytorch.pickles import (
     LONGEST_PICKLE,
     Global,
@@ -29,8 +23,7 @@ from vit_jax.weights.files.pytorch.pickles import (
     Tensor,
     read_pickle,
 )
-from vit_jax.weights.files.zips import Member
-from vit_jax.words import shortened
+from vit_jax.words import quoted, shortened
 
 # Under which a state dict lies in what training scripts save, the first that is there;
 # a moving average comes before the weights themselves, as in timm's loader.
@@ -98,9 +91,9 @@ def open_torch_zip(members: Mapping[str, Member]) -> Contents:
     folder = pickles[0].removesuffix(_PICKLE)
     if members[pickles[0]].size > LONGEST_PICKLE:
         raise Unreadable("its pickle is longer than any state dict's")
-    saved = read_pickle(io.BytesIO(members[pickles[0]].read().data)).value
+    saved = read_pickle(io.BytesIO(_read_member(members[pickles[0]]).data)).value
     order = members.get(f"{folder}byteorder")
-    swapped = order is not None and bytes(order.read()) != sys.byteorder.encode()
+    swapped = order is not None and bytes(_read_member(order)) != sys.byteorder.encode()
 
     def held(storage: Storage) -> _Held:
         member = members.get(f"{folder}data/{storage.key}")
@@ -113,7 +106,7 @@ def open_torch_zip(members: Mapping[str, Member]) -> Contents:
                 f"its storage {quoted(storage.key)} declares {_size(storage):,} bytes "
                 f"and holds {member.size:,}"
             )
-        return _Held(member.size, member.read)
+        return _Held(member.size, partial(_read_member, member))
 
     return _contents(saved, held, swapped)
 
@@ -150,6 +143,11 @@ def open_torch(file: BinaryIO) -> Contents:
         return _Held(size, lambda first, last: _read(file, start + first, last - first))
 
     return _contents(saved.value, held, swapped)
+
+
+def _read_member(member: Member, start: int = 0, stop: int | None = None) -> np.ndarray:
+    # PyTorch notes 0 when it was told to take no checksums.
+    return member.read(start, stop, check=member.checksum != 0)
 
 
 def _places(

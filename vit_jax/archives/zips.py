@@ -8,18 +8,18 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vit_jax.weights.files.contents import (
-    Unreadable,
-    aligned_bytes,
-    check_expansion,
-    quoted,
-    shortened,
-)
+from vit_jax.archives.unreadable import Unreadable
+from vit_jax.words import quoted, shortened
 
-# Of the largest published model it takes a tenth.
-_LARGEST_DIRECTORY = 1 << 20
-# Weights hardly shrink; a hundredfold is a bomb (deflate can do a thousandfold).
+# What deflate can at most make of a byte.
+MOST_INFLATED = 1032
+# Weights hardly shrink; a hundredfold is a bomb.
 _MOST_EXPANSION = 100
+_ALWAYS_ALLOWED = 32 << 20  # bytes
+# That of the largest published model takes a tenth.
+_LARGEST_DIRECTORY = 1 << 20
+# JAX on a CPU uses an array where it lies if it begins at a multiple of this.
+_ALIGNMENT = 64
 # Fits into a core's cache: what is read is still there when its checksum is taken.
 _CHUNK = 1 << 18
 _ENCRYPTED = 1
@@ -28,11 +28,20 @@ _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class Member:
-    """One file of an archive: its `name` and its uncompressed `size` in bytes."""
+    """One file of an archive.
+
+    Attributes:
+      name: its path there.
+      size: in bytes, unpacked.
+      packed: in bytes, as it is in the archive.
+      checksum: CRC-32 of the unpacked bytes.
+    """
 
     def __init__(self, file: BinaryIO, info: zipfile.ZipInfo, end: int):
         self.name = info.filename
         self.size = info.file_size
+        self.packed = info.compress_size
+        self.checksum = info.CRC
         self._file = file
         self._info = info
         self._start = _data_start(file, info, end)
@@ -44,8 +53,15 @@ class Member:
         self._stream(0).fill(memoryview(buffer))
         return bytes(buffer)
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def read(
+        self, start: int = 0, stop: int | None = None, *, check: bool = True
+    ) -> np.ndarray:
         """The bytes from `start` to `stop`, aligned, read once and not copied.
+
+        Args:
+          start: the first byte.
+          stop: one past the last; the end by default.
+          check: compare the checksum, unless that was done before.
 
         Raises:
           Unreadable: the archive is shorter, or the member's checksum differs.
@@ -53,7 +69,8 @@ class Member:
         stop = self.size if stop is None else stop
         out = aligned_bytes(stop - start)
         view = out.data
-        if self._verified and self._info.compress_type == zipfile.ZIP_STORED:
+        checked = self._verified or not check
+        if checked and self._info.compress_type == zipfile.ZIP_STORED:
             self._stream(start).fill(view)
             return out
         stream = self._stream(0)
@@ -63,23 +80,28 @@ class Member:
             stream.fill(part)
             checksum = zlib.crc32(part, checksum)
         checksum = stream.skip(self.size - stop, checksum)
-        # PyTorch notes 0 when it was told to take none.
-        if self._info.CRC and checksum != self._info.CRC:
+        if check and checksum != self.checksum:
             raise Unreadable(
                 f"the checksum of {quoted(self.name)} does not match its content"
             )
-        self._verified = True
+        self._verified |= check
         return out
 
     def _stream(self, at: int) -> "_Stored | _Deflated":
         self._file.seek(self._start + at)
         if self._info.compress_type == zipfile.ZIP_STORED:
             return _Stored(self._file, self.name)
-        return _Deflated(self._file, self.name, self._info.compress_size)
+        return _Deflated(self._file, self.name, self.packed)
 
 
-def read_members(file: BinaryIO) -> dict[str, Member]:
-    """The members of an archive by name; directories are left out.
+def read_members(
+    file: BinaryIO, most_expansion: float = _MOST_EXPANSION
+) -> dict[str, Member]:
+    """Reads the directory of an archive: its files by name, without folders.
+
+    Args:
+      file: the archive, which stays open while they are read.
+      most_expansion: see `check_expansion`.
 
     Raises:
       Unreadable: the archive is damaged, holds a name twice or a name that leads out of
@@ -90,7 +112,7 @@ def read_members(file: BinaryIO) -> dict[str, Member]:
     counts = collections.Counter(info.filename for info in infos)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
-        raise Unreadable(f"it holds more than once: {shortened(twice)}")
+        raise Unreadable(f"it holds more than once: {shortened(twice, quoted)}")
     for info in infos:
         _check(info)
     packed = sum(info.compress_size for info in infos)
@@ -99,15 +121,17 @@ def read_members(file: BinaryIO) -> dict[str, Member]:
             f"its members claim {packed:,} bytes of a file of {size:,}; it was cut off "
             "or its directory is damaged"
         )
-    check_expansion(sum(info.file_size for info in infos), size, _MOST_EXPANSION)
+    check_expansion(sum(info.file_size for info in infos), size, most_expansion)
     return {info.filename: Member(file, info, size) for info in infos}
 
 
 def read_directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
-    """What the directory lists of files; Unreadable if there is none."""
+    """Lists the files of an archive; Unreadable if its directory is damaged."""
     try:
         with zipfile.ZipFile(_Bounded(file)) as archive:  # type: ignore[arg-type]
-            return [info for info in archive.infolist() if not info.is_dir()]
+            infos = archive.infolist()
+            # Not is_dir(), which fails on the empty name of a damaged one.
+            return [info for info in infos if not info.filename.endswith("/")]
     # What the standard library raises on damaged directories.
     except (
         zipfile.BadZipFile,
@@ -121,6 +145,22 @@ def read_directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
         raise Unreadable(f"its directory is damaged ({error})") from error
 
 
+def check_expansion(declared: int, held: int, most: float) -> None:
+    """Refuses more than `most` times the bytes that hold it, if also above 32 MiB."""
+    if declared > max(_ALWAYS_ALLOWED, most * held):
+        raise Unreadable(
+            f"{held:,} bytes claim to be {declared:,}, more than weights can be packed",
+            "Do not trust it; use another copy",
+        )
+
+
+def aligned_bytes(count: int) -> np.ndarray:
+    """Uninitialised bytes that JAX need not copy."""
+    block = np.empty(count + _ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % _ALIGNMENT
+    return block[start : start + count]
+
+
 class _Bounded:
     """A file of which no directory larger than any honest one can be read."""
 
@@ -130,7 +170,8 @@ class _Bounded:
 
     def read(self, count: int = -1) -> bytes:
         if count > _LARGEST_DIRECTORY:
-            raise ValueError(f"{count:,} bytes long")
+            most = f"{_LARGEST_DIRECTORY:,}"
+            raise ValueError(f"a directory of {count:,} bytes, at most {most} are read")
         return self._file.read(count)
 
 
@@ -192,7 +233,7 @@ def _check(info: zipfile.ZipInfo) -> None:
     if info.compress_type not in _COMPRESSIONS:
         raise Unreadable(
             f"{quoted(name)} is packed in a way (zip method {info.compress_type}) that "
-            "weights never are"
+            "NumPy and PyTorch never use"
         )
     if (
         info.compress_type == zipfile.ZIP_STORED

@@ -1,0 +1,1 @@
+"""Archives of unknown origin: .npz and other zip files, written and read safely."""
