@@ -20,7 +20,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import evaluate, make_eval_step
 from vit_jax.models import MixerArchitecture, abstract_params, build
 from vit_jax.models.attention import formulations
-from vit_jax.models.posemb import resize
+from vit_jax.models.positions import resize
 
 NAMES = ("bird", "cat", "dog", "eel")
 

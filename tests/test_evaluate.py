@@ -165,14 +165,14 @@ def test_the_model_knows_the_devices_it_runs_on(workdir, run, monkeypatch):
     made = []
 
     def noting(model, *arguments, **options):
-        made.append(model.layout)
+        made.append(model.placement)
         return make_eval_step(model, *arguments, **options)
 
     make_eval_step = classification.make_eval_step
     monkeypatch.setattr(classification, "make_eval_step", noting)
     run(f"--checkpoint={workdir}", "--json")
-    [layout] = made
-    assert layout.mesh.size == 8
+    [placement] = made
+    assert placement.mesh.size == 8
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def measure() -> dict[str, Any]:
 
     mesh = _mesh(model)
     step = make_eval_step(
-        model.module.clone(layout=sharding.MeshLayout(mesh)),
+        model.module.clone(placement=sharding.MeshPlacement(mesh)),
         model.preprocessing,
         mesh,
         loss=config["loss"],

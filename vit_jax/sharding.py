@@ -29,7 +29,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, Layout
+from vit_jax.models import Placement, ViTOrMixer
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -223,8 +223,8 @@ def bytes_per_device(tree: Any) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshLayout(Layout):
-    """How a model's arrays lie on a mesh; a field of the models that steps run."""
+class MeshPlacement(Placement):
+    """The placement of a model's arrays on a mesh; a field of models in steps."""
 
     mesh: Mesh
 
@@ -235,16 +235,16 @@ class MeshLayout(Layout):
 
     @property
     def device_kind(self) -> str:
-        """See `Layout`."""
+        """JAX's name for the kind of the mesh's devices."""
         return self.mesh.devices.flat[0].device_kind
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
-        """See `Layout`."""
+        """Spreads activations over the mesh as the names of their axes say."""
         spread = tuple(ACTIVATIONS[axis] if axis else None for axis in axes)
         return _constrain(x, self.mesh, _fitting(spread, x.shape, self.mesh.shape))
 
     def apart(self, attention: Callable[..., Array]) -> Callable[..., Array]:
-        """See `Layout`."""
+        """Makes each device run a function on its own examples and heads."""
         if self.mesh.size == 1:
             return attention
 
@@ -292,7 +292,7 @@ class MeshLayout(Layout):
         }
 
 
-def misfits(mesh: Mesh, architecture: AnyArchitecture) -> list[str]:
+def misfits(mesh: Mesh, architecture: ViTOrMixer) -> list[str]:
     """What of a model the mesh has to divide and does not."""
     return [
         f"mesh.{axis}={parts} must divide the model's {name}={size}"
@@ -304,7 +304,7 @@ def misfits(mesh: Mesh, architecture: AnyArchitecture) -> list[str]:
 
 
 def fitting_meshes(
-    mesh: Mesh, architecture: AnyArchitecture, batch_size: int, accum_steps: int
+    mesh: Mesh, architecture: ViTOrMixer, batch_size: int, accum_steps: int
 ) -> str:
     """Meshes of as many devices that divide the model and the batch, nearest first."""
     fitting = [

@@ -9,7 +9,7 @@ from vit_jax.data.loading.order import SAMPLING
 from vit_jax.models.attention.formulations import IMPLEMENTATIONS
 from vit_jax.models.layers import GELU
 from vit_jax.models.patch_model import REMAT
-from vit_jax.models.posemb import METHODS
+from vit_jax.models.positions import METHODS
 from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
 from vit_jax.optim.chain import OPTIMIZERS, SCHEDULES

@@ -48,11 +48,11 @@ def make_eval_step(
     """
     num_classes = model.architecture.num_classes
     loss_fn = LOSSES[loss]
-    layout = sharding.MeshLayout(mesh)
+    placement = sharding.MeshPlacement(mesh)
 
     def eval_step(params: Any, batch: Mapping[str, Array]) -> Sums:
         images = preprocessing.normalize(batch["image"])
-        params = layout.gather_outside_blocks(params)
+        params = placement.gather_outside_blocks(params)
         logits: Any = model.apply({"params": params}, images)
         targets = to_targets(batch["label"], num_classes)
         counts = batch["mask"] > 0

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from vit_jax.models.posemb import DENOMINATORS
+from vit_jax.models.positions import DENOMINATORS
 from vit_jax.models.variants import parse_variant
 
 CHOICES = {
@@ -16,11 +16,11 @@ CHOICES = {
     "trunk_numerics": ("google", "timm"),
 }
 
-Kind = TypeVar("Kind", bound="_OfPatches")
+Kind = TypeVar("Kind", bound="PatchArchitecture")
 
 
-class _OfPatches:
-    """What architectures share whose input is a grid of patches."""
+class PatchArchitecture:
+    """Fields and checks of every architecture that reads a grid of patches."""
 
     patch_size: tuple[int, int]
     image_size: tuple[int, int]
@@ -139,7 +139,7 @@ class _OfPatches:
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture(_OfPatches):
+class Architecture(PatchArchitecture):
     """A Vision Transformer: all that its parameters' shapes say, and do not say.
 
     Published families differ in each field from `pooling` on; the defaults are those of
@@ -261,7 +261,7 @@ class Architecture(_OfPatches):
 
 
 @dataclasses.dataclass(frozen=True)
-class MixerArchitecture(_OfPatches):
+class MixerArchitecture(PatchArchitecture):
     """An MLP-Mixer (arXiv:2105.01601); the grid of patches is part of its shapes.
 
     Raises:
@@ -285,17 +285,17 @@ class MixerArchitecture(_OfPatches):
         return f"{self.tokens_mlp_dim} channels across tokens"
 
 
-AnyArchitecture = Architecture | MixerArchitecture
+ViTOrMixer = Architecture | MixerArchitecture
 
 
-def architecture_from_dict(fields: dict[str, Any]) -> AnyArchitecture:
+def architecture_from_dict(fields: dict[str, Any]) -> ViTOrMixer:
     """Reads what `to_dict` of either kind gave; raises ValueError as `from_dict`."""
     return _kind(fields).from_dict(fields)
 
 
 def architecture_from_variant(
     name: str, *, image_size: tuple[int, int], num_classes: int, **fields: Any
-) -> AnyArchitecture:
+) -> ViTOrMixer:
     """The architecture of a variant of either kind: "B/16", "R50+B/16", "Mixer-B/16".
 
     Arguments and errors are those of `Architecture.from_variant`.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models import cpu
 from vit_jax.models.attention.formulations import attend
 from vit_jax.models.dropout import drop
-from vit_jax.models.placement import Layout
+from vit_jax.models.placement import Placement
 
 GELU = {
     "tanh": partial(nn.gelu, approximate=True),
@@ -28,26 +28,26 @@ normal = nn.initializers.normal
 ATTENDED = "attended"
 
 
-def dense_on(layout: Layout) -> Callable[..., nn.Module]:
+def dense_on(placement: Placement) -> Callable[..., nn.Module]:
     """`nn.Dense` as it suits the devices."""
-    return partial(nn.Dense, dot_general=cpu.product) if _cpu(layout) else nn.Dense
+    return partial(nn.Dense, dot_general=cpu.product) if _cpu(placement) else nn.Dense
 
 
-def patch_embedding_on(layout: Layout) -> Callable[..., nn.Module]:
+def patch_embedding_on(placement: Placement) -> Callable[..., nn.Module]:
     """`nn.Conv` of windows that lie side by side, likewise."""
     own = partial(nn.Conv, conv_general_dilated=cpu.patches)
-    return own if _cpu(layout) else nn.Conv
+    return own if _cpu(placement) else nn.Conv
 
 
-def layer_norm_on(layout: Layout, dtype: Any, epsilon: float) -> Callable:
+def layer_norm_on(placement: Placement, dtype: Any, epsilon: float) -> Callable:
     """`nn.LayerNorm` of this epsilon, with results of this type, likewise."""
-    if _cpu(layout) and dtype == jnp.float32:
+    if _cpu(placement) and dtype == jnp.float32:
         return partial(cpu.LayerNorm, epsilon)
     return partial(nn.LayerNorm, epsilon, dtype)
 
 
-def _cpu(layout: Layout) -> bool:
-    return layout.device_kind == "cpu"
+def _cpu(placement: Placement) -> bool:
+    return placement.device_kind == "cpu"
 
 
 class Attention(nn.Module):
@@ -62,7 +62,7 @@ class Attention(nn.Module):
     implementation: str = "auto"
     qkv_bias: bool = True
     remat: bool = False
-    layout: Layout = Layout()
+    placement: Placement = Placement()
 
     @nn.compact
     def __call__(
@@ -74,19 +74,19 @@ class Attention(nn.Module):
         """What `x` reads from `source`, and the weights it reads with if asked for."""
         d = x.shape[-1]
         how = {"dtype": self.dtype, "kernel_init": xavier_uniform}
-        dense = partial(dense_on(self.layout), d, **how)
+        dense = partial(dense_on(self.placement), d, **how)
 
         def heads(x, name):
             b, n, _ = x.shape
             x = dense(use_bias=self.qkv_bias, name=name)(x)
             x = x.reshape(b, n, self.num_heads, -1)
-            return self.layout.constrain(x, "batch", None, "heads", None)
+            return self.placement.constrain(x, "batch", None, "heads", None)
 
         core = partial(
             attend,
             implementation=self.implementation,
             return_weights=return_weights,
-            layout=self.layout,
+            placement=self.placement,
         )
         if self.remat:
             core = jax.checkpoint(core)
@@ -106,21 +106,21 @@ class Mlp(nn.Module):
     dropout_rate: float = 0.0
     kernel_init: nn.initializers.Initializer = xavier_uniform
     bias_init: nn.initializers.Initializer = normal(1e-6)
-    layout: Layout = Layout()
+    placement: Placement = Placement()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "b n d"]:
         dense = partial(
-            dense_on(self.layout),
+            dense_on(self.placement),
             dtype=self.dtype,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
         )
         keys: Any = [None] * 2 if key is None else jax.random.split(key)
         y = dense(self.hidden, name="fc1")(x)
-        y = GELU[self.gelu](self.layout.constrain(y, "batch", None, "hidden"))
+        y = GELU[self.gelu](self.placement.constrain(y, "batch", None, "hidden"))
         y = drop(y, self.dropout_rate, keys[0])
         y = dense(x.shape[-1], name="fc2")(y)
         return drop(y, self.dropout_rate, keys[1])

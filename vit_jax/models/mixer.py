@@ -13,7 +13,7 @@ from vit_jax.models.architecture import MixerArchitecture
 from vit_jax.models.dropout import drop
 from vit_jax.models.layers import Mlp, layer_norm_on, lecun_normal, zeros
 from vit_jax.models.patch_model import PatchModel
-from vit_jax.models.placement import Layout
+from vit_jax.models.placement import Placement
 
 INTERMEDIATES = ("embedding", "tokens", "normed", "pooled", "pre_logits")
 
@@ -43,7 +43,9 @@ class MlpMixer(PatchModel):
         x = self._patch_embed(jnp.asarray(images, self.dtype))
         x = x.reshape(len(x), a.num_tokens, a.width)
         found = {"embedding": x}
-        block = MixerBlock(a, self.dtype, self.dropout_rate, self.layout, parent=None)
+        block = MixerBlock(
+            a, self.dtype, self.dropout_rate, self.placement, parent=None
+        )
         # The tokens are a dimension of the parameters.
         x, of_blocks = self._encode(block, x, x[:1], keys, intermediates)
         found |= of_blocks
@@ -64,7 +66,7 @@ class MixerBlock(nn.Module):
     architecture: MixerArchitecture
     dtype: Any = jnp.float32
     dropout_rate: float = 0.0
-    layout: Layout = Layout()
+    placement: Placement = Placement()
 
     @nn.compact
     def __call__(
@@ -76,7 +78,7 @@ class MixerBlock(nn.Module):
     ) -> tuple[Float[Array, "b n d"], dict[str, Array]]:
         """Tokens, and nothing besides; without a key nothing is dropped."""
         a = self.architecture
-        norm = layer_norm_on(self.layout, self.dtype, a.layernorm_epsilon)
+        norm = layer_norm_on(self.placement, self.dtype, a.layernorm_epsilon)
         mlp = partial(
             Mlp,
             gelu=a.gelu,
@@ -84,7 +86,7 @@ class MixerBlock(nn.Module):
             dropout_rate=self.dropout_rate,
             kernel_init=lecun_normal,
             bias_init=zeros,
-            layout=self.layout,
+            placement=self.placement,
         )
         keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vit_jax.models.architecture import AnyArchitecture
+from vit_jax.models.architecture import ViTOrMixer
 from vit_jax.models.dropout import stochastic_depth_rates
 from vit_jax.models.layers import ATTENDED, patch_embedding_on, zeros
-from vit_jax.models.placement import Layout
+from vit_jax.models.placement import Placement
 
 _policies = jax.checkpoint_policies
 
@@ -59,17 +59,17 @@ class PatchModel(nn.Module):
       stochastic_depth: probability that an example skips a branch of the last block,
         rising linearly from 0 in the first (arXiv:1603.09382); in training only.
       head_bias: initial bias of the head.
-      layout: where arrays lie, if there are several devices.
+      placement: where arrays lie, if there are several devices.
     """
 
-    architecture: AnyArchitecture
+    architecture: ViTOrMixer
     dtype: Any = jnp.float32
     scan: bool = False
     remat: str = "none"
     dropout_rate: float = 0.0
     stochastic_depth: float = 0.0
     head_bias: float = 0.0
-    layout: Layout = Layout()
+    placement: Placement = Placement()
 
     def __call__(
         self,
@@ -138,7 +138,7 @@ class PatchModel(nn.Module):
     def _patch_embed(self, x: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
         """Each patch times one matrix (arXiv:2010.11929, eq. 1)."""
         a = self.architecture
-        return patch_embedding_on(self.layout)(
+        return patch_embedding_on(self.placement)(
             a.width,
             kernel_size=a.embed_kernel,
             strides=a.embed_kernel,
@@ -181,18 +181,18 @@ class PatchModel(nn.Module):
 
         def step(x, inputs, **how):
             params, key, rate = inputs
-            params = self.layout.gather(params, self.dtype)
+            params = self.placement.gather(params, self.dtype)
             x, given = run({"params": params}, x, key, rate, wanted, **how)
-            x = self.layout.constrain(x, "batch", None, None)
+            x = self.placement.constrain(x, "batch", None, None)
             given = {"tokens": x} | given
             return x, {name: given[name] for name in given if name in wanted}
 
         def sparing(step, **how):
-            if self.layout.gathers or self.remat not in ("none", "attention"):
+            if self.placement.gathers or self.remat not in ("none", "attention"):
                 return jax.checkpoint(step, policy=REMAT[self.remat], **how)
             return step
 
-        x = self.layout.constrain(x, "batch", None, None)
+        x = self.placement.constrain(x, "batch", None, None)
         inputs = list(zip(params, keys, rates, strict=True))
         last = [] if read is None else [inputs.pop()]
         if self.scan and inputs:

@@ -24,8 +24,8 @@ from vit_jax.models.layers import (
     zeros,
 )
 from vit_jax.models.patch_model import PatchModel
-from vit_jax.models.placement import Layout
-from vit_jax.models.posemb import sincos2d
+from vit_jax.models.placement import Placement
+from vit_jax.models.positions import sincos2d
 from vit_jax.models.resnet import Trunk
 
 INTERMEDIATES = ("embedding", "tokens", "attention", "normed", "pooled", "pre_logits")
@@ -74,7 +74,7 @@ class VisionTransformer(PatchModel):
             dropout_rate=self.dropout_rate,
             layer_scale_init=self.layer_scale_init,
             remat_attention=self.remat == "attention",
-            layout=self.layout,
+            placement=self.placement,
             parent=None,
         )
         one_token = jnp.zeros((1, 1, a.width), self.dtype)
@@ -154,7 +154,7 @@ class VisionTransformer(PatchModel):
         patches = x[:, a.num_prefix_tokens :]
         if a.pooling == "gap":
             return [patches.mean(axis=1)]
-        head = MapHead(a, self.dtype, self.attention, self.layout, name="map_head")
+        head = MapHead(a, self.dtype, self.attention, self.placement, name="map_head")
         return [head(patches)]
 
 
@@ -167,7 +167,7 @@ class Block(nn.Module):
     dropout_rate: float = 0.0
     layer_scale_init: float = 1e-4
     remat_attention: bool = False
-    layout: Layout = Layout()
+    placement: Placement = Placement()
 
     @nn.compact
     def __call__(
@@ -183,7 +183,7 @@ class Block(nn.Module):
         Without a key nothing is dropped.
         """
         a = self.architecture
-        norm = layer_norm_on(self.layout, self.dtype, a.layernorm_epsilon)
+        norm = layer_norm_on(self.placement, self.dtype, a.layernorm_epsilon)
         keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
 
         y = norm(name="norm1")(x)
@@ -193,7 +193,7 @@ class Block(nn.Module):
             self.attention,
             a.qkv_bias,
             self.remat_attention,
-            self.layout,
+            self.placement,
             name="attention",
         )
         x = x[:, :read]
@@ -208,7 +208,7 @@ class Block(nn.Module):
             a.gelu,
             self.dtype,
             self.dropout_rate,
-            layout=self.layout,
+            placement=self.placement,
             name="mlp",
         )
         y = mlp(y, keys[2])
@@ -230,7 +230,7 @@ class MapHead(nn.Module):
     architecture: Architecture
     dtype: Any = jnp.float32
     attention: str = "auto"
-    layout: Layout = Layout()
+    placement: Placement = Placement()
 
     @nn.compact
     def __call__(self, patches: Float[Array, "b n d"]) -> Float[Array, "b d"]:
@@ -241,12 +241,12 @@ class MapHead(nn.Module):
             a.num_heads,
             self.dtype,
             self.attention,
-            layout=self.layout,
+            placement=self.placement,
             name="attention",
         )
         x, _ = attention(jnp.broadcast_to(probe, (b, 1, d)), patches)
         y = nn.LayerNorm(epsilon=a.layernorm_epsilon, dtype=self.dtype, name="norm")(x)
-        mlp = Mlp(a.mlp_dim, a.gelu, self.dtype, layout=self.layout, name="mlp")
+        mlp = Mlp(a.mlp_dim, a.gelu, self.dtype, placement=self.placement, name="mlp")
         x = x + mlp(y)
         return x[:, 0]
 

@@ -43,11 +43,11 @@ def build_predict(config: Config, mesh: Mesh) -> Program:
     There are as many images as `build_eval` has.
     """
     setup = set_up(config, mesh=mesh)
-    layout = sharding.MeshLayout(mesh)
-    model = setup.model.clone(layout=layout)
+    placement = sharding.MeshPlacement(mesh)
+    model = setup.model.clone(placement=placement)
 
     def predict(params: Any, images: jax.Array) -> Any:
-        params = layout.gather_outside_blocks(params)
+        params = placement.gather_outside_blocks(params)
         return model.apply({"params": params}, setup.preprocessing.normalize(images))
 
     images = setup.abstract_batch(_eval_rows(setup))["image"]

@@ -24,9 +24,9 @@ from vit_jax.data.sources.datasets import DatasetInfo, describe, locate
 from vit_jax.data.transforms.chains import Chain, parse_chain
 from vit_jax.evaluators.classification import make_eval_step, padded_batch_size
 from vit_jax.models import (
-    AnyArchitecture,
     Architecture,
     PatchModel,
+    ViTOrMixer,
     architecture_from_variant,
 )
 from vit_jax.models import build as build_model
@@ -42,7 +42,7 @@ class Setup:
     config: Config  # resolved
     info: DatasetInfo
     mesh: Mesh
-    architecture: AnyArchitecture
+    architecture: ViTOrMixer
     preprocessing: Preprocessing
     model: PatchModel
     optimizer: optax.GradientTransformation
@@ -116,7 +116,7 @@ class Setup:
     def eval_step(self) -> jax.stages.Wrapped:
         """The jitted step of an evaluation; it takes parameters and a batch."""
         return make_eval_step(
-            self.model.clone(layout=sharding.MeshLayout(self.mesh)),
+            self.model.clone(placement=sharding.MeshPlacement(self.mesh)),
             self.preprocessing,
             self.mesh,
             loss=self.config.loss,
@@ -226,7 +226,7 @@ def _noting(found: list[str], prefix: str = "") -> Iterator[None]:
 
 def _architecture(
     config: Config, num_classes: int, pretrained: Description | None
-) -> AnyArchitecture:
+) -> ViTOrMixer:
     """From the variant's row and the config's keys, or from the pretrained file."""
     model = config.model
     common = {
@@ -267,7 +267,7 @@ def _architecture(
 
 
 def _refuse_keys_of_other_kinds(
-    config: Config, architecture: AnyArchitecture, names: set[str]
+    config: Config, architecture: ViTOrMixer, names: set[str]
 ) -> None:
     """Raises if the config sets what this kind of model has not."""
     names = names | set(type(build_model(architecture)).__dataclass_fields__)
@@ -299,7 +299,7 @@ def _preprocessing(
 
 
 def _model(
-    config: Config, architecture: AnyArchitecture, mesh: Mesh, attention: str
+    config: Config, architecture: ViTOrMixer, mesh: Mesh, attention: str
 ) -> PatchModel:
     return build_model(
         architecture,
@@ -332,7 +332,7 @@ def _traced_param_shapes(model: PatchModel) -> Any:
 
 
 def attention_candidates(
-    architecture: AnyArchitecture, dtype: Any, mesh: Mesh
+    architecture: ViTOrMixer, dtype: Any, mesh: Mesh
 ) -> tuple[str, ...]:
     """What `model.attention=auto` chooses from, the most promising first.
 
@@ -351,7 +351,7 @@ def attention_candidates(
     )
 
 
-def _attention(config: Config, architecture: AnyArchitecture, mesh: Mesh) -> str:
+def _attention(config: Config, architecture: ViTOrMixer, mesh: Mesh) -> str:
     """The formulation that the config names; of `auto` the most promising.
 
     Raises:

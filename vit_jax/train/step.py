@@ -52,15 +52,15 @@ def make_train_step(
     update = optax.with_extra_args_support(optimizer).update
     num_classes = model.architecture.num_classes
     mixing = make_mixing(config.mixing)
-    layout = sharding.MeshLayout(mesh)
-    model = model.clone(layout=layout)
+    placement = sharding.MeshPlacement(mesh)
+    model = model.clone(placement=placement)
 
     def loss_sum(params: Any, batch: Batch, key: Array) -> tuple[Array, Array]:
         """Sums over the examples, so that microbatches simply add up."""
         images = batch["image"]
         if mixing is None:  # otherwise they are normalised already
             images = preprocessing.normalize(images)
-        params = layout.gather_outside_blocks(params)
+        params = placement.gather_outside_blocks(params)
         logits: Any = model.apply(
             {"params": params}, images, train=True, rngs={"dropout": key}
         )

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, abstract_params
+from vit_jax.models import ViTOrMixer, abstract_params
 from vit_jax.npz_file import write_npz
 from vit_jax.weights.files.contents import shortened
 from vit_jax.weights.formats import huggingface, timm
@@ -115,7 +115,7 @@ def _local(path: str | pathlib.Path) -> pathlib.Path:
     return pathlib.Path(path).expanduser().absolute()
 
 
-def _check_params(architecture: AnyArchitecture, params: Mapping[str, Any]) -> None:
+def _check_params(architecture: ViTOrMixer, params: Mapping[str, Any]) -> None:
     """Raises unless what is written could be read again."""
     arrays = jax.tree.map(np.asarray, params)
     problems = compare_trees(abstract_params(architecture), arrays).splitlines()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.flax_layers import (
     BLOCK,
@@ -172,7 +172,7 @@ def _eval_transform(image_size: tuple[int, int]) -> str:
     return f"resize_small({resized})|central_crop"
 
 
-def _rows(architecture: AnyArchitecture) -> list[Row]:
+def _rows(architecture: ViTOrMixer) -> list[Row]:
     a = architecture
     assert isinstance(a, Architecture)  # a Mixer is inexpressible
     rows = encoder(a, LINEN)
@@ -201,7 +201,7 @@ def _map_head(a: Architecture) -> list[Row]:
     ]
 
 
-def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     if isinstance(architecture, MixerArchitecture):
         return ["MLP-Mixer (big_vision reads Google's format of it)"]
     a = architecture
@@ -223,7 +223,7 @@ def _inexpressible(architecture: AnyArchitecture) -> list[str]:
     return inexpressible_in_both(a) + phrases + (looks_square(a) if learned else [])
 
 
-def _lost(architecture: AnyArchitecture, preprocessing: Preprocessing) -> list[str]:
+def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
     transform = _eval_transform(architecture.image_size)
     lost = lost_in_both(architecture, preprocessing, transform)
     if isinstance(architecture, Architecture) and architecture.posemb == "sincos2d":

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.models import AnyArchitecture, Architecture
+from vit_jax.models import Architecture, ViTOrMixer
 from vit_jax.weights.formats.layout import (
     SAME,
     Hints,
@@ -146,7 +146,7 @@ def position_row(theirs: str, a: Architecture) -> Row:
     return Row(theirs, (*prefix, "pos_embed"), positions(a.grid, len(prefix)))
 
 
-def head(a: AnyArchitecture) -> list[Row]:
+def head(a: ViTOrMixer) -> list[Row]:
     return layer("head", "head", DENSE) if a.num_classes else []
 
 
@@ -190,7 +190,7 @@ def of_any(shapes: Shapes, start: str, part: str) -> str:
 
 
 def reading(
-    architecture: AnyArchitecture,
+    architecture: ViTOrMixer,
     hints: Hints,
     eval_transform: str,
     assumed: tuple[str, ...] = (),
@@ -228,7 +228,7 @@ def inexpressible_in_both(a: Architecture) -> list[str]:
     return [phrase for phrase, present in has.items() if present]
 
 
-def looks_square(a: AnyArchitecture) -> list[str]:
+def looks_square(a: ViTOrMixer) -> list[str]:
     """What is wrong with a grid of as many patches as a square one has, in words."""
     height, width = a.grid
     if height == width or math.isqrt(height * width) ** 2 != height * width:
@@ -237,7 +237,7 @@ def looks_square(a: AnyArchitecture) -> list[str]:
 
 
 def lost_in_both(
-    a: AnyArchitecture, preprocessing: Preprocessing, eval_transform: str
+    a: ViTOrMixer, preprocessing: Preprocessing, eval_transform: str
 ) -> list[str]:
     """What readers of either layout take for granted, where the model has another."""
     (height, width), half = a.grid, (0.5,) * a.channels

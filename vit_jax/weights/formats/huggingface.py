@@ -7,7 +7,7 @@ the names of its modules in memory are read too.
 import re
 from collections.abc import Iterable, Mapping
 
-from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.huggingface_config import (
     HuggingFaceConfig,
@@ -176,7 +176,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     )
 
 
-def _rows(architecture: AnyArchitecture) -> list[Row]:
+def _rows(architecture: ViTOrMixer) -> list[Row]:
     a = architecture
     assert isinstance(a, Architecture)
     p = _prefix(a.distillation_token, bool(a.num_classes))
@@ -214,7 +214,7 @@ def _rows(architecture: AnyArchitecture) -> list[Row]:
     return rows
 
 
-def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     a = architecture
     if isinstance(a, MixerArchitecture):
         return ["an MLP-Mixer"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture
+from vit_jax.models import ViTOrMixer
 from vit_jax.weights.files.contents import plain, shortened
 from vit_jax.weights.files.tensors import Spec, Tensors
 
@@ -69,7 +69,7 @@ NO_HINTS = Hints()
 class Reading(NamedTuple):
     """What a file's names and shapes, and the hints, say of the model in it."""
 
-    architecture: AnyArchitecture
+    architecture: ViTOrMixer
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()  # what nothing told, one sentence each
@@ -106,9 +106,9 @@ class Format(NamedTuple):
     recognises: Callable[[Iterable[str]], bool]
     pieces: Callable[[Mapping[str, Spec], Hints], dict[str, Piece]]
     read: Callable[[Shapes, Hints], Reading]
-    rows: Callable[[AnyArchitecture], list[Row]]
-    inexpressible: Callable[[AnyArchitecture], list[str]]
-    lost: Callable[[AnyArchitecture, Preprocessing], list[str]]
+    rows: Callable[[ViTOrMixer], list[Row]]
+    inexpressible: Callable[[ViTOrMixer], list[str]]
+    lost: Callable[[ViTOrMixer, Preprocessing], list[str]]
     ignored: tuple[str, ...] = ()
 
 

@@ -7,7 +7,7 @@ versions and of facebookresearch/deit where their names differ.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
@@ -177,7 +177,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     )
 
 
-def _rows(architecture: AnyArchitecture) -> list[Row]:
+def _rows(architecture: ViTOrMixer) -> list[Row]:
     a = architecture
     assert isinstance(a, Architecture)
     tokens = {
@@ -222,7 +222,7 @@ def _rows(architecture: AnyArchitecture) -> list[Row]:
     return rows
 
 
-def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     a = architecture
     if isinstance(a, MixerArchitecture):
         return ["an MLP-Mixer"]
