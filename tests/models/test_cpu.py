@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax import sharding
 from vit_jax.models import cpu
-from vit_jax.models.layers import dense_on, layer_norm_on, patch_embedding_on
+from vit_jax.models.layers import make_layers
 from vit_jax.models.placement import Placement
 
 
@@ -68,7 +68,7 @@ def test_patches_are_those_of_flax(shape):
 def test_kernels_gradients_sum_over_one_dimension_on_cpus():
     def summed(placement):
         """How many dimensions products sum over, less one, forward and backward."""
-        module = dense_on(placement)(7)
+        module = make_layers(jnp.float32, placement).dense(7)
         text = str(jax.make_jaxpr(lambda: with_gradients(module))())
         return {part.split("]")[0].count(",") for part in text.split("(([")[1:]}
 
@@ -79,15 +79,15 @@ def test_kernels_gradients_sum_over_one_dimension_on_cpus():
 
 def test_the_devices_of_the_mesh_decide():
     def norm(placement, dtype):
-        return type(layer_norm_on(placement, dtype, 1e-6)())
+        return type(make_layers(dtype, placement).layer_norm(epsilon=1e-6))
 
     here = sharding.MeshPlacement(sharding.make_mesh())
     assert norm(here, jnp.float32) is cpu.LayerNorm
     # Where products are in bfloat16, none is in float32.
     assert norm(here, jnp.bfloat16) is nn.LayerNorm
     assert norm(Placement(), jnp.float32) is nn.LayerNorm
-    assert (dense_on(Placement()), patch_embedding_on(Placement())) == (
-        nn.Dense,
-        nn.Conv,
-    )
-    assert patch_embedding_on(here)(1, (2, 2)).conv_general_dilated is cpu.patches
+    plain = make_layers(jnp.float32)
+    assert plain.dense(1) == nn.Dense(1, dtype=jnp.float32)
+    assert plain.conv(1, (2, 2)) == nn.Conv(1, (2, 2), dtype=jnp.float32)
+    conv = make_layers(jnp.float32, here).conv(1, (2, 2))
+    assert conv.conv_general_dilated is cpu.patches

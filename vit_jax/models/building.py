@@ -1,4 +1,4 @@
-"""From an architecture to its module, and to the shapes of its parameters."""
+"""Builds the module of an architecture, and the shapes of its parameters."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ def abstract_params(architecture: ViTOrMixer) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _abstract_params(architecture: ViTOrMixer) -> dict[str, Any]:
-    """The same for whoever does not change it: tracing takes a good part of a load."""
+    """Kept, since tracing takes a good part of a load; callers must not change it."""
     # All blocks are alike: one is traced.
     model = build(dataclasses.replace(architecture, depth=1))
     shape = (1, *architecture.image_size, architecture.channels)

@@ -89,7 +89,7 @@ def _short(query, key, value, placement):
         return by_xla(query, key, value, placement)
 
     def attention(query, key, value):
-        """Of the examples and heads of one device."""
+        """Attention among the examples and heads of one device."""
         b, n, heads, channels = query.shape
         if not fits(n, heads * channels, heads, query.dtype, placement.device_kind):
             return by_xla(query, key, value, placement)[0]
@@ -108,7 +108,7 @@ def _cudnn(query, key, value, placement):
         return _explicit(query, key, value)
 
     def attention(query, key, value):
-        """Of the examples and heads of one device."""
+        """Attention among the examples and heads of one device."""
         b, n, *_ = query.shape
         fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
         if n % 2 == 0:
@@ -128,7 +128,7 @@ def _cudnn(query, key, value, placement):
 
 def _per_head(query, key, value, placement):
     def attention(query, key, value):
-        """Of the examples and heads of one device."""
+        """Attention among the examples and heads of one device."""
         heads = query.shape[2]
         # The channels of a head lie side by side: cut out, nothing is transposed.
         parts = (
@@ -143,7 +143,10 @@ def _per_head(query, key, value, placement):
 
 @jax.jit  # traced once for all heads and blocks
 def _one_head(query, key, value):
-    """Of arrays [b, n, k]; divided where there are fewer numbers, after the mixing."""
+    """Attention for one head on [b, n, k].
+
+    Normalises after mixing the values, on [n, k] instead of [n, n].
+    """
     scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores = product("bnk,bmk->bnm", query * scale, key)
