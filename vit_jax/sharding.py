@@ -36,8 +36,9 @@ BATCH = ("data", "fsdp")
 _HOST = "pinned_host"  # JAX's name of the memory beside the devices' own
 
 # How the path of an array ends → the axes of the mesh that each of its dimensions is
-# spread over. The first row that matches counts; what matches none is small, and whole
-# on every device. The optimiser's moments have the endings of their parameters.
+# spread over. The first row that matches counts. A matrix that matches none is an
+# error; what else matches none is small, and whole on every device. The optimiser's
+# moments have the endings of their parameters.
 PARAMETERS = (
     (r"(query|key|value|fc1)/kernel", ("fsdp", "tensor")),
     (r"(query|key|value|fc1)/bias", (("tensor", "fsdp"),)),
@@ -332,11 +333,17 @@ def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
 def _parameter_spec(
     path: Any, shape: tuple[int, ...], sizes: Mapping[Any, int]
 ) -> PartitionSpec:
-    """Of the parameter, or what is kept for it, on a mesh of these sizes."""
+    """Where a parameter, or what is kept for it, lies on a mesh of these sizes."""
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     for pattern, axes in PARAMETERS:
         if re.fullmatch(f"(.*/)?{pattern}", name) and len(axes) == len(shape):
             return _fitting(axes, shape, sizes)
+    if len(shape) == 2:
+        raise ValueError(
+            f"the matrix {name} of shape {shape} matches no row of "
+            "vit_jax.sharding.PARAMETERS; add one that says which axes of the mesh its "
+            "dimensions are spread over"
+        )
     return PartitionSpec()
 
 

@@ -98,8 +98,8 @@ def test_parts_share_the_keys_of_the_call(
 
     def composed(model, images):
         keys = model.dropout_keys(train=True)
-        x = model.embed(images, keys) if kind == "vit" else model.embed(images)
-        [logits] = model.head(model.pool(model.encode(x, keys)))
+        x = model.encode(model.embed(images, keys), keys)
+        [logits] = model.head(model.pool(x))
         return logits
 
     found = nn.apply(composed, model)(variables, images, rngs=rngs)

@@ -70,7 +70,7 @@ class MlpMixer(PatchModel):
         keys = self.dropout_keys(train)
         found: dict[str, Array] = {}
 
-        x = found["embedding"] = self.embed(images)
+        x = found["embedding"] = self.embed(images, keys)
         x = self.encode(x, keys, wanted=intermediates, found=found)
         vectors = self.pool(x, found)
         [x] = self.head(vectors)
@@ -90,9 +90,10 @@ class MlpMixer(PatchModel):
 
     @nn.compact
     def embed(
-        self, images: Float[Array | np.ndarray, "b h w c"]
+        self, images: Float[Array | np.ndarray, "b h w c"], keys: tuple[Any, ...] = ()
     ) -> Float[Array, "b n d"]:
-        """Tokens of images, as they enter the first block."""
+        """Tokens of images, as they enter the first block; no key of `keys` is used."""
+        del keys
         a = self.architecture
         x = self.patches(images)
         return x.reshape(len(x), a.num_tokens, a.width)

@@ -16,6 +16,7 @@ from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.flax_layers import (
     BLOCK,
     LINEN,
+    MLPS,
     NORM,
     PRE_LINEN,
     attention,
@@ -26,7 +27,6 @@ from vit_jax.weights.formats.flax_layers import (
     layer,
     looks_square,
     lost_in_both,
-    mlp,
     position_row,
     reading,
     renamed,
@@ -197,7 +197,7 @@ def _map_head(a: Architecture) -> list[Row]:
             a.num_heads,
         ),
         *layer(f"{_MAP_HEAD}/LayerNorm_0", "map_head/norm", NORM),
-        *mlp(f"{_MAP_HEAD}/{LINEN.mlp}", "map_head/mlp"),
+        *MLPS[a.mlp_type](f"{_MAP_HEAD}/{LINEN.mlp}", "map_head/mlp"),
     ]
 
 

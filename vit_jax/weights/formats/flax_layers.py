@@ -19,6 +19,7 @@ from vit_jax.weights.formats.layout import (
     Shapes,
     positions,
     reshaped,
+    unnamed_kinds,
 )
 from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import numbers, sizes
@@ -121,6 +122,10 @@ def mlp(theirs: str, ours: str) -> list[Row]:
     return first + second
 
 
+# Kind of MLP → its rows in a block.
+MLPS = {"plain": mlp}
+
+
 def encoder(a: Architecture, numbering: Numbering) -> list[Row]:
     """Everything but positions, trunk and MAP head."""
     rows = layer("embedding", "patch_embed", DENSE)
@@ -133,7 +138,7 @@ def encoder(a: Architecture, numbering: Numbering) -> list[Row]:
             f"{theirs}/{numbering.attention}", f"{ours}/attention", a.width, a.num_heads
         )
         rows += layer(f"{theirs}/{numbering.norm2}", f"{ours}/norm2", NORM)
-        rows += mlp(f"{theirs}/{numbering.mlp}", f"{ours}/mlp")
+        rows += MLPS[a.mlp_type](f"{theirs}/{numbering.mlp}", f"{ours}/mlp")
     rows += layer("Transformer/encoder_norm", "norm", NORM)
     if a.pre_logits:
         rows += layer("pre_logits", "pre_logits", DENSE)
@@ -225,7 +230,8 @@ def inexpressible_in_both(a: Architecture) -> list[str]:
         "the norm after pooling": a.norm == "after_pool",
         "a class token beside other pooling": a.class_token and a.pooling != "cls",
     }
-    return [phrase for phrase, present in has.items() if present]
+    phrases = [phrase for phrase, present in has.items() if present]
+    return phrases + unnamed_kinds(a, MLPS)
 
 
 def looks_square(a: ViTOrMixer) -> list[str]:
