@@ -43,7 +43,7 @@ STEP = """
 import sys, time
 from vit_jax import sharding
 from vit_jax.config import default_config
-from vit_jax.train.step import build
+from vit_jax.train.programs import build
 
 config = default_config()
 config.model.variant = "H/14"

@@ -126,9 +126,9 @@ def _make_workdir(
     )
     with Checkpoints(workdir, keep=len(steps)) as checkpoints:
         for step in steps:
-            opt_state = {"count": jax.numpy.zeros(())}
+            items = {"params": params, "optimizer": {"count": jax.numpy.zeros(())}}
             saved = dataclasses.replace(description, step=step)
-            checkpoints.save(step, params, opt_state, saved)
+            checkpoints.save(step, items, saved)
     return workdir
 
 

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 import vit_jax
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.evaluators import classification
 
 evaluate_command = importlib.import_module("vit_jax.evaluate")
@@ -129,7 +129,7 @@ def test_data_of_other_classes_are_refused(workdir, run, tmp_path):
 
 
 def test_an_unreadable_image_stops_it_unless_allowed(workdir, shared, run):
-    source = open_source(str(shared / "images"), "val")
+    source = open_dataset(str(shared / "images")).split("val")
     broken = shared / "images" / "val" / "cat" / "broken.png"
     broken.write_bytes(b"no image")
     try:

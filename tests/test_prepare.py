@@ -8,8 +8,7 @@ from PIL import Image
 
 from vit_jax import prepare
 from vit_jax.data.sources import tfds_sets
-from vit_jax.data.sources.datasets import describe
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import open_dataset
 
 SETS = pathlib.Path(__file__).parent / "fixtures" / "tfds"
 
@@ -40,8 +39,10 @@ def test_a_folder_and_a_table(root, tmp_path, run_command, capfd):
     assert lines[2].endswith(f"; to use it: --config.dataset={folders[0]}")
     assert len(lines) == 6
     for dataset, folder in zip((root, table), folders, strict=True):
-        assert describe(folder).class_names == ("a", "b")
-        ours, theirs = (open_source(str(one), "val") for one in (folder, dataset))
+        assert open_dataset(folder).info.class_names == ("a", "b")
+        ours, theirs = (
+            open_dataset(str(one)).split("val") for one in (folder, dataset)
+        )
         assert [one.image for one in ours] == [one.image for one in theirs]
 
 
@@ -89,7 +90,7 @@ def test_what_cannot_be_prepared_does_not_keep_the_rest(
     assert "x.npz' (arrays) is held in memory" in found
     assert f"there is no folder {tmp_path / 'gone'}" in found
     assert "preparing 'cifar10' needs TensorFlow" in found
-    assert describe(str(tmp_path / "sets" / "pets_1")).num_classes == 2
+    assert open_dataset(str(tmp_path / "sets" / "pets_1")).info.num_classes == 2
 
 
 def test_a_folder_in_another_format_needs_tensorflow(run_command, monkeypatch):

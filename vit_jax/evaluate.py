@@ -69,8 +69,7 @@ def measure() -> dict[str, Any]:
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.data.decode import DecodeError
     from vit_jax.data.loading.batches import eval_batches
-    from vit_jax.data.sources.datasets import locate, whole
-    from vit_jax.data.sources.opening import default_splits, open_source
+    from vit_jax.data.sources.datasets import open_dataset
     from vit_jax.evaluators.classification import (
         evaluate,
         make_eval_step,
@@ -87,25 +86,24 @@ def measure() -> dict[str, Any]:
             f"{FLAGS.checkpoint} was not trained here, so no data belong to it; pass "
             "--dataset=NAME|FOLDER, with the same classes"
         )
-    # The splits that the config names are those of its own dataset.
-    dataset, data_dir = locate(
+    opened = open_dataset(
         config["dataset"] if FLAGS.dataset is None else FLAGS.dataset,
         config["data_dir"] if FLAGS.data_dir is None else FLAGS.data_dir,
     )
+    dataset = opened.location
+    # The splits that the config names are those of its own dataset.
     same = dataset == config["dataset"]
     split = FLAGS.split or (config["eval_split"] if same else "")
     if not split:
-        split = (
-            default_splits(dataset, data_dir)[1] if same else whole(dataset, data_dir)
-        )
-    source = open_source(dataset, split, data_dir)
+        split = opened.info.eval_split if same else opened.whole
+    source = opened.split(split)
     _check_classes(model, source, dataset)
     if not len(source):
         raise UserError(f"{dataset} has no examples in split {split!r}")
 
     mesh = _mesh(model)
     step = make_eval_step(
-        model.module.clone(placement=sharding.MeshPlacement(mesh)),
+        model.module,
         model.preprocessing,
         mesh,
         loss=config["loss"],

@@ -58,20 +58,21 @@ def prepare(dataset: str, data_dir: str = "", max_bad_share: float = 0.01) -> st
       UserError: there is no such set; or it cannot be read, downloaded or written; or
         TensorFlow is needed and not installed; with the reason and what to do.
     """
-    from vit_jax.data.sources.datasets import KINDS, find
+    from vit_jax.data.sources.datasets import open_dataset
     from vit_jax.data.sources.listings import ListedImages
 
-    kind, place = find(dataset)
-    if kind == "tensorflow-datasets":
-        return _prepare_tfds(place, data_dir)
-    info = KINDS[kind].describe(place, data_dir)
-    source = KINDS[kind].open_split(place, info.train_split, data_dir)
+    opened = open_dataset(dataset, data_dir)
+    if opened.kind == "tensorflow-datasets":
+        return _prepare_tfds(opened.location, data_dir)
+    # It has to have a split to train on.
+    source = opened.contents.split(opened.info.train_split)
     if not isinstance(source, ListedImages):
         raise UserError(
-            f"{dataset!r} ({kind}) is held in memory, there is nothing to prepare. "
-            "Expected a name of tensorflow-datasets, a folder of images, or a table."
+            f"{dataset!r} ({opened.kind}) is held in memory, there is nothing to "
+            "prepare. Expected a name of tensorflow-datasets, a folder of images, or a "
+            "table."
         )
-    return _prepare_images(source.listing, place, data_dir, max_bad_share)
+    return _prepare_images(source.listing, opened.location, data_dir, max_bad_share)
 
 
 def main(arguments: list[str]) -> None:
@@ -92,12 +93,12 @@ def main(arguments: list[str]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _prepare_images(listing, place: str, data_dir: str, max_bad_share: float) -> str:
+def _prepare_images(listing, path: str, data_dir: str, max_bad_share: float) -> str:
     from tensorflow_datasets.core import constants
 
     from vit_jax.data.preparing.record_writer import FROM_FILE, write_set
 
-    name, _ = os.path.splitext(os.path.basename(place))
+    name, _ = os.path.splitext(os.path.basename(path))
     data_dir = os.path.abspath(os.path.expanduser(data_dir or constants.DATA_DIR))
     with _progress() as progress:
         written = write_set(
@@ -149,14 +150,14 @@ def _progress() -> Iterator[Any]:
         yield update
 
 
-def _prepare_tfds(place: str, data_dir: str) -> str:
+def _prepare_tfds(name: str, data_dir: str) -> str:
     if not tfds_sets.tensorflow_is_installed():
         raise UserError(
-            f"preparing {place!r} needs TensorFlow, once (reading it does not):\n"
+            f"preparing {name!r} needs TensorFlow, once (reading it does not):\n"
             "  pip install 'vit_jax[prepare]'\n  python "
-            + " ".join(tfds_sets.prepare_command(place, data_dir))
+            + " ".join(tfds_sets.prepare_command(name, data_dir))
         )
-    builder = tfds_sets.find(place, data_dir)
+    builder = tfds_sets.find_builder(name, data_dir)
     try:
         if not builder.is_prepared():
             builder.download_and_prepare(file_format=FILE_FORMAT)
@@ -166,7 +167,7 @@ def _prepare_tfds(place: str, data_dir: str) -> str:
             _convert(builder)
     except Exception as error:  # the network, the disk, a manual download …
         raise UserError(
-            f"{place!r} could not be prepared in {builder.data_dir}: "
+            f"{name!r} could not be prepared in {builder.data_dir}: "
             f"{type(error).__name__}: {error}\nIf the files must be downloaded by "
             "hand, put them where the message says and run this command again; "
             "extracted folders of images can be used directly as the dataset."

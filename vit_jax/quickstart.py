@@ -185,10 +185,10 @@ def _write_images(folder: pathlib.Path) -> list[str]:
     """Held-out digits as PNG files, named after what they show."""
     from PIL import Image
 
-    from vit_jax.data.sources.opening import open_source
+    from vit_jax.data.sources.datasets import open_dataset
 
     folder.mkdir(parents=True, exist_ok=True)
-    source = open_source("digits", "test")
+    source = open_dataset("digits").split("test")
     paths = []
     for index in range(NUM_IMAGES):
         example: Any = source[index]

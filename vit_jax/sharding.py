@@ -29,16 +29,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from vit_jax.errors import UserError
-from vit_jax.models import Placement, ViTOrMixer
+from vit_jax.models import PatchModel, Placement, ViTOrMixer
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 _HOST = "pinned_host"  # JAX's name of the memory beside the devices' own
 
 # How the path of an array ends → the axes of the mesh that each of its dimensions is
-# spread over. The first row that matches counts. A matrix that matches none is an
-# error; what else matches none is small, and whole on every device. The optimiser's
-# moments have the endings of their parameters.
+# spread over. The first row that matches counts. A matrix that no row names is refused.
+# The optimiser's moments have the endings of their parameters; those that have other
+# shapes, as Adafactor's may, are whole on every device.
 PARAMETERS = (
     (r"(query|key|value|fc1)/kernel", ("fsdp", "tensor")),
     (r"(query|key|value|fc1)/bias", (("tensor", "fsdp"),)),
@@ -47,10 +47,15 @@ PARAMETERS = (
     (r"(head|head_distillation|pre_logits)/bias", ("tensor",)),
     (r"(patch_embed|conv\w+)/kernel", (None, None, None, "fsdp")),
     (r"pos_embed", (None, None, None, "fsdp")),
+    # A few tokens each.
+    (r"cls|distillation|registers|pos_embed_prefix|probe", (None, None, None)),
     # Other biases, norms, scales: little of a model, but much of what is left of it for
     # each of many devices.
     (r"\w+", ("fsdp",)),
 )
+
+# Rows of such a table.
+Rules = Sequence[tuple[str, tuple[Any, ...]]]
 
 # The name of an activation's axis → the axes of the mesh that it is spread over.
 ACTIVATIONS = {"batch": BATCH, "heads": "tensor", "hidden": "tensor"}
@@ -138,6 +143,23 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
 
 
+def abstract_batch(
+    columns: Mapping[str, tuple[tuple[int, ...], Any]], rows: int, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a global batch.
+
+    Args:
+      columns: name → shape of one example, and dtype.
+      rows: number of examples.
+      mesh: the devices.
+    """
+    spread = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)
+        for name, (shape, dtype) in columns.items()
+    }
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> range | np.ndarray:
     """Which rows of a batch lie on this process's devices, ascending.
 
@@ -185,21 +207,48 @@ def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: placed(rows) for name, rows in batch.items()}
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     """Where the parameters of a tree lie, or those and all that is kept for each.
 
     Args:
       tree: arrays or their shapes: parameters, an optimiser's state, or a whole
         training state.
       mesh: the devices.
+      rules: rows that come before those of `PARAMETERS`.
 
     Returns:
       The tree with `NamedSharding` leaves.
     """
     return jax.tree.map_with_path(
-        lambda path, x: NamedSharding(mesh, _parameter_spec(path, x.shape, mesh.shape)),
+        lambda path, x: NamedSharding(
+            mesh, _parameter_spec(path, x.shape, mesh.shape, rules)
+        ),
         tree,
     )
+
+
+def check_known(tree: Any, rules: Rules = ()) -> None:
+    """Refuses a matrix that no row names: it would be whole on every device.
+
+    Args:
+      tree: parameters, or what is shaped like them; not an optimiser's state, which
+        keeps numbers of other shapes for them.
+      rules: rows that come before those of `PARAMETERS`.
+
+    Raises:
+      UserError: names all such parameters.
+    """
+    unknown = [
+        f"{_name(path)} {list(x.shape)}"
+        for path, x in jax.tree.leaves_with_path(tree)
+        if len(x.shape) > 1 and _row(_name(path), len(x.shape), rules) is None
+    ]
+    if unknown:
+        raise UserError(
+            f"no rule says how to spread {', '.join(unknown)} over the mesh. Add a row "
+            "to PARAMETERS in vit_jax/sharding.py; an objective of your own names its "
+            "parameters in `sharding_rules`"
+        )
 
 
 def on_host(tree: Any, mesh: Mesh) -> Any:
@@ -293,6 +342,34 @@ class MeshPlacement(Placement):
         }
 
 
+class PlacedModel:
+    """A model as a function of parameters that lie on a mesh.
+
+    Whoever computes with spread parameters has to do two things, of which either alone
+    is a mistake that nothing shows: give the model the mesh, and gather what stands
+    outside of its blocks. This does both.
+    """
+
+    def __init__(self, model: PatchModel, mesh: Mesh):
+        self._placement = MeshPlacement(mesh)
+        self._model = model.clone(placement=self._placement)
+
+    def __call__(
+        self, params: Any, images: Array, *, key: Array | None = None, **how: Any
+    ) -> Any:
+        """The model's outputs.
+
+        Args:
+          params: of the model. Other subtrees are ignored.
+          images: normalised, [b, h, w, c].
+          key: of dropout, in training.
+          how: arguments of the model's call; or `method=`, with that method's.
+        """
+        params = self._placement.gather_outside_blocks(params)
+        rngs = {} if key is None else {"rngs": {"dropout": key}}
+        return self._model.apply({"params": params}, images, **rngs, **how)
+
+
 def misfits(mesh: Mesh, architecture: ViTOrMixer) -> list[str]:
     """What of a model the mesh has to divide and does not."""
     return [
@@ -330,21 +407,24 @@ def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for axis in BATCH if axis in mesh.shape)
 
 
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _row(name: str, ndim: int, rules: Rules = ()) -> tuple[Any, ...] | None:
+    """The axes of the first row that names an array of so many dimensions."""
+    for pattern, axes in (*rules, *PARAMETERS):
+        if len(axes) == ndim and re.fullmatch(f"(.*/)?({pattern})", name):
+            return axes
+    return None
+
+
 def _parameter_spec(
-    path: Any, shape: tuple[int, ...], sizes: Mapping[Any, int]
+    path: Any, shape: tuple[int, ...], sizes: Mapping[Any, int], rules: Rules = ()
 ) -> PartitionSpec:
-    """Where a parameter, or what is kept for it, lies on a mesh of these sizes."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    for pattern, axes in PARAMETERS:
-        if re.fullmatch(f"(.*/)?{pattern}", name) and len(axes) == len(shape):
-            return _fitting(axes, shape, sizes)
-    if len(shape) == 2:
-        raise ValueError(
-            f"the matrix {name} of shape {shape} matches no row of "
-            "vit_jax.sharding.PARAMETERS; add one that says which axes of the mesh its "
-            "dimensions are spread over"
-        )
-    return PartitionSpec()
+    """Of the parameter, or what is kept for it, on a mesh of these sizes."""
+    axes = _row(_name(path), len(shape), rules)
+    return PartitionSpec() if axes is None else _fitting(axes, shape, sizes)
 
 
 def _fitting(

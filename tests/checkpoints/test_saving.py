@@ -78,6 +78,10 @@ def on_one(x):
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
+def items(params, opt_state):
+    return {"params": params, "optimizer": opt_state}
+
+
 def assert_identical(found, expected):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -90,7 +94,7 @@ def save(workdir, *steps, keep=5):
     params, opt_state = make_state()
     with Checkpoints(workdir, keep=keep) as checkpoints:
         for step in steps:
-            checkpoints.save(step, params, opt_state, describe(step))
+            checkpoints.save(step, items(params, opt_state), describe(step))
     return params, opt_state
 
 
@@ -116,11 +120,10 @@ def test_round_trip_is_bit_exact(tmp_path):
     assert any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(opt_state))
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         assert checkpoints.latest_step() == 7
-        found = checkpoints.restore(
-            7, abstract(params, on_one), abstract(opt_state, on_one)
-        )
-    assert_identical(found[:2], (params, opt_state))
-    assert found[2] == describe(7) == load_description(tmp_path)
+        targets = items(abstract(params, on_one), abstract(opt_state, on_one))
+        found = checkpoints.restore(7, targets)
+    assert_identical(found.items, items(params, opt_state))
+    assert found.description == describe(7) == load_description(tmp_path)
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 1), (8, 4), (1, 8)])
@@ -134,12 +137,12 @@ def test_restores_onto_other_devices(tmp_path, before, after):
     spread = jax.tree.map(lambda x: jax.device_put(x, rows(before)(x)), state)
     assert len(spread[0]["blocks_00"]["kernel"].sharding.device_set) == before
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, *spread, describe(1))
+        checkpoints.save(1, items(*spread), describe(1))
         targets = abstract(state, rows(after))
-        found = checkpoints.restore(1, *targets)
-    assert_identical(found[:2], state)
+        found = checkpoints.restore(1, items(*targets))
+    assert_identical(found.items, items(*state))
     for x, target in zip(
-        jax.tree.leaves(found[:2]), jax.tree.leaves(targets), strict=True
+        jax.tree.leaves(found.items), jax.tree.leaves(items(*targets)), strict=True
     ):
         assert x.sharding == target.sharding
 
@@ -155,7 +158,7 @@ def test_params_alone_need_neither_devices_nor_optimizer(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         targets = abstract((params, opt_state), on_one)
         with pytest.raises(UserError, match=r"checkpoints/2 is damaged"):
-            checkpoints.restore(2, *targets)
+            checkpoints.restore(2, items(*targets))
 
 
 def test_eight_devices_saved_one_device_loads(tmp_path):
@@ -163,7 +166,9 @@ def test_eight_devices_saved_one_device_loads(tmp_path):
     spread = sharding.batch_sharding(sharding.make_mesh(8))
     kernel = jax.device_put(params["blocks_01"]["kernel"], spread)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(4, {"kernel": kernel}, optax.sgd(0.1).init({}), describe(4))
+        checkpoints.save(
+            4, items({"kernel": kernel}, optax.sgd(0.1).init({})), describe(4)
+        )
     code = (
         "import jax; assert len(jax.devices()) == 1\n"
         "kernel = t.load_params(sys.argv[1])['kernel']\n"
@@ -179,10 +184,10 @@ def test_eight_devices_saved_one_device_loads(tmp_path):
 def test_another_depth_is_refused_with_names(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         opt_state = optax.sgd(0.1).init({})
-        checkpoints.save(1, make_params(depth=12), opt_state, describe(1))
+        checkpoints.save(1, items(make_params(depth=12), opt_state), describe(1))
         deeper = abstract(make_params(depth=16), on_one)
         with pytest.raises(UserError) as error:
-            checkpoints.restore(1, deeper, opt_state)
+            checkpoints.restore(1, items(deeper, opt_state))
     message = str(error.value)
     assert "8 missing: params/blocks_12/bias, params/blocks_12/kernel" in message
     assert "unexpected" not in message
@@ -196,9 +201,9 @@ def test_another_optimizer_is_refused(tmp_path):
     plain = optax.sgd(0.1, momentum=0.9).init(params)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         with pytest.raises(UserError, match=r"different: optimizer/1/0/mu/.*float32"):
-            checkpoints.restore(1, *abstract((params, float32), on_one))
+            checkpoints.restore(1, items(*abstract((params, float32), on_one)))
         with pytest.raises(UserError, match="missing: optimizer/0/trace"):
-            checkpoints.restore(1, *abstract((params, plain), on_one))
+            checkpoints.restore(1, items(*abstract((params, plain), on_one)))
 
 
 def test_arrays_may_be_donated_while_they_are_saved(tmp_path, monkeypatch):
@@ -210,15 +215,15 @@ def test_arrays_may_be_donated_while_they_are_saved(tmp_path, monkeypatch):
         lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0
     )
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, params, opt_state, describe(1))
+        checkpoints.save(1, items(params, opt_state), describe(1))
         later = (params, opt_state)
         for _ in range(3):
             later = jax.block_until_ready(step(later))
         assert not has_checkpoint(tmp_path)
         commit.set()
         checkpoints.wait()
-        found = checkpoints.restore(1, *abstract(later, on_one))
-    assert_identical(found[:2], expected)
+        found = checkpoints.restore(1, items(*abstract(later, on_one)))
+    assert_identical(found.items, items(*expected))
 
 
 def hold_commits(monkeypatch, event, name):
@@ -239,11 +244,11 @@ def test_old_checkpoints_stay_until_the_new_one_is_complete(tmp_path, monkeypatc
     params, opt_state = make_state()
     folder = tmp_path / "checkpoints"
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, params, opt_state, describe(1))
-        checkpoints.save(2, params, opt_state, describe(2))
+        checkpoints.save(1, items(params, opt_state), describe(1))
+        checkpoints.save(2, items(params, opt_state), describe(2))
         checkpoints.wait()
         assert [p.name for p in folder.iterdir()] == ["2"]
-        checkpoints.save(3, params, opt_state, describe(3))  # and does not wait
+        checkpoints.save(3, items(params, opt_state), describe(3))  # and does not wait
         time.sleep(0.3)
         assert checkpoints.latest_step() == 2
         assert sum(p.name.isdecimal() for p in folder.iterdir()) == 1
@@ -277,7 +282,7 @@ from orbax.checkpoint._src.serialization import ocdbt_utils
 workdir, point = sys.argv[1:]
 params, opt_state = t.make_state()
 checkpoints = t.Checkpoints(workdir, keep=1)
-checkpoints.save(1, params, opt_state, t.describe(1))
+checkpoints.save(1, t.items(params, opt_state), t.describe(1))
 checkpoints.wait()
 def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -290,7 +295,7 @@ else:
             kill()
         await finalize(self)
     atomicity.AtomicRenameTemporaryPath.finalize = at_the_rename
-checkpoints.save(2, params, opt_state, t.describe(2))
+checkpoints.save(2, t.items(params, opt_state), t.describe(2))
 checkpoints.wait()
 """
 
@@ -306,9 +311,9 @@ def test_killed_save_leaves_the_one_before(tmp_path, point):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         assert [p.name for p in folder.iterdir()] == ["1"]
         assert checkpoints.latest_step() == 1
-        found = checkpoints.restore(1, *abstract((params, opt_state), on_one))
-        assert_identical(found[:2], (params, opt_state))
-        checkpoints.save(2, params, opt_state, describe(2))
+        found = checkpoints.restore(1, items(*abstract((params, opt_state), on_one)))
+        assert_identical(found.items, items(params, opt_state))
+        checkpoints.save(2, items(params, opt_state), describe(2))
     assert load_description(tmp_path).step == 2
 
 
@@ -320,30 +325,30 @@ state = t.make_state()
 large = {"noise": t.jax.random.normal(t.jax.random.key(0), (300, 300))}
 small = {"count": t.jnp.zeros(())}
 checkpoints = t.Checkpoints(workdir, keep=1)
-checkpoints.save(1, *state, t.describe(1))
+checkpoints.save(1, t.items(*state), t.describe(1))
 checkpoints.wait()
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-checkpoints.save(2, large, small, t.describe(2))
+checkpoints.save(2, t.items(large, small), t.describe(2))
 try:
-    checkpoints.save(3, *state, t.describe(3))
+    checkpoints.save(3, t.items(*state), t.describe(3))
 except t.UserError as error:
     print(error)
 print(checkpoints.latest_step())
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-checkpoints.save(4, large, small, t.describe(4))
+checkpoints.save(4, t.items(large, small), t.describe(4))
 checkpoints.wait()
 print(checkpoints.latest_step())
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
 try:
     with checkpoints:
-        checkpoints.save(5, large, small, t.describe(5))
+        checkpoints.save(5, t.items(large, small), t.describe(5))
 except t.UserError as error:
     print(error)
 checkpoints.close()
 try:
     with t.Checkpoints(workdir, keep=1) as checkpoints:
-        checkpoints.save(5, large, small, t.describe(5))
+        checkpoints.save(5, t.items(large, small), t.describe(5))
         raise KeyError("the reason that counts")
 except KeyError as error:
     print(error)
@@ -386,7 +391,7 @@ def test_full_disk_is_said_and_the_last_good_one_survives(tmp_path):
 def test_leaving_the_block_completes_the_save_and_the_process_ends(tmp_path):
     code = (
         "with t.Checkpoints(sys.argv[1], keep=1) as checkpoints:\n"
-        "    checkpoints.save(1, *t.make_state(), t.describe(1))\n"
+        "    checkpoints.save(1, t.items(*t.make_state()), t.describe(1))\n"
         "    sys.exit(3)\n"
     )
     child = run_child(code, tmp_path, timeout=60)
@@ -434,8 +439,8 @@ def test_damage_is_named(tmp_path):
     # to an event loop that the first has ended.
     state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        checkpoints.save(1, *state, describe(1))
-        checkpoints.save(2, *state, describe(2))
+        checkpoints.save(1, items(*state), describe(1))
+        checkpoints.save(2, items(*state), describe(2))
     for data in (tmp_path / "checkpoints/2/params").rglob("d/*"):
         data.write_bytes(b"")
     (tmp_path / "checkpoints/2/metadata/metadata").write_text("{")
@@ -472,15 +477,15 @@ def test_the_newest_sound_one_is_used_and_the_damaged_are_said(tmp_path, caplog)
     targets = abstract((params, opt_state), on_one)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         with pytest.raises(UserError, match="checkpoints/3 is damaged"):
-            checkpoints.restore(3, *targets)
-        found = checkpoints.restore_newest(*targets)
-        assert_identical(found[:2], (params, opt_state))
+            checkpoints.restore(3, items(*targets))
+        found = checkpoints.restore_newest(items(*targets))
+        assert_identical(found.items, items(params, opt_state))
         assert found.description.step == checkpoints.latest_step() == 1
         assert "2 is damaged (optimizer/d/" in caplog.text
         assert "moved to" in caplog.text
         assert sorted(os.listdir(folder)) == ["1", "2.damaged", "3.damaged"]
         # These steps can be saved again, and a damaged one never counts as kept.
-        checkpoints.save(2, params, opt_state, describe(2))
+        checkpoints.save(2, items(params, opt_state), describe(2))
         checkpoints.wait()
     assert sorted(os.listdir(folder)) == ["1", "2", "2.damaged", "3.damaged"]
 
@@ -492,7 +497,7 @@ def test_without_any_sound_one_nothing_is_started_anew(tmp_path):
     targets = abstract((params, opt_state), on_one)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         with pytest.raises(UserError, match="There is no sound checkpoint") as error:
-            checkpoints.restore_newest(*targets)
+            checkpoints.restore_newest(items(*targets))
         assert str(error.value).count("is damaged (params/_sharding") == 2
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
 
@@ -506,7 +511,7 @@ def test_what_fails_for_want_of_memory_is_no_damage(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         monkeypatch.setattr(ocp.CheckpointManager, "restore", full)
         with pytest.raises(jax.errors.JaxRuntimeError):
-            checkpoints.restore_newest(*abstract((params, opt_state), on_one))
+            checkpoints.restore_newest(items(*abstract((params, opt_state), on_one)))
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
 
 
@@ -517,8 +522,8 @@ def test_the_best_stays(tmp_path):
         for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 1.0)):
             checkpoints.note(step, {"loss": loss})
             assert checkpoints.is_best(step) == (step in (1, 2))
-            checkpoints.save(step, *state, describe(step))
-        checkpoints.save(5, *state, describe(5))  # not evaluated
+            checkpoints.save(step, items(*state), describe(step))
+        checkpoints.save(5, items(*state), describe(5))  # not evaluated
         checkpoints.wait()
         assert checkpoints.best_step() == 2
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "5"]
@@ -527,7 +532,7 @@ def test_the_best_stays(tmp_path):
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
     state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, *state, describe(1))
+        checkpoints.save(1, items(*state), describe(1))
     closed = tmp_path / "checkpoints/1/params"
     for data in closed.rglob("d/*"):
         data.write_bytes(b"")  # not what the message is to speak of
@@ -547,12 +552,12 @@ def test_a_folder_that_vanishes_is_said_and_not_made_anew(tmp_path, in_its_place
     state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
     folder = tmp_path / "run/checkpoints"
     with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
-        checkpoints.save(1, *state, describe(1))
+        checkpoints.save(1, items(*state), describe(1))
         checkpoints.wait()
         shutil.move(folder, tmp_path / "away")
         if in_its_place == "a file":
             folder.touch()
         with pytest.raises(UserError, match=r"run/checkpoints has vanished\)"):
-            checkpoints.save(2, *state, describe(2))
+            checkpoints.save(2, items(*state), describe(2))
     assert not folder.is_dir()
     assert os.listdir(tmp_path / "away") == ["1"]

@@ -47,6 +47,7 @@ def _model(num_classes):
     model = types.SimpleNamespace(
         architecture=types.SimpleNamespace(num_classes=num_classes),
         apply=lambda variables, x: x.reshape(len(x), -1) @ variables["params"],
+        clone=lambda **_: model,
     )
     params = np.random.default_rng(1).normal(size=(16, num_classes))
     return model, params.astype(np.float32)

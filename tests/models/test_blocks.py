@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vit_jax import sharding
+from vit_jax.errors import UserError
 from vit_jax.models import Architecture, VisionTransformer, abstract_params
 from vit_jax.models.blocks import GELU, MLPS, NORMS
 from vit_jax.models.layers import make_layers
@@ -98,10 +99,9 @@ def test_older_releases_can_read_what_they_can_compute(gated, tiny):
 
 
 def test_its_matrices_are_refused_until_the_mesh_knows_them(gated):
-    mesh = sharding.make_mesh(2, 2, 2)
-    expected = r"blocks_00/mlp/gate/kernel of shape \(16, 24\) matches no row"
-    with pytest.raises(ValueError, match=expected):
-        sharding.shardings(abstract_params(gated()), mesh)
+    expected = r"how to spread blocks_00/mlp/gate/kernel \[16, 24\], "
+    with pytest.raises(UserError, match=expected):
+        sharding.check_known(abstract_params(gated()))
 
 
 def test_its_matrices_are_spread_as_the_mesh_says(
@@ -111,6 +111,7 @@ def test_its_matrices_are_spread_as_the_mesh_says(
     architecture = gated()
     params = random_params(architecture)
     images = random_images(architecture, batch=4)
+    sharding.check_known(params)
     where = sharding.shardings(params, placement.mesh)
     kernel = where["blocks_00"]["mlp"]["gate"]["kernel"]
     assert kernel.shard_shape((16, 24)) == (8, 12)

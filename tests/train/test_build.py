@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_jax import sharding
-from vit_jax.train.programs import build, build_eval, build_predict
+from vit_jax.train.programs import build, build_predict
 from vit_jax.train.setup import set_up
 
 
@@ -15,7 +15,7 @@ def config(tiny_config):
 
 def test_programs_take_the_arguments_that_come_with_them(config):
     mesh = sharding.make_mesh(2, 4, 1)
-    for function, rows in ((build, 8), (build_eval, 16), (build_predict, 16)):
+    for function, rows in ((build, 8), (build_predict, 16)):
         step, (state, batch) = function(config, mesh)
         assert {x.shape[0] for x in jax.tree.leaves(batch)} == {rows}
         compiled = step.lower(state, batch).compile()

@@ -14,13 +14,14 @@ from jax.sharding import AxisType, Mesh
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
 from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.programs import build
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import initial_state
+from vit_jax.train.state import to_items
 
 VALUES = {
     # With a learning rate of 1 the parameters' difference is the gradient.
@@ -265,8 +266,7 @@ def test_what_one_mesh_saved_another_restores(tiny_config, tmp_path):
         setup.architecture, setup.preprocessing, (), setup.config.to_dict(), 3
     )
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        rest = (state.opt_state, state.bad_images)
-        checkpoints.save(3, state.params, rest, description)
+        checkpoints.save(3, to_items(state), description)
         checkpoints.wait()
         for sizes in (mesh(fsdp=8), mesh(8)):
             other = set_up(tiny_config(**sizes))
@@ -312,7 +312,7 @@ def test_evaluation_uses_the_parameters_where_they_lie(tiny_config, tmp_path):
         head = jax.random.normal(key, (16, 10))
         params = state.params | {"head": state.params["head"] | {"kernel": head}}
         where = sharding.shardings(params, setup.mesh)
-        evaluation = Evaluation(setup, open_source("digits", "test[:50]"))
+        evaluation = Evaluation(setup, open_dataset("digits").split("test[:50]"))
         numbers.append(evaluation(jax.device_put(params, where), iter))
     assert numbers[0]["examples"] == 50
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)

@@ -16,6 +16,7 @@ from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.train.setup import _compute_dtype, set_up
+from vit_jax.train.state import from_items, to_items
 
 
 @pytest.fixture
@@ -381,11 +382,11 @@ def test_an_optimizer_state_on_the_host_changes_no_number(tiny_config, tmp_path)
             setup.architecture, setup.preprocessing, (), {"offload": offload}, 1
         )
         with Checkpoints(tmp_path / str(offload), keep=1) as checkpoints:
-            checkpoints.save(1, state.params, state.opt_state, described)
+            checkpoints.save(1, to_items(state), described)
             checkpoints.wait()
         with Checkpoints(tmp_path / str(offload), keep=1) as checkpoints:
-            found = checkpoints.restore(1, abstract.params, abstract.opt_state)
-        state = state._replace(params=found.params, opt_state=found.opt_state)
+            found = checkpoints.restore(1, to_items(abstract))
+        state = from_items(found.items, 1, abstract)
         state, _ = step(state, sharding.place(batch_of(setup, 1), setup.mesh))
         assert jax.tree.map(lambda x: x.sharding, state.opt_state) == where.opt_state
         states[offload] = jax.device_get((state.params, state.opt_state))

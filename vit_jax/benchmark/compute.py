@@ -137,12 +137,13 @@ def _measure(config: Config, what: str, mesh: Mesh, seconds: float) -> dict[str,
         compiled = lowered.compile()
         compile_seconds = time.perf_counter() - start
 
-    state, batch = first_state(config, what, mesh), random_batch(arguments[1])
-    jax.block_until_ready((state, batch))
+    state = first_state(config, what, mesh)
+    batch, *extra = map(random_batch, arguments[1:])
+    jax.block_until_ready((state, batch, extra))
 
     def run() -> None:
         nonlocal state
-        given = compiled(state, batch)
+        given = compiled(state, batch, *extra)
         if what == "train":
             state, given = given  # the step has consumed the last one
         jax.block_until_ready(given)

@@ -21,26 +21,25 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
     Returns:
       `images_per_second` of the whole and `images_per_second_per_core` (of those this
       process may use); `stages`: {name: {images_per_second_per_core, share of the
-      time}}; `first_batch_seconds` from opening the data on; `waiting`, the share of
+      time}}; `first_batch_seconds` from opening the split on; `waiting`, the share of
       time that steps wait which take a quarter longer than a batch does here;
       `peak_bytes` of this process's memory.
     """
     from vit_jax import sharding
     from vit_jax.data.loading.batches import cores, train_batches
-    from vit_jax.data.sources.opening import open_source
     from vit_jax.host_memory import peak_bytes
     from vit_jax.train.setup import set_up
 
     setup = set_up(config)
-    config, transform = setup.config, setup.train_transform
+    config = setup.config
     start = time.perf_counter()
-    source = open_source(config.dataset, setup.info.train_split, config.data_dir)
+    source = setup.dataset.split(setup.info.train_split)
 
     def batches(first: int) -> Any:
         return train_batches(
             source,
             batch_size=config.batch_size,
-            transform=transform,
+            transform=setup.train_transforms,
             channels=setup.architecture.channels,
             seed=config.seed,
             start=first,
@@ -105,7 +104,7 @@ def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
     from vit_jax.data.preprocessing import opened, to_pixels
 
     count = min(_STAGE_IMAGES, 4 * len(source))
-    channels, chain = setup.architecture.channels, setup.train_transform
+    channels, chains = setup.architecture.channels, setup.train_transforms.values()
 
     def timed(action: Callable[[], Any], images: int) -> tuple[float, Any]:
         start = time.process_time()
@@ -114,7 +113,14 @@ def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
 
     def augmented(images: Any) -> Any:
         draws = [np.random.default_rng((0, position)) for position in range(count)]
-        return timed(lambda: [*map(chain, images, draws)], count)
+        return timed(
+            lambda: [
+                chain(image, draw)
+                for image, draw in zip(images, draws, strict=True)
+                for chain in chains
+            ],
+            count,
+        )
 
     read, examples = timed(
         lambda: [source[index % len(source)] for index in range(count)], count

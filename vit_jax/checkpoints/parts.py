@@ -19,7 +19,8 @@ from vit_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 # The parts of a checkpoint: a folder each in WORKDIR/checkpoints/<step>.
-PARAMS, EMA, OPTIMIZER, METADATA = "params", "ema", "optimizer", "metadata"
+PARAMS, EMA, OPTIMIZER, OBJECTIVE = "params", "ema", "optimizer", "objective"
+METADATA = "metadata"
 # What Orbax calls a folder until it is complete.
 UNFINISHED = ".orbax-checkpoint-tmp"
 _ARRAYS = (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)

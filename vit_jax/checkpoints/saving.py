@@ -26,6 +26,7 @@ from vit_jax.checkpoints.manifest import write_manifest
 from vit_jax.checkpoints.parts import (
     EMA,
     METADATA,
+    OBJECTIVE,
     OPTIMIZER,
     PARAMS,
     UNFINISHED,
@@ -46,12 +47,10 @@ _COMMIT_FILE = ocp.options.AtomicityMode.COMMIT_FILE
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` returns."""
+    """Returned by `Checkpoints.restore`: the parts that were asked for, by name."""
 
-    params: Any
-    opt_state: Any
+    items: dict[str, Any]
     description: Description
-    ema: Any = None
 
 
 class Checkpoints:
@@ -97,7 +96,7 @@ class Checkpoints:
                         post_finalization_callback=self._write_manifest
                     ),
                 ),
-                handler_registry=handlers(PARAMS, EMA, OPTIMIZER, METADATA),
+                handler_registry=handlers(PARAMS, EMA, OPTIMIZER, OBJECTIVE, METADATA),
             )
         except OSError as error:
             raise UserError(
@@ -124,12 +123,7 @@ class Checkpoints:
         self._retention.note(step, metrics)
 
     def save(
-        self,
-        step: int,
-        params: Any,
-        opt_state: Any,
-        description: Description,
-        ema: Any = None,
+        self, step: int, items: Mapping[str, Any], description: Description
     ) -> None:
         """Starts saving; returns when the arrays are copied, so they may be donated.
 
@@ -138,10 +132,9 @@ class Checkpoints:
 
         Args:
           step: finished updates.
-          params: tree of arrays.
-          opt_state: tree of arrays.
+          items: trees of arrays by the name of their part: `PARAMS`, `OPTIMIZER` and,
+            where there are such, `EMA` and `OBJECTIVE`.
           description: what the checkpoint says of itself.
-          ema: averaged parameters, if there are any.
 
         Raises:
           UserError: this or an earlier save failed; names the step, the reason and the
@@ -153,13 +146,10 @@ class Checkpoints:
             if step == latest:
                 return
             raise ValueError(f"step {step} is older than the saved step {latest}")
-        items: dict[str, Any] = {
-            PARAMS: ocp.args.PyTreeSave(params),
-            OPTIMIZER: ocp.args.PyTreeSave(opt_state),
-            METADATA: ocp.args.JsonSave(description.to_dict()),
+        parts: dict[str, Any] = {
+            name: ocp.args.PyTreeSave(tree) for name, tree in items.items()
         }
-        if ema is not None:
-            items[EMA] = ocp.args.PyTreeSave(ema)
+        parts[METADATA] = ocp.args.JsonSave(description.to_dict())
         self._in_flight = step
         with self._failures_explained(OSError):
             # Orbax would make it anew, wherever that then is, and nobody would know.
@@ -167,12 +157,10 @@ class Checkpoints:
                 raise NotADirectoryError(
                     errno.ENOTDIR, f"the folder {self._directory} has vanished"
                 )
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._manager.save(step, args=ocp.args.Composite(**parts), force=True)
 
-    def restore_newest(
-        self, abstract_params: Any, abstract_opt_state: Any, abstract_ema: Any = None
-    ) -> Restored | None:
-        """Like `restore`, of the newest checkpoint that is sound; None without any.
+    def restore_newest(self, abstract: Mapping[str, Any]) -> Restored | None:
+        """Like `restore`, from the newest checkpoint that is sound; None without any.
 
         Damaged ones that are newer are moved away, to checkpoints/<step>.damaged, so
         that these steps can be saved again.
@@ -184,9 +172,7 @@ class Checkpoints:
 
         def restore(step: int) -> Restored:
             try:
-                return self.restore(
-                    step, abstract_params, abstract_opt_state, abstract_ema
-                )
+                return self.restore(step, abstract)
             except DamagedError:
                 damaged.append(step)
                 raise
@@ -198,29 +184,20 @@ class Checkpoints:
             self._set_aside(damaged)
         return found
 
-    def restore(
-        self,
-        step: int,
-        abstract_params: Any,
-        abstract_opt_state: Any,
-        abstract_ema: Any = None,
-    ) -> Restored:
+    def restore(self, step: int, abstract: Mapping[str, Any]) -> Restored:
         """Reads a checkpoint onto the devices that the abstract arrays name.
 
         Args:
           step: one of the saved steps.
-          abstract_params: tree of `jax.ShapeDtypeStruct` with shardings.
-          abstract_opt_state: the same, in optax's classes.
-          abstract_ema: the same of averaged parameters; None if there are none.
+          abstract: the parts to read, as they were saved: trees of
+            `jax.ShapeDtypeStruct` with shardings; optimiser states in optax's classes.
 
         Raises:
           DamagedError: it is not as it was written.
           UserError: no such step, or another model's or optimizer's tree.
         """
         self.wait()
-        wanted = {PARAMS: abstract_params, OPTIMIZER: abstract_opt_state}
-        if abstract_ema is not None:
-            wanted[EMA] = abstract_ema
+        wanted = dict(abstract)
         for leaf in jax.tree.leaves(wanted):
             if getattr(leaf, "sharding", None) is None:
                 raise ValueError(f"{leaf} has no sharding to restore onto")
@@ -248,8 +225,7 @@ class Checkpoints:
         with sound(folder):
             state: Any = self._manager.restore(step, args=ocp.args.Composite(**items))
         description = Description.from_dict(state[METADATA])
-        ema = state[EMA] if EMA in wanted else None
-        return Restored(state[PARAMS], state[OPTIMIZER], description, ema)
+        return Restored({name: state[name] for name in wanted}, description)
 
     def wait(self) -> None:
         """Returns when the save in flight is complete.

@@ -132,6 +132,13 @@ def default_config() -> Config:
     # "bilinear", "google" (vit_jax/models/posemb.py).
     config.posemb_resize = "bicubic"
 
+    # --- What is learned ---
+    # "classification", or a class of your own as "package.module:Name", found on
+    # Python's path (vit_jax/objectives/protocol.py).
+    config.objective = "classification"
+    # Arguments of that class, by name; your own objective says which it takes.
+    config.objective_options = ConfigDict()
+
     # --- Loss and optimiser ---
     # "softmax", or "sigmoid": one yes-or-no question a class.
     config.loss = "softmax"

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
 def _print(report) -> None:
     several = ", any number an example" if report.multi_label else ""
     lines = [
-        f"{report.place} ({report.kind})",
+        f"{report.location} ({report.kind})",
         f"{len(report.class_names):,} classes{several}",
     ]
     for split, count in report.num_examples.items():

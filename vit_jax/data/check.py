@@ -9,8 +9,8 @@ import numpy as np
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources import imagenet, tfds_sets
-from vit_jax.data.sources.datasets import KINDS, PRESETS, find
-from vit_jax.data.sources.listings import ListedImages, UnknownClasses
+from vit_jax.data.sources.datasets import PRESETS, open_dataset
+from vit_jax.data.sources.listings import UnknownClasses
 from vit_jax.data.sources.protocol import DatasetInfo, Source
 from vit_jax.data.sources.splits import count
 from vit_jax.errors import UserError
@@ -32,7 +32,7 @@ class Report:
     Attributes:
       dataset: as given.
       kind: one of `datasets.KINDS`.
-      place: its path, or its name.
+      location: its path, or its name.
       num_examples: split → number, of all splits and of the parts that are used.
       held_out: see `DatasetInfo`.
       class_names: in the order of the labels.
@@ -45,7 +45,7 @@ class Report:
 
     dataset: str
     kind: str
-    place: str
+    location: str
     num_examples: dict[str, int]
     held_out: bool
     class_names: tuple[str, ...]
@@ -69,7 +69,7 @@ class Report:
         return {
             "dataset": self.dataset,
             "kind": self.kind,
-            "place": self.place,
+            "place": self.location,
             "splits": splits,
             "held_out": self.held_out,
             "classes": len(self.class_names),
@@ -93,7 +93,7 @@ def check(dataset: str, data_dir: str = "", like: str = "") -> Report:
     """Looks at all labels that are quickly read, and decodes one image a split.
 
     Args:
-      dataset: as `datasets.describe` takes it.
+      dataset: as `open_dataset` takes it.
       data_dir: where tensorflow-datasets keeps its sets; "" = its default.
       like: a preset to compare with; "" = none.
 
@@ -102,24 +102,21 @@ def check(dataset: str, data_dir: str = "", like: str = "") -> Report:
     """
     if like and like not in PRESETS:
         raise UserError(f"--like={like}: expected one of {', '.join(PRESETS)}")
-    kind, place = find(dataset)
-    if kind == "tensorflow-datasets":  # which would be prepared, if that is possible
-        tfds_sets.check_prepared(place, data_dir)
+    opened = open_dataset(dataset, data_dir)
+    if opened.kind == "tensorflow-datasets":  # to open it would prepare it
+        tfds_sets.check_prepared(opened.location, opened.data_dir)
     problems: list[str] = []
     try:
-        info = KINDS[kind].describe(place, data_dir)
-        sources = {
-            split: KINDS[kind].open_split(place, split, data_dir)
-            for split in dict.fromkeys((info.train_split, info.eval_split))
-            if split
-        }
+        contents = opened.contents
     except UnknownClasses as error:
         problems.append(str(error))
-        info = error.listing.info(place)
-        sources = {
-            split: ListedImages(error.listing, split)
-            for split in (info.train_split, info.eval_split)
-        }
+        contents = error.listing
+    info = contents.info
+    sources = {
+        split: contents.split(split)
+        for split in dict.fromkeys((info.train_split, info.eval_split))
+        if split
+    }
     counts = {
         split: np.bincount(source.labels(), minlength=info.num_classes)
         for split, source in sources.items()
@@ -135,8 +132,8 @@ def check(dataset: str, data_dir: str = "", like: str = "") -> Report:
         problems += _missing(info, counts, like)
     return Report(
         dataset=dataset,
-        kind=kind,
-        place=place,
+        kind=opened.kind,
+        location=opened.location,
         num_examples=info.num_examples
         | {split: len(source) for split, source in sources.items()},
         held_out=info.held_out,

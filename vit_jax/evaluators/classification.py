@@ -48,12 +48,10 @@ def make_eval_step(
     """
     num_classes = model.architecture.num_classes
     loss_fn = LOSSES[loss]
-    placement = sharding.MeshPlacement(mesh)
+    placed = sharding.PlacedModel(model, mesh)
 
     def eval_step(params: Any, batch: Mapping[str, Array]) -> Sums:
-        images = preprocessing.normalize(batch["image"])
-        params = placement.gather_outside_blocks(params)
-        logits: Any = model.apply({"params": params}, images)
+        logits = placed(params, preprocessing.normalize(batch["image"]))
         targets = to_targets(batch["label"], num_classes)
         counts = batch["mask"] > 0
         _, best = jax.lax.top_k(logits, min(5, num_classes))
@@ -125,6 +123,26 @@ def evaluate(
         if name in totals
     }
     return result | {"examples": counted, "bad_images": bad} | by_class
+
+
+def abstract_batch(
+    preprocessing: Preprocessing, rows: int, mesh: Mesh, *, num_classes: int = 0
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a batch of an evaluation.
+
+    Args:
+      preprocessing: of the images.
+      rows: number of examples, padding included.
+      mesh: the devices.
+      num_classes: width of the labels where an image may have several; 0 = one label.
+    """
+    columns = {
+        "image": ((*preprocessing.image_size, preprocessing.channels), jnp.uint8),
+        "label": ((num_classes,), jnp.float32) if num_classes else ((), jnp.int32),
+        "mask": ((), jnp.float32),
+        "bad": ((), jnp.int32),
+    }
+    return sharding.abstract_batch(columns, rows, mesh)
 
 
 def padded_batch_size(batch_size: int, mesh: Mesh) -> int:

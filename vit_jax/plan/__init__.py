@@ -1,7 +1,7 @@
 """What a recipe needs and costs on devices that need not be there.
 
 from vit_jax.plan import measure, topology
-from vit_jax.train.step import build
+from vit_jax.train.programs import build
 
 v5e = topology("v5e:2x2")
 program, arguments = build(config, v5e.mesh(config))

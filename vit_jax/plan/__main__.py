@@ -49,7 +49,10 @@ def _main() -> None:
     topology = _topology(own.topology)
     config, prepare = _recipe(argv, topology)
     points = sweep.configs(argv, axes)
-    plan = make_plan(prepare(config), topology)
+    setup = prepare(config)
+    if not {"dataset", "data_dir"} & axes.keys():
+        prepare = functools.partial(prepare, dataset=setup.dataset)
+    plan = make_plan(setup, topology)
     found: dict[str, Any] = plan.to_json()
     show = (lambda *_: None) if own.json else (lambda view, value: view(value))
     show(report.show_plan, plan)

@@ -117,5 +117,4 @@ def make_plan(setup: Setup, topology: Topology) -> Plan:
 
 def measure_step(setup: Setup, topology: Topology) -> Measurement:
     """What the compiler says of a run's training step."""
-    arguments = setup.abstract_state(), setup.abstract_batch()
-    return measure(setup.train_step(), arguments, topology)
+    return measure(setup.train_step(), setup.abstract_arguments(), topology)

@@ -2,9 +2,6 @@
 
 import dataclasses
 
-import jax
-
-from vit_jax.optim.chain import make_optimizer
 from vit_jax.plan.compiled import Measurement
 from vit_jax.plan.plans import logger, measure_step
 from vit_jax.plan.topologies import Topology
@@ -73,7 +70,4 @@ def at_depth(setup: Setup, depth: int) -> Setup:
     """The same run with another number of blocks."""
     architecture = dataclasses.replace(setup.architecture, depth=depth)
     model = setup.model.clone(architecture=architecture)
-    changed = dataclasses.replace(setup, architecture=architecture, model=model)
-    # The optimiser knows the parameters that decay.
-    shapes = jax.eval_shape(changed.init_params)
-    return dataclasses.replace(changed, optimizer=make_optimizer(setup.config, shapes))
+    return dataclasses.replace(setup, architecture=architecture, model=model)

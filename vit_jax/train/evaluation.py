@@ -5,7 +5,7 @@ from typing import Any
 
 from vit_jax import sharding
 from vit_jax.data.loading.batches import eval_batches
-from vit_jax.data.sources.opening import Source
+from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import evaluate
 from vit_jax.train.out_of_memory import EVALUATION, out_of_memory_explained

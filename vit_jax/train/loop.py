@@ -30,7 +30,7 @@ from vit_jax.train.start import (
     open_batches,
     open_sources,
 )
-from vit_jax.train.step import TrainState
+from vit_jax.train.state import TrainState
 from vit_jax.train.workdir_name import default_workdir
 from vit_jax.weights.loading import load_weights
 

@@ -12,7 +12,6 @@ import jax
 from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import padded_batch_size
-from vit_jax.optim.chain import make_optimizer
 from vit_jax.train.memory import is_out_of_memory, needed_bytes
 from vit_jax.train.setup import Setup
 
@@ -134,9 +133,8 @@ def out_of_memory_explained(setup: Setup, phase: Phase = TRAINING) -> Iterator[N
 
 def _with_optimizer(setup: Setup, values: dict[str, Any]) -> tuple[str, str, Setup]:
     changed = _changed(setup, values)
-    optimizer = make_optimizer(changed.config, setup.abstract_state().params)
     flags = " ".join(f"--config.{key}={value}" for key, value in values.items())
-    return flags, "another result", dataclasses.replace(changed, optimizer=optimizer)
+    return flags, "another result", changed
 
 
 def _changed(setup: Setup, values: dict[str, Any]) -> Setup:

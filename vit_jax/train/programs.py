@@ -1,4 +1,4 @@
-"""The compiled programs of a run: what training, plan and benchmark lower and run.
+"""The programs of a run, lowered for devices that need not be there.
 
 `fn, arguments = build(config, mesh)`, then `fn.lower(*arguments).compile()`. Nothing is
 allocated: the devices of the mesh need not be there, nor a dataset or weights.
@@ -12,48 +12,38 @@ from jax.sharding import Mesh
 from vit_jax import sharding
 from vit_jax.config import Config
 from vit_jax.evaluators.classification import padded_batch_size
-from vit_jax.train.setup import Setup, set_up
+from vit_jax.train.setup import set_up
 
-Program = tuple[jax.stages.Wrapped, tuple[Any, Any]]
+Program = tuple[jax.stages.Wrapped, tuple[Any, ...]]
 
 
 def build(config: Config, mesh: Mesh) -> Program:
     """The jitted training step of a recipe, and the abstract arguments to lower it.
 
-    The step takes the training state, which it consumes, and a batch of
-    `config.batch_size`; it returns the next state and metrics.
+    The step takes the training state, which it consumes, a batch of
+    `config.batch_size` and, where the objective reads more than these, its `extra`; it
+    returns the next state and metrics.
     """
     setup = set_up(config, mesh=mesh)
-    return setup.train_step(), (setup.abstract_state(), setup.abstract_batch())
-
-
-def build_eval(config: Config, mesh: Mesh) -> Program:
-    """The same of the evaluation: parameters and a batch → sums over its examples.
-
-    The batch has `config.eval_batch_size` rows, or as many more as the mesh needs.
-    """
-    setup = set_up(config, mesh=mesh)
-    batch = setup.abstract_batch(_eval_rows(setup))
-    return setup.eval_step(), (setup.abstract_state().params, batch)
+    return setup.train_step(), setup.abstract_arguments()
 
 
 def build_predict(config: Config, mesh: Mesh) -> Program:
-    """The same of prediction: parameters and uint8 images [b, h, w, c] → logits [b, k].
+    """The jitted prediction of a recipe's model, and its abstract arguments.
 
-    There are as many images as `build_eval` has.
+    It takes the model's parameters and uint8 images [b, h, w, c], b being
+    `config.eval_batch_size` or as many more as the mesh needs, and returns logits
+    [b, k].
     """
     setup = set_up(config, mesh=mesh)
-    placement = sharding.MeshPlacement(mesh)
-    model = setup.model.clone(placement=placement)
+    model = sharding.PlacedModel(setup.model, mesh)
 
     def predict(params: Any, images: jax.Array) -> Any:
-        params = placement.gather_outside_blocks(params)
-        return model.apply({"params": params}, setup.preprocessing.normalize(images))
+        return model(params, setup.preprocessing.normalize(images))
 
-    images = setup.abstract_batch(_eval_rows(setup))["image"]
-    step = jax.jit(predict, out_shardings=sharding.batch_sharding(mesh))
+    rows = padded_batch_size(setup.config.eval_batch_size, mesh)
+    size = (*setup.architecture.image_size, setup.architecture.channels)
+    spread = sharding.batch_sharding(mesh)
+    images = jax.ShapeDtypeStruct((rows, *size), "uint8", sharding=spread)
+    step = jax.jit(predict, out_shardings=spread)
     return step, (setup.abstract_state().params, images)
-
-
-def _eval_rows(setup: Setup) -> int:
-    return padded_batch_size(setup.config.eval_batch_size, setup.mesh)

@@ -23,7 +23,7 @@ from vit_jax.train.reporting.goodput import goodput, in_words
 from vit_jax.train.reporting.metrics import MetricWriter, Progress, Stopwatch
 from vit_jax.train.reporting.profiling import Profile
 from vit_jax.train.setup import Setup
-from vit_jax.train.step import TrainState
+from vit_jax.train.state import TrainState, to_items
 
 logger = logging.getLogger(__name__)
 
@@ -231,9 +231,8 @@ class Reports:
             step,
             self.examples,
         )
-        rest = (state.opt_state, state.bad_images)
         with self.clock.stopped("saving"):
-            self.checkpoints.save(step, state.params, rest, description, state.ema)
+            self.checkpoints.save(step, to_items(state), description)
         self.watchdog.begin("")
 
     def finish(self, step: int) -> None:

@@ -7,7 +7,7 @@ dataset or a checkpoint to know the shapes, the schedule and the compiled progra
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +20,14 @@ from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import Config, checks
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.data.sources.datasets import DatasetInfo, describe, locate
+from vit_jax.data.sources.datasets import Dataset, open_dataset
+from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain
-from vit_jax.evaluators.classification import make_eval_step, padded_batch_size
+from vit_jax.evaluators.classification import (
+    abstract_batch,
+    make_eval_step,
+    padded_batch_size,
+)
 from vit_jax.models import (
     Architecture,
     PatchModel,
@@ -31,33 +36,78 @@ from vit_jax.models import (
 )
 from vit_jax.models import build as build_model
 from vit_jax.models.attention.formulations import candidates, why_not_cudnn
+from vit_jax.objectives.choosing import make_objective, objective_class
+from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
 from vit_jax.optim.chain import make_optimizer
-from vit_jax.train.step import TrainState, make_train_step
+from vit_jax.train.state import TrainState, new_state
+from vit_jax.train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """One run, ready to be lowered, compiled and fed."""
+    """One run, ready to be lowered, compiled and fed.
+
+    What follows from the fields is made when it is first asked for, so another run is
+    `dataclasses.replace` of what differs.
+    """
 
     config: Config  # resolved
-    info: DatasetInfo
+    dataset: Dataset
+    info: DatasetInfo  # with the two splits of this run
     mesh: Mesh
     architecture: ViTOrMixer
     preprocessing: Preprocessing
     model: PatchModel
-    optimizer: optax.GradientTransformation
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """What the run minimises."""
+        return make_objective(
+            Given(
+                self.config,
+                self.info,
+                self.mesh,
+                self.architecture,
+                self.preprocessing,
+                self.model,
+                parse_chain(self.config.augment.train, self.architecture.image_size),
+            )
+        )
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """What makes directions of gradients."""
+        return make_optimizer(self.config, self.param_shapes)
+
+    @functools.cached_property
+    def param_shapes(self) -> Any:
+        """Shapes and dtypes of all parameters.
+
+        Raises:
+          UserError: a matrix among them, or in the objective's state, is one that
+            nothing says how to spread over the mesh.
+        """
+        params = shapes_of(self.objective)
+        kept = jax.eval_shape(self.objective.init_state, params)
+        sharding.check_known((params, kept), self.objective.sharding_rules)
+        return params
 
     def init_params(self) -> Any:
         """Random parameters of the config's seed; a pure function to jit or trace."""
-        return _init_params(self.model, self.config.seed)
+        return self.objective.init(jax.random.key(self.config.seed))
 
     def new_state(self, params: Any) -> TrainState:
         """The state before the first step."""
-        # Two arrays: the step donates its state, and one cannot be given away twice.
-        step, bad_images = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        # A copy, for the same reason.
-        ema = jax.tree.map(jnp.copy, params) if self.config.ema_decay else None
-        return TrainState(step, params, self.optimizer.init(params), bad_images, ema)
+        return new_state(
+            params,
+            self.optimizer,
+            averaged=bool(self.config.ema_decay),
+            objective_state=self.objective.init_state,
+        )
+
+    def shardings(self, tree: Any) -> Any:
+        """Where parameters, or all that is kept for each, lie on the mesh."""
+        return sharding.shardings(tree, self.mesh, self.objective.sharding_rules)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state."""
@@ -65,42 +115,50 @@ class Setup:
 
     @functools.cached_property
     def _abstract_state(self) -> TrainState:
-        state = jax.eval_shape(self.new_state, _param_shapes(self.model))
-        state = _placed(state, sharding.shardings(state, self.mesh))
+        state = jax.eval_shape(self.new_state, self.param_shapes)
+        state = _placed(state, self.shardings(state))
         if not self.config.offload_optimizer:
             return state
         where = sharding.on_host(state.opt_state, self.mesh)
         return state._replace(opt_state=_placed(state.opt_state, where))
 
-    def abstract_batch(self, rows: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of a global batch; by default of training."""
-        rows = rows or self.config.batch_size
-        image = (*self.architecture.image_size, self.architecture.channels)
-        label: Any = ((self.info.num_classes,), jnp.float32)
-        columns = {
-            "image": (image, jnp.uint8),
-            "label": label if self.info.multi_label else ((), jnp.int32),
-            "mask": ((), jnp.float32),
-            "bad": ((), jnp.int32),
-        }
-        spread = sharding.batch_sharding(self.mesh)
-        return {
-            name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)
-            for name, (shape, dtype) in columns.items()
-        }
+    def extra(self) -> Any:
+        """What the loss reads and nothing changes, on the devices; see `Objective`."""
+        values, abstract = self.objective.extra(), self._abstract_extra
+        return jax.device_put(values, jax.tree.map(lambda x: x.sharding, abstract))
 
-    def train_step(self) -> jax.stages.Wrapped:
-        """The jitted step; it takes `abstract_state()` and a batch."""
+    @functools.cached_property
+    def _abstract_extra(self) -> Any:
+        values = self.objective.extra()
+        sharding.check_known(values, self.objective.sharding_rules)
+        return _placed(values, self.shardings(values))
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a global batch of training."""
+        columns = {
+            name: (x.shape, x.dtype) for name, x in self.objective.inputs.items()
+        }
+        columns |= {"mask": ((), jnp.float32), "bad": ((), jnp.int32)}
+        return sharding.abstract_batch(columns, self.config.batch_size, self.mesh)
+
+    def abstract_arguments(self) -> tuple[Any, ...]:
+        """Those of the training step: state, batch and, if there is any, `extra`."""
+        arguments = self.abstract_state(), self.abstract_batch()
+        extra = self._abstract_extra
+        return (*arguments, extra) if jax.tree.leaves(extra) else arguments
+
+    def train_step(self, choice: Hashable = None) -> jax.stages.Wrapped:
+        """The jitted step; it takes `abstract_state()`, a batch and `extra`."""
         step = make_train_step(
-            self.config, self.model, self.preprocessing, self.optimizer, self.mesh
+            self.config, self.objective, self.optimizer, self.mesh, choice
         )
         where = jax.tree.map(lambda x: x.sharding, self.abstract_state())
         metrics = sharding.replicated(self.mesh)
         return jax.jit(step, donate_argnums=0, out_shardings=(where, metrics))
 
-    def lower(self) -> jax.stages.Lowered:
+    def lower(self, choice: Hashable = None) -> jax.stages.Lowered:
         """The training step for this run's shapes, not yet compiled."""
-        return self.train_step().lower(self.abstract_state(), self.abstract_batch())
+        return self.train_step(choice).lower(*self.abstract_arguments())
 
     @property
     def eval_rows(self) -> int:
@@ -110,13 +168,18 @@ class Setup:
 
     def lower_eval(self) -> jax.stages.Lowered:
         """The evaluation's step for this run's shapes, not yet compiled."""
-        batch = self.abstract_batch(self.eval_rows)
+        batch = abstract_batch(
+            self.preprocessing,
+            self.eval_rows,
+            self.mesh,
+            num_classes=self.info.num_classes * self.info.multi_label,
+        )
         return self.eval_step().lower(self.abstract_state().params, batch)
 
     def eval_step(self) -> jax.stages.Wrapped:
         """The jitted step of an evaluation; it takes parameters and a batch."""
         return make_eval_step(
-            self.model.clone(placement=sharding.MeshPlacement(self.mesh)),
+            self.model,
             self.preprocessing,
             self.mesh,
             loss=self.config.loss,
@@ -124,9 +187,13 @@ class Setup:
         )
 
     @property
-    def train_transform(self) -> Chain:
-        """The random transform of one training image."""
-        return parse_chain(self.config.augment.train, self.architecture.image_size)
+    def train_transforms(self) -> dict[str, Chain]:
+        """The random transform of each column of images."""
+        return {
+            name: column.transform
+            for name, column in self.objective.inputs.items()
+            if isinstance(column, Images)
+        }
 
 
 def set_up(
@@ -136,6 +203,7 @@ def set_up(
     devices: Sequence[Any] = (),
     pretrained: Description | None = None,
     problems: Sequence[str] = (),
+    dataset: Dataset | None = None,
 ) -> Setup:
     """Resolves and checks a config and derives everything else from it.
 
@@ -146,16 +214,16 @@ def set_up(
       pretrained: what the pretrained checkpoint says of itself. An empty
         `model.variant` takes the architecture from it.
       problems: what is already known to be wrong, to be listed with the rest.
+      dataset: the config's, where it is open already.
 
     Raises:
       UserError: lists everything that cannot work, before anything is compiled.
     """
     found = list(problems)
-    info = architecture = preprocessing = optimizer = model = None
+    info = architecture = preprocessing = setup = None
     with _noting(found):
-        info = describe(
-            config.dataset, config.train_split, config.eval_split, config.data_dir
-        )
+        dataset = dataset or open_dataset(config.dataset, config.data_dir)
+        info = dataset.info.with_splits(config.train_split, config.eval_split)
     config = config_lib.resolve(
         config, info.num_examples[info.train_split] if info else 1
     )
@@ -168,15 +236,20 @@ def set_up(
     sound = config_lib.with_defaults(config, wrong)
     if "image_size" not in wrong:
         size = config_lib.image_size(config)
+        chain = None
         with _noting(found, "augment.train: "):
-            parse_chain(config.augment.train, size)
+            chain = parse_chain(config.augment.train, size)
+        if chain is None:
+            sound.augment.train = "resize"
         with _noting(found, "augment.eval: "):
             preprocessing = _preprocessing(sound, size, pretrained)
         if sound.model.variant or pretrained:
+            classes = 1
             with _noting(found):
-                architecture = _architecture(
-                    sound, info.num_classes if info else 1, pretrained
-                )
+                kind = objective_class(sound.objective)
+                classes = kind.num_classes(sound, info) if info else 1
+            with _noting(found):
+                architecture = _architecture(sound, classes, pretrained)
     other_meshes = ""
     if architecture and mesh:
         batch = sound.batch_size, sound.accum_steps
@@ -191,7 +264,16 @@ def set_up(
             attention = _attention(sound, architecture, mesh)
         model = _model(sound, architecture, mesh, attention or "xla")
         with _noting(found):
-            optimizer = make_optimizer(sound, _param_shapes(model))
+            setup = Setup(
+                sound,
+                dataset or open_dataset("digits"),
+                info or DatasetInfo("", 1, {}, None, "", ""),
+                mesh,
+                architecture,
+                preprocessing or Preprocessing(architecture.image_size),
+                model,
+            )
+            _ = setup.optimizer
     # First what the values alone show.
     found[first:first] = config_lib.problems(
         config,
@@ -200,11 +282,11 @@ def set_up(
     )
     checks.check(found)
     # Otherwise a problem was found.
-    assert info and mesh and architecture and preprocessing and model and optimizer
+    assert setup and dataset and info and preprocessing
 
     # Absolute, so that the checkpoint finds its data from any current directory.
-    config.dataset, config.data_dir = locate(config.dataset, config.data_dir)
-    return Setup(config, info, mesh, architecture, preprocessing, model, optimizer)
+    config.dataset, config.data_dir = dataset.location, dataset.data_dir
+    return dataclasses.replace(setup, config=config, dataset=dataset)
 
 
 def _placed(shapes: Any, where: Any) -> Any:
@@ -312,23 +394,6 @@ def _model(
         head_bias=config.model.head_bias,
         layer_scale_init=config.model.layer_scale or 1.0,
     )
-
-
-def _init_params(model: PatchModel, seed: int) -> Any:
-    height, width = model.architecture.image_size
-    images = jnp.zeros((1, height, width, model.architecture.channels))
-    return model.init(jax.random.key(seed), images)["params"]
-
-
-def _param_shapes(model: PatchModel) -> Any:
-    """Shapes and dtypes of the parameters, traced once for each model."""
-    hashable: Any = model  # as Flax makes all modules
-    return _traced_param_shapes(hashable)
-
-
-@functools.lru_cache(maxsize=8)
-def _traced_param_shapes(model: PatchModel) -> Any:
-    return jax.eval_shape(lambda: _init_params(model, seed=0))
 
 
 def attention_candidates(

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config as config_lib
@@ -18,11 +17,11 @@ from vit_jax.config import Config
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.loading.batches import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
-from vit_jax.data.sources.opening import Source, open_source
+from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
 from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
-from vit_jax.train.step import TrainState
+from vit_jax.train.state import TrainState, from_items, to_items
 from vit_jax.weights.adapt import adapt, even_normalization, new_head_because
 from vit_jax.weights.loading import Weights
 
@@ -45,8 +44,7 @@ def open_sources(
     """
     info, config = setup.info, setup.config
     train, held_out = (
-        open_source(config.dataset, split, config.data_dir)
-        for split in (info.train_split, info.eval_split)
+        setup.dataset.split(split) for split in (info.train_split, info.eval_split)
     )
     if train.class_names != held_out.class_names:
         raise UserError(
@@ -75,7 +73,8 @@ def open_sources(
     with contextlib.suppress(DecodeError):
         example, rng = train[0], np.random.default_rng(0)
         pixels = to_pixels(example.image, setup.preprocessing.channels, example.name)
-        setup.train_transform(pixels, rng, example.name)
+        for chain in setup.train_transforms.values():
+            chain(pixels, rng, example.name)
     with contextlib.suppress(DecodeError):
         setup.preprocessing.prepare(held_out[0].image, held_out[0].name)
     return train, held_out
@@ -106,7 +105,7 @@ def open_batches(setup: Setup, source: Source, start: int) -> Batches:
     return train_batches(
         source,
         batch_size=config.batch_size,
-        transform=setup.train_transform,
+        transform=setup.train_transforms,
         channels=setup.architecture.channels,
         seed=config.seed,
         start=start,
@@ -159,14 +158,12 @@ def initial_state(
 ) -> TrainState:
     """From the newest sound checkpoint, else from `params`, else from random ones."""
     abstract = setup.abstract_state()
-    rest = (abstract.opt_state, abstract.bad_images)
     cluster.agreed("step", checkpoints.latest_step() or 0)
-    found = checkpoints.restore_newest(abstract.params, rest, abstract.ema)
+    found = checkpoints.restore_newest(to_items(abstract))
     if found is not None:
-        step, (opt_state, bad) = found.description.step, found.opt_state
+        step = found.description.step
         logger.info("going on from the checkpoint of step %d", step)
-        count = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-        return TrainState(count, found.params, opt_state, bad, found.ema)
+        return from_items(found.items, step, abstract)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     if params is None:
         return jax.jit(

@@ -20,7 +20,7 @@ from vit_jax.data.decode import DecodeError
 from vit_jax.data.loading import batches as batches_lib
 from vit_jax.data.loading.batches import eval_batches, train_batches
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.protocol import Example
 from vit_jax.data.transforms.chains import parse_chain
 from vit_jax.errors import UserError
@@ -350,7 +350,7 @@ def test_memory_that_waits_is_bounded():
 
 def from_processes(stop, **options):
     return train_batches(
-        open_source("digits"),
+        open_dataset("digits").split(),
         batch_size=40,
         transform=parse_chain("inception_crop", SIZE),
         seed=1,
@@ -434,14 +434,14 @@ def test_works_where_nobody_parsed_flags_and_imports_neither_jax_nor_tensorflow(
     program = """if True:
         import sys
         import vit_jax.data.loading.batches
-        import vit_jax.data.sources.datasets, vit_jax.data.sources.opening
+        import vit_jax.data.sources.datasets
         heavy = {"jax", "tensorflow", "tensorflow_datasets", "grain", "sklearn"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
         from absl import flags
         from vit_jax.data.transforms.chains import parse_chain
         assert not flags.FLAGS.is_parsed()
         batches = vit_jax.data.loading.batches.train_batches(
-            vit_jax.data.sources.opening.open_source("digits"),
+            vit_jax.data.sources.datasets.open_dataset("digits").split(),
             batch_size=4, seed=0, start=0, stop=2,
             transform=parse_chain("resize", (8, 8)), num_threads=2)
         print([batch["label"].tolist() for batch in batches])

@@ -15,9 +15,8 @@ from PIL import Image
 
 from vit_jax.data.preparing import record_writer, shards
 from vit_jax.data.preparing.record_writer import VERSION, set_name, write_set
-from vit_jax.data.sources.datasets import describe
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.folders import list_folder
-from vit_jax.data.sources.opening import open_source
 from vit_jax.data.sources.tables import read_tables
 from vit_jax.errors import UserError
 
@@ -42,15 +41,13 @@ def write(root, data_dir, **options):
 
 def check_equal(written, original, left_out=()):
     """Example for example, in the same order."""
-    info, expected = describe(str(written)), describe(str(original))
+    copy, source = open_dataset(str(written)), open_dataset(str(original))
+    info, expected = copy.info.with_splits(), source.info.with_splits()
     assert info.class_names == expected.class_names
     assert info.multi_label == expected.multi_label
     assert (info.train_split, info.eval_split) == ("train", expected.eval_split)
     for split in expected.num_examples:
-        ours, theirs = (
-            open_source(str(written), split),
-            open_source(str(original), split),
-        )
+        ours, theirs = copy.split(split), source.split(split)
         kept = [one for one in theirs.listing.files[split] if one[0] not in left_out]
         assert len(ours) == len(kept)
         for example, (path, label) in zip(ours, kept, strict=True):
@@ -66,7 +63,7 @@ def test_a_folder_reads_back_as_it_was(root, tmp_path):
     assert sum(written.num_examples.values()) == 30
     check_equal(written.folder, root)
     check_equal(tmp_path / "sets" / "photos", root)
-    info = describe("photos", data_dir=str(tmp_path / "sets"))
+    info = open_dataset("photos", str(tmp_path / "sets")).info.with_splits()
     assert info.class_names == ("ant", "zoo", "Über 2")
     files = sorted(path.name for path in pathlib.Path(written.folder).iterdir())
     assert files[:3] == ["dataset_info.json", "features.json", "label.labels.txt"]
@@ -84,7 +81,7 @@ def test_tensorflow_datasets_reads_it(root, tmp_path):
     assert builder.info.full_name == "photos/1.0.0"
     assert builder.info.features["label"].names == ["ant", "zoo", "Über 2"]
     records = builder.as_data_source("train")
-    source = open_source(str(root), "train")
+    source = open_dataset(str(root)).split("train")
     assert len(records) == len(source)
     for record, example in zip(records, source, strict=True):
         assert record["image"].shape == (12, 12, 3)
@@ -104,7 +101,9 @@ def test_tables_with_weights_and_several_labels(root, tmp_path):
         written = write_set(listing, column, str(tmp_path / "sets"), shard_bytes=SHARD)
         check_equal(written.folder, table)
         for split in ("train", "val"):
-            ours, theirs = (open_source(str(x), split) for x in (written.folder, table))
+            ours, theirs = (
+                open_dataset(str(x)).split(split) for x in (written.folder, table)
+            )
             assert ours.weights().tolist() == theirs.weights().tolist()
             assert [one.weight for one in ours] == theirs.weights().tolist()
 
@@ -188,7 +187,7 @@ def test_a_stopped_run_goes_on_and_shows_nothing_before_the_end(
         write(root, sets, progress=stop_after(14))
     assert all(path.name.startswith(".") for path in (sets / "photos").iterdir())
     with pytest.raises(UserError):
-        describe(str(sets / "photos"))
+        open_dataset(str(sets / "photos")).info.with_splits()
     work = sets / "photos" / f".incomplete-{VERSION}"
     before = {name: t for name, t in times(work).items() if name.endswith("of-00005")}
     assert len(before) == 2

@@ -12,8 +12,7 @@ import pytest
 from vit_jax.data.loading.batches import eval_batches
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources import arrays, npz
-from vit_jax.data.sources.datasets import default_splits, describe
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -42,7 +41,7 @@ def save(tmp_path):
 
 def message(path) -> str:
     with pytest.raises(UserError) as error:
-        describe(str(path))
+        open_dataset(str(path)).info.with_splits()
     return str(error.value)
 
 
@@ -73,19 +72,18 @@ def test_images_and_labels(save, compressed):
         "weights": np.arange(100) / 8,
     }
     path = save(compressed, **given)
-    info = describe(path)
+    dataset = open_dataset(path)
+    info = dataset.info.with_splits()
     assert (info.train_split, info.eval_split) == ("train", "val")
     assert info.class_names == ("0", "1", "2")
     assert sum(info.num_examples.values()) == 100
     assert 3 <= info.num_examples["val"] <= 20
-    sides = [
-        check(open_source(path, split), *given.values()) for split in ("train", "val")
-    ]
+    sides = [check(dataset.split(split), *given.values()) for split in ("train", "val")]
     assert sorted(sides[0] + sides[1]) == list(range(100))
-    assert open_source(path, "val")[0].name == f"{path}/images[{sides[1][0]}]"
+    assert dataset.split("val")[0].name == f"{path}/images[{sides[1][0]}]"
     # Neither the order nor the sides change when more is added behind.
     given = {"images": images(120), "labels": labels(120)}
-    more = check(open_source(save(**given), "val"), *given.values())
+    more = check(open_dataset(save(**given)).split("val"), *given.values())
     assert [row for row in more if row < 100] == sides[1]
 
 
@@ -101,33 +99,35 @@ def test_a_split_each_as_medmnist_has_them(save, evaluation):
         "more": np.zeros(7),
     }
     path = save(**given)
-    info = describe(path)
+    dataset = open_dataset(path)
+    info = dataset.info.with_splits()
     assert info.num_examples == {"train": 9, evaluation: 5}
     assert info.class_names == ("ant", "bee", "cow")
-    test = open_source(path, evaluation)
+    test = dataset.split(evaluation)
     check(test, *list(given.values())[2:5])
     assert test[0].image.shape == (6, 6, 1)
-    check(open_source(path), *list(given.values())[:2])
-    assert len(open_source(path, f"train[:4]+{evaluation}")) == 9
+    check(dataset.split(), *list(given.values())[:2])
+    assert len(dataset.split(f"train[:4]+{evaluation}")) == 9
 
 
 def test_as_keras_has_them(save):
     given = [images(9), labels(9)[:, None], images(4), labels(4)]
     names = ("x_train", "y_train", "x_test", "y_test")
     path = save(**dict(zip(names, given, strict=True)))
-    assert default_splits(path) == ("train", "test")
-    check(open_source(path, "train"), *given[:2])
-    check(open_source(path, "test"), *given[2:])
+    dataset = open_dataset(path)
+    assert (dataset.info.train_split, dataset.info.eval_split) == ("train", "test")
+    check(dataset.split("train"), *given[:2])
+    check(dataset.split("test"), *given[2:])
 
 
 def test_zeros_and_ones_are_several_labels(save):
     several = np.array([[0, 1, 1], [0, 0, 0], [1, 0, 0]] * 20)
     for kind in (np.uint8, bool, np.int64):
         path = save(images=images(60), labels=several.astype(kind))
-        info = describe(path)
-        assert info.multi_label
-        assert info.num_classes == 3
-        source = open_source(path, "train+val")
+        dataset = open_dataset(path)
+        assert dataset.info.multi_label
+        assert dataset.info.num_classes == 3
+        source = dataset.split("train+val")
         with pytest.raises(UserError, match="may have several labels"):
             source.labels()
         for example in source:
@@ -143,9 +143,10 @@ def test_zeros_and_ones_are_several_labels(save):
 def test_images_are_held_once_and_let_go(save, monkeypatch):
     monkeypatch.setattr(arrays, "_held", weakref.WeakValueDictionary())
     path = save(images=images(50), labels=labels(50))
-    describe(path)
+    dataset = open_dataset(path)
+    assert dataset.info.num_classes == 3
     assert not arrays._held
-    train, val = (open_source(path, split) for split in ("train", "val"))
+    train, val = (dataset.split(split) for split in ("train", "val"))
     assert len(arrays._held) == 1
     assert np.shares_memory(*(next(iter(one._images.values())) for one in (train, val)))
     with pytest.raises(ValueError, match="read-only"):
@@ -156,7 +157,8 @@ def test_images_are_held_once_and_let_go(save, monkeypatch):
 
 
 def test_another_process_reads_the_file_itself(save):
-    source = open_source(save(images=images(50, 64, 64, 3), labels=labels(50)), "val")
+    path = save(images=images(50, 64, 64, 3), labels=labels(50))
+    source = open_dataset(path).split("val")
     sent = pickle.dumps(source)
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent)[1].image, source[1].image)
@@ -286,7 +288,7 @@ def test_damaged_files(tmp_path, save):
         broken[position] ^= 0xFF
         path.write_bytes(broken)
         try:
-            source = open_source(str(path), "train")
+            source = open_dataset(str(path)).split("train")
             assert source[0].image.shape == (5, 4, 3)
         except UserError as error:
             assert "set.npz" in str(error)  # noqa: PT017
@@ -296,6 +298,15 @@ def test_damaged_files(tmp_path, save):
 
 
 def test_a_file_that_changes_is_read_again(save):
-    assert describe(save(images=images(9), labels=labels(9))).num_classes == 3
-    path = save(images=images(60), labels=labels(60, 6))
-    assert describe(path).num_classes == 6
+    path = save(images=images(9), labels=labels(9))
+    assert open_dataset(path).info.num_classes == 3
+    save(images=images(60), labels=labels(60, 6))
+    assert open_dataset(path).info.num_classes == 6
+
+
+def test_images_never_come_from_another_file_than_the_labels(save):
+    dataset = open_dataset(save(images=images(9), labels=labels(9)))
+    assert dataset.info.num_classes == 3
+    save(images=images(60), labels=labels(60, 6))
+    with pytest.raises(UserError, match=r"set.npz was written again after its labels"):
+        dataset.split("train")

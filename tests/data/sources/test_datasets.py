@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.data.sources import datasets
-from vit_jax.data.sources.datasets import PRESETS, describe
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import PRESETS, open_dataset
 from vit_jax.errors import UserError
 
 FIRST_TRAIN_LABELS = [7, 1, 3, 4, 9, 4, 1, 3]
@@ -36,18 +35,18 @@ def test_presets_are_described_without_their_data(name, monkeypatch):
         raise AssertionError("asked for the data")
 
     monkeypatch.setattr(datasets.tfds_sets, "open_name", never)
-    info = describe(name)
+    info = open_dataset(name).info.with_splits()
     assert set(info.num_examples) == {info.train_split, info.eval_split}
     assert min(info.num_examples.values()) > 0
 
 
 def test_slices_are_counted():
-    info = describe("cifar10", "train[:98%]", "train[98%:]")
+    info = open_dataset("cifar10").info.with_splits("train[:98%]", "train[98%:]")
     assert (info.train_split, info.eval_split) == ("train[:98%]", "train[98%:]")
     assert info.num_examples == {"train[:98%]": 49_000, "train[98%:]": 1_000}
-    joined = describe("digits", "train+test", "train[4:10]").num_examples
-    assert joined == {"train+test": 1797, "train[4:10]": 6}
-    i21k = describe("imagenet21k").num_examples
+    info = open_dataset("digits").info.with_splits("train+test", "train[4:10]")
+    assert info.num_examples == {"train+test": 1797, "train[4:10]": 6}
+    i21k = open_dataset("imagenet21k").info.with_splits().num_examples
     assert i21k == {"full[51200:]": 14_145_922, "full[:51200]": 51_200}
 
 
@@ -62,9 +61,9 @@ def test_slices_are_counted():
 )
 def test_a_wrong_split_names_the_splits(split, message):
     with pytest.raises(UserError, match=message):
-        describe("digits", split)
+        open_dataset("digits").info.with_splits(split)
     with pytest.raises(UserError, match=message):
-        open_source("digits", split)
+        open_dataset("digits").split(split)
 
 
 def test_a_preset_wins_over_a_folder_of_its_name(tmp_path, monkeypatch):
@@ -74,24 +73,22 @@ def test_a_preset_wins_over_a_folder_of_its_name(tmp_path, monkeypatch):
         for k in range(10):
             image = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
             image.save(tmp_path / "cifar10" / name / f"{k}.png")
-    assert describe("cifar10").num_examples["train"] == 50_000
-    assert sum(describe("./cifar10").num_examples.values()) == 20
+    assert open_dataset("cifar10").info.with_splits().num_examples["train"] == 50_000
+    assert sum(open_dataset("./cifar10").info.with_splits().num_examples.values()) == 20
     monkeypatch.setattr(datasets.tfds_sets, "tensorflow_is_installed", lambda: False)
     with pytest.raises(UserError, match="'cifar10' is not prepared"):
-        open_source("cifar10", data_dir=str(tmp_path / "sets"))
+        open_dataset("cifar10", str(tmp_path / "sets")).split()
     (tmp_path / "cifar10").rename(tmp_path / "mine")
-    assert describe("mine").class_names == ("a", "b")
+    assert open_dataset("mine").info.class_names == ("a", "b")
 
 
 def test_no_dataset_says_what_there_is():
     with pytest.raises(UserError, match="no dataset given: expected 'digits'"):
-        describe("")
-    with pytest.raises(UserError, match="no dataset given"):
-        open_source("")
+        open_dataset("")
 
 
 def test_digits_are_split_by_class_and_never_again():
-    train, test = open_source("digits", "train"), open_source("digits", "test")
+    train, test = map(open_dataset("digits").split, ("train", "test"))
     assert (len(train), len(test)) == (1437, 360)
     assert train.class_names == tuple("0123456789")
     counts = np.bincount([test[i].label for i in range(len(test))])
@@ -109,5 +106,5 @@ def test_digits_are_split_by_class_and_never_again():
 
 
 def test_digits_are_named_by_split_and_position():
-    assert open_source("digits", "train[10:20]")[2].name == "digits/train[12]"
-    assert open_source("digits")[0].name == "digits/train[0]"
+    assert open_dataset("digits").split("train[10:20]")[2].name == "digits/train[12]"
+    assert open_dataset("digits").split()[0].name == "digits/train[0]"

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from vit_jax.data.decode import DecodeError, decode
-from vit_jax.data.sources.datasets import default_splits, describe, whole
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.folders import list_folder
-from vit_jax.data.sources.opening import open_source
 from vit_jax.errors import UserError
 
 
@@ -26,7 +25,7 @@ def fill(root: pathlib.Path, classes: str = "ab", count: int = 3, first: int = 0
 
 
 def names(root: pathlib.Path, split: str) -> set[str]:
-    source = open_source(str(root), split)
+    source = open_dataset(str(root)).split(split)
     return {os.path.relpath(source[i].name, root) for i in range(len(source))}
 
 
@@ -34,12 +33,13 @@ def names(root: pathlib.Path, split: str) -> set[str]:
 def test_train_with_a_folder_beside_it(tmp_path, evaluation):
     fill(tmp_path / "train", "cab")
     fill(tmp_path / evaluation, "ba", 2)
-    assert default_splits(str(tmp_path)) == ("train", evaluation)
-    info = describe(str(tmp_path))
+    dataset = open_dataset(str(tmp_path))
+    info = dataset.info.with_splits()
+    assert (info.train_split, info.eval_split) == ("train", evaluation)
     assert info.num_examples == {"train": 9, evaluation: 4}
     assert not info.held_out
     assert info.class_names == ("a", "b", "c")
-    source = open_source(str(tmp_path), evaluation)
+    source = dataset.split(evaluation)
     labels = {source[i].name: source[i].label for i in range(4)}
     assert labels == {
         str(tmp_path / evaluation / name / f"{k}.png"): label
@@ -52,7 +52,7 @@ def test_train_with_a_folder_beside_it(tmp_path, evaluation):
 def test_splits_may_be_written_in_capitals(tmp_path):
     fill(tmp_path / "Train", "ab")
     fill(tmp_path / "VAL", "ab", 2)
-    info = describe(str(tmp_path))
+    info = open_dataset(str(tmp_path)).info.with_splits()
     assert info.num_examples == {"train": 6, "val": 4}
     assert info.class_names == ("a", "b")
     assert "Train/a/0.png" in names(tmp_path, "train")
@@ -70,29 +70,32 @@ def test_folders_of_splits_are_never_classes(tmp_path):
 def test_without_training_images_all_can_be_evaluated(tmp_path):
     fill(tmp_path / "val", "ab", 4)
     fill(tmp_path / "test", "ab", 1)
-    assert default_splits(str(tmp_path)) == ("", "val")
-    assert whole(str(tmp_path)) == "val"
-    assert len(open_source(str(tmp_path))) == 8
+    dataset = open_dataset(str(tmp_path))
+    assert (dataset.info.train_split, dataset.info.eval_split) == ("", "val")
+    assert dataset.whole == "val"
+    assert len(dataset.split()) == 8
     with pytest.raises(UserError, match=r"nothing to train on, only val, test: put"):
-        describe(str(tmp_path))
-    assert describe(str(tmp_path), "val").num_examples == {"val": 8}
+        dataset.info.with_splits()
+    assert dataset.info.with_splits("val").num_examples == {"val": 8}
 
 
 def test_all_of_an_undivided_folder_can_be_evaluated(tmp_path):
     fill(tmp_path, "ab", 10)
-    assert whole(str(tmp_path)) == "train+val"
-    assert len(open_source(str(tmp_path), "train+val")) == 20
+    dataset = open_dataset(str(tmp_path))
+    assert dataset.whole == "train+val"
+    assert len(dataset.split("train+val")) == 20
     fill(tmp_path / "other/train", "ab")
     fill(tmp_path / "other/test", "ab")
-    assert whole(str(tmp_path / "other")) == "test"
+    assert open_dataset(str(tmp_path / "other")).whole == "test"
 
 
 def test_folders_without_images_are_told(tmp_path, caplog):
     fill(tmp_path, "ab")
     (tmp_path / "c").mkdir()
     (tmp_path / "c/0.heic").write_bytes(b"x")
-    for _ in range(2):
-        assert list_folder(str(tmp_path)).class_names == ("a", "b")
+    dataset = open_dataset(str(tmp_path))
+    assert dataset.info.class_names == ("a", "b")
+    assert dataset.split("train").class_names == ("a", "b")
     [message] = caplog.messages
     assert f"no classes in {tmp_path}/, for want of images: 'c' (.heic is" in message
 
@@ -100,9 +103,9 @@ def test_folders_without_images_are_told(tmp_path, caplog):
 def test_val_is_preferred_and_test_can_be_named(tmp_path):
     for split, count in (("train", 4), ("val", 3), ("test", 2)):
         fill(tmp_path / split, count=count)
-    info = describe(str(tmp_path))
-    assert info.num_examples == {"train": 8, "val": 6}
-    assert describe(str(tmp_path), "train+val", "test").num_examples == {
+    info = open_dataset(str(tmp_path)).info
+    assert info.with_splits().num_examples == {"train": 8, "val": 6}
+    assert info.with_splits("train+val", "test").num_examples == {
         "train+val": 14,
         "test": 4,
     }
@@ -119,17 +122,19 @@ def test_every_ending_in_any_case_and_nothing_else(tmp_path):
     write(tmp_path / "train" / ".cache" / "x.png")
     (tmp_path / "train" / "empty").mkdir()
     write(folder / "deeper" / "still" / "one.png")
-    info = describe(str(tmp_path))
+    info = open_dataset(str(tmp_path)).info.with_splits()
     assert info.num_examples["train"] == 16 + 1
     assert info.class_names == ("a", "b")
-    source = open_source(str(tmp_path))
+    source = open_dataset(str(tmp_path)).split()
     assert {decode(source[i].image).shape for i in range(17)} == {(4, 4, 3)}
 
 
 def test_one_folder_holds_out_a_tenth_of_each_class(tmp_path):
     fill(tmp_path, "ab", 150)
-    assert describe(str(tmp_path)).held_out
-    assert not describe(str(tmp_path), "train[:50%]", "train[50%:]").held_out
+    info = open_dataset(str(tmp_path)).info
+    assert info.held_out
+    assert info.with_splits().held_out
+    assert not info.with_splits("train[:50%]", "train[50%:]").held_out
     listing = list_folder(str(tmp_path))
     assert (listing.train_split, listing.eval_split) == ("train", "val")
     labels = [label for _, label in listing.files["val"]]
@@ -159,7 +164,7 @@ def test_the_held_out_images_do_not_depend_on_where_the_folder_lies(tmp_path):
 
 def test_train_alone_is_divided(tmp_path):
     fill(tmp_path / "train", "ab", 50)
-    counts = describe(str(tmp_path)).num_examples
+    counts = open_dataset(str(tmp_path)).info.with_splits().num_examples
     assert sum(counts.values()) == 100
     assert 2 <= counts["val"] <= 20
 
@@ -179,7 +184,7 @@ def test_a_slice_is_a_fair_sample(tmp_path):
     fill(tmp_path / "train", "ab", 100)
     fill(tmp_path / "val", "ab", 5)
     for split, size in (("train[:30%]", 60), ("train[140:]", 60)):
-        source = open_source(str(tmp_path), split)
+        source = open_dataset(str(tmp_path)).split(split)
         assert len(source) == size
         labels = [source[i].label for i in range(size)]
         assert 15 <= sum(labels) <= 45
@@ -190,7 +195,7 @@ def test_a_slice_is_a_fair_sample(tmp_path):
 
 def test_a_class_may_be_called_train(tmp_path):
     fill(tmp_path, ["bus", "train", "test"], 20)
-    assert describe(str(tmp_path)).class_names == ("bus", "test", "train")
+    assert open_dataset(str(tmp_path)).info.class_names == ("bus", "test", "train")
 
 
 def test_links_are_followed_once(tmp_path):
@@ -198,7 +203,7 @@ def test_links_are_followed_once(tmp_path):
     fill(tmp_path / "elsewhere", "c", 20)
     (tmp_path / "set" / "train" / "c").symlink_to(tmp_path / "elsewhere" / "c")
     (tmp_path / "set" / "train" / "a" / "loop").symlink_to(tmp_path / "set")
-    info = describe(str(tmp_path / "set"))
+    info = open_dataset(str(tmp_path / "set")).info.with_splits()
     assert info.class_names == ("a", "b", "c")
     assert sum(info.num_examples.values()) == 60
 
@@ -226,7 +231,7 @@ def test_a_large_folder_is_listed_quickly(tmp_path, monkeypatch):
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):
     def message(path) -> str:
         with pytest.raises(UserError) as error:
-            describe(str(path))
+            open_dataset(str(path)).info.with_splits()
         return str(error.value)
 
     layout = "Expected one folder a class"
@@ -256,7 +261,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
 
 def test_a_file_that_vanished_is_named(tmp_path):
     fill(tmp_path, "ab", 20)
-    source = open_source(str(tmp_path))
+    source = open_dataset(str(tmp_path)).split()
     path = pathlib.Path(source[0].name)
     path.unlink()
     with pytest.raises(DecodeError, match=r"png cannot be read: No such file"):

@@ -3,9 +3,8 @@
 import pytest
 
 from vit_jax.data.sources import imagenet
-from vit_jax.data.sources.datasets import describe
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.folders import list_folder
-from vit_jax.data.sources.opening import open_source
 from vit_jax.errors import UserError
 
 
@@ -43,7 +42,7 @@ def root(tmp_path):
 
 
 def test_a_flat_folder_of_validation_images(root):
-    info = describe(str(root))
+    info = open_dataset(str(root)).info.with_splits()
     assert info.class_names == ("n01751748", "n02105855", "n09193705")
     assert info.num_examples == {"train": 12, "val": 3}
     assert dict(list_folder(str(root)).files["val"]) == {
@@ -51,19 +50,19 @@ def test_a_flat_folder_of_validation_images(root):
         "val/ILSVRC2012_val_00000002.JPEG": 2,
         "val/ILSVRC2012_val_00000003.JPEG": 1,
     }
-    assert sorted(open_source(str(root), "val").labels()) == [0, 1, 2]
+    assert sorted(open_dataset(str(root)).split("val").labels()) == [0, 1, 2]
 
 
 def test_other_loose_files_beside_them_do_not_count(root):
     (root / "val" / "notes.txt").touch()
     (root / "val" / "other.jpg").touch()
-    assert describe(str(root)).num_examples["val"] == 3
+    assert open_dataset(str(root)).info.with_splits().num_examples["val"] == 3
 
 
 def test_a_number_too_large_and_a_class_not_trained_on(root):
     (root / "val" / "ILSVRC2012_val_00000004.JPEG").touch()
     with pytest.raises(UserError, match=r"val has classes that .*: 'n04263257'"):
-        describe(str(root))
+        open_dataset(str(root)).info.with_splits()
     (root / "val" / "ILSVRC2012_val_00050001.JPEG").touch()
     with pytest.raises(UserError, match=r"val/ILSVRC2012_val_00050001.JPEG: ImageNet"):
-        describe(str(root))
+        open_dataset(str(root)).info.with_splits()

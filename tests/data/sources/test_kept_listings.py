@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vit_jax.data.sources import kept_listings
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.folders import list_folder
-from vit_jax.data.sources.opening import open_source
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def settle(root):
 
 @pytest.fixture
 def listed(root, monkeypatch):
-    """A function that lists the folder as a new process would.
+    """A function that lists the folder as a new start would.
 
     Returns the listing, and how many directories were listed for it.
     """
@@ -50,7 +50,6 @@ def listed(root, monkeypatch):
 
     def listed():
         scanned.clear()
-        monkeypatch.setattr(kept_listings, "_recent", {})
         listing = list_folder(str(root))
         return {split: list(files) for split, files in listing.files.items()}, len(
             scanned
@@ -64,7 +63,7 @@ def test_the_second_start_lists_no_directory(root, listed):
     assert scanned >= 11
     assert len(expected["train"]) == 19
     assert listed() == (expected, 0)
-    source = open_source(str(root), "val")
+    source = open_dataset(str(root)).split("val")
     assert source.class_names == ("a", "b\udcff", "c")
     assert source.labels().tolist() == [label for _, label in expected["val"]]
     assert source.weights().tolist() == [1.0] * 6

@@ -11,8 +11,7 @@ from PIL import Image
 from vit_jax.data.decode import DecodeError, decode
 from vit_jax.data.loading.batches import eval_batches
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.data.sources.datasets import default_splits, describe, locate
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
 
 
@@ -48,7 +47,7 @@ def rows(count=12, column="image", **columns):
 
 
 def examples(dataset, split=""):
-    source = open_source(dataset, split)
+    source = open_dataset(dataset).split(split)
     return {
         os.path.basename(one.name): one
         for one in (source[i] for i in range(len(source)))
@@ -57,7 +56,7 @@ def examples(dataset, split=""):
 
 def message(dataset) -> str:
     with pytest.raises(UserError) as error:
-        describe(str(dataset))
+        open_dataset(str(dataset)).info.with_splits()
     return str(error.value)
 
 
@@ -73,7 +72,7 @@ def test_every_format_and_name_of_the_path(root, extension, column):
     dataset = write(root / f"set{extension.lower()}", listed)
     os.rename(dataset, root / f"set{extension}")
     dataset = str(root / f"set{extension}")
-    info = describe(dataset)
+    info = open_dataset(dataset).info.with_splits()
     assert info.num_examples == {"train": 8, "val": 4}
     assert (info.class_names, info.multi_label) == (("a", "b"), False)
     found = examples(dataset, "val")
@@ -82,9 +81,9 @@ def test_every_format_and_name_of_the_path(root, extension, column):
     }
     assert found["3.png"].name == str(root / "images" / "3.png")
     assert decode(found["3.png"].image)[0, 0].tolist() == [3, 3, 3]
-    source = open_source(dataset)
+    source = open_dataset(dataset).split()
     assert source.labels().tolist() == [source[i].label for i in range(8)]
-    assert locate(os.path.relpath(dataset))[0] == dataset
+    assert open_dataset(os.path.relpath(dataset)).location == dataset
 
 
 def test_weights(root):
@@ -92,7 +91,7 @@ def test_weights(root):
         listed = rows(label=lambda k: k % 2, weight=lambda k: k / 4)
         dataset = write(root / f"set{extension}", listed)
         for split in ("train", "val"):
-            source = open_source(dataset, split)
+            source = open_dataset(dataset).split(split)
             numbers = [int(os.path.basename(one.name)[:-4]) for one in source]
             assert source.weights().tolist() == [k / 4 for k in numbers]
             assert [one.weight for one in source] == source.weights().tolist()
@@ -104,12 +103,12 @@ def test_several_labels(root):
     text = write(root / "t.csv", rows(labels=lambda k: "|".join(tags[k % 4])))
     lists = write(root / "t.jsonl", rows(labels=lambda k: tags[k % 4]))
     for dataset in (text, lists):
-        info = describe(dataset)
+        info = open_dataset(dataset).info.with_splits()
         assert info.multi_label
         assert info.class_names == ("sea", "sky", "tree")
         found = examples(dataset, "train") | examples(dataset, "val")
         assert [found[f"{k}.png"].label for k in range(4)] == [(0, 1), (), (1,), (2, 0)]
-        source = open_source(dataset, "train+val")
+        source = open_dataset(dataset).split("train+val")
         with pytest.raises(UserError, match="may have several labels"):
             source.labels()
         preprocessing = Preprocessing((4, 4))
@@ -123,22 +122,22 @@ def test_several_labels(root):
 
 def test_rare_labels_may_be_held_out(root):
     dataset = write(root / "t.csv", rows(labels=lambda k: f"all|{k}"))
-    info = describe(dataset)
+    info = open_dataset(dataset).info.with_splits()
     assert info.class_names == (*sorted(map(str, range(12)), key=str), "all")
     assert 1 <= info.num_examples["val"] <= 5
     listed = rows(labels=str, split=lambda k: "train" if k < 6 else "test")
-    assert describe(write(root / "u.csv", listed)).num_classes == 12
+    assert open_dataset(write(root / "u.csv", listed)).info.num_classes == 12
 
 
 def test_whole_numbers_are_ordered_as_such(root):
     for extension in (".csv", ".jsonl"):
         listed = rows(label=lambda k: 120 - 10 * k) * 2
         dataset = write(root / f"set{extension}", [*listed, listed[0] | {"image": "x"}])
-        names = describe(dataset).class_names
+        names = open_dataset(dataset).info.class_names
         assert names == tuple(str(10 * k) for k in range(1, 13))
     listed = rows(label=lambda k: k or "none")
     dataset = write(root / "mixed.csv", [*listed, listed[0] | {"image": "x"}])
-    assert describe(dataset).class_names[:4] == ("1", "10", "11", "2")
+    assert open_dataset(dataset).info.class_names[:4] == ("1", "10", "11", "2")
 
 
 def test_a_tenth_is_held_out_whatever_the_format_and_order(root):
@@ -146,7 +145,7 @@ def test_a_tenth_is_held_out_whatever_the_format_and_order(root):
     many[0]["image"], many[299]["image"] = "images/0.png", "images/1.png"
     listings = []
     for name, listed in (("a.csv", many), ("b.jsonl", many[::-1])):
-        source = open_source(write(root / name, listed), "val")
+        source = open_dataset(write(root / name, listed)).split("val")
         listings.append([source.listing.files["val"][i] for i in range(len(source))])
         assert 10 <= len(source) <= 60
     assert listings[0] == listings[1]
@@ -155,7 +154,7 @@ def test_a_tenth_is_held_out_whatever_the_format_and_order(root):
 def test_the_same_image_twice_stays_on_one_side(root):
     listed = [row for row in rows(label=lambda k: k % 2) for _ in range(3)]
     dataset = write(root / "set.csv", listed)
-    train, val = (open_source(dataset, split) for split in ("train", "val"))
+    train, val = (open_dataset(dataset).split(split) for split in ("train", "val"))
     assert len(train) + len(val) == 36
     assert not {one.name for one in train} & {one.name for one in val}
 
@@ -170,8 +169,9 @@ def test_a_folder_with_a_table_for_each_split(root, evaluation, extension):
         row["split"] = evaluation
     write(root / f"{evaluation}{extension}", listed[8:])
     dataset = str(root)
-    assert describe(dataset).num_examples == {"train": 8, evaluation: 4}
-    assert default_splits(dataset) == ("train", evaluation)
+    info = open_dataset(dataset).info
+    assert info.with_splits().num_examples == {"train": 8, evaluation: 4}
+    assert (info.train_split, info.eval_split) == ("train", evaluation)
     assert set(examples(dataset, evaluation)) == {f"{k}.png" for k in range(8, 12)}
 
 
@@ -180,23 +180,24 @@ def test_val_is_preferred_and_all_splits_are_there(root):
     dataset = write(
         root / "s.csv", rows(label=lambda k: k % 2, split=splits.__getitem__)
     )
-    assert default_splits(dataset) == ("train", "val")
-    assert describe(dataset, "train", "test").num_examples == {"train": 8, "test": 2}
+    info = open_dataset(dataset).info
+    assert (info.train_split, info.eval_split) == ("train", "val")
+    assert info.with_splits("train", "test").num_examples == {"train": 8, "test": 2}
 
 
 def test_absolute_paths_and_a_byte_order_mark(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "set.csv"
     lines = ["Image , LABEL", *(f"{root}/images/{k}.png,{k % 2}" for k in range(12))]
     elsewhere.write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n", encoding="utf-8")
-    assert describe(str(elsewhere)).class_names == ("0", "1")
-    assert decode(open_source(str(elsewhere))[0].image).shape == (4, 4, 3)
+    assert open_dataset(str(elsewhere)).info.class_names == ("0", "1")
+    assert decode(open_dataset(str(elsewhere)).split()[0].image).shape == (4, 4, 3)
 
 
 def test_a_table_that_changes_is_read_again(root):
     dataset = write(root / "set.csv", rows(label=lambda k: k % 2))
-    assert describe(dataset).num_classes == 2
+    assert open_dataset(dataset).info.num_classes == 2
     write(root / "set.csv", rows(label=lambda k: k % 4))
-    assert describe(dataset).num_classes == 4
+    assert open_dataset(dataset).info.num_classes == 4
 
 
 def test_every_bad_row_is_listed_at_once(root):
@@ -322,11 +323,11 @@ def test_what_is_wrong_with_a_table_as_a_whole(root, tmp_path):
 
 def test_a_missing_file_is_found_when_it_is_read(root):
     dataset = write(root / "set.csv", rows(label=lambda k: k % 2))
-    source = open_source(dataset)
+    source = open_dataset(dataset).split()
     os.remove(source[0].name)
     with pytest.raises(DecodeError, match=r"png cannot be read: No such file"):
         source[0]
-    describe(dataset)
+    open_dataset(dataset).info.with_splits()
 
 
 def test_when_all_of_the_first_hundred_are_missing_it_is_said_at_once(root):
@@ -337,7 +338,7 @@ def test_when_all_of_the_first_hundred_are_missing_it_is_said_at_once(root):
     assert f"looked for at {root / 'x' / '0.png'}" in found
     listed[99]["image"] = "images/0.png"
     write(root / "set.csv", listed)
-    describe(dataset)
+    open_dataset(dataset).info.with_splits()
     (root / "images").rename(root / "moved")
     write(root / "set.csv", listed[:12])
     assert "none of the first 12 images" in message(dataset)

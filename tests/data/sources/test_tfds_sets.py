@@ -17,8 +17,7 @@ from vit_jax.data.decode import DecodeError, decode
 from vit_jax.data.loading.batches import eval_batches, train_batches
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources import tfds_sets
-from vit_jax.data.sources.datasets import describe
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.transforms.chains import parse_chain
 from vit_jax.errors import UserError
 
@@ -31,10 +30,10 @@ DIGITS = f"{SETS}/tiny_digits"
     [("tiny_digits", SETS), (DIGITS, ""), (f"{DIGITS}/1.0.0", "")],
 )
 def test_a_set_by_name_and_by_folder(dataset, data_dir):
-    info = describe(dataset, data_dir=data_dir)
+    info = open_dataset(dataset, data_dir).info.with_splits()
     assert info.num_examples == {"train": 16, "test": 8}
     assert (info.num_classes, info.multi_label) == (3, False)
-    source = open_source(dataset, "test", data_dir)
+    source = open_dataset(dataset, data_dir).split("test")
     assert source.class_names == ("zero", "one", "two")
     assert len(source) == 8
     example = source[5]
@@ -42,33 +41,35 @@ def test_a_set_by_name_and_by_folder(dataset, data_dir):
     assert isinstance(example.image, bytes)
     assert decode(example.image).shape == (12, 12, 3)
     assert {source[i].label for i in range(8)} == {0, 1, 2}
-    kinds = {open_source(dataset, "train", data_dir)[i].image[1:4] for i in range(16)}
+    kinds = {
+        open_dataset(dataset, data_dir).split("train")[i].image[1:4] for i in range(16)
+    }
     assert kinds == {b"PNG", b"\xd8\xff\xe0"}  # PNG and JPEG, still encoded
     assert "tensorflow" not in sys.modules
 
 
 def test_slices_are_parts_of_the_split():
-    whole = open_source(DIGITS, "train")
+    whole = open_dataset(DIGITS).split("train")
     images = [whole[i].image for i in range(16)]
     for split, part in {
         "train[:75%]": slice(0, 12),
         "train[4:]": slice(4, 16),
         "train[-3:]": slice(13, 16),
     }.items():
-        source = open_source(DIGITS, split)
+        source = open_dataset(DIGITS).split(split)
         assert [source[i].image for i in range(len(source))] == images[part]
-    assert len(open_source(DIGITS, "train+test[:2]")) == 18
+    assert len(open_dataset(DIGITS).split("train+test[:2]")) == 18
     with pytest.raises(UserError, match=r"splits .*train \(16\)"):
-        open_source(DIGITS, "validation")
+        open_dataset(DIGITS).split("validation")
 
 
 def test_several_labels_become_a_multi_hot_row():
-    info = describe("tiny_tags", data_dir=SETS)
+    info = open_dataset("tiny_tags", SETS).info.with_splits()
     assert info.multi_label
     assert info.class_names == ("round", "straight", "even", "odd")
     # One split only: the last tenth is held out.
     assert info.num_examples == {"train[:90%]": 5, "train[90%:]": 1}
-    source = open_source("tiny_tags", "train", SETS)
+    source = open_dataset("tiny_tags", SETS).split("train")
     labels = [source[i].label for i in range(6)]
     assert sorted(labels) == [(), (), (0, 2), (0, 2), (1, 3), (1, 3)]
     batches = eval_batches(source, batch_size=6, preprocessing=Preprocessing((12, 12)))
@@ -81,13 +82,13 @@ def test_several_labels_become_a_multi_hot_row():
 
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(UserError, match=r"'cifar1' is no name .* mean cifar10 or ci"):
-        open_source("cifar1")
+        open_dataset("cifar1").split()
     for path in ("path/to/images", "images.zip", "My Dataset"):
         place = re.escape(os.path.abspath(path))
         with pytest.raises(UserError, match=f"there is no folder or file {place}, and"):
-            open_source(path)
+            open_dataset(path).split()
     with pytest.raises(UserError, match=r"'cifar10/nosuch' cannot be opened: .*nosuch"):
-        open_source("cifar10/nosuch")
+        open_dataset("cifar10/nosuch").split()
 
 
 def test_a_set_without_random_access_gets_the_command():
@@ -97,7 +98,7 @@ def test_a_set_without_random_access_gets_the_command():
         (f"{SETS}/tiny_tfrecord/1.0.0", ""),
     ):
         with pytest.raises(UserError) as error:
-            open_source(dataset, data_dir=data_dir)
+            open_dataset(dataset, data_dir).split()
         found = str(error.value)
         assert "prepared as tfrecord, which cannot be read at random" in found
         assert "pip install 'vit_jax[prepare]'" in found
@@ -108,7 +109,7 @@ def test_several_prepared_sets_in_one_folder_are_listed(tmp_path):
     for version in ("1.0.0", "1.0.1"):
         shutil.copytree(f"{DIGITS}/1.0.0", tmp_path / version)
     with pytest.raises(UserError, match=r"holds 2 prepared sets.*1\.0\.0, .*1\.0\.1"):
-        open_source(str(tmp_path))
+        open_dataset(str(tmp_path)).split()
 
 
 def tensorflow_installed(monkeypatch, answer: bool):
@@ -118,7 +119,7 @@ def tensorflow_installed(monkeypatch, answer: bool):
 def test_an_unprepared_set_gets_both_commands(tmp_path, monkeypatch):
     tensorflow_installed(monkeypatch, False)
     with pytest.raises(UserError) as error:
-        open_source("cifar10", data_dir=str(tmp_path))
+        open_dataset("cifar10", str(tmp_path)).split()
     lines = str(error.value).splitlines()
     assert str(tmp_path) in lines[0]
     assert lines[1].strip() == "pip install 'vit_jax[prepare]'"
@@ -147,7 +148,7 @@ def test_an_unprepared_set_is_prepared_in_another_process(tmp_path, monkeypatch)
 
     tensorflow_installed(monkeypatch, True)
     monkeypatch.setattr(tfds_sets.subprocess, "run", run)
-    source = open_source("cifar10", "test", str(data_dir))
+    source = open_dataset("cifar10", str(data_dir)).split("test")
     assert len(source) == 8
     arguments = ["-m", "vit_jax.prepare", "cifar10", f"--data_dir={data_dir}"]
     assert calls == [[sys.executable, *arguments]]
@@ -160,7 +161,7 @@ def test_a_failed_preparation_is_an_error(tmp_path, monkeypatch):
     tensorflow_installed(monkeypatch, True)
     monkeypatch.setattr(tfds_sets.subprocess, "run", run)
     with pytest.raises(UserError, match=r"could not be prepared \(exit status 1; the"):
-        open_source("cifar10", data_dir=str(tmp_path))
+        open_dataset("cifar10", str(tmp_path)).split()
 
 
 def test_the_command_refuses_without_a_traceback():
@@ -190,7 +191,7 @@ def labelled(write_set, count=12, **options):
 def test_a_record_with_a_wrong_checksum_is_named_and_no_other(write_set):
     folder = labelled(write_set)
     (shard,) = folder.glob("*array_record*")
-    image = open_source(str(folder), "train")[7].image
+    image = open_dataset(str(folder)).split("train")[7].image
     data = bytearray(shard.read_bytes())
     # Every second image is the same one.
     places = [data.find(image)]
@@ -198,7 +199,7 @@ def test_a_record_with_a_wrong_checksum_is_named_and_no_other(write_set):
         places.append(place)
     data[places[3] + 100] ^= 1
     shard.write_bytes(data)
-    source = open_source(str(folder), "train[1:]")
+    source = open_dataset(str(folder)).split("train[1:]")
     with pytest.raises(DecodeError, match=r"^small/train\[1:\]\[6\] cannot be read: C"):
         source[6]
     assert [source[i].label for i in (5, 7, 0, 10)] == [0, 2, 1, 2]
@@ -215,7 +216,7 @@ def test_a_shard_that_is_cut_short_or_gone_costs_its_own_records(write_set):
         second.unlink,
     ):
         damage()
-        source = open_source(str(folder), "train")
+        source = open_dataset(str(folder)).split("train")
         assert len(source) == 12
         assert [source[i].label for i in range(6)] == [0, 2, 1, 0, 2, 1]
         for index in range(6, 12):
@@ -224,14 +225,14 @@ def test_a_shard_that_is_cut_short_or_gone_costs_its_own_records(write_set):
         assert source.labels().tolist() == [0, 2, 1, 0, 2, 1] + [0] * 6
     first.unlink()
     with pytest.raises(UserError, match=r"no example of small/1\.0\.0/train has a"):
-        open_source(str(folder), "train").labels()
+        open_dataset(str(folder)).split("train").labels()
 
 
 def test_fewer_records_than_announced_are_named(write_set):
     folder = labelled(write_set)
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace('["12"]', '["14"]'))
-    source = open_source(str(folder), "train")
+    source = open_dataset(str(folder)).split("train")
     assert source[11].label == 2
     with pytest.raises(DecodeError, match=r"small/train\[13\] cannot be read"):
         source[13]
@@ -243,7 +244,7 @@ def test_damaged_records_stop_no_thread(write_set):
         data = bytearray(shard.read_bytes())
         data[500:30_000:7] = bytes(len(range(500, 30_000, 7)))
         shard.write_bytes(data)
-    source = open_source(str(folder), "train")
+    source = open_dataset(str(folder)).split("train")
     transform = parse_chain("resize", (8, 8))
     with train_batches(
         source, batch_size=32, transform=transform, seed=0, start=0, stop=4,
@@ -257,7 +258,7 @@ def test_a_label_that_is_no_class_is_an_error(write_set):
 
     features = {"label": tfds.features.ClassLabel(names=["a", "b"])}
     rows = [{"label": k} for k in (0, -1, 1)]
-    source = open_source(str(write_set(features, {"train": rows})), "train")
+    source = open_dataset(str(write_set(features, {"train": rows}))).split("train")
     with pytest.raises(DecodeError, match=r"\[1\] cannot be read: its label is -1, no"):
         source[1]
     assert source.labels().tolist() == [0, 1, 1]

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,7 @@ def train_batches(
     source: Source,
     *,
     batch_size: int,
-    transform: Chain,
+    transform: Chain | Mapping[str, Chain],
     seed: int,
     start: int,
     stop: int,
@@ -195,7 +195,9 @@ def train_batches(
     Args:
       source: the examples.
       batch_size: of all processes together.
-      transform: training chain, applied to the decoded image.
+      transform: training chain, applied to the decoded image; or, by name, that of
+        each column of images. Each column is a view of the same image with chances of
+        its own, which are drawn in the order of the names.
       seed: of order and augmentation.
       start: number of the first batch; to resume, the number of those consumed.
       stop: number after the last batch.
@@ -211,10 +213,10 @@ def train_batches(
       repeats: how often an example stands in a batch; see there.
 
     Returns:
-      Iterator of this process's rows (b = len(rows)): image uint8 [b, h, w, c]; label
-      int32 [b], or float32 [b, classes] of zeros and ones; mask float32 [b], the
-      example's weight unless it is sampled by it; bad int32 [b], 1
-      where the image could not be read.
+      Iterator of this process's rows (b = len(rows)): each column of images, by default
+      `image`, uint8 [b, h, w, c]; label int32 [b], or float32 [b, classes] of zeros and
+      ones; mask float32 [b], the example's weight unless it is sampled by it; bad int32
+      [b], 1 where the image could not be read.
 
     Raises:
       UserError: a wrong argument; while iterating, what loading an image raises.
@@ -230,17 +232,23 @@ def train_batches(
         )
     order = make_order(source, seed, sampling, repeats, batch_size)
     weighted = sampling != "weighted"  # else the weights have done their part
-    loader = _Loader(source, channels, transform.image_size, bad_images, weighted)
+    chains = {"image": transform} if isinstance(transform, Chain) else dict(transform)
+    sizes = {name: chain.image_size for name, chain in chains.items()}
+    loader = _Loader(source, channels, sizes, bad_images, weighted)
     chance = _Chance(seed)
 
     def load_row(batch: int, row: int) -> Row:
         position = batch * batch_size + int(numbers[row])
 
-        def pixels(example: Example) -> np.ndarray:
+        def views(example: Example) -> Row:
             image = opened(example.image, channels, example.name, fast=True)
-            return transform(image, chance.at(position), example.name)
+            random = chance.at(position)
+            return {
+                name: chain(image, random, example.name)
+                for name, chain in chains.items()
+            }
 
-        return loader.load(order[position], pixels)
+        return loader.load(order[position], views)
 
     return Batches(
         load_row,
@@ -282,17 +290,17 @@ def eval_batches(
     """
     _check_policy(bad_images, EVAL_POLICIES)
     numbers = _numbers(rows, batch_size)
-    image_size, channels = preprocessing.image_size, preprocessing.channels
-    loader = _Loader(source, channels, image_size, bad_images)
+    sizes = {"image": preprocessing.image_size}
+    loader = _Loader(source, preprocessing.channels, sizes, bad_images)
 
-    def pixels(example: Example) -> np.ndarray:
-        return preprocessing.prepare(example.image, example.name)
+    def views(example: Example) -> Row:
+        return {"image": preprocessing.prepare(example.image, example.name)}
 
     def load_row(batch: int, row: int) -> Row:
         index = batch * batch_size + int(numbers[row])
         if index >= len(source):
             return {**loader.blank(), "index": np.int32(-1)}
-        return {**loader.load(index, pixels), "index": np.int32(index)}
+        return {**loader.load(index, views), "index": np.int32(index)}
 
     stop = -(-len(source) // batch_size)
     return Batches(
@@ -332,14 +340,14 @@ class _Loader:
 
     source: Source
     channels: int
-    image_size: Size
+    sizes: Mapping[str, Size]  # of each column of images
     bad_images: str
     weighted: bool = False  # examples count by their weight
     _named: set[str] = dataclasses.field(default_factory=set)
 
-    def load(self, index: int, pixels: Callable[[Example], np.ndarray]) -> Row:
+    def load(self, index: int, views: Callable[[Example], Row]) -> Row:
         try:
-            return self._read(index, pixels, bad=0)
+            return self._read(index, views, bad=0)
         except DecodeError as error:
             if self.bad_images == "error":
                 raise
@@ -348,7 +356,7 @@ class _Loader:
                 return {**self.blank(), "bad": np.int32(1)}
         for step in range(1, REPLACEMENT_TRIES + 1):
             try:
-                return self._read((index + step) % len(self.source), pixels, bad=1)
+                return self._read((index + step) % len(self.source), views, bad=1)
             except DecodeError as error:
                 self._name(error)
         raise UserError(
@@ -361,15 +369,18 @@ class _Loader:
         return sum(value.nbytes for value in self.blank().values())
 
     def blank(self) -> Row:
-        image = np.zeros((*self.image_size, self.channels), np.uint8)
-        return self._row(image, (), mask=0, bad=0)
+        images = {
+            name: np.zeros((*size, self.channels), np.uint8)
+            for name, size in self.sizes.items()
+        }
+        return self._row(images, (), mask=0, bad=0)
 
-    def _read(self, index: int, pixels, bad: int) -> Row:
+    def _read(self, index: int, views: Callable[[Example], Row], bad: int) -> Row:
         example = self.source[index]
         mask = example.weight if self.weighted else 1
-        return self._row(pixels(example), example.label, mask, bad)
+        return self._row(views(example), example.label, mask, bad)
 
-    def _row(self, image: np.ndarray, label: Any, mask: float, bad: int) -> Row:
+    def _row(self, images: Row, label: Any, mask: float, bad: int) -> Row:
         """The arrays of an example; without a label it is 0, or all zeros."""
         if self.source.multi_label:
             classes = np.zeros(self.source.num_classes, np.float32)
@@ -377,7 +388,7 @@ class _Loader:
         else:
             classes = np.int32(0 if label == () else label)
         return {
-            "image": image,
+            **images,
             "label": classes,
             "mask": np.float32(mask),
             "bad": np.int32(bad),

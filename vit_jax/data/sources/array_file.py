@@ -1,6 +1,5 @@
 """What an .npz file of images and labels holds, checked; the images stay there."""
 
-import functools
 import os
 from typing import NamedTuple
 
@@ -59,35 +58,45 @@ class Part(NamedTuple):
 
 
 class ArrayFile(NamedTuple):
-    """What is known of a file without its images."""
+    """Everything that a file holds but its images.
+
+    Attributes:
+      version: of the file when it was read; see `version`.
+      held_out: see `DatasetInfo`.
+    """
 
     path: str
     version: tuple[int, int]
     class_names: tuple[str, ...]
     parts: dict[str, Part]
     multi_label: bool
-    held_out: bool  # as of DatasetInfo
+    held_out: bool
 
     @property
     def num_examples(self) -> dict[str, int]:
         return {split: len(part.rows) for split, part in self.parts.items()}
 
 
-def open_file(path: str) -> ArrayFile:
-    """Checks a file and reads all of it but the images.
+def version(path: str) -> tuple[int, int]:
+    """Identifies the state of a file by its time and size.
 
     Raises:
-      UserError: it cannot be read, or everything that is wrong with its arrays.
+      UserError: there is no such file.
     """
     try:
         stat = os.stat(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return _read(path, (stat.st_mtime_ns, stat.st_size))
+    return stat.st_mtime_ns, stat.st_size
 
 
-@functools.lru_cache(maxsize=2)  # one start asks several times
-def _read(path: str, version: tuple[int, int]) -> ArrayFile:
+def read_array_file(path: str) -> ArrayFile:
+    """Checks a file and reads all of it but the images.
+
+    Raises:
+      UserError: it cannot be read, or everything that is wrong with its arrays.
+    """
+    opened = version(path)
     headers = npz.headers(path)
     chosen = [
         {split: names for split, names in scheme.items() if names.images in headers}
@@ -130,7 +139,7 @@ def _read(path: str, version: tuple[int, int]) -> ArrayFile:
             f"{path} has {len(labels['train'])} image(s), too few to hold one out for "
             "evaluation. Add images, or val_images and val_labels."
         )
-    return ArrayFile(path, version, class_names, parts, several, held_out)
+    return ArrayFile(path, opened, class_names, parts, several, held_out)
 
 
 def _check(path: str, problems: list[str]) -> None:

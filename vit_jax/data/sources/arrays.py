@@ -20,13 +20,13 @@ import weakref
 import numpy as np
 
 from vit_jax.data.sources import npz, splits
-from vit_jax.data.sources.array_file import ArrayFile, open_file
+from vit_jax.data.sources.array_file import ArrayFile, read_array_file, version
 from vit_jax.data.sources.protocol import (
     DatasetInfo,
     Example,
-    Source,
     check_single_label,
 )
+from vit_jax.errors import UserError
 
 EXTENSIONS = (".npz",)
 
@@ -35,40 +35,44 @@ logger = logging.getLogger(__name__)
 _held: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def describe(place: str, _data_dir: str = "") -> DatasetInfo:
-    file = open_file(place)
-    return DatasetInfo(
-        place,
-        len(file.class_names),
-        file.num_examples,
-        file.class_names,
-        *list(file.parts)[:2],
-        multi_label=file.multi_label,
-        held_out=file.held_out,
-    )
+class ArrayContents:
+    """Labels and weights of all splits; the images stay in the file."""
 
+    def __init__(self, path: str):
+        self._file = read_array_file(path)
 
-def open_split(place: str, split: str, _data_dir: str = "") -> Source:
-    return ArrayImages(place, split)
+    @property
+    def info(self) -> DatasetInfo:
+        file = self._file
+        return DatasetInfo(
+            file.path,
+            len(file.class_names),
+            file.num_examples,
+            file.class_names,
+            *list(file.parts)[:2],
+            multi_label=file.multi_label,
+            held_out=file.held_out,
+        )
+
+    def split(self, expression: str) -> "ArrayImages":
+        return ArrayImages(self._file, expression)
 
 
 class ArrayImages:
     """One split; images are uint8 [h, w, c]."""
 
-    def __init__(self, path: str, split: str):
-        self._file, self._split = open_file(path), split
-        self.class_names = self._file.class_names
-        self.multi_label = self._file.multi_label
-        counts = self._file.num_examples
-        self._parts = splits.Parts(split, counts, f"the file {path}")
+    def __init__(self, file: ArrayFile, split: str):
+        self._file, self._split = file, split
+        self.class_names = file.class_names
+        self.multi_label = file.multi_label
+        self._parts = splits.Parts(split, file.num_examples, f"the file {file.path}")
         self._images = {
-            name: _images(self._file, self._file.parts[name].images)
-            for name in self._parts.names
+            name: _images(file, file.parts[name].images) for name in self._parts.names
         }
 
     def __reduce__(self):
         # Another process reads the file again; that is faster than to send it all.
-        return ArrayImages, (self._file.path, self._split)
+        return _read_split, (self._file.path, self._split)
 
     @property
     def num_classes(self) -> int:
@@ -99,10 +103,19 @@ class ArrayImages:
         return self._parts.gather({split: part.weights for split, part in parts})
 
 
+def _read_split(path: str, split: str) -> ArrayImages:
+    return ArrayContents(path).split(split)
+
+
 def _images(file: ArrayFile, name: str) -> np.ndarray:
     key = (file.path, file.version, name)
     images = _held.get(key)
     if images is None:
+        if version(file.path) != file.version:
+            raise UserError(
+                f"{file.path} was written again after its labels had been read. Start "
+                "again when it is complete."
+            )
         images = npz.read(file.path, name)
         gigabytes = images.nbytes / 1e9
         logger.info("%s: %s holds %.2f GB in memory", file.path, name, gigabytes)

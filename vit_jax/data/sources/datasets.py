@@ -1,36 +1,20 @@
-"""Which data sets there are and how large they are, as far as possible without them."""
+"""Opens a data set of any kind, once; published sets are known without their data."""
 
 import dataclasses
+import functools
 import os
 
-from vit_jax.data.sources import (
-    arrays,
-    digits,
-    folders,
-    splits,
-    tables,
-    tfds_sets,
-)
-from vit_jax.data.sources.protocol import DatasetInfo, Kind
+from vit_jax.data.sources import arrays, digits, folders, tables, tfds_sets
+from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.errors import UserError
 
-__all__ = [
-    "PRESETS",
-    "DatasetInfo",
-    "default_splits",
-    "describe",
-    "find",
-    "locate",
-    "whole",
-]
-
-# The only list of them; `find` is the only place that tells them apart.
+# The only list of them; `_recognised` is the only place that tells them apart.
 KINDS: dict[str, Kind] = {
-    "digits": digits,
-    "image folder": folders,
-    "table": tables,
-    "arrays": arrays,
-    "tensorflow-datasets": tfds_sets,
+    "digits": lambda location, data_dir: digits.DigitsContents(),
+    "image folder": lambda location, data_dir: folders.list_folder(location),
+    "table": lambda location, data_dir: tables.read_tables(location),
+    "arrays": lambda location, data_dir: arrays.ArrayContents(location),
+    "tensorflow-datasets": tfds_sets.open_set,
 }
 _EXTENSIONS = {"table": tables.EXTENSIONS, "arrays": arrays.EXTENSIONS}
 
@@ -49,7 +33,7 @@ def _preset(name, num_classes, train_split, eval_split, num_examples, **more):
 PRESETS: dict[str, DatasetInfo] = {
     info.name: info
     for info in (
-        digits.describe(),
+        digits.DigitsContents.info,
         _preset("cifar10", 10, "train", "test", {"train": 50_000, "test": 10_000}),
         _preset("cifar100", 100, "train", "test", {"train": 50_000, "test": 10_000}),
         _preset(
@@ -88,64 +72,82 @@ PRESETS: dict[str, DatasetInfo] = {
 }
 
 
-def describe(
-    dataset: str, train_split: str = "", eval_split: str = "", data_dir: str = ""
-) -> DatasetInfo:
-    """Classes, and the two splits with their numbers of examples.
-
-    For the presets this needs no data; a folder is listed, a table or the labels of an
-    array file are read; another tensorflow-datasets set is prepared first where that is
-    possible.
+def open_dataset(dataset: str, data_dir: str = "") -> "Dataset":
+    """Opens a data set, wherever its examples come from.
 
     Args:
-      dataset: "digits", a folder, a table, an array file, or a tensorflow-datasets name
-        or folder.
-      train_split: "" = the dataset's default.
-      eval_split: "" = the dataset's default.
+      dataset: "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl),
+        arrays (.npz), or a tensorflow-datasets name or prepared folder.
       data_dir: where tensorflow-datasets keeps its sets; "" = its default.
 
-    Returns:
-      `num_examples` holds the counts of exactly `train_split` and `eval_split`.
-
     Raises:
-      UserError: no such dataset or split.
+      UserError: nothing given, or a folder of several prepared sets. Other errors are
+        raised when facts or examples are first asked for; see `Dataset.contents`.
     """
-    info = _describe(dataset, data_dir)
-    train_split = train_split or info.train_split
-    eval_split = eval_split or info.eval_split
-    if not train_split:
-        raise UserError(
-            f"{dataset} has nothing to train on, only {', '.join(info.num_examples)}: "
-            "put images to train on below FOLDER/train, or name a split with "
-            "--config.train_split"
-        )
-    counts = {
-        split: splits.count(split, info.num_examples, dataset)
-        for split in (train_split, eval_split)
-    }
-    return dataclasses.replace(
-        info,
-        num_examples=counts,
-        train_split=train_split,
-        eval_split=eval_split,
-        held_out=info.held_out and eval_split == info.eval_split,
-    )
+    return Dataset(dataset, data_dir)
 
 
-def default_splits(dataset: str, data_dir: str = "") -> tuple[str, str]:
-    """What to train and to evaluate on unless told otherwise."""
-    info = _describe(dataset, data_dir)
-    return info.train_split, info.eval_split
+class Dataset:
+    """A data set, to be opened once and passed on.
+
+    Attributes:
+      name: as given.
+      kind: one of `KINDS`.
+      location: the absolute path of the data, or the name of a set that has none.
+      data_dir: where tensorflow-datasets keeps its sets, absolute; "" = its default.
+    """
+
+    def __init__(self, name: str, data_dir: str = ""):
+        self.name = name
+        self.kind, self.location = _recognised(name)
+        self.data_dir = _absolute(data_dir) if data_dir else ""
+
+    @functools.cached_property
+    def contents(self) -> Contents:
+        """The opened data, whose facts are never the published ones.
+
+        On first use a folder is listed, a table or the labels of an array file are
+        read; a tensorflow-datasets set is prepared where that is possible.
+
+        Raises:
+          UserError: no such data set, no images in the folder, rows or arrays that
+            cannot be used, a set that is not prepared; the message says what was found
+            and what to do.
+        """
+        return KINDS[self.kind](self.location, self.data_dir)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Classes, splits and their sizes; for the presets this needs no data."""
+        if self.name in PRESETS:
+            return PRESETS[self.name]
+        return dataclasses.replace(self.contents.info, name=self.name)
+
+    @property
+    def whole(self) -> str:
+        """The split to evaluate a model on that was not trained on this data set.
+
+        Where a part is only held out of the training data, that is all of them.
+        """
+        train, held_out = self.info.train_split, self.info.eval_split
+        return f"{train}+{held_out}" if self.info.held_out else held_out
+
+    def split(self, expression: str = "") -> Source:
+        """Opens the examples of one split.
+
+        Args:
+          expression: such as "train", "train[:98%]", "train+test"; "" = the split to
+            train on, or to evaluate on where there is nothing to train on.
+
+        Raises:
+          UserError: the data cannot be opened, or have no such split.
+        """
+        default = self.info.train_split or self.info.eval_split
+        return self.contents.split(expression or default)
 
 
-def whole(dataset: str, data_dir: str = "") -> str:
-    """What to evaluate on of data that nobody trained on: all where it is undivided."""
-    info = _describe(dataset, data_dir)
-    return f"{info.train_split}+{info.eval_split}" if info.held_out else info.eval_split
-
-
-def find(dataset: str) -> tuple[str, str]:
-    """Which of `KINDS` a dataset is, and its place: an absolute path, or its name.
+def _recognised(dataset: str) -> tuple[str, str]:
+    """Tells which of `KINDS` a dataset is, and its location.
 
     A preset is never a folder; "./cifar10" is how to name a folder called so.
 
@@ -172,11 +174,6 @@ def find(dataset: str) -> tuple[str, str]:
     return "image folder", path
 
 
-def locate(dataset: str, data_dir: str = "") -> tuple[str, str]:
-    """Both as they mean the same from every current directory: paths absolute."""
-    return find(dataset)[1], _absolute(data_dir) if data_dir else ""
-
-
 def _is_path(dataset: str) -> bool:
     """Whether `dataset` means something on this machine, existing or not."""
     if dataset in PRESETS:
@@ -190,10 +187,3 @@ def _is_path(dataset: str) -> bool:
 def _absolute(path: str) -> str:
     # tensorflow-datasets also takes addresses such as gs://bucket/folder.
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
-
-
-def _describe(dataset: str, data_dir: str) -> DatasetInfo:
-    if dataset in PRESETS:
-        return PRESETS[dataset]
-    kind, place = find(dataset)
-    return dataclasses.replace(KINDS[kind].describe(place, data_dir), name=dataset)

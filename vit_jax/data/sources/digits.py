@@ -17,14 +17,15 @@ CLASS_NAMES = tuple("0123456789")
 NUM_EXAMPLES = {"train": 1437, "test": 360}
 
 
-def describe(place: str = "digits", _data_dir: str = "") -> DatasetInfo:
-    return DatasetInfo(
-        place, len(CLASS_NAMES), NUM_EXAMPLES, CLASS_NAMES, "train", "test"
+class DigitsContents:
+    """Both splits; the images are read with the first one that is opened."""
+
+    info = DatasetInfo(
+        "digits", len(CLASS_NAMES), NUM_EXAMPLES, CLASS_NAMES, "train", "test"
     )
 
-
-def open_split(_place: str, split: str, _data_dir: str = "") -> Source:
-    return Digits(split)
+    def split(self, expression: str) -> Source:
+        return Digits(expression)
 
 
 class Digits:

@@ -1,7 +1,6 @@
 """Image folders as data sets: one folder a class, with or without given splits."""
 
 import collections
-import functools
 import logging
 import os
 import time
@@ -11,14 +10,12 @@ from vit_jax.data.sources.listings import (
     EVALUATION_NAMES,
     Entry,
     Files,
-    ListedImages,
     Listing,
     UnknownClasses,
     hold_out,
     mixed,
     some,
 )
-from vit_jax.data.sources.protocol import DatasetInfo, Source
 from vit_jax.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -29,14 +26,6 @@ _LAYOUTS = (
     "Expected one folder a class, FOLDER/<class>/*.jpg, or the same below FOLDER/train "
     "and FOLDER/val (or test). Images end in " + ", ".join(EXTENSIONS) + "."
 )
-
-
-def describe(place: str, _data_dir: str = "") -> DatasetInfo:
-    return list_folder(place).info(place)
-
-
-def open_split(place: str, split: str, _data_dir: str = "") -> Source:
-    return ListedImages(list_folder(place), split)
 
 
 def list_folder(path: str) -> Listing:
@@ -56,7 +45,7 @@ def list_folder(path: str) -> Listing:
         raise UserError(f"there is no folder {path}. {_LAYOUTS}")
     if not os.path.isdir(path):
         raise UserError(f"{path} is a file, not a folder. {_LAYOUTS}")
-    if kept := kept_listings.find(path):
+    if kept := kept_listings.load(path):
         return kept
     started, scan = time.time(), _Scan()
     try:
@@ -146,7 +135,9 @@ def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
             without.append(name)
     if classes and without:
         endings = f" ({', '.join(sorted(others))} is no image)" if others else ""
-        _warn(f"no classes in {folder}, for want of images: {some(without)}{endings}")
+        logger.warning(
+            "no classes in %s, for want of images: %s%s", folder, some(without), endings
+        )
     if not classes and below:
         classes = _imagenet_validation(below, files)
     if not classes:
@@ -161,12 +152,6 @@ def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
         where = folder.rstrip("/")
         raise UserError(f"no images of any class in {where}: found {seen}. {_LAYOUTS}")
     return classes
-
-
-@functools.cache
-def _warn(text: str) -> None:
-    """Once: a start lists a folder several times."""
-    logger.warning("%s", text)
 
 
 def _imagenet_validation(below: str, files: list[str]) -> dict[str, list[str]]:

@@ -19,12 +19,10 @@ WORTH_KEEPING = 5_000
 # show it: file systems tell times apart by up to two seconds (FAT).
 SETTLED_AFTER = 3.0
 
-_recent: dict[str, dict[str, np.ndarray]] = {}  # one start asks several times
 
-
-def find(path: str) -> Listing | None:
-    """The listing of an earlier time, if it still holds."""
-    arrays = _recent.get(path) or cache.load_arrays(_place(path))
+def load(path: str) -> Listing | None:
+    """Returns the listing that an earlier start kept, if it still holds."""
+    arrays = cache.load_arrays(_file(path))
     if arrays is None:
         return None
 
@@ -44,8 +42,6 @@ def find(path: str) -> Listing | None:
         held_out = bool(arrays["held_out"])
     except (OSError, KeyError, ValueError):  # a directory that is gone; damage
         return None
-    _recent.clear()
-    _recent[path] = arrays
     called, split = f"the folder {path}", list(files)[1]
     return Listing(path, called, names, files, "train", split, held_out=held_out)
 
@@ -80,10 +76,8 @@ def keep(listing: Listing, modified: dict[str, int], listed_at: float) -> None:
         arrays[f"{split}/labels"] = np.asarray(files.labels)
     for name, column in columns.items():
         arrays[f"{name}/flat"], arrays[f"{name}/ends"] = column.flat, column.ends
-    cache.store_arrays(_place(listing.path), arrays)
-    _recent.clear()
-    _recent[listing.path] = arrays
+    cache.store_arrays(_file(listing.path), arrays)
 
 
-def _place(path: str) -> str:
+def _file(path: str) -> str:
     return f"listings/{stable_hash(f'{FORMAT} {path}'):016x}.npz"

@@ -123,10 +123,11 @@ class Listing:
     def num_examples(self) -> dict[str, int]:
         return {name: len(files) for name, files in self.files.items()}
 
-    def info(self, name: str) -> DatasetInfo:
-        """What planning needs, of the data set of this name."""
+    @property
+    def info(self) -> DatasetInfo:
+        """Facts to plan a run with."""
         return DatasetInfo(
-            name,
+            self.name,
             len(self.class_names),
             self.num_examples,
             self.class_names,
@@ -135,6 +136,10 @@ class Listing:
             self.multi_label,
             self.held_out,
         )
+
+    def split(self, expression: str) -> "ListedImages":
+        """Opens a split such as "train[:98%]" or "train+val"."""
+        return ListedImages(self, expression)
 
 
 class UnknownClasses(UserError):

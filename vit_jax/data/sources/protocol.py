@@ -1,4 +1,4 @@
-"""What every kind of data set looks like: facts to plan with, and then examples."""
+"""The interface of every kind of data set: facts to plan with, and then examples."""
 
 import dataclasses
 import re
@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from vit_jax.data.sources import splits
 from vit_jax.errors import UserError
 
 
@@ -69,14 +70,14 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What planning a run needs to know of its data.
+    """The facts of a data set that planning a run needs.
 
     Attributes:
       name: as given.
       num_classes: width of the model's head.
       num_examples: split → number of examples.
       class_names: None where only the data itself would tell.
-      train_split, eval_split: the defaults, or what `describe` was asked for; no
+      train_split, eval_split: the defaults, or those that `with_splits` was given; no
         train_split where there is nothing to train on.
       multi_label: an example may have any number of labels.
       held_out: eval_split is a part of what there is to train on, and left out there.
@@ -91,14 +92,59 @@ class DatasetInfo:
     multi_label: bool = False
     held_out: bool = False
 
+    def with_splits(self, train_split: str = "", eval_split: str = "") -> "DatasetInfo":
+        """Chooses the two splits of a run and counts their examples.
+
+        Args:
+          train_split: "" = the dataset's default.
+          eval_split: "" = the dataset's default.
+
+        Returns:
+          `num_examples` holds the counts of exactly `train_split` and `eval_split`.
+
+        Raises:
+          UserError: no such split, or nothing to train on.
+        """
+        train_split = train_split or self.train_split
+        eval_split = eval_split or self.eval_split
+        if not train_split:
+            raise UserError(
+                f"{self.name} has nothing to train on, only "
+                f"{', '.join(self.num_examples)}: put images to train on below "
+                "FOLDER/train, or name a split with --config.train_split"
+            )
+        counts = {
+            split: splits.count(split, self.num_examples, self.name)
+            for split in (train_split, eval_split)
+        }
+        return dataclasses.replace(
+            self,
+            num_examples=counts,
+            train_split=train_split,
+            eval_split=eval_split,
+            held_out=self.held_out and eval_split == self.eval_split,
+        )
+
+
+class Contents(Protocol):
+    """One data set whose description has been read; it is not read again."""
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Facts of all splits, under a name of its own."""
+        ...
+
+    def split(self, expression: str, /) -> Source:
+        """Opens the examples of a split such as "train[:98%]" or "train+test"."""
+        ...
+
 
 class Kind(Protocol):
-    """The two functions of a module that reads one kind of data set.
+    """A function that opens data sets of one kind.
 
-    `place` is the absolute path of the data, or the name of what has none; `data_dir`
-    is where tensorflow-datasets keeps its sets.
+    `location` is the absolute path of the data, or the name of a set that has none;
+    `data_dir` is where tensorflow-datasets keeps its sets. Raises UserError where the
+    data cannot be used.
     """
 
-    def describe(self, place: str, data_dir: str, /) -> DatasetInfo: ...
-
-    def open_split(self, place: str, split: str, data_dir: str, /) -> Source: ...
+    def __call__(self, location: str, data_dir: str, /) -> Contents: ...

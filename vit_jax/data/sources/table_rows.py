@@ -104,7 +104,7 @@ def read_rows(file: str, split: str, rows: list[Row], problems: Problems) -> boo
     except csv.Error as error:
         raise UserError(f"{file} cannot be read after line {line}: {error}") from error
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+        raise UserError(f"the table {file} cannot be read: {error.strerror}") from error
     if empty:
         problems.add(f"{name}: no rows")
     return several

@@ -7,21 +7,19 @@ if wanted `weight`, a number of at least 0, and `split`. Without splits a tenth 
 images is held out. A folder with train.csv and val.csv (or test …) is one data set.
 """
 
-import functools
 import os
 from collections.abc import Iterable
 
 from vit_jax.data.sources.listings import (
     Entry,
     Files,
-    ListedImages,
     Listing,
     UnknownClasses,
     hold_out,
     mixed,
     some,
 )
-from vit_jax.data.sources.protocol import DatasetInfo, Source, in_order
+from vit_jax.data.sources.protocol import in_order
 from vit_jax.data.sources.table_rows import (
     EXPECTED,
     SPLITS,
@@ -33,14 +31,6 @@ from vit_jax.errors import UserError
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
 _LOOKED_FOR = 100  # files: if not one of so many is there, none will be
-
-
-def describe(place: str, _data_dir: str = "") -> DatasetInfo:
-    return read_tables(place).info(place)
-
-
-def open_split(place: str, split: str, _data_dir: str = "") -> Source:
-    return ListedImages(read_tables(place), split)
 
 
 def split_files(folder: str) -> dict[str, str]:
@@ -65,7 +55,7 @@ def split_files(folder: str) -> dict[str, str]:
 
 
 def read_tables(path: str) -> Listing:
-    """What a table, or a folder with one for each split, lists.
+    """Reads a table, or a folder with one for each split.
 
     Raises:
       UserError: it cannot be read; or all rows that cannot be used; or classes to
@@ -73,22 +63,12 @@ def read_tables(path: str) -> Listing:
     """
     path = os.path.abspath(path)
     files = split_files(path) if os.path.isdir(path) else {"": path}
-    try:
-        stats = [os.stat(file) for file in files.values()]
-    except OSError as error:
-        raise UserError(
-            f"the table {error.filename} cannot be read: {error.strerror}"
-        ) from error
-    versions = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
-    return _listing(path, tuple(files.items()), versions)
-
-
-@functools.lru_cache(maxsize=2)  # one start asks several times
-def _listing(path: str, files: tuple[tuple[str, str], ...], _versions) -> Listing:
     name = f"the table {path}"
     root = path if os.path.isdir(path) else os.path.dirname(path)
     rows, problems = list[Row](), Problems()
-    kinds = {file: read_rows(file, split, rows, problems) for split, file in files}
+    kinds = {
+        file: read_rows(file, split, rows, problems) for split, file in files.items()
+    }
     problems.check()
     if len(set(kinds.values())) > 1:
         raise UserError(f"{name}: some have a column label, others labels. {EXPECTED}")

@@ -64,7 +64,7 @@ class Labels:
         return tuple(found) if self.multi_label else found[0]
 
 
-def find(builder) -> Labels:
+def find_labels(builder) -> Labels:
     """Finds the feature that is "label", or the only one of class labels.
 
     Raises:
@@ -107,7 +107,7 @@ def all_labels(builder, labels: Labels, split: str) -> np.ndarray:
 
     Args:
       builder: of the set.
-      labels: what `find` says of it.
+      labels: from `find_labels`.
       split: a whole one.
 
     Raises:
@@ -164,13 +164,13 @@ def _columns(builder, key: str, split: str) -> dict[str, np.ndarray]:
         names. weights: float64 [n]. names/flat, names/ends: the texts (see `Ragged`).
     """
     records = raw_records(builder, split)  # settles the format of the files
-    files = builder.info.splits[split].filepaths
-    found = [(file.name, file.stat()) for file in files if file.exists()]
+    shards = builder.info.splits[split].filepaths
+    found = [(shard.name, shard.stat()) for shard in shards if shard.exists()]
     versions = [(name, stat.length, stat.mtime) for name, stat in found]
     identity = f"{_FORMAT} {os.fspath(builder.data_dir)} {split} {key} {versions}"
-    place = f"labels/{stable_hash(identity):016x}.npz"
-    if place not in _read:
-        kept = cache.load_arrays(place)
+    file = f"labels/{stable_hash(identity):016x}.npz"
+    if file not in _read:
+        kept = cache.load_arrays(file)
         if kept is None or set(kept) != {
             "values",
             "weights",
@@ -179,9 +179,9 @@ def _columns(builder, key: str, split: str) -> dict[str, np.ndarray]:
         }:
             kept = _read_columns(builder, key, split, records)
             if len(records) >= WORTH_KEEPING:
-                cache.store_arrays(place, kept)
-        _read[place] = kept
-    return _read[place]
+                cache.store_arrays(file, kept)
+        _read[file] = kept
+    return _read[file]
 
 
 def _read_columns(builder, key: str, split: str, records) -> dict[str, np.ndarray]:

@@ -17,10 +17,9 @@ from vit_jax.data.sources import splits, tfds_labels
 from vit_jax.data.sources.protocol import (
     DatasetInfo,
     Example,
-    Source,
     check_single_label,
 )
-from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
+from vit_jax.data.sources.tfds_labels import WEIGHT_KEY, Labels
 from vit_jax.errors import UserError
 
 # What to evaluate on, in order of preference; a set with one split is divided.
@@ -33,35 +32,45 @@ _LONG_TO_READ = 2**30  # bytes; some seconds
 _STANDARD_ERROR = 2  # by number: notebooks and tests replace sys.stderr
 
 
-def describe(place: str, data_dir: str) -> DatasetInfo:
-    """See `Kind`; a set that is not prepared is prepared where that is possible."""
-    builder = _builder(place, data_dir)
-    labels = tfds_labels.find(builder)
-    train_split, eval_split = _default_splits(builder)
-    return DatasetInfo(
-        place,
-        len(labels.class_names),
-        num_examples(builder),
-        labels.class_names,
-        train_split,
-        eval_split,
-        multi_label=labels.multi_label,
-        held_out=eval_split.endswith(HELD_OUT_PART),
-    )
+def open_set(location: str, data_dir: str) -> "TfdsContents":
+    """Opens a set by its folder or name; prepares it first where that is possible."""
+    if os.path.isabs(location):
+        return TfdsContents(open_folder(prepared_folder(location) or location))
+    return TfdsContents(open_name(location, data_dir))
 
 
-def open_split(place: str, split: str, data_dir: str) -> Source:
-    return TfdsSet(_builder(place, data_dir), split)
+class TfdsContents:
+    """The description of a prepared set, and the names of its classes."""
+
+    def __init__(self, builder):
+        self._builder, self._labels = builder, tfds_labels.find_labels(builder)
+
+    @property
+    def info(self) -> DatasetInfo:
+        train_split, eval_split = _default_splits(self._builder)
+        return DatasetInfo(
+            str(self._builder.info.full_name),
+            len(self._labels.class_names),
+            num_examples(self._builder),
+            self._labels.class_names,
+            train_split,
+            eval_split,
+            multi_label=self._labels.multi_label,
+            held_out=eval_split.endswith(HELD_OUT_PART),
+        )
+
+    def split(self, expression: str) -> "TfdsSet":
+        return TfdsSet(self._builder, self._labels, expression)
 
 
 class TfdsSet:
     """One split of a prepared set; images stay encoded."""
 
-    def __init__(self, builder, split: str):
+    def __init__(self, builder, labels: Labels, split: str):
         import tensorflow_datasets as tfds
 
         every = dict(builder.info.features.items())
-        self._builder, self._labels = builder, tfds_labels.find(builder)
+        self._builder, self._labels = builder, labels
         self._name = f"{builder.info.name}/{split}"
         self._image_key = _feature_key(builder, tfds.features.Image, "image")
         self.class_names = self._labels.class_names
@@ -161,16 +170,16 @@ def open_name(name: str, data_dir: str = ""):
       UserError: tensorflow-datasets knows no such set, it is not prepared and cannot
         be here, or it is in a format without random access.
     """
-    builder = find(name, data_dir)
+    builder = find_builder(name, data_dir)
     if not builder.is_prepared():
         _prepare(name, data_dir)
-        builder = find(name, data_dir)
+        builder = find_builder(name, data_dir)
     _check_format(builder, name, data_dir)
     return builder
 
 
-def find(name: str, data_dir: str = ""):
-    """The builder of a set, prepared or not.
+def find_builder(name: str, data_dir: str = ""):
+    """Finds the builder of a set, prepared or not.
 
     Args:
       name: of the set, or the absolute path of one that is prepared.
@@ -215,14 +224,8 @@ def prepare_command(name: str, data_dir: str) -> list[str]:
     )
 
 
-def _builder(place: str, data_dir: str):
-    if os.path.isabs(place):
-        return open_folder(prepared_folder(place) or place)
-    return open_name(place, data_dir)
-
-
 def _default_splits(builder) -> tuple[str, str]:
-    """What to train and to evaluate on unless told otherwise."""
+    """Chooses the splits to train and to evaluate on by default."""
     names = list(builder.info.splits)
     train = "train" if "train" in names else names[0]
     for name in EVALUATION_SPLITS:
@@ -233,7 +236,7 @@ def _default_splits(builder) -> tuple[str, str]:
 
 def check_prepared(name: str, data_dir: str) -> None:
     """Raises UserError, with the commands that mend it, unless the set is there."""
-    builder = find(name, data_dir)
+    builder = find_builder(name, data_dir)
     if not builder.is_prepared():
         shown = " ".join(["python", *prepare_command(name, data_dir)])
         raise UserError(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax.data.sources import tfds_labels
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
 
 SETS = str(pathlib.Path(__file__).parents[2] / "fixtures" / "tfds")
@@ -16,7 +16,7 @@ SETS = str(pathlib.Path(__file__).parents[2] / "fixtures" / "tfds")
 @pytest.mark.parametrize("split", ["train", "test[2:]", "train[:5]+test", "test+train"])
 @pytest.mark.parametrize("dataset", ["digits", f"{SETS}/tiny_digits"])
 def test_labels_are_those_of_the_examples(dataset, split):
-    source = open_source(dataset, split)
+    source = open_dataset(dataset).split(split)
     labels = source.labels()
     assert labels.dtype == np.int32
     assert labels.tolist() == [source[i].label for i in range(len(source))]
@@ -27,7 +27,7 @@ def test_labels_are_those_of_the_examples(dataset, split):
 
 
 def test_several_labels_are_no_class_to_sample_by():
-    source = open_source(f"{SETS}/tiny_tags", "train")
+    source = open_dataset(f"{SETS}/tiny_tags").split("train")
     with pytest.raises(UserError, match=r"tiny_tags/train may have several labels"):
         source.labels()
     assert source.weights().tolist() == [1.0] * 6
@@ -35,7 +35,7 @@ def test_several_labels_are_no_class_to_sample_by():
 
 @pytest.mark.parametrize("dataset", ["digits", f"{SETS}/tiny_digits"])
 def test_sources_go_to_other_processes(dataset):
-    source = open_source(dataset, "train[3:]+test")
+    source = open_dataset(dataset).split("train[3:]+test")
     there = pickle.loads(pickle.dumps(source))
     assert len(there) == len(source)
     assert there[20].label == source[20].label
@@ -44,7 +44,7 @@ def test_sources_go_to_other_processes(dataset):
 
 def test_indices_count_from_the_end_and_end():
     for dataset in ("digits", f"{SETS}/tiny_digits"):
-        source = open_source(dataset, "train+test")
+        source = open_dataset(dataset).split("train+test")
         assert source[-1].label == source[len(source) - 1].label
         assert source[-1].name == source[len(source) - 1].name
         with pytest.raises(IndexError):
@@ -63,7 +63,7 @@ def weighted(write_set, **options):
 
 
 def test_weights_of_a_prepared_set(write_set):
-    source = open_source(str(weighted(write_set)), "train[2:]")
+    source = open_dataset(str(weighted(write_set))).split("train[2:]")
     assert source.weights().tolist() == [k / 4 for k in range(2, 12)]
     assert [source[i].weight for i in range(10)] == source.weights().tolist()
     assert source.labels().tolist() == [k % 3 for k in range(2, 12)]
@@ -76,7 +76,7 @@ def test_the_pass_over_the_labels_is_made_once(write_set, monkeypatch, tmp_path)
 
     def labels():
         monkeypatch.setattr(tfds_labels, "_read", {})  # as if in a new process
-        return open_source(str(folder), "train").labels().tolist()
+        return open_dataset(str(folder)).split("train").labels().tolist()
 
     expected = labels()
     assert len(list((tmp_path / "cache" / "labels").iterdir())) == 1
@@ -101,7 +101,7 @@ def test_labels_that_are_texts(write_set):
         "test": [{"label": name} for name in ("bee", "ümlaut", "ox")],
     }
     folder = write_set({"label": tfds.features.Text()}, splits)
-    test, train = (open_source(str(folder), split) for split in ("test", "train"))
+    test, train = map(open_dataset(str(folder)).split, ("test", "train"))
     assert train.class_names == test.class_names == ("ant", "bee", "ox", "ümlaut")
     assert train.labels().tolist() == [2, 0, 2, 1]
     assert [test[i].label for i in range(3)] == test.labels().tolist() == [1, 3, 2]
@@ -112,4 +112,4 @@ def test_texts_that_are_numbers_are_ordered_as_such(write_set):
 
     examples = [{"label": name} for name in ("10", "9", "100")]
     folder = write_set({"label": tfds.features.Text()}, {"train": examples})
-    assert open_source(str(folder), "train").class_names == ("9", "10", "100")
+    assert open_dataset(str(folder)).split("train").class_names == ("9", "10", "100")

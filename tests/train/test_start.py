@@ -1,0 +1,97 @@
+"""The start of a run: its data set is opened once, whatever its kind."""
+
+import collections
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data.sources import digits, folders, npz, tables, tfds_labels, tfds_sets
+from vit_jax.train.setup import set_up
+from vit_jax.train.start import open_sources
+
+SETS = str(pathlib.Path(__file__).parents[1] / "fixtures" / "tfds")
+
+
+def image_folder(root):
+    for name in "ab":
+        (root / "set" / name).mkdir(parents=True)
+        for k in range(20):
+            pixels = np.full((12, 12, 3), k, np.uint8)
+            Image.fromarray(pixels).save(root / "set" / name / f"{k}.png")
+    return str(root / "set")
+
+
+def table(root):
+    image_folder(root)
+    rows = [f"set/{name}/{k}.png,{name}" for name in "ab" for k in range(20)]
+    (root / "set.csv").write_text("\n".join(["path,label", *rows]))
+    return str(root / "set.csv")
+
+
+def tables_of_splits(root):
+    image_folder(root)
+    for split, first in (("train", 0), ("val", 15)):
+        rows = [f"set/{name}/{k}.png,{name}" for name in "ab" for k in range(first, 20)]
+        (root / f"{split}.csv").write_text("\n".join(["path,label", *rows]))
+    return str(root)
+
+
+def array_file(root):
+    images = np.zeros((40, 12, 12, 3), np.uint8)
+    np.savez(root / "set.npz", images=images, labels=np.arange(40) % 4)
+    return str(root / "set.npz")
+
+
+# How to write a set, the functions that read it, and how many different things they
+# are asked for: files, or arrays of a file.
+KINDS = {
+    "image folder": (image_folder, [(folders, "_list")], 1),
+    "table": (table, [(tables, "read_rows")], 1),
+    "tables of splits": (tables_of_splits, [(tables, "read_rows")], 2),
+    "arrays": (array_file, [(npz, "headers"), (npz, "read")], 3),
+    "prepared folder": (
+        lambda _: f"{SETS}/tiny_digits/1.0.0",
+        [(tfds_sets, "open_folder"), (tfds_labels, "find_labels")],
+        2,
+    ),
+    "prepared name": (
+        lambda _: "tiny_digits",
+        [(tfds_sets, "open_name"), (tfds_labels, "find_labels")],
+        2,
+    ),
+    "digits": (lambda _: "digits", [(np, "loadtxt")], 1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_start_reads_its_data_set_once(kind, tmp_path, tiny_config, monkeypatch):
+    write, readers, expected = KINDS[kind]
+    asked = collections.Counter()
+
+    def counting(name, read):
+        def counted(*args, **options):
+            asked[name, *(arg for arg in args if isinstance(arg, str))] += 1
+            return read(*args, **options)
+
+        return counted
+
+    for owner, name in readers:
+        monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
+    digits._pixels_and_labels.cache_clear()
+    data_dir = SETS if kind == "prepared name" else ""
+    setup = set_up(tiny_config(dataset=write(tmp_path), data_dir=data_dir))
+    train, held_out = open_sources(setup)
+    assert setup.info.num_examples == {
+        setup.info.train_split: len(train),
+        setup.info.eval_split: len(held_out),
+    }
+    assert len(asked) == expected
+    assert set(asked.values()) == {1}
+
+
+def test_a_run_can_be_planned_without_its_published_data(tiny_config, tmp_path):
+    setup = set_up(tiny_config(dataset="cifar10", data_dir=str(tmp_path)))
+    assert setup.info.num_examples == {"train": 50_000, "test": 10_000}
+    assert (setup.config.dataset, setup.config.data_dir) == ("cifar10", str(tmp_path))

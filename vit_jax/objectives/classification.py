@@ -1,0 +1,95 @@
+"""Supervised classification: one class an image, or several."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from vit_jax.objectives.inputs import normalised
+from vit_jax.objectives.losses import LOSSES, smooth_labels, to_targets
+from vit_jax.objectives.mixing import Examples, make_mixing
+from vit_jax.objectives.protocol import (
+    Batch,
+    Context,
+    Given,
+    Images,
+    Labels,
+    Objective,
+    Params,
+    Sums,
+)
+
+
+class Classification(Objective):
+    """Minimises the loss of the labels, which mixing and smoothing may change.
+
+    Besides the loss it reports `accuracy`: the mean of the targets, before smoothing,
+    at the predicted class. For a mixed example that is the share of it with that label.
+    """
+
+    def __init__(self, given: Given):
+        self._given, self._config = given, given.config
+        self._mixing = make_mixing(given.config.mixing)
+        self._loss = LOSSES[given.config.loss]
+        self.inputs = {
+            "image": Images(given.train_chain, given.architecture.channels),
+            "label": Labels(given.info.num_classes, given.info.multi_label),
+        }
+
+    @staticmethod
+    def num_classes(config, info) -> int:
+        """The classes of the data."""
+        del config
+        return info.num_classes
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """The model's parameters."""
+        return init_model(self._given, key)
+
+    def prepare(
+        self, key: Key[Array, ""], batch: Batch, choice: Any
+    ) -> tuple[Batch, Key[Array, ""]]:
+        """Erases and mixes images, where the config asks for it."""
+        if self._mixing is None:
+            return batch, key
+        key, mixing_key = jax.random.split(key)
+        images, targets, weights = self._mixing(
+            mixing_key,
+            Examples(
+                normalised(batch["image"], self._given.preprocessing),
+                self._targets(batch),
+                batch["mask"],
+            ),
+        )
+        return {**batch, "image": images, "label": targets, "mask": weights}, key
+
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], context: Context
+    ) -> tuple[Sums, Any]:
+        """Loss and accuracy, weighted by `mask`."""
+        images = normalised(batch["image"], self._given.preprocessing)
+        logits = self._given.placed_model(params, images, train=True, key=key)
+        targets = self._targets(batch)
+        best = jnp.argmax(logits, axis=-1, keepdims=True)
+        right = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
+        if self._config.mixing.binary_targets:
+            targets = (targets > 0).astype(jnp.float32)
+        # Smoothing a mixture is mixing what was smoothed, so it is done here for both.
+        smooth = smooth_labels(targets, self._config.label_smoothing)
+        losses, mask = self._loss(logits, smooth), batch["mask"]
+        weight = jnp.sum(mask)
+        return {
+            "loss": (jnp.sum(losses * mask), weight),
+            "accuracy": (jnp.sum(right * mask), weight),
+        }, ()
+
+    def _targets(self, batch: Batch) -> Array:
+        return to_targets(batch["label"], self._given.architecture.num_classes)
+
+
+def init_model(given: Given, key: Key[Array, ""]) -> Params:
+    """Random parameters of the model alone."""
+    height, width = given.architecture.image_size
+    images = jnp.zeros((1, height, width, given.architecture.channels))
+    return given.model.init(key, images)["params"]
