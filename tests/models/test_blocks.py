@@ -147,3 +147,10 @@ def test_layers_of_a_dtype(tiny):
     layers = make_layers(jnp.bfloat16)
     assert layers.dense(3).dtype == layers.conv(3, (1, 1)).dtype == jnp.bfloat16
     assert layers.layer_norm(epsilon=1e-6).dtype == jnp.bfloat16
+
+
+def test_attention_pooling_has_biases_whatever_the_blocks_have(tiny):
+    shapes = abstract_params(tiny(pooling="map", qkv_bias=False))
+    for name in ("query", "key", "value"):
+        assert set(shapes["map_head"]["attention"][name]) == {"kernel", "bias"}
+        assert set(shapes["blocks_00"]["attention"][name]) == {"kernel"}
