@@ -21,7 +21,7 @@ from vit_jax.evaluators.classification import make_eval_step
 from vit_jax.evaluators.examples import add_up
 from vit_jax.models import MixerArchitecture, abstract_params, build
 from vit_jax.models.attention import formulations
-from vit_jax.models.posemb import resize
+from vit_jax.models.positions import resize
 
 NAMES = ("bird", "cat", "dog", "eel")
 

@@ -167,13 +167,13 @@ def test_the_model_knows_the_devices_it_runs_on(workdir, run, monkeypatch):
     called = sharding.PlacedModel.__call__
 
     def noting(placed, *arguments, **how):
-        made.append(placed._layout)
+        made.append(placed._placement)
         return called(placed, *arguments, **how)
 
     monkeypatch.setattr(sharding.PlacedModel, "__call__", noting)
     run(f"--checkpoint={workdir}", "--json")
-    [layout] = made
-    assert layout.mesh.size == 8
+    [placement] = made
+    assert placement.mesh.size == 8
 
 
 @pytest.mark.parametrize(

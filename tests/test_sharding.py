@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from vit_jax import sharding
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
-from vit_jax.models import Layout, abstract_params, architecture_from_variant
+from vit_jax.models import Placement, abstract_params, architecture_from_variant
 from vit_jax.models.attention import formulations
 from vit_jax.models.attention.formulations import attend
 from vit_jax.optim.chain import make_optimizer
@@ -165,13 +165,13 @@ def test_where_two_axes_do_not_divide_a_bias_fsdp_alone_may():
 
 
 def test_matrices_are_gathered_in_the_compute_dtype_and_vectors_in_their_own():
-    layout = sharding.MeshLayout(sharding.make_mesh(1, 4, 2))
+    placement = sharding.MeshPlacement(sharding.make_mesh(1, 4, 2))
     shapes = {"fc1": {"kernel": (16, 32), "bias": (32,)}, "norm": {"scale": (16,)}}
     params = {
         layer: {name: jnp.ones(shape) for name, shape in arrays.items()}
         for layer, arrays in shapes.items()
     }
-    found = layout.gather(params, jnp.bfloat16)
+    found = placement.gather(params, jnp.bfloat16)
     assert found["fc1"]["kernel"].dtype == jnp.bfloat16
     assert found["fc1"]["bias"].dtype == found["norm"]["scale"].dtype == jnp.float32
     # Whole, but for what tensor spreads.
@@ -229,27 +229,27 @@ def test_bytes_are_those_of_one_device():
 
 def test_attention_kernels_run_on_each_device_s_own_examples_and_heads():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    layout = sharding.MeshLayout(mesh)
+    placement = sharding.MeshPlacement(mesh)
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(8, 20, 4, 64)).astype(np.float32) for _ in range(3)]
     spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
     placed = jax.device_put(arrays, spread)
 
-    def loss(implementation, layout, *arrays):
-        mixed, _ = attend(*arrays, implementation=implementation, layout=layout)
+    def loss(implementation, placement, *arrays):
+        mixed, _ = attend(*arrays, implementation=implementation, placement=placement)
         return jnp.sum(jnp.sin(mixed))
 
     def gradients(*options):
         return jax.jit(jax.grad(partial(loss, *options), argnums=(0, 1, 2)))
 
-    ours = gradients("pallas", layout)
+    ours = gradients("pallas", placement)
     text = ours.lower(*placed).compile().as_text()
     assert "all-gather" not in text
     assert "all-to-all" not in text
     # Two of the eight examples, two of the four heads: 128 channels.
     text = ours.trace(*placed).lower(lowering_platforms=("tpu",)).as_text()
     assert re.search(r"tpu_custom_call.*tensor<2x20x128xf32>", text)
-    expected = gradients("explicit", Layout())(*arrays)
+    expected = gradients("explicit", Placement())(*arrays)
     for one, other in zip(ours(*placed), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -261,9 +261,11 @@ def test_whether_the_kernels_fit_is_asked_for_one_device_s_heads(monkeypatch):
         asked.append(sizes)
 
     monkeypatch.setattr(formulations, "fits", nothing_fits)
-    layout = sharding.MeshLayout(sharding.make_mesh(data=4, tensor=2))
+    placement = sharding.MeshPlacement(sharding.make_mesh(data=4, tensor=2))
     tokens = jax.random.normal(jax.random.key(0), (8, 20, 6, 64))
-    found, _ = attend(tokens, tokens, tokens, implementation="pallas", layout=layout)
+    found, _ = attend(
+        tokens, tokens, tokens, implementation="pallas", placement=placement
+    )
     expected, _ = attend(tokens, tokens, tokens, implementation="explicit")
     np.testing.assert_allclose(found, expected, atol=1e-5)
     kind = jax.devices()[0].device_kind

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, UInt8
 from vit_jax.checkpoints.description import Description
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, Architecture, PatchModel, build
+from vit_jax.models import Architecture, PatchModel, ViTOrMixer, build
 from vit_jax.models.attention.formulations import FASTEST_ON_CPU, why_not_cudnn
-from vit_jax.models.posemb import METHODS
+from vit_jax.models.positions import METHODS
 from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.loading import load_weights
@@ -71,8 +71,8 @@ def load(
       pre_logits: False drops the tanh layer before the head, if there is one, and the
         head that read it.
       posemb_resize: method for learned positions, one of
-        `vit_jax.models.posemb.METHODS`; by default the one of the model's config, or of
-        the family's own code.
+        `vit_jax.models.positions.METHODS`; by default the one of the model's config,
+        or of the family's own code.
       num_heads: for a file that does not say it.
       trained_image_size: that the positions in a file belong to, where neither the file
         nor a config beside it says so and the grid is not square.
@@ -214,7 +214,7 @@ class Model:
         self.step = step
 
     @property
-    def architecture(self) -> AnyArchitecture:
+    def architecture(self) -> ViTOrMixer:
         return self.module.architecture
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
@@ -438,11 +438,11 @@ def _size(name: str, size: Any) -> tuple[int, int] | None:
     raise UserError(f"{name}={size!r}: expected a number of pixels, or (height, width)")
 
 
-def _has_pre_logits(architecture: AnyArchitecture) -> bool:
+def _has_pre_logits(architecture: ViTOrMixer) -> bool:
     return isinstance(architecture, Architecture) and architecture.pre_logits > 0
 
 
-def _attention_here(name: str, architecture: AnyArchitecture, dtype: Any) -> str:
+def _attention_here(name: str, architecture: ViTOrMixer, dtype: Any) -> str:
     """The formulation of the config, where it runs on the first device; else XLA's."""
     platform = jax.devices()[0].platform
     if name == "cudnn" and isinstance(architecture, Architecture):

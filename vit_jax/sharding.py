@@ -29,7 +29,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, Layout, PatchModel
+from vit_jax.models import PatchModel, Placement, ViTOrMixer
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -279,8 +279,8 @@ def bytes_per_device(tree: Any) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshLayout(Layout):
-    """How a model's arrays lie on a mesh; a field of the models that steps run."""
+class MeshPlacement(Placement):
+    """The placement of a model's arrays on a mesh; a field of models in steps."""
 
     mesh: Mesh
 
@@ -291,16 +291,16 @@ class MeshLayout(Layout):
 
     @property
     def device_kind(self) -> str:
-        """See `Layout`."""
+        """JAX's name for the kind of the mesh's devices."""
         return self.mesh.devices.flat[0].device_kind
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
-        """See `Layout`."""
+        """Spreads activations over the mesh as the names of their axes say."""
         spread = tuple(ACTIVATIONS[axis] if axis else None for axis in axes)
         return _constrain(x, self.mesh, _fitting(spread, x.shape, self.mesh.shape))
 
     def apart(self, attention: Callable[..., Array]) -> Callable[..., Array]:
-        """See `Layout`."""
+        """Makes each device run a function on its own examples and heads."""
         if self.mesh.size == 1:
             return attention
 
@@ -357,8 +357,8 @@ class PlacedModel:
     """
 
     def __init__(self, model: PatchModel, mesh: Mesh):
-        self._layout = MeshLayout(mesh)
-        self._model = model.clone(layout=self._layout)
+        self._placement = MeshPlacement(mesh)
+        self._model = model.clone(placement=self._placement)
 
     def __call__(
         self, params: Any, images: Array, *, key: Array | None = None, **how: Any
@@ -371,12 +371,12 @@ class PlacedModel:
           key: of dropout, in training.
           how: arguments of the model's call; or `method=`, with that method's.
         """
-        params = self._layout.gather_outside_blocks(params)
+        params = self._placement.gather_outside_blocks(params)
         rngs = {} if key is None else {"rngs": {"dropout": key}}
         return self._model.apply({"params": params}, images, **rngs, **how)
 
 
-def misfits(mesh: Mesh, architecture: AnyArchitecture) -> list[str]:
+def misfits(mesh: Mesh, architecture: ViTOrMixer) -> list[str]:
     """What of a model the mesh has to divide and does not."""
     return [
         f"mesh.{axis}={parts} must divide the model's {name}={size}"
@@ -388,7 +388,7 @@ def misfits(mesh: Mesh, architecture: AnyArchitecture) -> list[str]:
 
 
 def fitting_meshes(
-    mesh: Mesh, architecture: AnyArchitecture, batch_size: int, accum_steps: int
+    mesh: Mesh, architecture: ViTOrMixer, batch_size: int, accum_steps: int
 ) -> str:
     """Meshes of as many devices that divide the model and the batch, nearest first."""
     fitting = [

@@ -180,7 +180,7 @@ def test_all_wrong_values_are_listed_at_once(tiny):
 def test_values_of_the_wrong_type_are_refused(tiny, monkeypatch):
     # What a user meets: no type checker in front of the architecture's own check.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    fields = tiny().to_dict()
+    fields = dataclasses.asdict(tiny())
     wrong = {
         name: {"pooling": 3, "layer_scale": 1, "image_size": 8}.get(name, "7")
         for name in fields

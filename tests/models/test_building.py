@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_jax.models import MlpMixer, VisionTransformer, abstract_params, build, vit
+from vit_jax.models import MlpMixer, VisionTransformer, abstract_params, blocks, build
 
 
 def test_a_module_for_either_kind(tiny, tiny_mixer):
@@ -37,13 +37,13 @@ def compiled():
 def test_abstract_parameters_compile_nothing_and_trace_one_block(
     tiny, monkeypatch, compiled
 ):
-    calls, attention = [], vit.Attention.__call__
+    calls, attention = [], blocks.Attention.__call__
 
     def record(module, *arguments):
         calls.append(module)
         return attention(module, *arguments)
 
-    monkeypatch.setattr(vit.Attention, "__call__", record)
+    monkeypatch.setattr(blocks.Attention, "__call__", record)
     # Numbers that no other test has, so that nothing is compiled yet.
     abstract_params(tiny(width=34, depth=2))
     few = len(calls)

@@ -8,8 +8,8 @@ import pytest
 
 from vit_jax import sharding
 from vit_jax.models import cpu
-from vit_jax.models.layers import dense_on, layer_norm_on, patch_embedding_on
-from vit_jax.models.placement import Layout
+from vit_jax.models.layers import make_layers
+from vit_jax.models.placement import Placement
 
 
 def with_gradients(module: Any, shape=(3, 5, 16)):
@@ -66,25 +66,28 @@ def test_patches_are_those_of_flax(shape):
 
 
 def test_kernels_gradients_sum_over_one_dimension_on_cpus():
-    def summed(layout):
+    def summed(placement):
         """How many dimensions products sum over, less one, forward and backward."""
-        module = dense_on(layout)(7)
+        module = make_layers(jnp.float32, placement).dense(7)
         text = str(jax.make_jaxpr(lambda: with_gradients(module))())
         return {part.split("]")[0].count(",") for part in text.split("(([")[1:]}
 
-    here = sharding.MeshLayout(sharding.make_mesh())
+    here = sharding.MeshPlacement(sharding.make_mesh())
     assert summed(here) == {0}
-    assert summed(Layout()) == {0, 1}
+    assert summed(Placement()) == {0, 1}
 
 
 def test_the_devices_of_the_mesh_decide():
-    def norm(layout, dtype):
-        return type(layer_norm_on(layout, dtype, 1e-6)())
+    def norm(placement, dtype):
+        return type(make_layers(dtype, placement).layer_norm(epsilon=1e-6))
 
-    here = sharding.MeshLayout(sharding.make_mesh())
+    here = sharding.MeshPlacement(sharding.make_mesh())
     assert norm(here, jnp.float32) is cpu.LayerNorm
     # Where products are in bfloat16, none is in float32.
     assert norm(here, jnp.bfloat16) is nn.LayerNorm
-    assert norm(Layout(), jnp.float32) is nn.LayerNorm
-    assert (dense_on(Layout()), patch_embedding_on(Layout())) == (nn.Dense, nn.Conv)
-    assert patch_embedding_on(here)(1, (2, 2)).conv_general_dilated is cpu.patches
+    assert norm(Placement(), jnp.float32) is nn.LayerNorm
+    plain = make_layers(jnp.float32)
+    assert plain.dense(1) == nn.Dense(1, dtype=jnp.float32)
+    assert plain.conv(1, (2, 2)) == nn.Conv(1, (2, 2), dtype=jnp.float32)
+    conv = make_layers(jnp.float32, here).conv(1, (2, 2))
+    assert conv.conv_general_dilated is cpu.patches

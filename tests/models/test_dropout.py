@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vit_jax.models import VisionTransformer, dropout, layers, vit
+from vit_jax.models import VisionTransformer, blocks, dropout, vit
 
 
 def test_stochastic_depth_rises_linearly():
@@ -87,7 +87,7 @@ def test_without_key_or_rate_nothing_is_dropped():
 
 def test_a_block_under_stochastic_depth_is_unbiased(tiny, random_params):
     architecture = tiny()
-    block = vit.Block(architecture)
+    block = blocks.Block(architecture.block)
     params = random_params(architecture)["blocks_00"]
     # With the MLP's branch constant, the block is linear in what is dropped.
     params["mlp"]["fc2"]["kernel"] = jnp.zeros((24, 16))
@@ -118,7 +118,7 @@ def drops(monkeypatch, tiny, random_params, random_images):
             calls.append((x.shape, rate, whole_examples, numbers))
             return drop(x, rate, key, whole_examples)
 
-        for module in (vit, layers):
+        for module in (vit, blocks):
             monkeypatch.setattr(module, "drop", record)
         VisionTransformer(architecture, **fields).apply(
             variables,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from vit_jax.models import MlpMixer, abstract_params, layers, mixer
+from vit_jax.models import MlpMixer, abstract_params, blocks, mixer
+from vit_jax.models.layers import make_layers
 from vit_jax.models.mixer import INTERMEDIATES, MixerBlock
 
 
@@ -216,7 +217,7 @@ def test_what_drops_and_where(tiny_mixer, random_params, monkeypatch):
 
     architecture = tiny_mixer()
     params = {"params": random_params(architecture)["blocks_00"]}
-    for module in (mixer, layers):
+    for module in (mixer, blocks):
         monkeypatch.setattr(module, "drop", record)
     block = MixerBlock(architecture, dropout_rate=0.1)
 
@@ -264,7 +265,7 @@ def test_bfloat16_reaches_every_product_but_the_heads(
 
 
 def test_a_block_in_bfloat16(tiny_mixer):
-    block = MixerBlock(tiny_mixer(), jnp.bfloat16)
+    block = MixerBlock(tiny_mixer(), make_layers(jnp.bfloat16))
     tokens = jnp.ones((2, 6, 16), jnp.bfloat16)
     params = jax.eval_shape(block.init, jax.random.key(0), tokens)
     output, _ = jax.eval_shape(block.apply, params, tokens)

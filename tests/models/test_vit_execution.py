@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vit_jax.models import VisionTransformer
-from vit_jax.models.layers import Attention, Mlp
-from vit_jax.models.vit import Block, MapHead
+from vit_jax.models.blocks import Attention, Block, Mlp
+from vit_jax.models.heads import MapHead
+from vit_jax.models.layers import make_layers
 
 WAYS = {
     "remat": {"remat": "full"},
@@ -182,12 +183,12 @@ def test_bfloat16_reaches_every_product_and_spares_what_needs_float32(
     [("block", 1, 2), ("attention", 1, 0), ("mlp", 0, 0), ("map_head", 1, 1)],
 )
 def test_modules_in_bfloat16(name, softmaxes, norms, tiny, equations):
-    architecture = tiny(layer_scale=True)
+    block, layers = tiny(layer_scale=True).block, make_layers(jnp.bfloat16)
     module, count = {
-        "block": (Block(architecture, jnp.bfloat16), 1),
-        "attention": (Attention(2, jnp.bfloat16), 2),
-        "mlp": (Mlp(24, "tanh", jnp.bfloat16), 1),
-        "map_head": (MapHead(architecture, jnp.bfloat16), 1),
+        "block": (Block(block, layers), 1),
+        "attention": (Attention(block.attention, layers), 2),
+        "mlp": (Mlp(block.mlp, layers), 1),
+        "map_head": (MapHead(block, layers), 1),
     }[name]
     tokens = [jnp.ones((2, 6, 16), jnp.bfloat16)] * count
     params = jax.eval_shape(module.init, jax.random.key(0), *tokens)

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.models import VisionTransformer, layers
+from vit_jax.models import VisionTransformer, blocks
 from vit_jax.models.attention import formulations
 from vit_jax.models.vit import INTERMEDIATES
 
@@ -136,7 +136,7 @@ def test_only_asking_for_weights_gives_up_the_fused_attention(tiny, apply, monke
         asked.append(return_weights)
         return formulations.attend(*arguments, return_weights=return_weights, **options)
 
-    monkeypatch.setattr(layers, "attend", attend)
+    monkeypatch.setattr(blocks, "attend", attend)
     apply(tiny(), "tokens")
     assert not any(asked)
     apply(tiny(), "attention")

@@ -6,9 +6,9 @@ from vit_jax.config.checks import CHOICES
 from vit_jax.data.loading.batches import EVAL_POLICIES, TRAIN_POLICIES
 from vit_jax.data.loading.order import SAMPLING
 from vit_jax.models.attention.formulations import IMPLEMENTATIONS
+from vit_jax.models.encoder import REMAT
 from vit_jax.models.layers import GELU
-from vit_jax.models.patch_model import REMAT
-from vit_jax.models.posemb import METHODS
+from vit_jax.models.positions import METHODS
 from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
 from vit_jax.optim.chain import OPTIMIZERS

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.models.patch_model import REMAT
+from vit_jax.models.encoder import REMAT
 from vit_jax.train import memory
 from vit_jax.train.memory import CHANGES, Bytes, changed
 from vit_jax.train.setup import set_up

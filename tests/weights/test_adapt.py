@@ -8,7 +8,7 @@ import pytest
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, MixerArchitecture, abstract_params, build
-from vit_jax.models.posemb import METHODS, resize
+from vit_jax.models.positions import METHODS, resize
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.adapt import adapt, even_normalization, fold_normalization
 

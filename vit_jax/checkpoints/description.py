@@ -7,7 +7,7 @@ from typing import Any, Self
 from vit_jax.checkpoints.workdir import normalised
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, architecture_from_dict
+from vit_jax.models import ViTOrMixer, architecture_from_dict
 
 SCHEMA_VERSION = 1
 
@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 class Description:
     """Saved beside the parameters of every checkpoint."""
 
-    architecture: AnyArchitecture
+    architecture: ViTOrMixer
     preprocessing: Preprocessing
     class_names: tuple[str, ...]  # empty where nobody knows them
     config: dict[str, Any]  # resolved; as JSON gives it back, so tuples are lists

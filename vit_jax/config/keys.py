@@ -129,7 +129,7 @@ def default_config() -> Config:
     # head, which needs the same classes.
     config.reset_head = True
     # How position embeddings move to another grid: "bicubic", "bicubic_torch",
-    # "bilinear", "google" (vit_jax/models/posemb.py).
+    # "bilinear", "google" (vit_jax/models/positions.py).
     config.posemb_resize = "bicubic"
 
     # --- What is learned ---

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from jax.sharding import Mesh
 
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.models import AnyArchitecture, PatchModel
+from vit_jax.models import PatchModel, ViTOrMixer
 from vit_jax.sharding import PlacedModel
 
 Params = Any  # a tree of arrays
@@ -28,7 +28,7 @@ class Subject(NamedTuple):
     class_names: tuple[str, ...] = ()  # of the head's outputs; () = unknown
 
     @property
-    def architecture(self) -> AnyArchitecture:
+    def architecture(self) -> ViTOrMixer:
         """Which function the model is."""
         return self.model.architecture
 

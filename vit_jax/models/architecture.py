@@ -1,26 +1,42 @@
 """The function that a model's parameters compute, as plain data."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
-from vit_jax.models.posemb import DENOMINATORS
+from vit_jax.models.blocks import (
+    MLPS,
+    NORMS,
+    AttentionArchitecture,
+    BlockArchitecture,
+    MlpArchitecture,
+    NormArchitecture,
+)
+from vit_jax.models.layers import GELU
+from vit_jax.models.positions import DENOMINATORS
+from vit_jax.models.resnet import NUMERICS
 from vit_jax.models.variants import parse_variant
 
-CHOICES = {
+# Field → names to choose from; where a table implements them, the table.
+CHOICES: dict[str, Collection[str]] = {
     "pooling": ("cls", "gap", "map"),
     "posemb": ("learned", "sincos2d"),
-    "sincos_denominator": tuple(DENOMINATORS),
-    "gelu": ("tanh", "exact"),
+    "sincos_denominator": DENOMINATORS,
+    "gelu": GELU,
     "norm": ("before_pool", "after_pool"),
-    "trunk_numerics": ("google", "timm"),
+    "trunk_numerics": NUMERICS,
+    "mlp_type": MLPS,
+    "norm_type": NORMS,
 }
+# Fields that older releases refuse to read. They are not written where they have their
+# defaults, so that these releases still read what they can compute.
+_ADDED = ("mlp_type", "norm_type")
 
-Kind = TypeVar("Kind", bound="_OfPatches")
+Kind = TypeVar("Kind", bound="PatchArchitecture")
 
 
-class _OfPatches:
-    """What architectures share whose input is a grid of patches."""
+class PatchArchitecture:
+    """Fields and checks of every architecture that reads a grid of patches."""
 
     patch_size: tuple[int, int]
     image_size: tuple[int, int]
@@ -90,6 +106,7 @@ class _OfPatches:
             field.name: list(value) if isinstance(value, tuple) else value
             for field in _fields(self)
             for value in [getattr(self, field.name)]
+            if field.name not in _ADDED or value != field.default
         }
 
     @classmethod
@@ -119,7 +136,7 @@ class _OfPatches:
 
     @classmethod
     def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a variant, and what follows from them."""
+        """Adds what follows from the fields of a variant."""
         return fields
 
     def _wrong_combinations(self) -> list[str]:
@@ -139,7 +156,7 @@ class _OfPatches:
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture(_OfPatches):
+class Architecture(PatchArchitecture):
     """A Vision Transformer: all that its parameters' shapes say, and do not say.
 
     Published families differ in each field from `pooling` on; the defaults are those of
@@ -178,6 +195,8 @@ class Architecture(_OfPatches):
     # by other tokens alone.
     distillation_head: bool = True
     qkv_bias: bool = True  # on the blocks' queries, keys and values
+    mlp_type: str = "plain"  # a row of `blocks.MLPS`
+    norm_type: str = "layernorm"  # a row of `blocks.NORMS`
 
     @classmethod
     def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +204,16 @@ class Architecture(_OfPatches):
         fields = {"class_token": class_token} | fields
         position = fields["class_token"] and fields.get("posemb") != "sincos2d"
         return {"class_token_position": position} | fields
+
+    @property
+    def block(self) -> BlockArchitecture:
+        """What the blocks and the MAP head are, as one record."""
+        return BlockArchitecture(
+            NormArchitecture(self.layernorm_epsilon, self.norm_type),
+            AttentionArchitecture(self.num_heads, self.qkv_bias),
+            MlpArchitecture(self.mlp_dim, self.gelu, self.mlp_type),
+            self.layer_scale,
+        )
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -261,7 +290,7 @@ class Architecture(_OfPatches):
 
 
 @dataclasses.dataclass(frozen=True)
-class MixerArchitecture(_OfPatches):
+class MixerArchitecture(PatchArchitecture):
     """An MLP-Mixer (arXiv:2105.01601); the grid of patches is part of its shapes.
 
     Raises:
@@ -285,17 +314,17 @@ class MixerArchitecture(_OfPatches):
         return f"{self.tokens_mlp_dim} channels across tokens"
 
 
-AnyArchitecture = Architecture | MixerArchitecture
+ViTOrMixer = Architecture | MixerArchitecture
 
 
-def architecture_from_dict(fields: dict[str, Any]) -> AnyArchitecture:
+def architecture_from_dict(fields: dict[str, Any]) -> ViTOrMixer:
     """Reads what `to_dict` of either kind gave; raises ValueError as `from_dict`."""
     return _kind(fields).from_dict(fields)
 
 
 def architecture_from_variant(
     name: str, *, image_size: tuple[int, int], num_classes: int, **fields: Any
-) -> AnyArchitecture:
+) -> ViTOrMixer:
     """The architecture of a variant of either kind: "B/16", "R50+B/16", "Mixer-B/16".
 
     Arguments and errors are those of `Architecture.from_variant`.
@@ -359,7 +388,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "None or residual units a stage, such as (3, 4, 9)",
     ),
 } | {
-    name: (choices.__contains__, f"one of {', '.join(choices)}")
+    name: (
+        lambda value, choices=choices: type(value) is str and value in choices,
+        f"one of {', '.join(choices)}",
+    )
     for name, choices in CHOICES.items()
 }
 

@@ -1,4 +1,4 @@
-"""From an architecture to its module, and to the shapes of its parameters."""
+"""Builds the module of an architecture, and the shapes of its parameters."""
 
 import dataclasses
 import functools
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.architecture import (
-    AnyArchitecture,
     Architecture,
     MixerArchitecture,
+    ViTOrMixer,
 )
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.patch_model import PatchModel
@@ -22,7 +22,7 @@ _MODULES: dict[type, type[PatchModel]] = {
 }
 
 
-def build(architecture: AnyArchitecture, **how: Any) -> PatchModel:
+def build(architecture: ViTOrMixer, **how: Any) -> PatchModel:
     """The module of an architecture, whatever its kind.
 
     Args:
@@ -39,7 +39,7 @@ def build(architecture: AnyArchitecture, **how: Any) -> PatchModel:
     return module(architecture, **{k: v for k, v in how.items() if k not in left_out})
 
 
-def abstract_params(architecture: AnyArchitecture) -> dict[str, Any]:
+def abstract_params(architecture: ViTOrMixer) -> dict[str, Any]:
     """Shapes and dtypes of an architecture's parameters, of which none is allocated.
 
     Returns:
@@ -49,8 +49,8 @@ def abstract_params(architecture: AnyArchitecture) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def _abstract_params(architecture: AnyArchitecture) -> dict[str, Any]:
-    """The same for whoever does not change it: tracing takes a good part of a load."""
+def _abstract_params(architecture: ViTOrMixer) -> dict[str, Any]:
+    """Kept, since tracing takes a good part of a load; callers must not change it."""
     # All blocks are alike: one is traced.
     model = build(dataclasses.replace(architecture, depth=1))
     shape = (1, *architecture.image_size, architecture.channels)

@@ -1,6 +1,7 @@
-"""Modules of Flax in the form of which XLA makes more on CPUs (docs/performance.md).
+"""Flax's layers rewritten so that XLA compiles them to faster CPU code.
 
-They compute the same functions, of the same parameters.
+They compute the same functions of the same parameters (docs/performance.md);
+`layers.make_layers` chooses them.
 """
 
 from functools import partial
@@ -19,10 +20,10 @@ def product(
     dimension_numbers: Any,
     **options: Any,
 ) -> Float[Array, "... o"]:
-    """`jax.lax.dot_general` as `nn.Dense` calls it, of a matrix whose rows are tokens.
+    """Replaces `jax.lax.dot_general` in `nn.Dense`: one matrix whose rows are tokens.
 
-    The kernel's gradient sums over all dimensions but the last, and of more than one
-    the compiler makes one by copying what it sums, transposed.
+    The kernel's gradient sums over all dimensions but the last. If these are several,
+    the compiler copies the operands, transposed, to make them one.
     """
     del dimension_numbers  # the last of x with the first of the kernel
     rows = x.reshape(-1, x.shape[-1])
@@ -37,7 +38,7 @@ def patches(
     *_: Any,
     **options: Any,
 ) -> Float[Array, "b gh gw d"]:
-    """The convolution as `nn.Conv` calls it, of windows that lie side by side.
+    """Replaces the convolution in `nn.Conv` for windows that lie side by side.
 
     What does not fill a window at the lower and right edge is left out.
     """
@@ -52,7 +53,7 @@ def patches(
 
 
 class LayerNorm(nn.Module):
-    """`nn.LayerNorm` (arXiv:1607.06450) in float32, with a gradient of our own."""
+    """LayerNorm (arXiv:1607.06450) in float32, with a gradient of our own."""
 
     epsilon: float = 1e-6
 

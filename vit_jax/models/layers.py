@@ -1,19 +1,15 @@
-"""Layers that blocks are made of."""
+"""The layers that models are made of, in the forms that suit their devices."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Key
 
 from vit_jax.models import cpu
-from vit_jax.models.attention.formulations import attend
-from vit_jax.models.dropout import drop
-from vit_jax.models.placement import Layout
+from vit_jax.models.placement import Placement
 
 GELU = {
     "tanh": partial(nn.gelu, approximate=True),
@@ -24,103 +20,47 @@ lecun_normal = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()
 zeros = nn.initializers.zeros_init()
 normal = nn.initializers.normal
-# Name of what attention gives, for a rematerialisation policy: a kernel is no product.
-ATTENDED = "attended"
 
 
-def dense_on(layout: Layout) -> Callable[..., nn.Module]:
-    """`nn.Dense` as it suits the devices."""
-    return partial(nn.Dense, dot_general=cpu.product) if _cpu(layout) else nn.Dense
-
-
-def patch_embedding_on(layout: Layout) -> Callable[..., nn.Module]:
-    """`nn.Conv` of windows that lie side by side, likewise."""
-    own = partial(nn.Conv, conv_general_dilated=cpu.patches)
-    return own if _cpu(layout) else nn.Conv
-
-
-def layer_norm_on(layout: Layout, dtype: Any, epsilon: float) -> Callable:
-    """`nn.LayerNorm` of this epsilon, with results of this type, likewise."""
-    if _cpu(layout) and dtype == jnp.float32:
-        return partial(cpu.LayerNorm, epsilon)
-    return partial(nn.LayerNorm, epsilon, dtype)
-
-
-def _cpu(layout: Layout) -> bool:
-    return layout.device_kind == "cpu"
-
-
-class Attention(nn.Module):
-    """Multi-head attention; a head's channels lie side by side in the projections.
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Constructors of layers for one dtype and one placement, from `make_layers`.
 
     Attributes:
-      remat: compute what lies between the projections once more in the backward pass.
+      dtype: of activations; bound in the constructors.
+      placement: where activations lie.
+      dense: `nn.Dense`, or its equivalent for these devices.
+      conv: `nn.Conv` or its equivalent, for windows that lie side by side.
+      layer_norm: `nn.LayerNorm` or its equivalent.
     """
 
-    num_heads: int
-    dtype: Any = jnp.float32
-    implementation: str = "auto"
-    qkv_bias: bool = True
-    remat: bool = False
-    layout: Layout = Layout()
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        source: Float[Array, "b m d"],
-        return_weights: bool = False,
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n m"] | None]:
-        """What `x` reads from `source`, and the weights it reads with if asked for."""
-        d = x.shape[-1]
-        how = {"dtype": self.dtype, "kernel_init": xavier_uniform}
-        dense = partial(dense_on(self.layout), d, **how)
-
-        def heads(x, name):
-            b, n, _ = x.shape
-            x = dense(use_bias=self.qkv_bias, name=name)(x)
-            x = x.reshape(b, n, self.num_heads, -1)
-            return self.layout.constrain(x, "batch", None, "heads", None)
-
-        core = partial(
-            attend,
-            implementation=self.implementation,
-            return_weights=return_weights,
-            layout=self.layout,
-        )
-        if self.remat:
-            core = jax.checkpoint(core)
-        y, weights = core(
-            heads(x, "query"), heads(source, "key"), heads(source, "value")
-        )
-        y = checkpoint_name(y.reshape(x.shape), ATTENDED)
-        return dense(name="out")(y), weights
+    dtype: Any
+    placement: Placement
+    dense: Callable[..., Any]
+    conv: Callable[..., Any]
+    layer_norm: Callable[..., Any]
 
 
-class Mlp(nn.Module):
-    """Two layers with a GELU between them, on each token alone."""
+def make_layers(
+    dtype: Any,
+    placement: Placement = Placement(),  # noqa: B008 (it never changes)
+) -> Layers:
+    """The layers of a model; the only place that tells platforms apart."""
+    dense, conv = nn.Dense, nn.Conv
+    layer_norm = partial(nn.LayerNorm, dtype=dtype)
+    if placement.device_kind == "cpu":
+        dense = partial(nn.Dense, dot_general=cpu.product)
+        conv = partial(nn.Conv, conv_general_dilated=cpu.patches)
+        if dtype == jnp.float32:
+            layer_norm = cpu.LayerNorm
+    return Layers(
+        dtype,
+        placement,
+        partial(dense, dtype=dtype),
+        partial(conv, dtype=dtype),
+        layer_norm,
+    )
 
-    hidden: int
-    gelu: str
-    dtype: Any = jnp.float32
-    dropout_rate: float = 0.0
-    kernel_init: nn.initializers.Initializer = xavier_uniform
-    bias_init: nn.initializers.Initializer = normal(1e-6)
-    layout: Layout = Layout()
 
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None
-    ) -> Float[Array, "b n d"]:
-        dense = partial(
-            dense_on(self.layout),
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
-        keys: Any = [None] * 2 if key is None else jax.random.split(key)
-        y = dense(self.hidden, name="fc1")(x)
-        y = GELU[self.gelu](self.layout.constrain(y, "batch", None, "hidden"))
-        y = drop(y, self.dropout_rate, keys[0])
-        y = dense(x.shape[-1], name="fc2")(y)
-        return drop(y, self.dropout_rate, keys[1])
+# The default of modules: Flax's own layers, in float32.
+FLOAT32 = make_layers(jnp.float32)

@@ -1,5 +1,6 @@
 """The MLP-Mixer (arXiv:2105.01601): MLPs across the patches and across the channels."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,16 +11,24 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.architecture import MixerArchitecture
+from vit_jax.models.blocks import Mlp, MlpArchitecture
 from vit_jax.models.dropout import drop
-from vit_jax.models.layers import Mlp, layer_norm_on, lecun_normal, zeros
-from vit_jax.models.patch_model import PatchModel
-from vit_jax.models.placement import Layout
+from vit_jax.models.encoder import run_blocks
+from vit_jax.models.heads import apply_head
+from vit_jax.models.layers import FLOAT32, Layers, lecun_normal, make_layers, zeros
+from vit_jax.models.patch_model import (
+    PatchModel,
+    check_images,
+    check_intermediates,
+    embed_patches,
+)
 
 INTERMEDIATES = ("embedding", "tokens", "normed", "pooled", "pre_logits")
+HEADS = ("head",)
 
 
 class MlpMixer(PatchModel):
-    """Images to logits; `PatchModel` explains the call and the fields.
+    """Images to logits, as a whole or in parts; `PatchModel` explains the fields.
 
     Dropout is after both layers of the MLPs. There is no attention to return, and no
     other number of patches than the architecture's.
@@ -35,36 +44,129 @@ class MlpMixer(PatchModel):
         train: bool = False,
         intermediates: tuple[str, ...] = (),
     ) -> Float[Array, "b k"] | tuple[Float[Array, "b k"], dict[str, Array]]:
-        """See `PatchModel`."""
-        a = self.architecture
-        self._check(images, intermediates, INTERMEDIATES)
-        *keys, _ = self._keys(train)
+        """Float32 logits of a batch of images.
 
-        x = self._patch_embed(jnp.asarray(images, self.dtype))
-        x = x.reshape(len(x), a.num_tokens, a.width)
-        found = {"embedding": x}
-        block = MixerBlock(a, self.dtype, self.dropout_rate, self.layout, parent=None)
-        # The tokens are a dimension of the parameters.
-        x, of_blocks = self._encode(block, x, x[:1], keys, intermediates)
-        found |= of_blocks
-        norm = nn.LayerNorm(epsilon=a.layernorm_epsilon, dtype=self.dtype, name="norm")
-        x = norm(x)
-        found["normed"] = x
-        x = x.mean(axis=1)
-        found["pooled"] = found["pre_logits"] = x
-        x = self._head(x)
+        Args:
+          images: of the architecture's size, in the model's value range.
+          train: apply dropout and stochastic depth; a rate above zero then needs
+            `rngs={"dropout": key}`.
+          intermediates: names of arrays to return besides, in the model's dtype:
+            "embedding", the tokens that enter the first block, [b, n, d];
+            "tokens", the tokens after each block, [b, depth, n, d];
+            "normed", the tokens after the final norm, [b, n, d];
+            "pooled" and "pre_logits", their mean, [b, d];
+            "head", the logits. Tokens are the patches row by row.
+
+        Returns:
+          The logits, or what the head would read where there are no classes; with
+          `intermediates` also a dictionary of what was asked for.
+
+        Raises:
+          ValueError: images of another shape or not floating point, or a name or a
+            field with a value that is not one of the choices.
+        """
+        check_images(images, self.architecture)
+        check_intermediates(intermediates, (*INTERMEDIATES, *HEADS))
+        keys = self.dropout_keys(train)
+        found: dict[str, Array] = {}
+
+        x = found["embedding"] = self.embed(images, keys)
+        x = self.encode(x, keys, wanted=intermediates, found=found)
+        vectors = self.pool(x, found)
+        [x] = self.head(vectors)
+        found["head"] = x
         if not intermediates:
             return x
         return x, {name: found[name] for name in intermediates}
+
+    @nn.compact
+    def patches(
+        self, images: Float[Array | np.ndarray, "b h w c"]
+    ) -> Float[Array, "b gh gw d"]:
+        """Patches, each a vector; a Mixer has no positions to add."""
+        check_images(images, self.architecture)
+        x = jnp.asarray(images, self.dtype)
+        return embed_patches(x, self.architecture, self._layers)
+
+    @nn.compact
+    def embed(
+        self, images: Float[Array | np.ndarray, "b h w c"], keys: tuple[Any, ...] = ()
+    ) -> Float[Array, "b n d"]:
+        """Tokens of images, as they enter the first block; no key of `keys` is used."""
+        del keys
+        a = self.architecture
+        x = self.patches(images)
+        return x.reshape(len(x), a.num_tokens, a.width)
+
+    @nn.compact
+    def encode(
+        self,
+        tokens: Float[Array, "b n d"],
+        keys: tuple[Any, ...] = (),
+        *,
+        wanted: tuple[str, ...] = (),
+        found: dict[str, Array] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Tokens after the last block, before the final norm.
+
+        Args:
+          tokens: one for each patch.
+          keys: from `dropout_keys`; without any nothing is dropped.
+          wanted: "tokens", to put those after each block into `found`.
+          found: takes the intermediates by name.
+        """
+        layers = self._layers
+        block = MixerBlock(self.architecture, layers, self.dropout_rate, parent=None)
+        # The tokens are a dimension of the parameters.
+        x, of_blocks = run_blocks(self, block, layers, tokens, tokens[:1], keys, wanted)
+        if found is not None:
+            found |= of_blocks
+        return x
+
+    @nn.compact
+    def pool(
+        self, tokens: Float[Array, "b n d"], found: dict[str, Array] | None = None
+    ) -> list[Float[Array, "b d"]]:
+        """The one vector that the head reads: the mean of normed tokens.
+
+        Args:
+          tokens: as `encode` gives them.
+          found: takes "normed", "pooled" and "pre_logits".
+        """
+        # Outside of blocks the layers are Flax's own on every device.
+        layers = make_layers(self.dtype)
+        norm = layers.layer_norm(
+            epsilon=self.architecture.layernorm_epsilon, name="norm"
+        )
+        found = {} if found is None else found
+        tokens = found["normed"] = norm(tokens)
+        x = found["pooled"] = found["pre_logits"] = tokens.mean(axis=1)
+        return [x]
+
+    @nn.compact
+    def head(self, vectors: Sequence[Float[Array, "b d"]]) -> list[Float[Array, "b k"]]:
+        """Float32 logits of the one head; without classes the vector itself.
+
+        Args:
+          vectors: as `pool` gives them.
+        """
+        classes, bias = self.architecture.num_classes, self.head_bias
+        return [
+            apply_head(x, classes, bias, name)
+            for x, name in zip(vectors, HEADS, strict=True)
+        ]
+
+    @property
+    def _layers(self) -> Layers:
+        return make_layers(self.dtype, self.placement)
 
 
 class MixerBlock(nn.Module):
     """An MLP across the tokens, then one across the channels, both residual (eq. 1)."""
 
     architecture: MixerArchitecture
-    dtype: Any = jnp.float32
+    layers: Layers = FLOAT32
     dropout_rate: float = 0.0
-    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
@@ -76,22 +178,24 @@ class MixerBlock(nn.Module):
     ) -> tuple[Float[Array, "b n d"], dict[str, Array]]:
         """Tokens, and nothing besides; without a key nothing is dropped."""
         a = self.architecture
-        norm = layer_norm_on(self.layout, self.dtype, a.layernorm_epsilon)
-        mlp = partial(
-            Mlp,
-            gelu=a.gelu,
-            dtype=self.dtype,
-            dropout_rate=self.dropout_rate,
-            kernel_init=lecun_normal,
-            bias_init=zeros,
-            layout=self.layout,
-        )
+        norm = partial(self.layers.layer_norm, epsilon=a.layernorm_epsilon)
+
+        def mlp(hidden, name):
+            return Mlp(
+                MlpArchitecture(hidden, a.gelu),
+                self.layers,
+                self.dropout_rate,
+                kernel_init=lecun_normal,
+                bias_init=zeros,
+                name=name,
+            )
+
         keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
 
         y = norm(name="norm1")(x).swapaxes(1, 2)
-        y = mlp(a.tokens_mlp_dim, name="tokens_mlp")(y, keys[0]).swapaxes(1, 2)
+        y = mlp(a.tokens_mlp_dim, "tokens_mlp")(y, keys[0]).swapaxes(1, 2)
         x = x + drop(y, skip_rate, keys[1], whole_examples=True)
 
         y = norm(name="norm2")(x)
-        y = mlp(a.mlp_dim, name="mlp")(y, keys[2])
+        y = mlp(a.mlp_dim, "mlp")(y, keys[2])
         return x + drop(y, skip_rate, keys[3], whole_examples=True), {}

@@ -1,4 +1,4 @@
-"""What a model says of where its arrays lie; one device is all a model knows of."""
+"""Where a model's arrays lie; by itself a model knows of one device only."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,10 +8,11 @@ from jaxtyping import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the arrays of a model lie on the devices; here: as they are.
+class Placement:
+    """The placement of a model's arrays on one device: as they are.
 
-    The steps give a model the layout of their mesh, `vit_jax.sharding.MeshLayout`.
+    The steps give a model the placement on their mesh,
+    `vit_jax.sharding.MeshPlacement`.
     """
 
     @property
@@ -21,30 +22,30 @@ class Layout:
 
     @property
     def device_kind(self) -> str:
-        """Of the devices, as JAX calls it; "" = a model need not know."""
+        """JAX's name for the kind of device; "" where a model need not know."""
         return ""
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
-        """The same array, lying as the names of its axes say.
+        """Returns the array, placed as the names of its axes say.
 
         Args:
           x: activations.
-          axes: of each axis "batch", "heads", "hidden" (of an MLP), or None: whole.
+          axes: for each axis "batch", "heads", "hidden" (of an MLP), or None: whole.
         """
         del axes
         return x
 
     def apart(self, attention: Callable[..., Array]) -> Callable[..., Array]:
-        """The same function, run by each device on its own examples and heads.
+        """Makes each device run a function on its own examples and heads.
 
         Args:
           attention: arrays [b, n, heads, k] → an array of this shape, each example and
-            head for itself; what the compiler cannot divide, as a kernel of ours.
+            head for itself; for kernels of ours, which the compiler cannot divide.
         """
         return attention
 
     def gather(self, params: Any, dtype: Any) -> Any:
-        """A block's parameters as the block computes with them.
+        """Returns a block's parameters in the form in which the block computes.
 
         Args:
           params: the block's subtree, as it is stored.

@@ -1,50 +1,57 @@
 """The Vision Transformer (arXiv:2010.11929): images in, logits out.
 
-Patches become tokens, tokens pass through encoder blocks, and a head reads one pooled
-vector. `Architecture` says which function that is; the module's own fields say how to
+Patches become tokens, tokens pass through encoder blocks, and heads read pooled
+vectors. `Architecture` says which function that is; the module's own fields say how to
 compute and how to train it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from vit_jax.models.architecture import Architecture
+from vit_jax.models.blocks import NORMS, Block
 from vit_jax.models.dropout import drop
-from vit_jax.models.layers import (
-    Attention,
-    Mlp,
-    layer_norm_on,
-    normal,
-    xavier_uniform,
-    zeros,
+from vit_jax.models.encoder import run_blocks
+from vit_jax.models.heads import MapHead, apply_head
+from vit_jax.models.layers import Layers, make_layers, normal, zeros
+from vit_jax.models.patch_model import (
+    PatchModel,
+    check_images,
+    check_intermediates,
+    embed_patches,
 )
-from vit_jax.models.patch_model import PatchModel
-from vit_jax.models.placement import Layout
-from vit_jax.models.posemb import sincos2d
+from vit_jax.models.positions import resize, sincos2d
 from vit_jax.models.resnet import Trunk
 
 INTERMEDIATES = ("embedding", "tokens", "attention", "normed", "pooled", "pre_logits")
+HEADS = ("head", "head_distillation")
 
 
 class VisionTransformer(PatchModel):
-    """Images to logits; `PatchModel` explains the call and the other fields.
+    """Images to logits, as a whole or in parts.
 
     Dropout is after the positions, after attention and after both layers of the MLP
-    (appendix B.1). `remat` recomputes the units of a trunk too.
+    (appendix B.1). `remat` recomputes the units of a trunk too. `PatchModel` explains
+    the other fields.
 
     Attributes:
-      attention: a formulation of `attention.IMPLEMENTATIONS`.
+      attention: a formulation of `attention.formulations.IMPLEMENTATIONS`.
       layer_scale_init: initial LayerScale (arXiv:2103.17239).
+      posemb_resize: take images of every size that can be cut into patches, and resize
+        learned positions for them with this method, a row of `positions.METHODS`.
+        Sin-cos positions are computed for their grid. None: images of another size than
+        the architecture's are an error.
     """
 
     architecture: Architecture
     attention: str = "auto"
     layer_scale_init: float = 1e-4
+    posemb_resize: str | None = None
 
     @nn.compact
     def __call__(
@@ -54,37 +61,148 @@ class VisionTransformer(PatchModel):
         train: bool = False,
         intermediates: tuple[str, ...] = (),
     ) -> Float[Array, "b k"] | tuple[Float[Array, "b k"], dict[str, Array]]:
-        """See `PatchModel`."""
-        a = self.architecture
-        choices = [n for n in INTERMEDIATES if n != "normed" or a.norm == "before_pool"]
-        self._check(images, intermediates, choices)
-        *keys, embed_key = self._keys(train)
-        norm = nn.LayerNorm(epsilon=a.layernorm_epsilon, dtype=self.dtype, name="norm")
-        # Of the last block only what the head reads is computed.
-        all_wanted = {"tokens", "attention", "normed"} & set(intermediates)
-        read = a.num_pooled if a.pooling == "cls" and not all_wanted else None
+        """Float32 logits of a batch of images; the mean where there are two heads.
 
-        x = self._embed(jnp.asarray(images, self.dtype))
-        x = drop(x, self.dropout_rate, embed_key)
-        found = {"embedding": x}
+        Args:
+          images: of the architecture's size, in the model's value range.
+          train: apply dropout and stochastic depth; a rate above zero then needs
+            `rngs={"dropout": key}`.
+          intermediates: names of arrays to return besides, in the model's dtype:
+            "embedding", the tokens that enter the first block, [b, n, d];
+            "tokens", the tokens after each block, [b, depth, n, d];
+            "attention", the weights in float32, [b, depth, heads, n, n];
+            "normed", the tokens after a final norm that precedes pooling, [b, n, d];
+            "pooled", the vector that pooling gives, [b, d];
+            "pre_logits", what the head reads, [b, d or pre_logits];
+            "head" and "head_distillation", the logits of each head in float32, [b, k].
+            Tokens are in the order class token, distillation token, registers, patches
+            row by row. Where two heads read a token each, "pooled" and "pre_logits" are
+            the mean of what they read.
+
+        Returns:
+          The logits, or what the head would read where there are no classes; with
+          `intermediates` also a dictionary of what was asked for.
+
+        Raises:
+          ValueError: images of another shape or not floating point, or a name or a
+            field with a value that is not one of the choices.
+        """
+        check_images(images, self.architecture, self.posemb_resize is not None)
+        check_intermediates(intermediates, self._choices())
+        keys = self.dropout_keys(train)
+        found: dict[str, Array] = {}
+
+        x = found["embedding"] = self.embed(images, keys)
+        read = self._read(intermediates)
+        x = self.encode(x, keys, wanted=intermediates, read=read, found=found)
+        vectors = self.pool(x, found)
+        logits = self.head(vectors)
+        found |= dict(zip(HEADS, logits, strict=False))
+        x = _mean(logits)
+        if not intermediates:
+            return x
+        return x, {name: found[name] for name in intermediates}
+
+    @nn.compact
+    def patches(
+        self, images: Float[Array | np.ndarray, "b h w c"]
+    ) -> Float[Array, "b gh gw d"]:
+        """Patches with their positions, before other tokens join them (3.1).
+
+        Masked pretraining drops some of them here; `add_prefix` takes what is left.
+        """
+        a = self.architecture
+        check_images(images, a, self.posemb_resize is not None)
+        x = jnp.asarray(images, self.dtype)
+        if a.trunk is not None:
+            remat = self.remat == "full"
+            x = Trunk(a.trunk, a.trunk_numerics, self.dtype, remat, name="trunk")(x)
+        x = embed_patches(x, a, self._layers)
+        positions = self._positions(x.shape[1:3])
+        return x + jnp.asarray(positions, self.dtype)
+
+    @nn.compact
+    def add_prefix(self, patches: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
+        """Puts class token, distillation token and registers before patches."""
+        a, (b, _, d) = self.architecture, patches.shape
+        if not a.num_prefix_tokens:
+            return patches
+        prefix = self._prefix().astype(self.dtype)
+        prefix = jnp.broadcast_to(prefix, (b, a.num_prefix_tokens, d))
+        return jnp.concatenate([prefix, patches], axis=1)
+
+    @nn.compact
+    def embed(
+        self, images: Float[Array | np.ndarray, "b h w c"], keys: tuple[Any, ...] = ()
+    ) -> Float[Array, "b n d"]:
+        """Tokens of images, as they enter the first block.
+
+        Args:
+          images: as for the call.
+          keys: from `dropout_keys`; without any nothing is dropped.
+        """
+        x = self.patches(images)
+        b, gh, gw, d = x.shape
+        x = self.add_prefix(x.reshape(b, gh * gw, d))
+        return drop(x, self.dropout_rate, keys[-1] if keys else None)
+
+    @nn.compact
+    def encode(
+        self,
+        tokens: Float[Array, "b n d"],
+        keys: tuple[Any, ...] = (),
+        *,
+        wanted: tuple[str, ...] = (),
+        read: int | None = None,
+        found: dict[str, Array] | None = None,
+    ) -> Float[Array, "b r d"]:
+        """Tokens after the last block, before the final norm.
+
+        Args:
+          tokens: any number of them.
+          keys: from `dropout_keys`; without any nothing is dropped.
+          wanted: which of "tokens" and "attention" to put into `found`.
+          read: compute only so many tokens of the last block, the first ones; then
+            nothing can be wanted. By default all.
+          found: takes the intermediates by name.
+        """
+        a, layers = self.architecture, self._layers
         block = Block(
-            a,
-            dtype=self.dtype,
+            a.block,
+            layers,
             attention=self.attention,
             dropout_rate=self.dropout_rate,
             layer_scale_init=self.layer_scale_init,
             remat_attention=self.remat == "attention",
-            layout=self.layout,
             parent=None,
         )
         one_token = jnp.zeros((1, 1, a.width), self.dtype)
-        x, of_blocks = self._encode(block, x, one_token, keys, intermediates, read)
-        found |= of_blocks
+        x, of_blocks = run_blocks(
+            self, block, layers, tokens, one_token, keys, wanted, read
+        )
+        if found is not None:
+            found |= of_blocks
+        return x
+
+    @nn.compact
+    def pool(
+        self, tokens: Float[Array, "b n d"], found: dict[str, Array] | None = None
+    ) -> list[Float[Array, "b r"]]:
+        """The vectors that the heads read, one for each head.
+
+        Args:
+          tokens: as `encode` gives them.
+          found: takes "normed", "pooled" and "pre_logits".
+        """
+        a = self.architecture
+        found = {} if found is None else found
+        # Outside of blocks the layers are Flax's own on every device.
+        norm = NORMS[a.block.norm.type]
+        norm = norm(a.block.norm, make_layers(self.dtype), name="norm")
         if a.norm == "before_pool":
-            x = norm(x)
-            found["normed"] = x
-        # One vector for each head.
-        vectors = self._pool(x)
+            tokens = norm(tokens)
+            found["normed"] = tokens
+        vectors = self._pooled(tokens)
         found["pooled"] = _mean(vectors)
         if a.norm == "after_pool":
             vectors = [norm(x) for x in vectors]
@@ -92,34 +210,51 @@ class VisionTransformer(PatchModel):
             dense = nn.Dense(a.pre_logits, dtype=self.dtype, name="pre_logits")
             vectors = [nn.tanh(dense(x)) for x in vectors]
         found["pre_logits"] = _mean(vectors)
-        heads = ("head", "head_distillation")[: len(vectors)]
-        x = _mean([self._head(x, n) for x, n in zip(vectors, heads, strict=True)])
-        if not intermediates:
-            return x
-        return x, {name: found[name] for name in intermediates}
+        return vectors
 
-    def _embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        """Patches with positions, behind the other tokens (3.1)."""
+    @nn.compact
+    def head(self, vectors: Sequence[Float[Array, "b r"]]) -> list[Float[Array, "b k"]]:
+        """Float32 logits of each head, in the order of `HEADS`.
+
+        Without classes these are the vectors themselves.
+
+        Args:
+          vectors: one for each head, as `pool` gives them.
+        """
+        heads = HEADS[: self.architecture.num_pooled]
+        return [
+            apply_head(x, self.architecture.num_classes, self.head_bias, name)
+            for x, name in zip(vectors, heads, strict=True)
+        ]
+
+    @property
+    def _layers(self) -> Layers:
+        return make_layers(self.dtype, self.placement)
+
+    def _choices(self) -> list[str]:
+        """Names of the intermediates that this architecture has."""
         a = self.architecture
-        if a.trunk is not None:
-            remat = self.remat == "full"
-            trunk = Trunk(a.trunk, a.trunk_numerics, self.dtype, remat, name="trunk")
-            images = trunk(images)
-        x = self._patch_embed(images)
-        if a.posemb == "learned":
-            pos_embed = self.param("pos_embed", normal(0.02), (1, *a.grid, a.width))
-        else:
-            pos_embed = sincos2d(a.grid, a.width, a.sincos_denominator)
-        x = x + jnp.asarray(pos_embed, self.dtype)
-        b, gh, gw, d = x.shape
-        patches = x.reshape(b, gh * gw, d)
-        if not a.num_prefix_tokens:
-            return patches
-        prefix = jnp.broadcast_to(
-            self._prefix().astype(self.dtype), (b, a.num_prefix_tokens, d)
-        )
-        return jnp.concatenate([prefix, patches], axis=1)
+        names = [n for n in INTERMEDIATES if n != "normed" or a.norm == "before_pool"]
+        return [*names, *HEADS[: a.num_pooled]]
 
+    def _read(self, intermediates: tuple[str, ...]) -> int | None:
+        """How many tokens of the last block have to be computed; None: all."""
+        all_wanted = {"tokens", "attention", "normed"} & set(intermediates)
+        a = self.architecture
+        return a.num_pooled if a.pooling == "cls" and not all_wanted else None
+
+    @nn.compact
+    def _positions(self, grid: tuple[int, ...]) -> Float[Any, "1 gh gw d"]:
+        """Positions of a (height, width) grid of patches."""
+        a, (height, width) = self.architecture, grid
+        if a.posemb != "learned":
+            return sincos2d((height, width), a.width, a.sincos_denominator)
+        positions = self.param("pos_embed", normal(0.02), (1, *a.grid, a.width))
+        if self.posemb_resize is None:
+            return positions
+        return resize(positions, (height, width), self.posemb_resize)
+
+    @nn.compact
     def _prefix(self) -> Float[Array, "1 p d"]:
         """Class token, distillation token, registers, with the positions they add."""
         a, d = self.architecture, self.architecture.width
@@ -146,7 +281,8 @@ class VisionTransformer(PatchModel):
         after = 0 if a.register_positions else a.registers
         return prefix + jnp.pad(positions, ((0, 0), (before, after), (0, 0)))
 
-    def _pool(self, x: Float[Array, "b n d"]) -> list[Float[Array, "b d"]]:
+    @nn.compact
+    def _pooled(self, x: Float[Array, "b n d"]) -> list[Float[Array, "b d"]]:
         """A vector for each head: special tokens, or one made of the patches alone."""
         a = self.architecture
         if a.pooling == "cls":
@@ -154,101 +290,8 @@ class VisionTransformer(PatchModel):
         patches = x[:, a.num_prefix_tokens :]
         if a.pooling == "gap":
             return [patches.mean(axis=1)]
-        head = MapHead(a, self.dtype, self.attention, self.layout, name="map_head")
+        head = MapHead(a.block, self._layers, self.attention, name="map_head")
         return [head(patches)]
-
-
-class Block(nn.Module):
-    """Attention between tokens, then an MLP on each, both residual (eq. 2, 3)."""
-
-    architecture: Architecture
-    dtype: Any = jnp.float32
-    attention: str = "auto"
-    dropout_rate: float = 0.0
-    layer_scale_init: float = 1e-4
-    remat_attention: bool = False
-    layout: Layout = Layout()
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        key: Key[Array, ""] | None = None,
-        skip_rate: Float[Array | np.ndarray, ""] | np.float32 | None = None,
-        wanted: tuple[str, ...] = (),
-        read: int | None = None,
-    ) -> tuple[Float[Array, "b r d"], dict[str, Float[Array, "b heads r n"] | None]]:
-        """The first tokens as far as they are `read`, by default all; what is `wanted`.
-
-        Without a key nothing is dropped.
-        """
-        a = self.architecture
-        norm = layer_norm_on(self.layout, self.dtype, a.layernorm_epsilon)
-        keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
-
-        y = norm(name="norm1")(x)
-        attention = Attention(
-            a.num_heads,
-            self.dtype,
-            self.attention,
-            a.qkv_bias,
-            self.remat_attention,
-            self.layout,
-            name="attention",
-        )
-        x = x[:, :read]
-        y, weights = attention(y[:, :read], y, "attention" in wanted)
-        y = drop(y, self.dropout_rate, keys[0])
-        y = self._scale(y, "layer_scale1")
-        x = x + drop(y, skip_rate, keys[1], whole_examples=True)
-
-        y = norm(name="norm2")(x)
-        mlp = Mlp(
-            a.mlp_dim,
-            a.gelu,
-            self.dtype,
-            self.dropout_rate,
-            layout=self.layout,
-            name="mlp",
-        )
-        y = mlp(y, keys[2])
-        y = self._scale(y, "layer_scale2")
-        x = x + drop(y, skip_rate, keys[3], whole_examples=True)
-        return x, {"attention": weights}
-
-    def _scale(self, y, name):
-        if not self.architecture.layer_scale:
-            return y
-        init = nn.initializers.constant(self.layer_scale_init)
-        scale = self.param(name, init, y.shape[-1:])
-        return y * scale.astype(y.dtype).reshape(1, 1, -1)
-
-
-class MapHead(nn.Module):
-    """Pooling by attention: a learned probe reads the patches (arXiv:2106.04560)."""
-
-    architecture: Architecture
-    dtype: Any = jnp.float32
-    attention: str = "auto"
-    layout: Layout = Layout()
-
-    @nn.compact
-    def __call__(self, patches: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        a = self.architecture
-        b, _, d = patches.shape
-        probe = self.param("probe", xavier_uniform, (1, 1, d)).astype(self.dtype)
-        attention = Attention(
-            a.num_heads,
-            self.dtype,
-            self.attention,
-            layout=self.layout,
-            name="attention",
-        )
-        x, _ = attention(jnp.broadcast_to(probe, (b, 1, d)), patches)
-        y = nn.LayerNorm(epsilon=a.layernorm_epsilon, dtype=self.dtype, name="norm")(x)
-        mlp = Mlp(a.mlp_dim, a.gelu, self.dtype, layout=self.layout, name="mlp")
-        x = x + mlp(y)
-        return x[:, 0]
 
 
 def _mean(arrays: list[Array]) -> Array:

@@ -24,7 +24,7 @@ from vit_jax.config import Config
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain
-from vit_jax.models import AnyArchitecture, PatchModel
+from vit_jax.models import PatchModel, ViTOrMixer
 from vit_jax.sharding import PlacedModel
 
 Params = Any  # a tree of arrays
@@ -73,7 +73,7 @@ class Given(NamedTuple):
     config: Config  # resolved
     info: DatasetInfo
     mesh: Mesh
-    architecture: AnyArchitecture
+    architecture: ViTOrMixer
     preprocessing: Preprocessing
     model: PatchModel  # of the architecture
     train_chain: Chain  # of `augment.train`, for the recipe's image size

@@ -25,7 +25,7 @@ class Flops(NamedTuple):
         return 3 * self.total
 
 
-def count(architecture: models.AnyArchitecture) -> Flops:
+def count(architecture: models.ViTOrMixer) -> Flops:
     """Of a model, whatever formulation, device or precision computes it."""
     fields = {"attention": "explicit"} if hasattr(architecture, "num_heads") else {}
     model = models.build(architecture, **fields)

@@ -27,9 +27,9 @@ from vit_jax.evaluators.choosing import directions, read_rows
 from vit_jax.evaluators.classification import make_eval_step
 from vit_jax.evaluators.examples import abstract_batch
 from vit_jax.models import (
-    AnyArchitecture,
     Architecture,
     PatchModel,
+    ViTOrMixer,
     abstract_params,
     architecture_from_variant,
 )
@@ -56,7 +56,7 @@ class Setup:
     dataset: Dataset
     info: DatasetInfo  # with the two splits of this run
     mesh: Mesh
-    architecture: AnyArchitecture
+    architecture: ViTOrMixer
     preprocessing: Preprocessing
     model: PatchModel
 
@@ -353,7 +353,7 @@ def _noting(found: list[str], prefix: str = "") -> Iterator[None]:
 
 def _architecture(
     config: Config, num_classes: int, pretrained: Description | None
-) -> AnyArchitecture:
+) -> ViTOrMixer:
     """From the variant's row and the config's keys, or from the pretrained file."""
     model = config.model
     common = {
@@ -394,7 +394,7 @@ def _architecture(
 
 
 def _refuse_keys_of_other_kinds(
-    config: Config, architecture: AnyArchitecture, names: set[str]
+    config: Config, architecture: ViTOrMixer, names: set[str]
 ) -> None:
     """Raises if the config sets what this kind of model has not."""
     names = names | set(type(build_model(architecture)).__dataclass_fields__)
@@ -435,7 +435,7 @@ def _preprocessing(
 
 
 def _model(
-    config: Config, architecture: AnyArchitecture, mesh: Mesh, attention: str
+    config: Config, architecture: ViTOrMixer, mesh: Mesh, attention: str
 ) -> PatchModel:
     return build_model(
         architecture,
@@ -451,7 +451,7 @@ def _model(
 
 
 def attention_candidates(
-    architecture: AnyArchitecture, dtype: Any, mesh: Mesh
+    architecture: ViTOrMixer, dtype: Any, mesh: Mesh
 ) -> tuple[str, ...]:
     """What `model.attention=auto` chooses from, the most promising first.
 
@@ -470,7 +470,7 @@ def attention_candidates(
     )
 
 
-def _attention(config: Config, architecture: AnyArchitecture, mesh: Mesh) -> str:
+def _attention(config: Config, architecture: ViTOrMixer, mesh: Mesh) -> str:
     """The formulation that the config names; of `auto` the most promising.
 
     Raises:

@@ -11,8 +11,8 @@ import numpy as np
 from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, MixerArchitecture, abstract_params
-from vit_jax.models.posemb import METHODS, resize
+from vit_jax.models import MixerArchitecture, ViTOrMixer, abstract_params
+from vit_jax.models.positions import METHODS, resize
 from vit_jax.words import times
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,8 @@ _HEADS = ("head", "head_distillation")
 
 def adapt(
     params: Any,
-    source: AnyArchitecture,
-    target: AnyArchitecture,
+    source: ViTOrMixer,
+    target: ViTOrMixer,
     *,
     source_class_names: Sequence[str] = (),
     target_class_names: Sequence[str] = (),
@@ -52,7 +52,7 @@ def adapt(
       keep_head: False replaces the head even if the classes agree, as the paper
         fine-tunes.
       head_bias: initial bias of a new head.
-      posemb_resize: a method of `vit_jax.models.posemb.METHODS`.
+      posemb_resize: a method of `vit_jax.models.positions.METHODS`.
 
     Returns:
       A nested dict of float32 numpy arrays; what was not changed is not copied.
@@ -129,7 +129,7 @@ def change_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def fold_normalization(
-    params: Any, architecture: AnyArchitecture, preprocessing: Preprocessing
+    params: Any, architecture: ViTOrMixer, preprocessing: Preprocessing
 ) -> tuple[Any, Preprocessing]:
     """The same function of the image, computed from input in [−1, 1].
 
@@ -151,7 +151,7 @@ def fold_normalization(
 
 
 def even_normalization(
-    params: Any, architecture: AnyArchitecture, preprocessing: Preprocessing
+    params: Any, architecture: ViTOrMixer, preprocessing: Preprocessing
 ) -> tuple[Any, Preprocessing]:
     """The same function of the image, with one mean and std for all channels.
 
@@ -167,8 +167,8 @@ def even_normalization(
 
 
 def new_head_because(
-    source: AnyArchitecture,
-    target: AnyArchitecture,
+    source: ViTOrMixer,
+    target: ViTOrMixer,
     source_names: Sequence[str],
     target_names: Sequence[str],
     keep_head: bool = True,
@@ -209,12 +209,12 @@ def _renormalized(
     )
 
 
-def _has_trunk(architecture: AnyArchitecture) -> bool:
+def _has_trunk(architecture: ViTOrMixer) -> bool:
     return getattr(architecture, "trunk", None) is not None
 
 
 def _fit_input(
-    adapted: dict[str, Any], source: AnyArchitecture, target: AnyArchitecture
+    adapted: dict[str, Any], source: ViTOrMixer, target: ViTOrMixer
 ) -> list[str]:
     """Fits channels and patch size in place; says what was done."""
     done = []
@@ -244,8 +244,8 @@ def _fit_input(
 
 def _fit_positions(
     adapted: dict[str, Any],
-    source: AnyArchitecture,
-    target: AnyArchitecture,
+    source: ViTOrMixer,
+    target: ViTOrMixer,
     method: str,
 ) -> list[str]:
     """Fits learned positions in place; says what was done."""
@@ -259,7 +259,7 @@ def _fit_positions(
     ]
 
 
-def _check(source: AnyArchitecture, target: AnyArchitecture, expected: Any, found: Any):
+def _check(source: ViTOrMixer, target: ViTOrMixer, expected: Any, found: Any):
     """Raises unless the adapted parameters compute what the target does."""
     before, now = ({"kind": type(a).__name__} | a.to_dict() for a in (source, target))
     adaptable = set(_ADAPTABLE)

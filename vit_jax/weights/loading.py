@@ -12,7 +12,7 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, abstract_params
+from vit_jax.models import ViTOrMixer, abstract_params
 from vit_jax.weights.files.directories import (
     companion,
     holds_model,
@@ -124,7 +124,7 @@ def _described(reading: Reading) -> Description:
 
 
 def _check_told(
-    architecture: AnyArchitecture,
+    architecture: ViTOrMixer,
     path: pathlib.Path,
     num_heads: int | None,
     trained_image_size: tuple[int, int] | None,

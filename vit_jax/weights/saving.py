@@ -18,7 +18,7 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_write
-from vit_jax.models import AnyArchitecture, abstract_params
+from vit_jax.models import ViTOrMixer, abstract_params
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.formats.known import find_format, to_tensors
 from vit_jax.weights.formats.single_file import as_single_file
@@ -115,7 +115,7 @@ def _local(path: str | pathlib.Path) -> pathlib.Path:
     return pathlib.Path(path).expanduser().absolute()
 
 
-def _check_params(architecture: AnyArchitecture, params: Mapping[str, Any]) -> None:
+def _check_params(architecture: ViTOrMixer, params: Mapping[str, Any]) -> None:
     """Raises unless what is written could be read again."""
     arrays = jax.tree.map(np.asarray, params)
     problems = compare_trees(abstract_params(architecture), arrays).splitlines()

@@ -71,12 +71,12 @@ def test_large_scores_do_not_overflow(implementation):
 
 
 def test_each_device_computes_its_own_heads_one_by_one():
-    layout = sharding.MeshLayout(sharding.make_mesh(data=2, tensor=4))
+    placement = sharding.MeshPlacement(sharding.make_mesh(data=2, tensor=4))
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(rng.normal(size=(4, 5, 8, 6)), jnp.float32) for _ in range(3)]
 
     def attention(*arrays):
-        return attend(*arrays, implementation="per_head", layout=layout)[0]
+        return attend(*arrays, implementation="per_head", placement=placement)[0]
 
     expected, _ = attend(*arrays, implementation="explicit")
     compiled = jax.jit(attention).lower(*arrays).compile()

@@ -19,12 +19,12 @@ def at_trace(*_):
     raise RuntimeError("Mosaic failed to compile\nand a long story")
 
 
-def at_run(query, key, value, layout):
+def at_run(query, key, value, placement):
     def crash():
         raise ValueError("the chip is on fire")
 
     nothing = jax.pure_callback(crash, jax.ShapeDtypeStruct((), query.dtype))
-    return XLA(query, key, value, layout)[0] + nothing, None
+    return XLA(query, key, value, placement)[0] + nothing, None
 
 
 def slowed(by):
@@ -34,24 +34,24 @@ def slowed(by):
         time.sleep(by)
         return np.zeros((), np.float32)
 
-    def attend(query, key, value, layout):
+    def attend(query, key, value, placement):
         nothing = jax.pure_callback(wait, jax.ShapeDtypeStruct((), jnp.float32))
-        return XLA(query, key, value, layout)[0] + nothing.astype(query.dtype), None
+        return XLA(query, key, value, placement)[0] + nothing.astype(query.dtype), None
 
     return attend
 
 
-def wrong(query, key, value, layout):
-    return 1.05 * XLA(query, key, value, layout)[0], None
+def wrong(query, key, value, placement):
+    return 1.05 * XLA(query, key, value, placement)[0], None
 
 
-def wrong_gradient(query, key, value, layout):
-    return XLA(query, key, jax.lax.stop_gradient(value), layout)[0], None
+def wrong_gradient(query, key, value, placement):
+    return XLA(query, key, jax.lax.stop_gradient(value), placement)[0], None
 
 
-def not_finite(query, key, value, layout):
+def not_finite(query, key, value, placement):
     """Of one image, which lies on one of the devices."""
-    mixed = XLA(query, key, value, layout)[0]
+    mixed = XLA(query, key, value, placement)[0]
     return mixed.at[3].set(jnp.nan), None
 
 

@@ -9,7 +9,7 @@ import pytest
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, MixerArchitecture
-from vit_jax.models.posemb import resize
+from vit_jax.models.positions import resize
 from vit_jax.weights.formats.big_vision import FORMAT
 from vit_jax.weights.formats.layout import Hints
 

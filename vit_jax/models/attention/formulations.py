@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.models.attention.short_kernels import fits, short_attention
-from vit_jax.models.placement import Layout
+from vit_jax.models.placement import Placement
 
 
 def attend(
@@ -19,7 +19,7 @@ def attend(
     *,
     implementation: str = "auto",
     return_weights: bool = False,
-    layout: Layout = Layout(),  # noqa: B008 (it never changes)
+    placement: Placement = Placement(),  # noqa: B008 (it never changes)
 ) -> tuple[Float[Array, "b n h k"], Float[Array, "b h n m"] | None]:
     """softmax(query keyᵀ / √k) value for each head (arXiv:1706.03762, eq. 1).
 
@@ -30,7 +30,7 @@ def attend(
       key: what each of m tokens offers.
       value: what each of them hands over.
       implementation: one of `IMPLEMENTATIONS`; all compute the same function.
-      layout: where the arrays lie, if there are several devices.
+      placement: where the arrays lie, if there are several devices.
       return_weights: also return what the softmax gives, in float32. Only the
         explicit formulation has it, so asking for it chooses that one.
 
@@ -47,10 +47,10 @@ def attend(
         )
     if return_weights:
         return _explicit(query, key, value)
-    return IMPLEMENTATIONS[implementation](query, key, value, layout)[0], None
+    return IMPLEMENTATIONS[implementation](query, key, value, placement)[0], None
 
 
-def _explicit(query, key, value, _layout=None):
+def _explicit(query, key, value, _placement=None):
     weights = jax.nn.softmax(_scores(query, key) / query.shape[-1] ** 0.5, axis=-1)
     return jnp.einsum("bhnm,bmhk->bnhk", weights.astype(value.dtype), value), weights
 
@@ -74,7 +74,7 @@ _scores.defvjp(lambda query, key: (_scores(query, key), (query, key)), _scores_b
 
 
 def _fused(implementation):
-    def attention(query, key, value, _layout):
+    def attention(query, key, value, _placement):
         mixed = jax.nn.dot_product_attention(
             query, key, value, implementation=implementation
         )
@@ -83,32 +83,32 @@ def _fused(implementation):
     return attention
 
 
-def _short(query, key, value, layout):
+def _short(query, key, value, placement):
     by_xla = _fused("xla")
     if key.shape != query.shape:  # the kernels are for attention among the same tokens
-        return by_xla(query, key, value, layout)
+        return by_xla(query, key, value, placement)
 
     def attention(query, key, value):
-        """Of the examples and heads of one device."""
+        """Attention among the examples and heads of one device."""
         b, n, heads, channels = query.shape
-        if not fits(n, heads * channels, heads, query.dtype, layout.device_kind):
-            return by_xla(query, key, value, layout)[0]
+        if not fits(n, heads * channels, heads, query.dtype, placement.device_kind):
+            return by_xla(query, key, value, placement)[0]
         tokens = (x.reshape(b, n, heads * channels) for x in (query, key, value))
         mixed: Any = short_attention(
-            *tokens, num_heads=heads, device_kind=layout.device_kind
+            *tokens, num_heads=heads, device_kind=placement.device_kind
         )
         return mixed.reshape(query.shape)
 
-    return layout.apart(attention)(query, key, value), None
+    return placement.apart(attention)(query, key, value), None
 
 
-def _cudnn(query, key, value, layout):
+def _cudnn(query, key, value, placement):
     # Its backward pass takes no single query; other tokens' keys are a small part.
     if query.shape[1] == 1 or key.shape != query.shape:
         return _explicit(query, key, value)
 
     def attention(query, key, value):
-        """Of the examples and heads of one device."""
+        """Attention among the examples and heads of one device."""
         b, n, *_ = query.shape
         fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
         if n % 2 == 0:
@@ -123,12 +123,12 @@ def _cudnn(query, key, value, layout):
         )
         return mixed[:, :n]
 
-    return layout.apart(attention)(query, key, value), None
+    return placement.apart(attention)(query, key, value), None
 
 
-def _per_head(query, key, value, layout):
+def _per_head(query, key, value, placement):
     def attention(query, key, value):
-        """Of the examples and heads of one device."""
+        """Attention among the examples and heads of one device."""
         heads = query.shape[2]
         # The channels of a head lie side by side: cut out, nothing is transposed.
         parts = (
@@ -138,12 +138,15 @@ def _per_head(query, key, value, layout):
         mixed = [_one_head(*of_head) for of_head in zip(*parts, strict=True)]
         return jnp.concatenate(mixed, axis=-1).reshape(query.shape)
 
-    return layout.apart(attention)(query, key, value), None
+    return placement.apart(attention)(query, key, value), None
 
 
 @jax.jit  # traced once for all heads and blocks
 def _one_head(query, key, value):
-    """Of arrays [b, n, k]; divided where there are fewer numbers, after the mixing."""
+    """Attention for one head on [b, n, k].
+
+    Normalises after mixing the values, on [n, k] instead of [n, n].
+    """
     scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores = product("bnk,bmk->bnm", query * scale, key)

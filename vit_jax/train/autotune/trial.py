@@ -43,7 +43,7 @@ class Trial:
         """
         self.milliseconds: dict[str, float] = {}
         self.problems: dict[str, str] = {}
-        self._layout = sharding.MeshLayout(mesh)
+        self._placement = sharding.MeshPlacement(mesh)
         self._replicated = sharding.replicated(mesh)
         self._expected: Any = None  # the reference's values
 
@@ -51,7 +51,7 @@ class Trial:
             keys = jax.random.split(jax.random.key(0), 4)
             arrays = (jax.random.normal(key, shape, dtype) for key in keys)
             axes = ("batch", None, "heads", None)
-            return [self._layout.constrain(x, *axes) for x in arrays]
+            return [self._placement.constrain(x, *axes) for x in arrays]
 
         self._operands = jax.jit(random)()
 
@@ -90,7 +90,7 @@ class Trial:
 
     def _both_passes(self, name: str) -> jax.stages.Wrapped:
         def attention(*operands):
-            return attend(*operands, implementation=name, layout=self._layout)[0]
+            return attend(*operands, implementation=name, placement=self._placement)[0]
 
         def run(query, key, value, gradient):
             mixed, pull = jax.vjp(attention, query, key, value)

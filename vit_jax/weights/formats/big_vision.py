@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.flax_layers import (
     BLOCK,
     LINEN,
+    MLPS,
     NORM,
     PRE_LINEN,
     attention,
@@ -26,7 +27,6 @@ from vit_jax.weights.formats.flax_layers import (
     layer,
     looks_square,
     lost_in_both,
-    mlp,
     position_row,
     reading,
     renamed,
@@ -173,7 +173,7 @@ def _eval_transform(image_size: tuple[int, int]) -> str:
     return f"resize_small({resized})|central_crop"
 
 
-def _rows(architecture: AnyArchitecture) -> list[Row]:
+def _rows(architecture: ViTOrMixer) -> list[Row]:
     a = architecture
     assert isinstance(a, Architecture)  # a Mixer is inexpressible
     rows = encoder(a, LINEN)
@@ -198,11 +198,11 @@ def _map_head(a: Architecture) -> list[Row]:
             a.num_heads,
         ),
         *layer(f"{_MAP_HEAD}/LayerNorm_0", "map_head/norm", NORM),
-        *mlp(f"{_MAP_HEAD}/{LINEN.mlp}", "map_head/mlp"),
+        *MLPS[a.mlp_type](f"{_MAP_HEAD}/{LINEN.mlp}", "map_head/mlp"),
     ]
 
 
-def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     if isinstance(architecture, MixerArchitecture):
         return ["MLP-Mixer (big_vision reads Google's format of it)"]
     a = architecture
@@ -224,7 +224,7 @@ def _inexpressible(architecture: AnyArchitecture) -> list[str]:
     return inexpressible_in_both(a) + phrases + (looks_square(a) if learned else [])
 
 
-def _lost(architecture: AnyArchitecture, preprocessing: Preprocessing) -> list[str]:
+def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
     transform = _eval_transform(architecture.image_size)
     lost = lost_in_both(architecture, preprocessing, transform)
     if isinstance(architecture, Architecture) and architecture.posemb == "sincos2d":

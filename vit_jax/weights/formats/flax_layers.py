@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.models import AnyArchitecture, Architecture
+from vit_jax.models import Architecture, ViTOrMixer
 from vit_jax.weights.formats.layout import (
     SAME,
     Hints,
@@ -19,6 +19,7 @@ from vit_jax.weights.formats.layout import (
     Shapes,
     positions,
     reshaped,
+    unnamed_kinds,
 )
 from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import numbers, sizes
@@ -122,6 +123,10 @@ def mlp(theirs: str, ours: str) -> list[Row]:
     return first + second
 
 
+# Kind of MLP → its rows in a block.
+MLPS = {"plain": mlp}
+
+
 def encoder(a: Architecture, numbering: Numbering) -> list[Row]:
     """Everything but positions, trunk and MAP head."""
     rows = layer("embedding", "patch_embed", DENSE)
@@ -134,7 +139,7 @@ def encoder(a: Architecture, numbering: Numbering) -> list[Row]:
             f"{theirs}/{numbering.attention}", f"{ours}/attention", a.width, a.num_heads
         )
         rows += layer(f"{theirs}/{numbering.norm2}", f"{ours}/norm2", NORM)
-        rows += mlp(f"{theirs}/{numbering.mlp}", f"{ours}/mlp")
+        rows += MLPS[a.mlp_type](f"{theirs}/{numbering.mlp}", f"{ours}/mlp")
     rows += layer("Transformer/encoder_norm", "norm", NORM)
     if a.pre_logits:
         rows += layer("pre_logits", "pre_logits", DENSE)
@@ -147,7 +152,7 @@ def position_row(theirs: str, a: Architecture) -> Row:
     return Row(theirs, (*prefix, "pos_embed"), positions(a.grid, len(prefix)))
 
 
-def head(a: AnyArchitecture) -> list[Row]:
+def head(a: ViTOrMixer) -> list[Row]:
     return layer("head", "head", DENSE) if a.num_classes else []
 
 
@@ -191,7 +196,7 @@ def of_any(shapes: Shapes, start: str, part: str) -> str:
 
 
 def reading(
-    architecture: AnyArchitecture,
+    architecture: ViTOrMixer,
     hints: Hints,
     eval_transform: str,
     assumed: tuple[str, ...] = (),
@@ -226,10 +231,11 @@ def inexpressible_in_both(a: Architecture) -> list[str]:
         "the norm after pooling": a.norm == "after_pool",
         "a class token beside other pooling": a.class_token and a.pooling != "cls",
     }
-    return [phrase for phrase, present in has.items() if present]
+    phrases = [phrase for phrase, present in has.items() if present]
+    return phrases + unnamed_kinds(a, MLPS)
 
 
-def looks_square(a: AnyArchitecture) -> list[str]:
+def looks_square(a: ViTOrMixer) -> list[str]:
     """What is wrong with a grid of as many patches as a square one has, in words."""
     height, width = a.grid
     if height == width or math.isqrt(height * width) ** 2 != height * width:
@@ -238,7 +244,7 @@ def looks_square(a: AnyArchitecture) -> list[str]:
 
 
 def lost_in_both(
-    a: AnyArchitecture, preprocessing: Preprocessing, eval_transform: str
+    a: ViTOrMixer, preprocessing: Preprocessing, eval_transform: str
 ) -> list[str]:
     """What readers of either layout take for granted, where the model has another."""
     (height, width), half = a.grid, (0.5,) * a.channels

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.flax_layers import (
     BLOCK,
@@ -157,7 +157,7 @@ def _read_mixer(shapes: Shapes, hints: Hints, assumed: list[str]) -> MixerArchit
     )
 
 
-def _rows(architecture: AnyArchitecture) -> list[Row]:
+def _rows(architecture: ViTOrMixer) -> list[Row]:
     if isinstance(architecture, MixerArchitecture):
         return _mixer(architecture)
     a = architecture
@@ -199,7 +199,7 @@ def _mixer(a: MixerArchitecture) -> list[Row]:
     return [*rows, *layer("pre_head_layer_norm", "norm", NORM), *head(a)]
 
 
-def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     if isinstance(architecture, MixerArchitecture):
         return looks_square(architecture)
     a = architecture
@@ -213,7 +213,7 @@ def _inexpressible(architecture: AnyArchitecture) -> list[str]:
     return [*inexpressible_in_both(a), *phrases, *looks_square(a)]
 
 
-def _lost(architecture: AnyArchitecture, preprocessing: Preprocessing) -> list[str]:
+def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
     lost = lost_in_both(architecture, preprocessing, _EVAL_TRANSFORM)
     if isinstance(architecture, MixerArchitecture) or architecture.trunk is None:
         return lost

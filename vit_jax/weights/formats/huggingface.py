@@ -7,7 +7,7 @@ the names of its modules in memory are read too.
 import re
 from collections.abc import Iterable, Mapping
 
-from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.huggingface_config import (
     HuggingFaceConfig,
@@ -25,6 +25,7 @@ from vit_jax.weights.formats.layout import (
     Row,
     Shapes,
     positions,
+    unnamed_kinds,
 )
 from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
@@ -176,7 +177,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     )
 
 
-def _rows(architecture: AnyArchitecture) -> list[Row]:
+def _rows(architecture: ViTOrMixer) -> list[Row]:
     a = architecture
     assert isinstance(a, Architecture)
     p = _prefix(a.distillation_token, bool(a.num_classes))
@@ -201,8 +202,7 @@ def _rows(architecture: AnyArchitecture) -> list[Row]:
             )
         rows += linear(f"{theirs}.attention.output.dense", f"{ours}/attention/out")
         rows += norm(f"{theirs}.layernorm_after", f"{ours}/norm2")
-        rows += linear(f"{theirs}.intermediate.dense", f"{ours}/mlp/fc1")
-        rows += linear(f"{theirs}.output.dense", f"{ours}/mlp/fc2")
+        rows += _MLPS[a.mlp_type](theirs, f"{ours}/mlp")
     rows += norm(f"{p}layernorm", "norm")
     if a.pre_logits:
         rows += linear("pooler.dense", "pre_logits")
@@ -214,7 +214,7 @@ def _rows(architecture: AnyArchitecture) -> list[Row]:
     return rows
 
 
-def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     a = architecture
     if isinstance(a, MixerArchitecture):
         return ["an MLP-Mixer"]
@@ -234,7 +234,17 @@ def _inexpressible(architecture: AnyArchitecture) -> list[str]:
             a.distillation_token and a.distillation_head and not a.num_classes
         ),
     }
-    return [phrase for phrase, present in has.items() if present]
+    phrases = [phrase for phrase, present in has.items() if present]
+    return phrases + unnamed_kinds(a, _MLPS)
+
+
+def _mlp(theirs: str, ours: str) -> list[Row]:
+    first = linear(f"{theirs}.intermediate.dense", f"{ours}/fc1")
+    return first + linear(f"{theirs}.output.dense", f"{ours}/fc2")
+
+
+# Kind of MLP → its rows in a layer.
+_MLPS = {"plain": _mlp}
 
 
 def _prefix(distillation: bool, head: bool) -> str:

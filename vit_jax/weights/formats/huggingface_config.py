@@ -6,7 +6,7 @@ from typing import Any
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, Architecture
+from vit_jax.models import Architecture, ViTOrMixer
 from vit_jax.weights.formats.companion import (
     COUNT,
     EPSILON,
@@ -188,7 +188,7 @@ def read_preprocessing(
 
 
 def companions(
-    architecture: AnyArchitecture,
+    architecture: ViTOrMixer,
     preprocessing: Preprocessing,
     class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def companions(
     }
 
 
-def lost(architecture: AnyArchitecture, preprocessing: Preprocessing) -> list[str]:
+def lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
     """What transformers does otherwise than the model, a sentence each."""
     a, p = architecture, preprocessing
     assert isinstance(a, Architecture)

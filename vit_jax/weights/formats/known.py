@@ -8,8 +8,8 @@ import numpy as np
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, Architecture, abstract_params
-from vit_jax.models.posemb import sincos2d
+from vit_jax.models import Architecture, ViTOrMixer, abstract_params
+from vit_jax.models.positions import sincos2d
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats import big_vision, google, huggingface, timm
 from vit_jax.weights.formats.layout import (
@@ -80,10 +80,10 @@ def read_tensors(
 
 def to_tensors(
     format: Format,
-    architecture: AnyArchitecture,
+    architecture: ViTOrMixer,
     params: Mapping[str, Any],
     preprocessing: Preprocessing,
-) -> tuple[AnyArchitecture, dict[str, np.ndarray], list[str]]:
+) -> tuple[ViTOrMixer, dict[str, np.ndarray], list[str]]:
     """Parameters as a format holds them.
 
     Returns:
@@ -122,7 +122,7 @@ def find_format(name: str) -> Format:
     raise UserError(f"no format {name!r}: choose from {', '.join(choices)}{hint}")
 
 
-def shapes_of(architecture: AnyArchitecture) -> dict[str, tuple[int, ...]]:
+def shapes_of(architecture: ViTOrMixer) -> dict[str, tuple[int, ...]]:
     """Shapes of an architecture's parameters by "/"-joined path."""
     if _has_sincos(architecture):
         # Fixed positions are none, and need not be computed for a grid of any size.
@@ -153,7 +153,7 @@ def _not_read(tensors: Tensors, read: Iterable[Piece]) -> Iterator[str]:
         )
 
 
-def _has_sincos(architecture: AnyArchitecture) -> bool:
+def _has_sincos(architecture: ViTOrMixer) -> bool:
     return isinstance(architecture, Architecture) and architecture.posemb == "sincos2d"
 
 

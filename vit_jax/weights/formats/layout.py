@@ -4,7 +4,7 @@ A format is a list of rows, each of which pairs one foreign tensor with the para
 of ours that it holds. The same rows read and write.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture
+from vit_jax.models import Architecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec, Tensors
 from vit_jax.words import plain, shortened
 
@@ -69,7 +69,7 @@ NO_HINTS = Hints()
 class Reading(NamedTuple):
     """What a file's names and shapes, and the hints, say of the model in it."""
 
-    architecture: AnyArchitecture
+    architecture: ViTOrMixer
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()  # what nothing told, one sentence each
@@ -106,9 +106,9 @@ class Format(NamedTuple):
     recognises: Callable[[Iterable[str]], bool]
     pieces: Callable[[Mapping[str, Spec], Hints], dict[str, Piece]]
     read: Callable[[Shapes, Hints], Reading]
-    rows: Callable[[AnyArchitecture], list[Row]]
-    inexpressible: Callable[[AnyArchitecture], list[str]]
-    lost: Callable[[AnyArchitecture, Preprocessing], list[str]]
+    rows: Callable[[ViTOrMixer], list[Row]]
+    inexpressible: Callable[[ViTOrMixer], list[str]]
+    lost: Callable[[ViTOrMixer, Preprocessing], list[str]]
     ignored: tuple[str, ...] = ()
 
 
@@ -213,6 +213,29 @@ def write_tensors(
         )
         for row in rows
     }
+
+
+def unnamed_kinds(
+    architecture: Architecture,
+    mlps: Collection[str],
+    norms: Collection[str] = ("layernorm",),
+) -> list[str]:
+    """Kinds of layers in a model's blocks that a format has no names for, in words.
+
+    Args:
+      architecture: of the model.
+      mlps: kinds of MLPs that the format's tables have.
+      norms: kinds of norms that they have.
+    """
+    kinds = (
+        ("MLPs", architecture.mlp_type, mlps),
+        ("norms", architecture.norm_type, norms),
+    )
+    return [
+        f"{layers} of the kind {kind!r}"
+        for layers, kind, named in kinds
+        if kind not in named
+    ]
 
 
 def as_weights(array: Any) -> np.ndarray:

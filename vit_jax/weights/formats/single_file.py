@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, MixerArchitecture
+from vit_jax.models import MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats.known import shapes_of
 from vit_jax.weights.formats.layout import (
@@ -60,7 +60,7 @@ def read_single_file(tensors: Tensors) -> tuple[Description, dict[str, Any]]:
     return description, unflatten(read_params(tensors, pieces, rows, shapes))
 
 
-def _check_size(architecture: AnyArchitecture, tensors: Tensors) -> None:
+def _check_size(architecture: ViTOrMixer, tensors: Tensors) -> None:
     """Refuses what the file cannot hold, before shapes of any size are made up."""
     a, trunk = architecture, getattr(architecture, "trunk", None)
     declared = a.depth + _TENSORS_A_UNIT * sum(trunk or ())
@@ -79,7 +79,7 @@ def _check_size(architecture: AnyArchitecture, tensors: Tensors) -> None:
         )
 
 
-def _extents(a: AnyArchitecture) -> list[int]:
+def _extents(a: ViTOrMixer) -> list[int]:
     """How many numbers are in the tensors that the architecture's fields size."""
     patches = math.prod(a.grid)
     extents = [

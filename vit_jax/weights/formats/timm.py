@@ -7,7 +7,7 @@ versions and of facebookresearch/deit where their names differ.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from vit_jax.models import AnyArchitecture, Architecture, MixerArchitecture
+from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
@@ -23,6 +23,7 @@ from vit_jax.weights.formats.layout import (
     Shapes,
     positions,
     split,
+    unnamed_kinds,
 )
 from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
@@ -177,7 +178,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     )
 
 
-def _rows(architecture: AnyArchitecture) -> list[Row]:
+def _rows(architecture: ViTOrMixer) -> list[Row]:
     a = architecture
     assert isinstance(a, Architecture)
     tokens = {
@@ -199,7 +200,7 @@ def _rows(architecture: AnyArchitecture) -> list[Row]:
         rows += qkv if a.qkv_bias else qkv[:1]
         rows += linear(f"{theirs}.attn.proj", f"{ours}/attention/out")
         rows += norm(f"{theirs}.norm2", f"{ours}/norm2")
-        rows += _mlp(f"{theirs}.mlp", f"{ours}/mlp")
+        rows += _MLPS[a.mlp_type](f"{theirs}.mlp", f"{ours}/mlp")
         if a.layer_scale:
             rows += [
                 Row(f"{theirs}.ls{j}.gamma", (f"{ours}/layer_scale{j}",), SAME)
@@ -212,7 +213,7 @@ def _rows(architecture: AnyArchitecture) -> list[Row]:
         rows += _fused("attn_pool.kv", "map_head/attention", _QKV[1:])
         rows += linear("attn_pool.proj", "map_head/attention/out")
         rows += norm("attn_pool.norm", "map_head/norm")
-        rows += _mlp("attn_pool.mlp", "map_head/mlp")
+        rows += _MLPS[a.mlp_type]("attn_pool.mlp", "map_head/mlp")
     if a.pre_logits:
         rows += linear("pre_logits.fc", "pre_logits")
     if a.num_classes:
@@ -222,7 +223,7 @@ def _rows(architecture: AnyArchitecture) -> list[Row]:
     return rows
 
 
-def _inexpressible(architecture: AnyArchitecture) -> list[str]:
+def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     a = architecture
     if isinstance(a, MixerArchitecture):
         return ["an MLP-Mixer"]
@@ -246,7 +247,8 @@ def _inexpressible(architecture: AnyArchitecture) -> list[str]:
             a.distillation_token and not a.distillation_head
         ),
     }
-    return [phrase for phrase, present in has.items() if present]
+    phrases = [phrase for phrase, present in has.items() if present]
+    return phrases + unnamed_kinds(a, _MLPS)
 
 
 _QKV = ("query", "key", "value")
@@ -266,6 +268,10 @@ def _mlp(theirs: str, ours: str) -> list[Row]:
     return linear(f"{theirs}.fc1", f"{ours}/fc1") + linear(
         f"{theirs}.fc2", f"{ours}/fc2"
     )
+
+
+# Kind of MLP → its rows in a block.
+_MLPS = {"plain": _mlp}
 
 
 def _root(trunk: tuple[int, ...]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import VARIANTS, AnyArchitecture, Architecture
+from vit_jax.models import VARIANTS, Architecture, ViTOrMixer
 from vit_jax.weights.formats.companion import (
     COUNT,
     COUNT_OR_NONE,
@@ -261,7 +261,7 @@ class TimmConfig:
 
 
 def companions(
-    architecture: AnyArchitecture,
+    architecture: ViTOrMixer,
     preprocessing: Preprocessing,
     class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -322,7 +322,7 @@ def companions(
     return {"config.json": config}
 
 
-def lost(architecture: AnyArchitecture, preprocessing: Preprocessing) -> list[str]:
+def lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
     """What timm does otherwise than the model, a sentence each."""
     a, p = architecture, preprocessing
     assert isinstance(a, Architecture)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import AnyArchitecture, MixerArchitecture, parse_variant
+from vit_jax.models import MixerArchitecture, ViTOrMixer, parse_variant
 from vit_jax.weights.formats.layout import Reading
 
 # Outputs of a head, by what it tells apart; "": no head.
@@ -160,7 +160,7 @@ class Published:
     mirrors: tuple[Mirror, ...]
     family: str = ""
     variant: str = ""
-    architecture: AnyArchitecture | None = None
+    architecture: ViTOrMixer | None = None
     pretraining: str = ""
     classes: str = ""
     accuracy: Accuracy | None = None
@@ -226,7 +226,7 @@ class Published:
             loss=self.loss,
         )
 
-    def check(self, found: AnyArchitecture, path: pathlib.Path) -> None:
+    def check(self, found: ViTOrMixer, path: pathlib.Path) -> None:
         """Raises UserError unless what a file holds has these weights' shapes."""
         expected = self._sizes()
         if getattr(found, "posemb", "") == "sincos2d":
@@ -261,7 +261,7 @@ class Published:
         return {name: sizes[name] for name in _TOLD if name in sizes}
 
 
-def count_params(architecture: AnyArchitecture) -> int:
+def count_params(architecture: ViTOrMixer) -> int:
     """The number of parameters, by arithmetic alone."""
     a = architecture
     d, hidden = a.width, a.mlp_dim

@@ -1,0 +1,206 @@
+"""The transformer block: a record that says which, tables of kinds, and the modules.
+
+A new kind of MLP or norm is a row of `MLPS` or `NORMS`, the fields that it needs in the
+record, and a row of `vit_jax.sharding.PARAMETERS` for each new name of a matrix.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Key
+
+from vit_jax.models.attention.formulations import attend
+from vit_jax.models.dropout import drop
+from vit_jax.models.layers import FLOAT32, GELU, Layers, normal, xavier_uniform
+
+# Names attention's result for rematerialisation policies: kernels are not products.
+ATTENDED = "attended"
+
+
+@dataclasses.dataclass(frozen=True)
+class NormArchitecture:
+    """Which norm: a row of `NORMS` and its numbers."""
+
+    epsilon: float = 1e-6
+    type: str = "layernorm"
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionArchitecture:
+    """Which attention between tokens."""
+
+    num_heads: int
+    qkv_bias: bool = True  # on queries, keys and values
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpArchitecture:
+    """Which MLP: a row of `MLPS` and its numbers."""
+
+    hidden: int  # units between its layers
+    gelu: str = "tanh"
+    type: str = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockArchitecture:
+    """Which block: all that `Block` and `MapHead` read of an architecture."""
+
+    norm: NormArchitecture
+    attention: AttentionArchitecture
+    mlp: MlpArchitecture
+    layer_scale: bool = False
+
+
+class Attention(nn.Module):
+    """Multi-head attention; a head's channels lie side by side in the projections.
+
+    Attributes:
+      architecture: heads and biases.
+      layers: constructors of the projections.
+      implementation: a row of `attention.formulations.IMPLEMENTATIONS`.
+      remat: compute what lies between the projections once more in the backward pass.
+    """
+
+    architecture: AttentionArchitecture
+    layers: Layers = FLOAT32
+    implementation: str = "auto"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        source: Float[Array, "b m d"],
+        return_weights: bool = False,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n m"] | None]:
+        """What `x` reads from `source`, and the weights it reads with if asked for."""
+        a, placement = self.architecture, self.layers.placement
+        dense = partial(self.layers.dense, x.shape[-1], kernel_init=xavier_uniform)
+
+        def heads(x, name):
+            b, n, _ = x.shape
+            x = dense(use_bias=a.qkv_bias, name=name)(x)
+            x = x.reshape(b, n, a.num_heads, -1)
+            return placement.constrain(x, "batch", None, "heads", None)
+
+        core = partial(
+            attend,
+            implementation=self.implementation,
+            return_weights=return_weights,
+            placement=placement,
+        )
+        if self.remat:
+            core = jax.checkpoint(core)
+        y, weights = core(
+            heads(x, "query"), heads(source, "key"), heads(source, "value")
+        )
+        y = checkpoint_name(y.reshape(x.shape), ATTENDED)
+        return dense(name="out")(y), weights
+
+
+class Mlp(nn.Module):
+    """Two layers with a GELU between them, on each token alone."""
+
+    architecture: MlpArchitecture
+    layers: Layers = FLOAT32
+    dropout_rate: float = 0.0
+    kernel_init: nn.initializers.Initializer = xavier_uniform
+    bias_init: nn.initializers.Initializer = normal(1e-6)
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "b n d"]:
+        """The new tokens; without a key nothing is dropped."""
+        a = self.architecture
+        dense = partial(
+            self.layers.dense, kernel_init=self.kernel_init, bias_init=self.bias_init
+        )
+        keys: Any = [None] * 2 if key is None else jax.random.split(key)
+        y = dense(a.hidden, name="fc1")(x)
+        y = GELU[a.gelu](self.layers.placement.constrain(y, "batch", None, "hidden"))
+        y = drop(y, self.dropout_rate, keys[0])
+        y = dense(x.shape[-1], name="fc2")(y)
+        return drop(y, self.dropout_rate, keys[1])
+
+
+def _layer_norm(architecture: NormArchitecture, layers: Layers, name: str) -> nn.Module:
+    return layers.layer_norm(epsilon=architecture.epsilon, name=name)
+
+
+# Kind → constructor of the module, from the kind's record, layers and a name. An MLP
+# also takes the other fields of `Mlp`, and is called as `Mlp` is.
+NORMS: dict[str, Callable[..., Any]] = {"layernorm": _layer_norm}
+MLPS: dict[str, Callable[..., Any]] = {"plain": Mlp}
+
+
+class Block(nn.Module):
+    """Attention between tokens, then an MLP on each, both residual (eq. 2, 3).
+
+    Attributes:
+      architecture: which block.
+      layers: constructors for the dtype and the devices.
+      attention: a row of `attention.formulations.IMPLEMENTATIONS`.
+      dropout_rate: after attention and after both layers of the MLP.
+      layer_scale_init: initial LayerScale (arXiv:2103.17239).
+      remat_attention: compute attention once more in the backward pass.
+    """
+
+    architecture: BlockArchitecture
+    layers: Layers = FLOAT32
+    attention: str = "auto"
+    dropout_rate: float = 0.0
+    layer_scale_init: float = 1e-4
+    remat_attention: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        key: Key[Array, ""] | None = None,
+        skip_rate: Float[Array | np.ndarray, ""] | np.float32 | None = None,
+        wanted: tuple[str, ...] = (),
+        read: int | None = None,
+    ) -> tuple[Float[Array, "b r d"], dict[str, Float[Array, "b heads r n"] | None]]:
+        """The first tokens as far as they are `read`, by default all; what is `wanted`.
+
+        Without a key nothing is dropped.
+        """
+        a = self.architecture
+        norm = partial(NORMS[a.norm.type], a.norm, self.layers)
+        keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
+
+        y = norm(name="norm1")(x)
+        attention = Attention(
+            a.attention,
+            self.layers,
+            self.attention,
+            self.remat_attention,
+            name="attention",
+        )
+        x = x[:, :read]
+        y, weights = attention(y[:, :read], y, "attention" in wanted)
+        y = drop(y, self.dropout_rate, keys[0])
+        y = self._scale(y, "layer_scale1")
+        x = x + drop(y, skip_rate, keys[1], whole_examples=True)
+
+        y = norm(name="norm2")(x)
+        mlp = MLPS[a.mlp.type](a.mlp, self.layers, self.dropout_rate, name="mlp")
+        y = mlp(y, keys[2])
+        y = self._scale(y, "layer_scale2")
+        x = x + drop(y, skip_rate, keys[3], whole_examples=True)
+        return x, {"attention": weights}
+
+    def _scale(self, y, name):
+        if not self.architecture.layer_scale:
+            return y
+        init = nn.initializers.constant(self.layer_scale_init)
+        scale = self.param(name, init, y.shape[-1:])
+        return y * scale.astype(y.dtype).reshape(1, 1, -1)

@@ -1,0 +1,129 @@
+"""Runs the blocks of a model: as a loop or as a scan, with or without recomputation.
+
+A block is a function of its subtree, `block.apply` over what `model.param("blocks_00",
+…)` holds, and not a Linen submodule. Submodules under `nn.scan` would have stacked
+parameters, those of a loop would not; here both share one tree, and so do all
+checkpoints. The price: `capture_intermediates` and `nn.tabulate` see no blocks. Ask the
+model for `intermediates=("tokens", "attention")` instead.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax.models.blocks import ATTENDED
+from vit_jax.models.dropout import stochastic_depth_rates
+from vit_jax.models.layers import Layers
+from vit_jax.models.patch_model import PatchModel
+
+_policies = jax.checkpoint_policies
+
+
+def _cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether this is cuDNN's attention, whose whole result its backward pass needs.
+
+    The result has no name of its own. Should JAX rename the primitive, attention runs
+    twice.
+    """
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
+_products = _policies.save_from_both_policies(
+    _policies.save_from_both_policies(_policies.dots_saveable, _cudnn_attention),
+    _policies.save_only_these_names(ATTENDED),
+)
+# What the backward pass finds of a block; the rest it computes once more. None keeps
+# parameters that were gathered: that they are spread would be for nothing.
+REMAT = {
+    # Only where parameters are gathered; otherwise the compiler decides. Keeping what
+    # lies between products as well takes twice the memory (docs/parallelism.md).
+    "none": _products,
+    # The same; and `Attention` leaves out what lies between its projections.
+    "attention": _products,
+    # The products with parameters, which are most of the arithmetic.
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "full": _policies.nothing_saveable,
+    # The same as "dots", in the host's memory until they are needed.
+    "offload": _policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
+
+
+def run_blocks(
+    model: PatchModel,
+    block: nn.Module,
+    layers: Layers,
+    x: Float[Array, "b n d"],
+    example: Float[Array, "1 m d"],
+    keys: tuple[Any, ...] = (),
+    wanted: tuple[str, ...] = (),
+    read: int | None = None,
+) -> tuple[Float[Array, "b r d"], dict[str, Array]]:
+    """Runs the blocks of a model one after the other.
+
+    Args:
+      model: has the parameters, and the fields that say how to run the blocks.
+      block: called with tokens, key, skip rate, and `wanted`; returns tokens and a
+        dictionary.
+      layers: those of the block.
+      x: the tokens.
+      example: the fewest tokens that show a block the shapes of its parameters.
+      keys: one for each block, more are ignored; without any nothing is dropped.
+      wanted: names of what to return.
+      read: how many tokens are read of the last block, which then computes only
+        these, and gives nothing that is wanted; by default all.
+
+    Returns:
+      The tokens after the last block, and what each block gave of `wanted`, stacked:
+      [b, depth, …].
+    """
+    if model.remat not in REMAT:
+        raise ValueError(f"remat is {model.remat!r}, expected {', '.join(REMAT)}")
+    run: Any = block.apply
+    init = jax.jit(lambda key: block.init(key, example)["params"])
+    depth, placement = model.architecture.depth, layers.placement
+    params = [model.param(f"blocks_{i:02d}", init) for i in range(depth)]
+    if model.is_initializing():
+        return x, {}  # what follows has no parameters of its own
+    keys = keys[:depth] or (None,) * depth
+    rates: Any = [None] * depth
+    if model.stochastic_depth:
+        rates = stochastic_depth_rates(model.stochastic_depth, depth)
+
+    def step(x, inputs, **how):
+        params, key, rate = inputs
+        params = placement.gather(params, layers.dtype)
+        x, given = run({"params": params}, x, key, rate, wanted, **how)
+        x = placement.constrain(x, "batch", None, None)
+        given = {"tokens": x} | given
+        return x, {name: given[name] for name in given if name in wanted}
+
+    def sparing(step, **how):
+        if placement.gathers or model.remat not in ("none", "attention"):
+            return jax.checkpoint(step, policy=REMAT[model.remat], **how)
+        return step
+
+    x = placement.constrain(x, "batch", None, None)
+    inputs = list(zip(params, keys, rates, strict=True))
+    last = [] if read is None else [inputs.pop()]
+    if model.scan and inputs:
+        # Inside a scan nothing can undo the recomputation, elsewhere XLA would.
+        x, given = jax.lax.scan(sparing(step, prevent_cse=False), x, _stack(inputs))
+    else:
+        given = []
+        for block_inputs in inputs:
+            x, of_block = sparing(step)(x, block_inputs)
+            given.append(of_block)
+        given = _stack(given)
+    for block_inputs in last:
+        x, _ = sparing(partial(step, read=read))(x, block_inputs)
+    return x, {name: jnp.moveaxis(value, 0, 1) for name, value in given.items()}
+
+
+def _stack(trees):
+    if not trees:
+        return {}
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
