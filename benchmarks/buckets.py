@@ -1,15 +1,15 @@
-"""Whether work directories in a bucket work, whatever stands behind its address.
+"""A check that work directories in a bucket work, whatever service hosts it.
 
   pip install 'vit_jax[s3]'    # or [gcs]
   python benchmarks/buckets.py --workdir=s3://BUCKET/FOLDER [--processes=2]
 
 Trains the digits for six steps in the bucket and on a disk. In the bucket the newest
-checkpoint is then damaged by one bit and the run repeated: it must say so and go on
-from the one before. Exits with 1 unless both end with the same bits, as many
-checkpoints as were asked for are left, and the model can be loaded. The folder must not
-exist.
+checkpoint is then damaged by one bit and the run repeated: it must report the damage
+and continue from the checkpoint before. Exits with 1 unless both runs end with the same
+bits, the requested number of checkpoints is left, and the model can be loaded. The
+folder must not exist.
 
-A service on this machine will do: pip install 'moto[server]'; moto_server -p 5000, and
+A local service is enough: pip install 'moto[server]'; moto_server -p 5000, and
 AWS_ENDPOINT_URL=http://localhost:5000 with any AWS_ACCESS_KEY_ID and
 AWS_SECRET_ACCESS_KEY; or gcp-storage-emulator, with STORAGE_EMULATOR_HOST for gcsfs and
 TENSORSTORE_GCS_HTTP_URL for TensorStore.
@@ -40,7 +40,7 @@ _FLAGS = (
 
 
 def main() -> None:
-    """Trains, damages, trains again, compares."""
+    """Trains, damages a checkpoint, trains again and compares."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", required=True, help="s3:// or gs://")
     parser.add_argument("--processes", type=int, default=1)
@@ -61,17 +61,17 @@ def main() -> None:
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
     said = _train(asked.workdir, asked.processes)
-    for text in ("checkpoints/6 is damaged", "going on from the checkpoint of step 4"):
+    for text in ("checkpoints/6 is damaged", "from the checkpoint of step 4"):
         if text not in said:
-            sys.exit(f"{text!r} was not said, but:\n{said}")
+            sys.exit(f"expected {text!r} in the output, found:\n{said}")
     _compare(expected, load_params(asked.workdir), "with damage on the way")
     if (steps := saved_steps(workdir / CHECKPOINTS)) != [4, 6]:
-        sys.exit(f"the checkpoints that are left are {steps}")
+        sys.exit(f"found checkpoints of steps {steps}; expected [4, 6]")
     print(f"{asked.workdir}: the same bits, {vit_jax.load(asked.workdir)}")
 
 
 def _train(workdir: str, processes: int) -> str:
-    """Runs the training command; what it said."""
+    """Runs the training command; returns its output."""
     with socket.create_server(("localhost", 0)) as listening:
         port = listening.getsockname()[1]
     together = (
@@ -92,7 +92,7 @@ def _train(workdir: str, processes: int) -> str:
     ]
     said = "".join(process.communicate()[0] for process in running)
     if any(process.returncode for process in running):
-        sys.exit(f"training in {workdir} has failed:\n{said}")
+        sys.exit(f"training in {workdir} failed:\n{said}")
     return said
 
 

@@ -1,17 +1,17 @@
-"""Whether timm and transformers compute with our exports what we compute.
+"""A check that timm and transformers compute the same as we do with our exports.
 
     python benchmarks/check_exports.py write DIR
     python benchmarks/check_exports.py check DIR
 
 The first half needs vit_jax: it writes small random models of every kind that timm's
-and Hugging Face's formats can express to new directories DIR/FORMAT/MODEL, and what we
-make of them to DIR/FORMAT/MODEL.npz. The second needs timm and transformers, and not
-vit_jax: it loads each model as users do and prints how far its outputs are from ours,
-and whether labels and preprocessing arrived. Its exit status is 1 where an output is
-off by more than 1e-5 or anything else differs.
+and Hugging Face's formats can express to new directories DIR/FORMAT/MODEL, and our
+outputs to DIR/FORMAT/MODEL.npz. The second needs timm and transformers, but not
+vit_jax: it loads each model as users do, prints how far its outputs are from ours, and
+whether labels and preprocessing arrived. Its exit status is 1 if an output is off by
+more than 1e-5 or anything else differs.
 
-A ResNet's trunk makes rounding errors larger than that in float32, the library's too.
-Where it does, our result in float64 must be as near to the library's in float64.
+In float32, rounding errors in a ResNet trunk can exceed this, in the library too. If
+they do, our result in float64 must be that close to the library's in float64.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 TOLERANCE = 1e-5
 CLASSES = ("ape", "bat", "cat", "dög", "emu")
-# The fields of `Architecture` that a model has otherwise than this one.
+# Fields of `Architecture`; each model below changes some of them.
 SIZES = {"patch_size": (4, 4), "image_size": (16, 16), "num_classes": len(CLASSES)}
 PLAIN = SIZES | {"width": 16, "depth": 2, "mlp_dim": 30, "num_heads": 4}
 HEADLESS, DISTILLED = {"num_classes": 0}, {"distillation_token": True}
@@ -74,7 +74,7 @@ HUGGING_FACE = {
 }
 MODELS = {"timm": BOTH | TIMM, "huggingface": BOTH | HUGGING_FACE}
 # (keeps the aspect, size before the crop over the model's, interpolation, mean, std);
-# the models of a format take them in turns.
+# the models of a format use them in turn.
 PREPROCESSING = (
     (False, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     (True, 1.25, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -83,7 +83,7 @@ PREPROCESSING = (
 
 
 def main() -> int:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("half", choices=("write", "check"))
     parser.add_argument("directory", type=pathlib.Path)
@@ -130,12 +130,12 @@ def _write(path: pathlib.Path, format: str, fields: dict[str, Any], turn: int) -
 
 
 def _random_params(shapes, rng):
-    """Float32 numbers that leave no parameter without effect."""
+    """Draws float32 numbers with which every parameter has an effect."""
     import jax
 
     def draw(path, leaf):
         name = path[-1].key
-        # Kernels keep the size of what they read; scales lie around 1.
+        # Kernels preserve the scale of their input; scales are around 1.
         spread = 1 / math.sqrt(math.prod(leaf.shape[:-1])) if name == "kernel" else 0.3
         around = float(name.startswith(("scale", "layer_scale")))
         return rng.normal(around, spread, leaf.shape).astype("float32")
@@ -153,10 +153,10 @@ def _outputs(build, architecture, params, images, dtype: str):
 
 
 def _expected(a, turn: int) -> dict[str, Any]:
-    """What the library should see beside an architecture's weights, in JSON's types."""
+    """Returns the metadata that the library should report, in JSON's types."""
     keeps, scale, interpolation, mean, std = PREPROCESSING[turn % len(PREPROCESSING)]
     return {
-        # transformers keeps it only on the way to a square.
+        # transformers keeps it only if the result is square.
         "keeps_aspect": keeps and a.image_size[0] == a.image_size[1],
         "resize": [int(size * scale) for size in a.image_size],
         "input": [a.channels, *a.image_size],
@@ -168,7 +168,7 @@ def _expected(a, turn: int) -> dict[str, Any]:
 
 
 def _chain(expected: dict[str, Any], format: str) -> str:
-    """The same for `Preprocessing`, rounded as the library does."""
+    """Returns the chain for `Preprocessing`, rounded as the library rounds."""
     size = f"{tuple(expected['resize'])}, '{expected['interpolation']}_antialias'"
     keeps = expected["keeps_aspect"]
     resize = f"resize_small({size}, 'down')" if keeps else f"resize({size})"
@@ -177,7 +177,7 @@ def _chain(expected: dict[str, Any], format: str) -> str:
 
 
 def check(directory: pathlib.Path) -> int:
-    """Prints a row a model; 1 if any is wrong, else 0."""
+    """Prints one row per model; returns 1 if any is wrong, else 0."""
     import timm
     import transformers
 
@@ -192,7 +192,7 @@ def check(directory: pathlib.Path) -> int:
             path = directory / format / name
             try:
                 difference, notes, problems = _compare(path, load)
-            # Whatever the library raises is the state of this model.
+            # Anything that the library raises is reported for this model.
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
                 difference, notes, problems = math.nan, [], [why]
@@ -204,7 +204,7 @@ def check(directory: pathlib.Path) -> int:
 
 
 def _compare(path: pathlib.Path, load) -> tuple[float, list[str], list[str]]:
-    """The largest difference of outputs, what to know of it, and what is wrong."""
+    """Returns the largest difference of outputs, notes on it, and problems."""
     import numpy as np
     import torch
 
@@ -219,7 +219,7 @@ def _compare(path: pathlib.Path, load) -> tuple[float, list[str], list[str]]:
         kind = getattr(torch, dtype)
         theirs = compute(module.to(kind), images.to(kind)).numpy()
         if theirs.shape != ours[dtype].shape:
-            raise ValueError(f"outputs {theirs.shape}, and ours {ours[dtype].shape}")
+            raise ValueError(f"outputs {theirs.shape}, expected {ours[dtype].shape}")
         return float(np.abs(theirs - ours[dtype]).max())
 
     found = difference("float32")
@@ -235,7 +235,7 @@ def _compare(path: pathlib.Path, load) -> tuple[float, list[str], list[str]]:
 
 
 def _load_timm(path: pathlib.Path):
-    """The model, what computes outputs with it, what it knows beside, and notes."""
+    """Returns the model, a function for its outputs, its metadata, and notes."""
     import timm
 
     module = timm.create_model(f"local-dir:{path}", pretrained=True)
@@ -253,7 +253,11 @@ def _load_timm(path: pathlib.Path):
 
 
 def _load_huggingface(path: pathlib.Path):
-    """The same; the automatic class and the one that the config names must agree."""
+    """Loads with the automatic class, which must be the one that the config names.
+
+    Returns:
+      The model, a function for its outputs, its metadata, and notes.
+    """
     import transformers
     from PIL import Image
 

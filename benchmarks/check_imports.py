@@ -1,16 +1,16 @@
-"""Whether we compute with timm's models what timm computes, every one that it names.
+"""A check that we compute the same as timm with every model that it names.
 
     python benchmarks/check_imports.py write DIR
     python benchmarks/check_imports.py check DIR
 
-The first half needs timm, and not vit_jax: of each name in timm's modules for ViT,
-hybrids and DeiT it writes a narrow model of two blocks and random weights, as timm
-writes it, and its logits. The second needs vit_jax, and not timm: it loads each and
-prints how far its logits are, or why it is refused. Its exit status is 1 where logits
+The first half needs timm, but not vit_jax: for each name in timm's modules for ViT,
+hybrids and DeiT it writes a narrow model with two blocks and random weights, in timm's
+own way, and its logits. The second needs vit_jax, but not timm: it loads each model and
+prints how far its logits are off, or why it is refused. Its exit status is 1 if logits
 are off by more than 1e-5, or anything but UserError is raised.
 
-A ResNet's trunk makes rounding errors larger than that in float32. There 1e-5 is
-allowed beside five times what timm's logits in float32 are away from those in float64.
+In float32, rounding errors in a ResNet trunk can exceed this. There the tolerance is
+1e-5 plus five times the distance between timm's logits in float32 and in float64.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SIZES = (64, 56, 60, 96, 128, 224)  # the first that the patches divide
 
 
 def main() -> int:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("half", choices=("write", "check"))
     parser.add_argument("directory", type=pathlib.Path)
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def write(directory: pathlib.Path) -> int:
-    """Writes DIR/NAME/ of all names."""
+    """Writes DIR/NAME/ for every name."""
     import timm
 
     warnings.simplefilter("ignore")
@@ -47,7 +47,7 @@ def write(directory: pathlib.Path) -> int:
 
 
 def _write(path: pathlib.Path) -> bool:
-    """False if there is no small model of this name."""
+    """Writes a small model of this name; returns False if there is none."""
     import numpy as np
     import torch
     from timm.models._hub import save_for_hf
@@ -82,7 +82,7 @@ def _write(path: pathlib.Path) -> bool:
 
 
 def _small(name: str):
-    """The model in evaluation, and the side of its images."""
+    """Returns the model in evaluation mode, and the side of its images."""
     import timm
     import torch
 
@@ -91,7 +91,7 @@ def _small(name: str):
             module = timm.create_model(name, img_size=size, **SMALL).eval()
             with torch.no_grad():
                 module(torch.zeros(1, 3, size, size))
-            # timm may round the grid down, and a model of ours has whole patches.
+            # timm may round the grid down; our models have only whole patches.
             if size % module.patch_embed.patch_size[0]:
                 raise ValueError(f"patches do not divide {size} pixels")
             return module, size
@@ -101,7 +101,7 @@ def _small(name: str):
 
 
 def check(directory: pathlib.Path) -> int:
-    """Prints a row a model; 1 if any is wrong, else 0."""
+    """Prints one row per model; returns 1 if any is wrong, else 0."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     import numpy as np
@@ -122,7 +122,7 @@ def check(directory: pathlib.Path) -> int:
             row = f"{difference:.1e}"
         except UserError as error:
             state, row = "refused", str(error).rpartition(path.name)[2]
-        # Whatever else is raised is the state of this model.
+        # Anything else that is raised is reported for this model.
         except Exception as error:
             state, row = "WRONG", f"{type(error).__name__}: {error}"
         states[state] += 1

@@ -1,13 +1,13 @@
-"""What saving a checkpoint costs the steps around it.
+"""The cost of saving a checkpoint for the steps around it.
 
     python benchmarks/checkpoints.py [--variant=S/16] [--batch=8] [--steps=100]
     python benchmarks/checkpoints.py --sums=2.6
 
-Runs the training step with and without one save in so many steps, in turn, and prints
-how long `save` keeps the loop waiting, and what it adds to the steps. On a CPU the
-copy, the compression and the checksums compete with the step for the same cores; with
-an accelerator only the copy to the host does. With `--sums` nothing is trained: prints
-how long the checksums of so many GB take, which the system has just written.
+Runs the training step in turn with and without one save per `--steps` steps, and prints
+how long `save` keeps the loop waiting and how much time it adds to the steps. On a CPU
+the copy, the compression and the checksums compete with the step for the same cores;
+with an accelerator only the copy to the host does. With `--sums` nothing is trained:
+prints how long the checksums of so many GB take, right after they were written.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def time_sums(gigabytes):
         write_manifest(pathlib.Path(folder))
         wall, cores = time.perf_counter() - wall, time.process_time() - cores
     size = count * len(chunk) / 1e9
-    print(f"{size:.1f} GB: {wall:.1f} s, of a core {cores:.1f} s")
+    print(f"{size:.1f} GB: {wall:.1f} s, {cores:.1f} s of one core")
 
 
 def main():
@@ -78,7 +78,7 @@ def main():
             for number in range(options.steps):
                 state, metrics = step(state, batch)
                 if saves and number == 0:
-                    jax.block_until_ready(metrics)  # that is the step's own time
+                    jax.block_until_ready(metrics)  # the step's own time
                     before = time.perf_counter()
                     at = repeat + 1
                     text = Description(

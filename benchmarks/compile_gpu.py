@@ -1,13 +1,13 @@
-"""Whether cuDNN's fused attention is in a training step compiled for H100s.
+"""A check that a training step compiled for H100s uses cuDNN's fused attention.
 
     pip install 'vit_jax[cuda12]'
     python benchmarks/compile_gpu.py [depth, by default 2]
 
-No GPU is needed. Compiles B/16 at 224 with 128 images a device for four H100s, with
-each formulation of attention and on several meshes, and prints what is in the programs.
-Exit status 1 unless cuDNN's call is there once a block in each direction, and no
+No GPU is needed. Compiles B/16 at 224 with 128 images per device for four H100s, with
+each formulation of attention and on several meshes, and prints what the programs
+contain. Exits with 1 unless cuDNN is called once per block in each direction, and no
 activations are gathered. cuDNN asks the device itself how much workspace it needs, so
-the memory leaves that out.
+the memory does not include that.
 """
 
 import os
@@ -18,12 +18,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 FORMULATIONS = ("cudnn", "explicit", "xla")
 MESHES = ({"data": 4}, {"data": 1, "fsdp": 4}, {"data": 2, "tensor": 2})
-IMAGES = 128  # a device
+IMAGES = 128  # per device
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 
 
 def main(depth: str = "2") -> None:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     from vit_jax.plan.topologies import topology
 
     devices = topology("h100:4")
@@ -49,7 +49,7 @@ def main(depth: str = "2") -> None:
                 ", ".join(f"{n} {kind}" for kind, n in counts.items() if n),
             )
             print(" | ".join(row), flush=True)
-            # The last block may need one token only, whose attention is XLA's.
+            # The last block may compute one token only, with XLA's attention.
             blocks = (int(depth) - 1, int(depth)) if attention == "cudnn" else (0,)
             if calls[0] != calls[1] or calls[0] not in blocks:
                 wrong.append(f"{row[:2]}: {calls} fused calls")
@@ -60,7 +60,7 @@ def main(depth: str = "2") -> None:
 
 
 def compile_step(devices, depth: int, sizes: dict[str, int], attention: str):
-    """The text of the compiled step, and its memory on a device in GiB."""
+    """Returns the text of the compiled step, and its memory on a device in GiB."""
     from vit_jax.config import default_config
     from vit_jax.train.programs import build
 
@@ -81,12 +81,12 @@ def compile_step(devices, depth: int, sizes: dict[str, int], attention: str):
 
 
 def collectives(text: str, kind: str) -> list[str]:
-    """The types of what each collective of a kind gives."""
+    """Returns the result types of all collectives of a kind."""
     return re.findall(rf"= (.*?) {kind}(?:-start)?\(", text)
 
 
 def gathered_activations(text: str) -> list[str]:
-    """Shapes that are gathered and have images and tokens."""
+    """Returns the shapes of gathered arrays that have images and tokens."""
     return [
         shape
         for types in collectives(text, "all-gather")

@@ -1,16 +1,16 @@
-"""Inference and training on the CPU, beside a matrix product and beside timm.
+"""Speed of inference and training on the CPU, next to a matrix product and timm.
 
     python benchmarks/cpu.py [--variants=S/16,B/16] [--kinds=inference,train]
         [--rounds=9] [--timm_python=PATH] [--compare=explicit,xla] [--json]
 
 Batch 8, float32, 224 × 224, random images; training is one step of AdamW with weight
-decay, without clipping. Rates are medians over the rounds; the share is of the rate of
-a 2048³ product of float32 in the same process, by the usual operations of the model. In
-each round everything runs once in turn, so that what slows the machine down slows all.
-`--timm_python` is an interpreter that has timm and PyTorch, in an environment of its
-own, whose process computes only when it is asked to; the ratio is the median of the
-ratios of the rounds. `--compare` also measures other formulations of attention. Exits
-with 1 where a bound is not reached.
+decay, without clipping. Rates are medians over the rounds; the share is relative to the
+rate of a 2048³ product of float32 in the same process, counting the usual operations of
+the model. In each round everything runs once in turn, so that whatever slows the
+machine down slows all. `--timm_python` is an interpreter that has timm and PyTorch, in
+a separate environment, whose process computes only when it is asked to; the ratio is
+the median of the ratios within rounds. `--compare` also measures other formulations of
+attention. Exits with 1 if a bound is not reached.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from collections.abc import Callable
 from typing import Any
 
 BATCH, SIZE, PRODUCT = 8, 224, 2048
-SHARES = {  # of the product's rate, at least
+SHARES = {  # of the product's rate; lower bounds
     ("S/16", "inference"): 1.15 * 0.74,
     ("B/16", "inference"): 1.15 * 0.75,
     ("S/16", "train"): 1.15 * 0.74,
     ("B/16", "train"): 0.92,
 }
-RATIOS = {"inference": 0.95, "train": 0.85}  # to timm's images a second, at least
+RATIOS = {"inference": 0.95, "train": 0.85}  # to timm's images per second; lower bounds
 
 # Reads "VARIANT KIND" and prints the seconds of one run; the first of each warms up.
 TIMM = """
@@ -74,7 +74,7 @@ for line in sys.stdin:
 
 
 def ours(variant: str, kind: str, attention: str) -> tuple[Callable[[], None], float]:
-    """What runs one step of ours, and the model's operations for an image."""
+    """Returns a function that runs one of our steps, and the operations per image."""
     import jax
 
     from vit_jax import sharding
@@ -108,7 +108,7 @@ def ours(variant: str, kind: str, attention: str) -> tuple[Callable[[], None], f
 
 
 def product() -> Callable[[], None]:
-    """What runs one product of matrices."""
+    """Returns a function that runs one matrix product."""
     import jax
     import jax.numpy as jnp
 
@@ -118,7 +118,7 @@ def product() -> Callable[[], None]:
 
 
 class Timm:
-    """timm's models in a process of their own, which waits until it is asked."""
+    """A separate process with timm's models, which waits until it is asked."""
 
     def __init__(self, python: str, threads: int):
         self._process = subprocess.Popen(
@@ -129,7 +129,7 @@ class Timm:
         )
 
     def seconds(self, variant: str, kind: str) -> float:
-        """Of one run."""
+        """Returns the seconds that one run takes."""
         process: Any = self._process
         process.stdin.write(f"{variant} {kind}\n")
         process.stdin.flush()
@@ -148,7 +148,7 @@ def timed(run: Callable[[], None]) -> float:
 def measure(
     variant: str, kind: str, others: list[str], rounds: int, timm: Timm | None
 ) -> dict[str, Any]:
-    """One model, trained or not, in rounds."""
+    """Measures one model in rounds, in training or inference."""
     runs = {name: ours(variant, kind, name) for name in ("auto", *others)}
     multiply, operations = product(), runs["auto"][1]
     seconds: dict[str, list[float]] = {name: [] for name in ("product", *runs)}
@@ -159,7 +159,7 @@ def measure(
         found["product"] = statistics.median(timed(multiply) for _ in range(5))
         if timm:
             found["timm"] = timm.seconds(variant, kind)
-        if turn >= 2:  # before that it warms up
+        if turn >= 2:  # the first two warm up
             for name, one in found.items():
                 seconds[name].append(one)
     peak = 2 * PRODUCT**3 / statistics.median(seconds["product"])
@@ -176,7 +176,7 @@ def measure(
 
 
 def missed(report: dict[str, Any]) -> list[str]:
-    """The bounds that are not reached, in words."""
+    """Describes the bounds that are not reached."""
     variant, kind = report["variant"], report["kind"]
     share, bound = report["auto"]["share"], SHARES.get((variant, kind), 0.0)
     found = []
@@ -189,7 +189,7 @@ def missed(report: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", default="S/16,B/16")
     parser.add_argument("--kinds", default="inference,train")
@@ -201,7 +201,7 @@ def main() -> int:
 
     from vit_jax.host_memory import keep_freed_memory
 
-    keep_freed_memory()  # as the commands do; the product gains by it too
+    keep_freed_memory()  # as the commands do; the product gains from it too
     timm = None
     if given.timm_python:
         timm = Timm(given.timm_python, len(os.sched_getaffinity(0)))
@@ -222,7 +222,7 @@ def main() -> int:
 
 
 def show(report: dict[str, Any]) -> None:
-    """One model's numbers, for people."""
+    """Prints one model's numbers as text."""
     peak = report["product"] / 1e9
     print(f"{report['variant']} {report['kind']}; the product {peak:.0f} GFLOP/s")
     for name, row in report.items():

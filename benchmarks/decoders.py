@@ -1,10 +1,10 @@
-"""Libraries that decode JPEG, on one photograph, in one run.
+"""Comparison of libraries that decode JPEG, on one photograph, in one run.
 
     taskset -c 0 python benchmarks/decoders.py
 
 500 × 375, quality 95, 4:2:0. Milliseconds of processor time, medians of rounds that
-take turns, and the mean difference to Pillow's pixels in grey levels. What is not
-installed is left out.
+take turns, and the mean difference from Pillow's pixels in grey levels. Libraries that
+are not installed are left out.
 """
 
 import importlib
@@ -54,7 +54,7 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
 
 
 def main() -> None:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     cv2.setNumThreads(1)
     image = Image.fromarray(load_sample_images().images[0]).crop((0, 0, 500, 375))
     file = io.BytesIO()

@@ -1,12 +1,12 @@
-"""Feeds mutated images to the decoder: an array or DecodeError, and nothing else.
+"""Fuzz test of the decoder: a mutated image gives an array or DecodeError.
 
     python benchmarks/fuzz_images.py [--count=20000] [--seed=0]
 
-Small images in every format, with bytes changed, removed, repeated or exchanged between
-two files; decoded as a training crop does, no further than needed, and whole. Exit
-status 1 if an image raises anything else, takes more than five seconds, or if memory
-keeps growing: it is measured after a quarter of the images and at the end. A crash ends
-the process; what it was given is then in fuzz_images.last.
+Small images in every format have bytes changed, removed, repeated or exchanged between
+two files. Each is decoded as for a training crop, no further than needed, and as a
+whole. Exits with 1 if an image raises anything else or takes more than five seconds, or
+if memory keeps growing: it is measured after a quarter of the images and at the end. A
+crash ends the process; its input is then in fuzz_images.last.
 """
 
 import collections
@@ -34,7 +34,7 @@ _LAST = pathlib.Path("fuzz_images.last")
 
 
 def originals() -> list[bytes]:
-    """Undamaged files of every format and of many modes."""
+    """Makes undamaged files of every format and of many modes."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (12, 16, 3), np.uint8)
     image = Image.fromarray(coarse).resize((61, 47))
@@ -69,7 +69,7 @@ def originals() -> list[bytes]:
 
 
 def mutated(files: list[bytes], rng: np.random.Generator) -> bytes:
-    """One of the files, damaged in one to four ways."""
+    """Damages one of the files in one to four ways."""
     data = bytearray(files[rng.integers(len(files))])
     for _ in range(rng.integers(1, 5)):
         at, length = int(rng.integers(len(data) + 1)), int(rng.geometric(0.1))
@@ -93,9 +93,9 @@ def mutated(files: list[bytes], rng: np.random.Generator) -> bytes:
 
 
 def main(_: list[str]) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     warnings.simplefilter("ignore")
-    # libtiff tells everybody what is wrong with a file.
+    # libtiff prints what is wrong with a file.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     rng = np.random.default_rng(flags.FLAGS.seed)
     files, count = originals(), flags.FLAGS.count
@@ -137,7 +137,7 @@ def main(_: list[str]) -> None:
 
 
 def _memory() -> int:
-    """What this process holds now, in bytes (Linux)."""
+    """Returns the memory that this process holds now, in bytes (Linux)."""
     gc.collect()
     pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * resource.getpagesize()

@@ -1,10 +1,10 @@
-"""Damages files of weights, and .npz data sets, in every way, and reads them.
+"""Fuzz test of the readers of weight files and .npz data sets.
 
     python benchmarks/fuzz_weights.py --count=10000 --seed=0
 
-Each damaged file must be read or refused with UserError, and in no more memory than
-four times the tensors of the undamaged one and 64 MB. Case i of a kind depends on the
-seed and i alone. Exits with 1 if a case fails, and prints how.
+Each damaged file must be read or rejected with UserError, using no more memory than
+four times the tensors of the undamaged file plus 64 MB. Case i of a kind depends only
+on the seed and i. Exits with 1 if a case fails, and prints how.
 """
 
 import argparse
@@ -41,16 +41,16 @@ from vit_jax.weights.loading import load_weights
 from vit_jax.weights.saving import save_weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "tests" / "golden"
-SHARD = "shard.safetensors"  # lies beside every damaged file
+SHARD = "shard.safetensors"  # is next to every damaged file
 ALLOWED_BESIDE = 64_000_000
 MOST_SHOWN = 5
 
 
 class Kind(NamedTuple):
-    """What is damaged, and how it is read.
+    """A kind of file to damage, and how to read it.
 
-    `lines` is how many a message may have: a model's report lists what is missing,
-    unexpected and of another shape.
+    `lines` is the most that a message may have: a model's report lists tensors that are
+    missing, unexpected or have the wrong shape.
     """
 
     make: Callable[[], bytes]
@@ -59,12 +59,12 @@ class Kind(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of the damaged files of one kind."""
+    """The outcome for the damaged files of one kind."""
 
     kind: str
     read: int
     refused: int
-    failures: list[str]  # one line each
+    failures: list[str]  # one line per failure
     slowest: float  # seconds
     peak: int  # bytes, of Python and NumPy, of the worst file
     allowed: int
@@ -72,7 +72,7 @@ class Result(NamedTuple):
 
 
 def fuzz(kind: str, count: int, seed: int) -> Result:
-    """Reads `count` damaged files of a kind; see the module's docstring."""
+    """Reads `count` damaged files of a kind."""
     make, read, lines = KINDS[kind]
     original = make()
     counts = {"read": 0, "refused": 0}
@@ -95,7 +95,7 @@ def fuzz(kind: str, count: int, seed: int) -> Result:
                 counts["refused"] += 1
                 if str(error).count("\n") >= lines or len(str(error)) > 3000:
                     failures.append(f"case {i}: a message of too many lines")
-            # All else is a failure, a panic of the Rust library too.
+            # Anything else is a failure, including a panic of the Rust library.
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
@@ -111,9 +111,11 @@ def fuzz(kind: str, count: int, seed: int) -> Result:
 
 
 def damaged(original: bytes, rng: random.Random) -> bytes:
-    """One to three damages; of an archive half the time within a member, and rezipped,
-    since its checksums would find most of them. Likewise of a safetensors file half the
-    time within its header, whose length is then put right.
+    """Damages a file in one to three places.
+
+    In half of the cases an archive is damaged within a member and zipped again, because
+    its checksums would find most other damage; and a safetensors file within its
+    header, whose length is then corrected.
     """
     for matches, mend in ((is_zip, _rezipped), (is_safetensors, _reheaded)):
         if matches(original) and rng.random() < 0.5:
@@ -158,7 +160,7 @@ def _rezipped(original: bytes, rng: random.Random) -> bytes:
 def _reheaded(original: bytes, rng: random.Random) -> bytes:
     start = 8 + struct.unpack("<Q", original[:8])[0]
     header = original[8:start]
-    # Three times of four where it describes a model, so that it stays readable.
+    # Three times out of four where it describes a model, so that it stays readable.
     found = re.search(rb'\\"(architecture|model_args)\\": \{.*?\}', header)
     if found and rng.random() < 0.75:
         first, last = found.span()
@@ -172,7 +174,7 @@ def _reheaded(original: bytes, rng: random.Random) -> bytes:
 
 
 def _position(data: bytes, rng: random.Random) -> int:
-    """Anywhere, but more often where headers and directories are."""
+    """Chooses a position, more often where headers and directories are."""
     near = rng.choice((len(data), 64, 1024, -64, -1024))
     if near < 0:
         return max(0, len(data) - 1 - rng.randrange(-near))
@@ -193,7 +195,7 @@ def _overwrite(data: bytes, rng: random.Random) -> bytes:
 
 
 def _number(data: bytes, rng: random.Random) -> bytes:
-    """Overwrites with a number that breaks sums: 0, the largest, the sign bit …"""
+    """Writes a number that breaks sums: 0, the largest, the sign bit …"""
     size = rng.choice((1, 2, 4, 8))
     value = rng.choice((0, 1, 2, 255, 1 << 16, 1 << 31, 1 << 40, (1 << 63) - 1, -1))
     new = struct.pack("<Q", value & ((1 << 64) - 1))[:size]
@@ -212,13 +214,13 @@ def _digits(data: bytes, rng: random.Random) -> bytes:
 
 
 def _nothing(data: bytes, rng: random.Random) -> bytes:
-    """Says a number, or numbers, where a text says that there are none."""
+    """Puts a number, or numbers, where a text says that there are none."""
     new = rng.choice((b"7", b"[3000]", b"[1, 1, 2]", b"[]"))
     return data.replace(b"null", new, 1)
 
 
 def _digits_in_place(data: bytes, rng: random.Random) -> bytes:
-    """Likewise, but nothing behind it moves."""
+    """Changes a number in a text without moving anything behind it."""
     runs = list(re.finditer(rb"\d+", data[: 1 << 16]))
     if not runs:
         return data
@@ -295,7 +297,7 @@ def _index() -> bytes:
 
 
 def _model(format: str, suffix: str = "") -> bytes:
-    """A small model in a format; of a format with directories the weights alone."""
+    """Returns a small model's file; for formats with directories, its weights."""
     architecture = Architecture(
         width=64,
         depth=2,
@@ -319,7 +321,7 @@ def _model(format: str, suffix: str = "") -> bytes:
         return (saved / "model.safetensors" if saved.is_dir() else saved).read_bytes()
 
 
-# Files of tensors as such, and models in them.
+# Plain files of tensors, and models in them.
 KINDS: dict[str, Kind] = {
     "npz": Kind(lambda: _npz(np.savez), _read_tensors),
     "npz, deflated": Kind(lambda: _npz(np.savez_compressed), _read_tensors),
@@ -353,20 +355,20 @@ def _resident() -> int:
 def _limit_memory() -> None:
     """Makes this process fail rather than take more than the largest allowance."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
-    # Twice, for the bookkeeping of tracemalloc and of the C library.
+    # Twice as much, for the bookkeeping of tracemalloc and of the C library.
     limit = pages * resource.getpagesize() + 2 * ALLOWED_BESIDE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def main() -> int:
-    """The command; returns its exit status."""
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000, help="files of each kind")
+    parser.add_argument("--count", type=int, default=10_000, help="files per kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     options = parser.parse_args()
     logging.getLogger("vit_jax").setLevel(logging.ERROR)
-    fuzz("npz", 1, 0)  # imports what is imported late
+    fuzz("npz", 1, 0)  # triggers late imports
     _limit_memory()
     title = f"{'kind':<18}{'read':>7}{'refused':>9}{'failed':>8}{'slowest':>10}"
     print(f"{title}{'peak':>10}{'RSS grew':>10}{'seconds':>9}")

@@ -1,13 +1,13 @@
-"""The input beside its peers, on the same photographs, in one run.
+"""Comparison of the input pipeline with others, on the same photographs.
 
     pip install -e '.[peers]'
     taskset -c 0 python benchmarks/input.py [--images=768] [--rounds=5] [--json]
 
 The two photographs that scikit-learn ships, cut to 500 × 375 at several places and
-saved as JPEG of quality 95 with 4:2:0; each peer decodes them, takes its training crop
-to 224 and flips. Rates and ratios are by processor time, medians of the rounds, in
-which all take turns. A peer that is not installed is left out, and said. Exit status 1
-if a bound of ours is missed.
+saved as JPEG of quality 95 with 4:2:0; each pipeline decodes them, takes its training
+crop to 224 and flips. Rates and ratios are by processor time, medians of the rounds, in
+which all take turns. A pipeline that is not installed is left out and reported. Exits
+with 1 if ours misses a bound.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-# One core each: what a library's own threads do would count for none of them.
+# One core each: work in a library's own threads would not be counted.
 os.environ |= {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 import cv2
@@ -36,7 +36,7 @@ from vit_jax.data.transforms.chains import parse_chain
 from vit_jax.data.transforms.crops import inception_box
 
 SIZE = (224, 224)
-# How many times as fast as a peer ours has to be.
+# How many times as fast as another pipeline ours has to be.
 BOUNDS = {"tf.data": 1.05, "torchvision v2": 1.6, "timm": 2.5, "bare loop": 0.85}
 BATCH = 64
 
@@ -45,7 +45,7 @@ Load = Callable[[], Iterator[None]]
 
 
 def photographs(count: int) -> list[bytes]:
-    """JPEG files of 500 × 375, each of another part of a photograph."""
+    """Makes JPEG files of 500 × 375, each of a different part of a photograph."""
     rng, files = np.random.default_rng(0), []
     originals = [Image.fromarray(image) for image in load_sample_images().images]
     for number in range(count):
@@ -72,14 +72,14 @@ class Files:
         self._files = files
 
     def __len__(self) -> int:
-        return 1_281_167  # as ImageNet, so that shuffling costs what it does there
+        return 1_281_167  # as many as ImageNet, so that shuffling costs the same
 
     def __getitem__(self, index: int) -> Example:
         return Example(self._files[index % len(self._files)], 0, f"photograph {index}")
 
 
 def ours(files: list[bytes]) -> Load:
-    """The iterator that training uses."""
+    """Reads with the iterator that training uses."""
     chain = parse_chain("inception_crop|flip_lr", SIZE)
     count = len(files) // BATCH
 
@@ -100,7 +100,7 @@ def ours(files: list[bytes]) -> Load:
 
 
 def bare_loop(files: list[bytes]) -> Load:
-    """The same libraries, and nothing around them."""
+    """Reads with our libraries alone, in a bare loop."""
 
     def load() -> Iterator[None]:
         rng = np.random.default_rng(0)
@@ -120,7 +120,7 @@ def bare_loop(files: list[bytes]) -> Load:
 
 
 def tf_data(files: list[bytes]) -> Load:
-    """As big_vision reads: only the crop is decoded."""
+    """Reads with tf.data in big_vision's way: only the crop is decoded."""
     import tensorflow as tf
 
     def decoded(data):
@@ -151,7 +151,7 @@ def tf_data(files: list[bytes]) -> Load:
 
 
 def torchvision_v2(files: list[bytes]) -> Load:
-    """decode_jpeg, RandomResizedCrop, flip."""
+    """Reads with torchvision: decode_jpeg, RandomResizedCrop, flip."""
     import torch
     from torchvision.io import decode_jpeg
     from torchvision.transforms import v2
@@ -171,7 +171,7 @@ def torchvision_v2(files: list[bytes]) -> Load:
 
 
 def timm_default(files: list[bytes]) -> Load:
-    """The default training transform of timm."""
+    """Reads with timm's default training transform."""
     import torch
     from timm.data import create_transform
 
@@ -191,7 +191,7 @@ def timm_default(files: list[bytes]) -> Load:
     return load
 
 
-# PyTorch before TensorFlow: the other way round it crashes when it is imported.
+# PyTorch before TensorFlow: in the other order the import crashes.
 CONTENDERS = {
     "ours": ours,
     "bare loop": bare_loop,
@@ -202,7 +202,7 @@ CONTENDERS = {
 
 
 def main() -> None:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=12 * BATCH, help="× 64")
     parser.add_argument("--rounds", type=int, default=5)
@@ -220,17 +220,17 @@ def main() -> None:
             print(f"{name} is left out: {error}", file=sys.stderr)
     rates: dict[str, list[float]] = {name: [] for name in loads}
     for load in loads.values():
-        deque(load(), 0)  # what is loaded and compiled at the first time
+        deque(load(), 0)  # warms up: loads and compiles
     for _ in range(arguments.rounds):
         for name, load in loads.items():
             batches = load()
-            next(batches)  # what an epoch does once does not count
+            next(batches)  # work done once per epoch does not count
             start = time.process_time()
             deque(batches, 0)
             seconds = time.process_time() - start
             rates[name].append((len(files) - BATCH) / seconds)
     found = {name: statistics.median(some) for name, some in rates.items()}
-    # Of the same round each, so that what slows the whole machine counts for both.
+    # Ratios within a round, so that whatever slows the machine affects both.
     ratios = {
         name: statistics.median(map(operator.truediv, rates["ours"], some))
         for name, some in rates.items()
@@ -243,7 +243,7 @@ def main() -> None:
             wanted = f", at least {BOUNDS[name]}" if name in BOUNDS else ""
             print(f"{name:15} {rate:7,.0f} images/s, ours {ratios[name]:.2f}×{wanted}")
     if missed:
-        sys.exit(f"too slow beside {', '.join(missed)}")
+        sys.exit(f"too slow compared with {', '.join(missed)}")
 
 
 if __name__ == "__main__":

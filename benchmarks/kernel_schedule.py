@@ -1,13 +1,14 @@
-"""How long the schedules of the attention kernels are, without a TPU.
+"""Lengths of the attention kernels' schedules, counted without a TPU.
 
   pip install 'vit_jax[plan]'
   python benchmarks/kernel_schedule.py [--chips=v5e,v4] [--tokens=197 --heads=12
       --channels=64]
 
 Compiles the forward and the backward kernel for each chip and counts the bundles of
-instructions in the compiler's final schedule of a grid step. A core issues a bundle a
-cycle while nothing stalls. These numbers are in vit_jax/plan/cost_model/kernels.py.
-Every size takes some seconds, and 200 MB of dumps in the meantime.
+instructions in the compiler's final schedule of a grid step. A core issues one bundle
+per cycle as long as nothing stalls. The numbers are in
+vit_jax/plan/cost_model/kernels.py. Every size takes some seconds, and temporarily
+200 MB for dumps.
 """
 
 import argparse
@@ -50,11 +51,11 @@ def main() -> None:
 def schedule(
     chip: str, tokens: int, heads: int, channels: int
 ) -> list[tuple[int, int]]:
-    """Grid steps an image and bundles a step, of each kernel."""
+    """Returns, for each kernel, grid steps per image and bundles per grid step."""
     arguments = map(str, (tokens, heads, channels))
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        # The compiler reads its flags when it is loaded: a process for each.
+        # The compiler reads its flags when it is loaded, so each needs its own process.
         result = subprocess.run(
             [sys.executable, __file__, "--child", chip, *arguments],
             env=os.environ

@@ -1,14 +1,15 @@
-"""What each way to save memory gives and costs, model by model.
+"""Gain and cost of each way to save memory, model by model.
 
   pip install 'vit_jax[plan]'
   python benchmarks/levers.py [--models=B/16,G/14] [--json=FILE] [--show]
 
-Prints the tables of docs/memory.md: what a chip holds of parameters and optimiser, by
-their shapes; and, of the training step compiled for four TPU chips that need not be
-there, as it is and with one thing changed at a time, memory and time. Models are taken
-by the line through two of 2 and 4 blocks, but for those that are scanned
-(vit_jax/plan/scaling.py). A program takes one to three minutes on one core; what FILE
-already has is not compiled again, and --show prints only that.
+Prints the tables of docs/memory.md: the size of parameters and optimiser state on a
+chip, from their shapes; and memory and time of the training step compiled for four TPU
+chips (which need not be present), unchanged and with one setting changed at a time.
+Models are extrapolated along the line through models of 2 and 4 blocks, except those
+that are scanned (vit_jax/plan/scaling.py). A program takes one to three minutes on one
+core; programs that are already in FILE are not compiled again, and --show prints only
+those.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from vit_jax.train.setup import Setup, set_up
 
 GIB = 2**30
 TOPOLOGY = "v5e:2x2"
-IMAGES = {"B/16": 128, "L/16": 64, "H/14": 32, "g/14": 32, "G/14": 32}  # a chip
+IMAGES = {"B/16": 128, "L/16": 64, "H/14": 32, "g/14": 32, "G/14": 32}  # per chip
 
 _FSDP = {"mesh.data": 1, "mesh.fsdp": -1}
 _SCAN = {"model.scan": True, "model.remat": "full"}
 _MOMENTS, _OFFLOADED = {"momentum_dtype": "bfloat16"}, {"offload_optimizer": True}
 _ADAFACTOR = {"optimizer": "adafactor", "momentum_dtype": "bfloat16"}
-# What changes only the state between steps; nothing is compiled.
+# Changes of the state between steps only; nothing is compiled for these.
 STATE: tuple[dict[str, Any], ...] = (
     {},
     _MOMENTS,
@@ -59,10 +60,10 @@ COMPILED: tuple[dict[str, Any], ...] = (
 
 
 def main() -> None:
-    """Compiles what is not known yet and prints the tables."""
+    """Compiles the programs that are not known yet and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join(IMAGES), help="B/16,L/16,…")
-    parser.add_argument("--json", help="file of a line a program, read and added to")
+    parser.add_argument("--json", help="file of one line per program, extended")
     parser.add_argument("--show", action="store_true", help="compile nothing")
     asked = parser.parse_args()
     models, file = asked.models.split(","), pathlib.Path(asked.json or "/dev/null")
@@ -123,7 +124,7 @@ def _row(model: str, lever: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setup(model: str, lever: dict[str, Any]) -> Setup:
-    """AdamW, data parallel; in bfloat16, as always on TPUs."""
+    """Sets up AdamW, data parallel; in bfloat16, as always on TPUs."""
     config = default_config()
     config.dataset = "imagenet2012"
     config.total_steps, config.warmup_steps = 1000, 100

@@ -1,12 +1,12 @@
-"""Time and peak memory of loading a Google .npz, against numpy.load of all its arrays.
+"""Time and memory of loading a Google .npz, compared with numpy.load of all arrays.
 
     python benchmarks/load_weights.py [--variant=L/16] [--runs=5]
 
-Makes a file of random weights, then reads it in a fresh process each time, in turns:
-all arrays with numpy.load, and the model with vit_jax.load. Imports and the start of
-JAX are not counted. Prints medians, their ratio, and the peak of resident memory beyond
-what the process had before, in units of the parameters' size. Exits with 1, and says
-why, if the ratio or the peak of vit_jax.load is more than 1.5.
+Makes a file of random weights, then reads it in a fresh process each time, in turn: all
+arrays with numpy.load, and the model with vit_jax.load. Imports and the start of JAX
+are not counted. Prints medians, their ratio, and the peak of resident memory beyond
+that of the process before loading, in units of the parameters' size. Exits with 1 and a
+message if the ratio or the peak of vit_jax.load is more than 1.5.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 
-MOST_TIME = 1.5  # of that of numpy.load
-MOST_MEMORY = 1.5  # of that of the parameters
+MOST_TIME = 1.5  # times that of numpy.load
+MOST_MEMORY = 1.5  # times that of the parameters
 
 COMMON = """
 import json, pathlib, sys, threading, time
@@ -56,7 +56,7 @@ print(json.dumps({"seconds": seconds, "peak": peak - before}))
 
 
 def main() -> int:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", default="L/16")
     parser.add_argument("--runs", type=int, default=5)
@@ -68,7 +68,7 @@ def main() -> int:
         for run in range(arguments.runs + 1):
             for how, found in results.items():
                 measured = _measure(path, how)
-                if run:  # the first fills the cache of pages
+                if run:  # the first fills the page cache
                     found.append(measured)
     print(f"{arguments.variant}, {size / 1e6:.0f} MB of parameters")
     seconds, peak = {}, {}
@@ -85,11 +85,11 @@ def main() -> int:
 
 
 def exceeded(ratio: float, peak: float) -> list[str]:
-    """Which bounds loading does not keep, a sentence each.
+    """Describes the bounds that loading exceeds, one sentence each.
 
     Args:
-      ratio: its time, in that of numpy.load.
-      peak: its memory, in that of the parameters.
+      ratio: its time, in units of that of numpy.load.
+      peak: its memory, in units of that of the parameters.
     """
     kinds = (
         ("time", ratio, MOST_TIME, "that of numpy.load"),

@@ -1,11 +1,11 @@
-"""Breaks the code in twenty-five ways, and sees whether the tests notice each.
+"""Mutation test: breaks the code in twenty-five ways, each of which tests must notice.
 
     python benchmarks/mutations.py [NAME ...]
 
-Every mutation is a line of the step, the order of the examples, the masks, the
-sharding, the manifest or the formats that is changed as a slip would change it, in a
-copy of the working tree. One that all of its tests survive is a gap in them: exit
-status 1. With names, only these are tried.
+Every mutation changes one line of the step, the order of the examples, the masks, the
+sharding, the manifest or the formats in the way that a slip would, in a copy of the
+working tree. If all of its tests still pass, they have a gap: exit status 1. With
+names, only these mutations are tried.
 
 Takes about a quarter of an hour on two cores.
 """
@@ -22,10 +22,10 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 class Mutation(NamedTuple):
-    """One change of the code, and the tests of which one has to fail."""
+    """One change of the code, and the tests, at least one of which has to fail."""
 
     file: str
-    code: str  # stands there exactly once
+    code: str  # must occur in the file exactly once
     instead: str
     tests: str
 
@@ -192,7 +192,7 @@ MUTATIONS = {
 
 
 def main() -> None:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     names = sys.argv[1:] or list(MUTATIONS)
     if unknown := set(names) - set(MUTATIONS):
         sys.exit(f"{', '.join(unknown)}: choose from {', '.join(MUTATIONS)}")
@@ -210,18 +210,18 @@ def main() -> None:
 
 
 def _outcome(tree: pathlib.Path, mutation: Mutation, name: str) -> bool:
-    """Whether the tests kill it; says by which."""
+    """Returns whether the tests kill the mutation; prints which one did."""
     path = tree / mutation.file
     before = path.read_text(encoding="utf-8")
     if before.count(mutation.code) != 1:
-        sys.exit(f"{name}: {mutation.code!r} is not once in {mutation.file}")
+        sys.exit(f"{name}: {mutation.code!r} must occur once in {mutation.file}")
     path.write_text(before.replace(mutation.code, mutation.instead), encoding="utf-8")
     try:
         status, output = _tests(tree, [*mutation.tests.split(), "-x"])
     finally:
         path.write_text(before, encoding="utf-8")
     failed = [line for line in output.splitlines() if line.startswith("FAILED")]
-    # Code that cannot be imported, say, is noticed by any test and proves nothing.
+    # Code that cannot be imported, for example, fails any test and proves nothing.
     killed = bool(failed)
     verdict = f"killed by {failed[0].split()[1]}" if killed else "SURVIVED"
     print(f"{name}: {verdict}", flush=True)
@@ -244,7 +244,7 @@ def _tests(tree: pathlib.Path, arguments: list[str]) -> tuple[int, str]:
 
 
 def _copy_to(tree: pathlib.Path) -> None:
-    """The working tree, without what git ignores."""
+    """Copies the working tree, without the files that git ignores."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(
         command, cwd=REPOSITORY, capture_output=True, text=True, check=True

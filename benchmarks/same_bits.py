@@ -1,19 +1,19 @@
-"""Trains reduced recipes with two versions of the code and compares every bit.
+"""Bitwise comparison of reduced recipes trained with two versions of the code.
 
     python benchmarks/same_bits.py COMMIT [--devices=1,8] [--recipes=NAMES] [--keep=DIR]
     python benchmarks/same_bits.py --write_golden
 
 The first trains each recipe of tests/golden/reduced_recipes.py for 20 steps, with the
-code of COMMIT (in a worktree of its own) and with the working tree, on 1 and on 8
-simulated devices of this machine. Both are driven by `python -m vit_jax.main` alone and
-looked at through metrics.jsonl and the checkpoints: every metric, parameter, averaged
-parameter and number of the optimiser's state has to be the same to the bit. Exit status
-1 if anything is not. `--keep` leaves the work directories in DIR.
+code of COMMIT (in a separate worktree) and with the working tree, on 1 and on 8
+simulated devices of this machine. Both run only `python -m vit_jax.main` and are
+compared through metrics.jsonl and the checkpoints: every metric, parameter, averaged
+parameter and number of the optimiser's state has to be bitwise equal. Exits with 1 if
+anything differs. `--keep` leaves the work directories in DIR.
 
-Other processors, XLA versions and numbers of devices give other bits, so this is no
+Other processors, XLA versions and numbers of devices give other bits, so this is not a
 test. The second form writes, from the working tree, the losses with which
-tests/end_to_end/test_golden_losses.py compares, to 1e-5. A change that moves these
-numbers on purpose says so in the changelog.
+tests/end_to_end/test_golden_losses.py compares, to 1e-5. The changelog mentions every
+change that moves these numbers on purpose.
 
 Takes ten to twenty minutes on two cores.
 """
@@ -40,7 +40,7 @@ REDUCED = runpy.run_path(str(GOLDEN / "reduced_recipes.py"))
 
 
 def main() -> None:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("commit", nargs="?")
     parser.add_argument("--devices", default="1,8")
@@ -102,7 +102,7 @@ def train(
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> tuple[int, list[str]]:
-    """How many numbers two runs have, and the names of those that differ."""
+    """Counts the numbers of two runs, and names those that differ."""
     ours, theirs = _numbers(one), _numbers(other)
     names = sorted(ours.keys() | theirs.keys())
     different = [
@@ -116,8 +116,8 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> tuple[int, list[str]]:
 
 
 def _numbers(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """All that a run has measured and saved, by name."""
-    # Orbax puts arrays onto as many devices as they were saved from.
+    """Reads everything that a run has measured and saved, by name."""
+    # Orbax restores arrays onto as many devices as they were saved from.
     os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": EIGHT}
     import jax
     import orbax.checkpoint as ocp
@@ -127,7 +127,7 @@ def _numbers(workdir: pathlib.Path) -> dict[str, np.ndarray]:
         line = json.loads(text)
         at = f"step {line.pop('step')} {line.pop('split')}"
         found |= {f"{at} {key}": np.asarray(value) for key, value in line.items()}
-    # Read by Orbax alone, so that it is nobody's idea of a checkpoint.
+    # Read by Orbax alone, independently of either version's own reader.
     for part in sorted((workdir / "checkpoints").glob("*/*/_METADATA")):
         tree = ocp.PyTreeCheckpointer().restore(part.parent.resolve())
         name = f"{part.parent.parent.name}/{part.parent.name}"
@@ -157,7 +157,7 @@ def _write_golden(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _worktree(commit: str) -> Iterator[pathlib.Path]:
-    """A checkout of the commit, as long as it is needed."""
+    """Checks out the commit in a temporary worktree."""
     with tempfile.TemporaryDirectory() as folder:
         tree = pathlib.Path(folder, "tree")
         git = ["git", "-C", str(REPOSITORY), "worktree"]

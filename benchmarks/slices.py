@@ -1,12 +1,13 @@
-"""What large models take of each chip of a TPU slice, and what the chips send.
+"""Memory of large models per chip of a TPU slice, and the communication.
 
   pip install 'vit_jax[plan]'
   python benchmarks/slices.py [--rows=TEXT] [--json=FILE]
 
-Compiles the training step of H/14 and G/14, parameters and optimiser spread over all
-chips, for slices of 16, 64 and 256 that need not be there, and prints the table of
-docs/parallelism.md. Exits with 1 if what a chip has of parameters or optimiser is not
-within 5 % of its part. A row takes one to three minutes on two cores.
+Compiles the training step of H/14 and G/14, with parameters and optimiser state spread
+over all chips, for slices of 16, 64 and 256 chips, which need not be present, and
+prints the table of docs/parallelism.md. Exits with 1 if a chip's share of parameters or
+optimiser state is not within 5 % of an equal share. A row takes one to three minutes on
+two cores.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from vit_jax.plan import Plan, make_plan, topology
 from vit_jax.train.setup import set_up
 
 MIB = 2**20
-MOST = 1.05  # times its part
+MOST = 1.05  # times an equal share
 
 # Model, slice, fsdp × tensor. G/14's width is 13 · 128.
 ROWS = (
@@ -42,10 +43,10 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Compiles the rows, prints the table, and says which bounds are not held."""
+    """Compiles the rows, prints the table, and reports the bounds that are exceeded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="", help="only rows with this in their text")
-    parser.add_argument("--json", help="file that a line a row is added to")
+    parser.add_argument("--json", help="file to which each row adds a line")
     asked = parser.parse_args()
     _print_row(COLUMNS)
     _print_row("---" for _ in COLUMNS)
@@ -78,7 +79,7 @@ def _plan(model: str, chips: str, fsdp: int, tensor: int) -> Plan:
 
 
 def _config(model: str, chips: int) -> Config:
-    """AdamW, 16 images a chip, blocks scanned and recomputed."""
+    """Returns a config: AdamW, 16 images per chip, blocks scanned and recomputed."""
     config = default_config()
     config.dataset = "imagenet21k"
     config.total_steps, config.warmup_steps = 1000, 100
@@ -90,7 +91,7 @@ def _config(model: str, chips: int) -> Config:
 
 
 def _numbers(plan: Plan) -> dict[str, Any]:
-    """Bytes of a chip; what it has as a multiple of an equal part of the whole."""
+    """Returns bytes per chip, and their ratio to an equal share of the whole."""
     state, chips = plan.setup.abstract_state(), plan.setup.mesh.size
     whole = {
         "parameters": _bytes(state.params),

@@ -1,8 +1,8 @@
-"""Time that passes before anything is computed, each in a process of its own.
+"""Time that passes before anything is computed, each in a separate process.
 
     python benchmarks/startup.py [--runs=3]
 
-Measures, and exits with 1 where a bound is exceeded:
+Measures the following, and exits with 1 if a bound is exceeded:
 
   import    `import vit_jax` and `import vit_jax.api` on top of jax and flax
   predict   `python -m vit_jax.predict` on one image with S/16, from its start to its
@@ -10,8 +10,8 @@ Measures, and exits with 1 where a bound is exceeded:
   lower     H/14's training step, traced and lowered
   compile   the same with `model.scan`, compiled for one CPU
 
-The median of the runs; the first of `predict`, which fills the cache, does not count.
-Lowering and compiling take a process each and run once. Nothing is kept.
+Reports the median of the runs; the first run of `predict`, which fills the cache, does
+not count. Lowering and compiling run once, each in its own process. Nothing is kept.
 """
 
 import argparse
@@ -88,7 +88,7 @@ Image.fromarray(pixels).save(sys.argv[2])
 
 
 def main() -> int:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
@@ -129,7 +129,7 @@ def _predict(runs: int) -> list[float]:
 
 def _python(*arguments: str, **environment: str) -> str:
     cpu = {"JAX_PLATFORMS": "cpu"}
-    # Except for `predict`, nothing may be found compiled.
+    # Except for `predict`, no compiled program may be found in a cache.
     mine = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     done = subprocess.run(
         [sys.executable, *arguments],

@@ -1,26 +1,26 @@
-"""Kills a training run at random times, again and again, and looks for any trace of it.
+"""Stress test: kills a training run at random times and looks for any trace of it.
 
   python benchmarks/stress.py [--kills=100] [--processes=1|2] [--steps=300] [--seed=0]
       [--lanes=2] [--folder=DIR]
 
 A small model on the digits is trained once without any interruption. Then the same
 command runs in another directory and gets SIGKILL at a random time, from the start of
-the interpreter to its end; with two processes one of them does, at a random time after
-they have met, and the other has to end by itself, with a sentence and status 75. The
-same command again, killed again, until a run comes to its end: it must have written the
-same metrics and the same parameters, bit for bit. After every kill:
+the interpreter to its end. With two processes one of them gets it, at a random time
+after they have connected, and the other has to end by itself, with a message and status
+75. The same command is started and killed again until a run reaches its end: it must
+have written the same metrics and the same parameters, bit for bit. After every kill:
 
 - The newest complete checkpoint has the reference's parameters of that step, and the
   metrics up to there are the reference's.
-- It is none that was begun before the last but one: a save begins every ten steps, and
-  waits for the one before. So what is lost is an interval, and beside it the steps that
-  were done while the last save was still being written.
-- The next start goes on from it.
+- Its save was started no earlier than the last but one: a save starts every ten steps,
+  and waits for the one before. So the loss is one interval, plus the steps that ran
+  while the last save was still being written.
+- The next start continues from it.
 
 Each kill is a line of DIR/kills_PROCESSES.jsonl; called again with the same folder, the
-command goes on with the kills that are missing. `lanes` runs are killed side by side.
+command continues with the kills that are missing. `lanes` runs are killed side by side.
 
-Exit status 0 if nothing was found, 1 otherwise.
+Exits with 0 if nothing was found, 1 otherwise.
 """
 
 import argparse
@@ -49,10 +49,10 @@ from vit_jax.train.processes.peers import GONE
 
 SAVE_EVERY = 10  # steps
 DEVICES = 2  # of all processes together
-# Seconds. Generous, for the machine may have other work: the slowest end is reported.
+# Seconds. Generous, as the machine may have other work; the slowest end is reported.
 MEETING, ENDING, TRAINING = 900.0, 300.0, 3600.0
-# When a run is killed: this share between its start and its first step, the others so
-# many seconds, at most, after a step of which all are as likely, the last one included.
+# When a run is killed: this share before its first step; the others at most this many
+# seconds after a step, all of which, including the last one, are equally likely.
 AT_THE_START, A_FEW_STEPS, THE_END = 0.2, 0.3, 3.0
 
 RECIPE = """
@@ -82,7 +82,7 @@ def get_config(steps):
 
 
 class Run:
-    """The command, in one or several processes; its output goes to files."""
+    """A run of the command in one or several processes; its output goes to files."""
 
     def __init__(self, stress: "Stress", workdir: pathlib.Path, *flags: str):
         processes = stress.processes
@@ -123,7 +123,7 @@ class Run:
                 )
 
     def wait_until(self, true: Callable[[], bool], seconds: float) -> bool:
-        """Whether it became true, or the run ended, in that time."""
+        """Waits until it is true or the run ends; returns whether it was in time."""
         end = time.monotonic() + seconds
         while not true() and not self.ended():
             if time.monotonic() > end:
@@ -132,7 +132,7 @@ class Run:
         return True
 
     def end(self, seconds: float = 0.0) -> list[int | None]:
-        """The exit statuses; None of what has not ended until then, and is killed."""
+        """Returns the exit statuses; kills late processes, whose status is None."""
         self.wait_until(lambda: False, seconds)
         found = [process.poll() for process in self.processes]
         for process in self.processes:
@@ -144,7 +144,7 @@ class Run:
         return all(process.poll() is not None for process in self.processes)
 
     def met(self) -> bool:
-        """Whether the processes have exchanged anything."""
+        """Tells whether the processes have exchanged anything."""
         return len(self.logs) == 1 or b"[Gloo]" in self.logs[0].read_bytes()
 
     def said(self, number: int = 0) -> str:
@@ -159,7 +159,7 @@ class Run:
 
 @dataclasses.dataclass
 class Stress:
-    """The kills that are to be made, and the reference they are judged by."""
+    """The planned kills, and the reference that their outcomes are compared with."""
 
     folder: pathlib.Path
     kills: int
@@ -181,7 +181,7 @@ class Stress:
         (self.folder / "recipe.py").write_text(recipe)
 
     def run(self) -> dict[str, Any]:
-        """Makes the kills; returns what was found."""
+        """Makes the kills; returns the summary."""
         if self._waiting:
             self._train_reference()
             lanes = [
@@ -196,7 +196,7 @@ class Stress:
 
     def _train_reference(self) -> None:
         self.reference = self._empty("reference")
-        # All checkpoints, to compare with; what is kept changes no number.
+        # Keeps all checkpoints for comparison; that changes no number.
         run = Run(self, self.reference, f"--config.keep_checkpoints={self.steps}")
         run.wait_until(run.met, MEETING)
         met = time.monotonic()
@@ -214,14 +214,14 @@ class Stress:
         return path
 
     def _lane(self, name: str) -> None:
-        """Kills runs one after the other, until no kill is left; ends the last one."""
+        """Kills runs one after another until no kill is left; the last one may end."""
         chance = random.Random(f"{self.seed} {name} {len(self.records)}")
         number, workdir = self._next(), self._empty(name)
         while number or workdir.exists():
             before = newest(workdir), lines(workdir)
             run = Run(self, workdir)
             run.wait_until(run.met, MEETING)
-            # One that is complete already has nothing left to lose.
+            # A run that is already complete has nothing left to lose.
             spared = not number or before[0] == self.steps
             self._wait_for_a_moment(run, None if spared else chance, *before)
             if not spared and not run.ended():
@@ -234,10 +234,10 @@ class Stress:
     def _wait_for_a_moment(
         self, run: Run, chance: random.Random | None, start: int, written: Any
     ) -> None:
-        """Returns at a random one; without chance, at the end."""
+        """Waits for a random moment; without `chance`, for the end."""
 
         def reached(step: int) -> bool:
-            # As long as nothing has changed, they are those of the run before.
+            # As long as nothing has changed, these belong to the run before.
             there = lines(run.workdir)
             return there != written and last_step(there) >= step
 
@@ -245,21 +245,21 @@ class Stress:
         if chance and chance.random() < AT_THE_START:
             seconds = chance.uniform(0, self.until_first_step)
         elif chance:
-            # Counted in steps, for nobody knows how fast they are on a busy machine.
+            # Counted in steps, because their speed on a busy machine is unknown.
             goal = chance.randint(start + 1, self.steps)
             run.wait_until(lambda: reached(goal), TRAINING)
             seconds = chance.uniform(0, THE_END if goal == self.steps else A_FEW_STEPS)
         run.wait_until(lambda: False, seconds)
 
     def _next(self) -> int:
-        """The number of a kill that is to be made; 0 if there is none."""
+        """Returns the number of the next kill; 0 if there is none left."""
         with self._lock:
             return self._waiting.pop() if self._waiting else 0
 
     def _kill(
         self, run: Run, number: int, victim: int, start: int, written: Any
     ) -> None:
-        """Kills a process; what the others do, and what is left, is judged."""
+        """Kills a process, and checks the reaction of the others and the files left."""
         there = newest(run.workdir)
         run.processes[victim].send_signal(signal.SIGKILL)
         killed = time.monotonic()
@@ -280,7 +280,7 @@ class Stress:
             "status": status,
             "seconds_to_end": round(seconds, 1) if others else 0.0,
             "hang": None in status,
-            # 0: had done all its work.
+            # 0: it had finished all its work.
             "unexpected_end": any(
                 status[k] not in (GONE, 0, None)
                 or (status[k] == GONE and "does not answer" not in run.said(k))
@@ -290,7 +290,7 @@ class Stress:
         self._note(run, record)
 
     def _compare_end(self, run: Run, start: int) -> None:
-        """Of a run that was not killed any more; it must be the reference."""
+        """Compares a run that reached its end with the reference."""
         status = run.end()
         left = what_is_left(run.workdir, self.reference, self.expected)
         same = left["newest"] == self.steps and lines(run.workdir) == self.expected
@@ -314,7 +314,7 @@ class Stress:
                 run.complain(f"WRONG: {record}")
 
 
-# What must not be: in each record, and how often in the summary.
+# Failures: a flag in each record, a count in the summary.
 WRONG = (
     *("mismatch", "older_than_an_interval", "vanished", "wrong_start"),
     *("hang", "unexpected_end"),
@@ -322,7 +322,7 @@ WRONG = (
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts over all kills and ends."""
+    """Summarises all kills and ends."""
     kills = [record for record in records if "kill" in record]
     lost = [record["lost"] for record in kills]
     return {
@@ -340,10 +340,10 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 def what_is_left(
     workdir: pathlib.Path, reference: pathlib.Path, expected: list[tuple[int, str]]
 ) -> dict[str, Any]:
-    """What a killed run has left: the reference's beginning, and not too little."""
+    """Checks the files of a killed run: the reference's beginning, long enough."""
     whole, written = newest(workdir), lines(workdir)
     last = last_step(written)
-    # The step after it was made, so this save was begun, and the one before complete.
+    # The step after it ran, so this save had started and the one before was complete.
     begun = (last - 1) // SAVE_EVERY * SAVE_EVERY
     kept = [line for line in written if line[0] <= whole]
     same = kept == expected[: len(kept)] and last_step(kept) == whole
@@ -360,31 +360,31 @@ def what_is_left(
 
 
 def last_step(written: list[tuple[int, str]]) -> int:
-    """Of some lines; 0 of none."""
+    """Returns the last step of some lines; 0 if there are none."""
     return max((step for step, _ in written), default=0)
 
 
 def newest(workdir: pathlib.Path) -> int:
-    """The newest complete checkpoint; 0 before the first."""
+    """Returns the step of the newest complete checkpoint; 0 before the first."""
     names = [path.name for path in workdir.glob("checkpoints/*")]
     return max([int(name) for name in names if name.isdecimal()], default=0)
 
 
 def went_on(said: str, step: int) -> bool:
-    """Whether a run went on from that step, as far as it came to say it."""
-    found = re.findall(r"going on from the checkpoint of step (\d+)", said)
+    """Tells whether a run resumed from that step, if it got far enough to log it."""
+    found = re.findall(r"from the checkpoint of step (\d+)", said)
     return found in ([], [str(step)])
 
 
 def lines(workdir: pathlib.Path) -> list[tuple[int, str]]:
-    """The whole lines of the metrics, each with its step."""
+    """Reads the complete lines of the metrics, each with its step."""
     file = workdir / "metrics.jsonl"
     text = file.read_text() if file.exists() else ""
     return [(json.loads(line)["step"], line) for line in text.split("\n")[:-1]]
 
 
 def main() -> None:
-    """The command; see the module's docstring."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""What the TPU compiler says of the steps, beside the best that was published.
+"""The TPU compiler's figures for the steps, next to the best published ones.
 
   pip install 'vit_jax[plan]'
   python benchmarks/tpu.py [--rows=TEXT] [--json=FILE]
 
-Compiles each program for four chips that need not be there and prints memory, traffic
-and the two estimates of time, with the bounds that this repository holds itself to.
-vit_jax/plan/cost_model/estimate.py says what the estimates are worth. Exits with 1 if a
-bound is not held. A row takes from one to ten minutes on two cores.
+Compiles each program for four chips, which need not be present, and prints memory,
+traffic and the two time estimates, with the bounds that this repository sets for
+itself. vit_jax/plan/cost_model/estimate.py explains the limits of the estimates. Exits
+with 1 if a bound is exceeded. A row takes from one to ten minutes on two cores.
 """
 
 import argparse
@@ -28,7 +28,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One program; the bounds are for one chip: GiB, GB, ms, ms."""
+    """A program with its bounds for one chip: GiB, GB, ms, ms."""
 
     name: str
     topology: str
@@ -38,7 +38,7 @@ class Row:
 
 
 def _training(variant: str, image_size: int, images: int, **values: Any) -> dict:
-    """Of the keys that differ from `_config`; images are those of a chip."""
+    """Returns keys that differ from `_config`, for `images` per chip."""
     sizes = {"image_size": (image_size,), "batch_size": 4 * images}
     return {"model.variant": variant} | sizes | values
 
@@ -94,10 +94,10 @@ ROWS = (*_PLAIN, *_DROPPING)
 
 
 def main() -> None:
-    """Compiles the rows, prints the table, and says which bounds are not held."""
+    """Compiles the rows, prints the table, and reports the bounds that are exceeded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="", help="only rows with this in their name")
-    parser.add_argument("--json", help="file that a line a row is added to")
+    parser.add_argument("--json", help="file to which each row adds a line")
     asked = parser.parse_args()
     rows = [row for row in ROWS if asked.rows in f"{row.name}, {row.topology}"]
     table = Table("program", "chips", "GiB", "GB of traffic", "hyb ms", "cyc ms")
@@ -128,7 +128,7 @@ def _measured(row: Row) -> Measurement:
 
 
 def _config(values: dict[str, Any]) -> Config:
-    """AdamW with a bfloat16 first moment and clipping, as the peers were compiled."""
+    """Returns a config: AdamW, bfloat16 first moment and clipping, as for the peers."""
     config = default_config()
     config.dataset = "imagenet2012"
     config.total_steps, config.warmup_steps = 1000, 100
