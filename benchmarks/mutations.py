@@ -61,25 +61,25 @@ MUTATIONS = {
         "vit_jax/objectives/classification.py",
         "weight = jnp.sum(mask)",
         "weight = jnp.float32(mask.size)",
-        "tests/train/test_step.py::test_examples_that_were_skipped_do_not_count",
+        "tests/train/test_step.py::test_skipped_examples_do_not_count",
     ),
     "rate_of_the_next_step": Mutation(
         "vit_jax/train/step.py",
         "rate = schedule(state.step)",
         "rate = schedule(state.step + 1)",
-        "tests/end_to_end/test_golden_losses.py::test_every_loss_is_what_it_was[google_npz]",
+        "tests/end_to_end/test_golden_losses.py::test_every_loss_equals_the_golden_one[google_npz]",
     ),
     "average_of_the_old_parameters": Mutation(
         "vit_jax/train/step.py",
         "averaged(groups.trained(ema), trained, decay)",
         "averaged(groups.trained(ema), groups.trained(state.params), decay)",
-        "tests/end_to_end/test_old_runs.py::test_is_continued_by_its_own_command[ema]",
+        "tests/end_to_end/test_old_runs.py::test_a_run_is_continued_by_its_own_command[ema]",
     ),
     "microbatches_share_their_dropout": Mutation(
         "vit_jax/train/step.py",
         "jax.random.fold_in(key, index)",
         "jax.random.fold_in(key, 0 * index)",
-        "tests/end_to_end/test_golden_losses.py::test_every_loss_is_what_it_was[ema_accum]",
+        "tests/end_to_end/test_golden_losses.py::test_every_loss_equals_the_golden_one[ema_accum]",
     ),
     "every_step_drops_alike": Mutation(
         "vit_jax/train/step.py",
@@ -97,13 +97,13 @@ MUTATIONS = {
         "vit_jax/optim/guard.py",
         "chosen(inner, state.inner),",
         "inner,",
-        "tests/optim/test_guard.py::test_what_is_not_finite_is_as_if_it_had_not_been",
+        "tests/optim/test_guard.py::test_a_non_finite_update_leaves_no_trace",
     ),
     "partner_of_timm_is_the_next": Mutation(
         "vit_jax/objectives/mixing.py",
         '"timm": Form(draw_timm, lambda rows: jnp.flip(rows, axis=0))',
         '"timm": Form(draw_timm, lambda rows: jnp.roll(rows, 1, axis=0))',
-        "tests/objectives/test_mixing.py::test_mixes_as_timm",
+        "tests/objectives/test_mixing.py::test_mixing_equals_timm",
     ),
     # --- The order of the examples
     "neighbouring_seeds_overlap": Mutation(
@@ -142,7 +142,7 @@ MUTATIONS = {
         "vit_jax/sharding.py",
         '(r"(out|fc2)/kernel", ("tensor", "fsdp"))',
         '(r"(out|fc2)/kernel", ("tensor", None))',
-        "tests/test_sharding.py::test_every_large_parameter_has_its_place",
+        "tests/test_sharding.py::test_every_large_parameter_has_a_sharding",
     ),
     "batch_is_not_spread_over_fsdp": Mutation(
         "vit_jax/sharding.py",

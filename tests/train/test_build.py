@@ -22,11 +22,11 @@ def test_programs_take_the_arguments_that_come_with_them(config):
         assert compiled.memory_analysis() is not None
 
 
-def test_prediction_gives_the_logits_of_the_model_on_uint8_images(config):
+def test_prediction_returns_the_models_logits_for_uint8_images(config):
     mesh = sharding.make_mesh(4, 2, 1)
     step, (shapes, image) = build_predict(config, mesh)
     setup = set_up(config, mesh=mesh)
-    # Random everywhere: the head of a new model is zero.
+    # All random, because the head of a new model is zero.
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
     images = rng.integers(0, 256, image.shape, np.uint8)

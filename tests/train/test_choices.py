@@ -1,4 +1,4 @@
-"""Every choice that the config offers is one that something implements."""
+"""The choices that the config offers are those that are implemented."""
 
 import pytest
 
@@ -28,7 +28,7 @@ TABLES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
 }
-# Told apart by the code itself, so that another one would be taken for one of these.
+# Distinguished by branches, so an additional choice would be taken for one of these.
 BRANCHES = {
     "bad_update": ["stop", "skip"],  # test_guard.py
     "model.pooling": ["cls", "gap", "map"],  # test_vit.py
@@ -39,5 +39,5 @@ BRANCHES = {
 
 
 @pytest.mark.parametrize("key", CHOICES)
-def test_the_choices_are_those_that_are_implemented(key):
+def test_the_choices_are_exactly_those_implemented(key):
     assert sorted(CHOICES[key]) == sorted((TABLES | BRANCHES)[key])

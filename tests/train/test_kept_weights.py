@@ -1,4 +1,4 @@
-"""Averaged weights, the best checkpoint, and a newest checkpoint that is damaged."""
+"""Averaged weights, the best checkpoint, and a damaged newest checkpoint."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def batch_of(setup, seed):
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_the_average_of_what_the_steps_gave(tiny, warmup):
+def test_the_average_follows_the_formula(tiny, warmup):
     setup = set_up(tiny(ema_decay=0.3, ema_warmup=warmup))
     step, state = setup.lower().compile(), setup.new_state(setup.init_params())
     expected = jax.device_get(state.params)
@@ -57,7 +57,7 @@ def test_the_average_of_what_the_steps_gave(tiny, warmup):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
 
 
-def test_an_average_lies_where_its_parameters_do(tiny):
+def test_an_average_is_sharded_like_its_parameters(tiny):
     state = set_up(tiny(ema_decay=0.9, **{"mesh.data": 2, "mesh.fsdp": 4}))
     state = state.abstract_state()
     where = jax.tree.map(lambda x: x.sharding, state.params)
@@ -88,7 +88,7 @@ def damage(workdir, step, part):
 
 
 def stop_at_once(monkeypatch, config, workdir):
-    """The run ends as if SIGTERM had come in its first step."""
+    """Ends the run as if SIGTERM had arrived in its first step."""
     stepped = Profile.stepped
 
     def stop(*arguments):
@@ -115,7 +115,7 @@ def test_runs_with_averages_resume_exactly_and_past_damage(
 
     stop_at_once(monkeypatch, config, other)
     train_and_evaluate(config, other)
-    # What was written after the checkpoint that is used is written again.
+    # Lines after the checkpoint that is used are written again.
     damage(other, 6, "ema")
     damage(other, 4, "optimizer")
     caplog.set_level(logging.INFO)
@@ -129,7 +129,7 @@ def test_runs_with_averages_resume_exactly_and_past_damage(
         ours, theirs = load_params(other, ema=ema), load_params(whole, ema=ema)
         assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
 
-    # The averaged ones are preferred, which is said, and the others to be had.
+    # The averaged weights are preferred, which is logged; the others are available.
     caplog.clear()
     model = vit_jax.load(whole)
     assert f"{whole}, step 6: the averaged weights" in caplog.text
@@ -153,8 +153,10 @@ def test_runs_with_averages_resume_exactly_and_past_damage(
     assert shown["--noraw"] != shown["--raw"]
 
 
-def test_the_best_evaluation_saves_and_stays(tiny, tmp_path, monkeypatch):
-    """Losses as told: the best is at step 4, where no checkpoint was due."""
+def test_the_best_evaluation_saves_a_checkpoint_that_is_kept(
+    tiny, tmp_path, monkeypatch
+):
+    """The losses are set: the best is at step 4, where no checkpoint is due."""
     told = iter([3.0, 1.0, 2.0, 1.5, 1.25])
 
     def measured(self, step, params, watch):

@@ -1,4 +1,4 @@
-"""What a program needs, and which changes of a run need less."""
+"""Memory that a program needs, and changes of a run that need less."""
 
 import types
 
@@ -12,7 +12,7 @@ from vit_jax.train.memory import CHANGES, Bytes, changed
 from vit_jax.train.setup import set_up
 
 
-def test_the_peak_counts_what_is_shared_once():
+def test_the_peak_counts_shared_memory_once():
     analysis = types.SimpleNamespace(
         argument_size_in_bytes=100,
         output_size_in_bytes=60,
@@ -23,7 +23,7 @@ def test_the_peak_counts_what_is_shared_once():
     assert Bytes.of(analysis).peak == 140
 
 
-def test_every_change_says_what_it_sets(tiny_config):
+def test_every_change_names_the_keys_it_sets(tiny_config):
     setup = set_up(tiny_config(batch_size=64, accum_steps=2, **{"mesh.data": 4}))
     assert {name: change.values(setup) for name, change in CHANGES.items()} == {
         "accumulate twice": {"accum_steps": 4},
@@ -37,7 +37,7 @@ def test_every_change_says_what_it_sets(tiny_config):
     }
 
 
-def test_what_a_run_does_already_is_not_changed(tiny_config):
+def test_settings_already_in_use_are_not_suggested(tiny_config):
     values = {"momentum_dtype": "bfloat16", "optimizer": "sgd", "model.remat": "full"}
     meshes = {"mesh.data": 2, "mesh.fsdp": 2}, {"mesh.data": 1, "mesh.tensor": 2}
     for mesh in meshes:
@@ -56,14 +56,14 @@ def test_what_a_run_does_already_is_not_changed(tiny_config):
         ("full", []),
     ],
 )
-def test_recomputation_grows(remat, less, tiny_config):
+def test_recomputation_is_increased_step_by_step(remat, less, tiny_config):
     setup = set_up(tiny_config(**{"model.remat": remat}))
     names = "recompute all but products", "recompute all"
     found = [CHANGES[name].values(setup) for name in names]
     assert [each["model.remat"] for each in found if each] == less
 
 
-def test_every_form_of_recomputation_has_its_place():
+def test_every_form_of_recomputation_is_ranked():
     assert sorted(memory._REMAT) == sorted(REMAT)
 
 
@@ -91,7 +91,7 @@ def test_a_changed_run_is_the_run_of_the_changed_config(tiny_config):
         ({"mesh.data": 1, "mesh.fsdp": 3}, "mesh.fsdp=3 must divide the model's width"),
     ],
 )
-def test_what_cannot_be_is_refused(values, text, tiny_config):
+def test_impossible_changes_are_rejected(values, text, tiny_config):
     setup = set_up(tiny_config(batch_size=16, **{"augment.repeats": 16}))
     with pytest.raises(UserError, match=text):
         changed(setup, values)

@@ -1,4 +1,4 @@
-"""One step on every kind of mesh: the numbers of one device, the collectives meant."""
+"""One step on every kind of mesh: numbers of one device, intended collectives."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ WAYS = {
 
 @dataclasses.dataclass
 class Ran:
-    """A step from random parameters."""
+    """The result of a step from random parameters."""
 
     setup: object
     lowered: str
@@ -64,7 +64,7 @@ class Ran:
     metrics: dict
 
     def collectives(self, kind):
-        """The shapes that each collective of a kind gives, one list a collective."""
+        """Returns a kind of collective's result shapes, one list per collective."""
         found = re.findall(rf"= (.*?) {kind}(?:-start)?\(", self.compiled)
         return [
             [
@@ -80,7 +80,7 @@ _RAN = {}
 
 @pytest.fixture
 def ran(tiny_config):
-    """A function of the name of a way; each is compiled once."""
+    """Returns a function that runs a named setting; each is compiled once."""
 
     def run(way):
         if way not in _RAN:
@@ -94,7 +94,7 @@ def _run(config):
     setup = set_up(config)
     rng = np.random.default_rng(7)
     abstract = setup.abstract_state()
-    # Random everywhere: with the zero head of a new model most gradients are zero.
+    # All random: with the zero head of a new model most gradients are zero.
     params = jax.tree.map(
         lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32),
         abstract.params,
@@ -146,8 +146,8 @@ def test_constraints_are_in_the_lowered_text(ran):
     assert f"{batch}, {{}}, {{}}" in found  # tokens
     assert f'{batch}, {{}}, {{"tensor"}}, {{}}' in found  # heads
     assert f'{batch}, {{}}, {{"tensor"}}' in found  # hidden units
-    assert '{"fsdp"}, {"tensor"}' in found  # what a block stores,
-    assert '{}, {"tensor"}' in found  # and computes with
+    assert '{"fsdp"}, {"tensor"}' in found  # block parameters as stored
+    assert '{}, {"tensor"}' in found  # and as computed with
 
 
 def test_data_parallelism_only_sums_gradients(ran):
@@ -166,7 +166,7 @@ def test_fsdp_gathers_a_matrix_at_a_time_and_stores_shards(ran, way):
     assert gathered
     for shapes in gathered:
         assert sum(map(math.prod, shapes)) <= largest
-    # Parameters that enter are shards, and so are those that leave.
+    # Parameters enter and leave as shards.
     entry = fsdp.compiled[fsdp.compiled.index("entry_computation_layout") :]
     inputs, outputs = entry[: entry.index("\n")].split("->")
     parts = fsdp.setup.mesh.shape["fsdp"]
@@ -193,10 +193,10 @@ def test_fsdp_spreads_gradients_as_soon_as_they_are_summed(ran):
 
 
 def test_fsdp_gathers_again_in_the_backward_pass(ran):
-    # One barrier a block, behind which its parameters are gathered once more.
+    # One barrier per block, after which its parameters are gathered once more.
     assert ran("data").lowered.count("optimization_barrier") == 0
     assert ran("fsdp").lowered.count("optimization_barrier") == 2
-    # So each matrix is whole twice, and at no other time.
+    # So each matrix is complete twice, and at no other time.
     whole = r"sharding_constraint .*<@mesh, \[{}, {}\]> : tensor<16x32xf32>"
     assert len(re.findall(whole, ran("fsdp").lowered)) == 2 * 2
 
@@ -205,7 +205,7 @@ def test_tensor_parallelism_sums_tokens_and_gathers_no_parameters(ran):
     tensor = ran("tensor")
     assert not tensor.collectives("all-gather")
     assert not tensor.collectives("all-to-all")
-    # As rows: 16 images' 5 tokens, or 1, of 16 channels (`vit_jax.models.cpu`).
+    # Matrices of tokens: 5 or 1 of each of 16 images, 16 channels (models/cpu.py).
     summed = [s for shapes in tensor.collectives("all-reduce") for s in shapes]
     # In each of two blocks after attention and after the MLP; in the backward pass
     # before both, where attention has three projections. Of the last block only key and
@@ -214,8 +214,8 @@ def test_tensor_parallelism_sums_tokens_and_gathers_no_parameters(ran):
     assert summed.count((16, 16)) == 2 + 1 + 1
 
 
-def test_offloaded_products_lie_in_the_host_s_memory(tiny_config):
-    # The text lowered for the CPU does not say it: its memory is the host's.
+def test_offloaded_products_are_in_host_memory(tiny_config):
+    # The text lowered for the CPU does not show it: its memory is the host's.
     def traced(remat):
         setup = set_up(tiny_config(**mesh(), **{"model.remat": remat}))
         arguments = setup.abstract_state(), setup.abstract_batch()
@@ -225,8 +225,8 @@ def test_offloaded_products_lie_in_the_host_s_memory(tiny_config):
     assert "MemorySpace.Host" not in traced("dots")
 
 
-def test_a_mesh_with_the_one_axis_data_will_do(tiny_config):
-    # As outside measurements have it.
+def test_a_mesh_may_have_only_the_axis_data(tiny_config):
+    # A mesh like that of external measurement scripts.
     devices = np.array(jax.devices())
     only_data = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
     fn, arguments = build(tiny_config(), only_data)
@@ -237,7 +237,7 @@ def test_a_mesh_with_the_one_axis_data_will_do(tiny_config):
     assert batch["image"].sharding.shard_shape((16, 8, 8, 3)) == (2, 8, 8, 3)
 
 
-def test_a_new_state_is_created_spread_and_the_same(tiny_config, tmp_path):
+def test_a_new_state_is_created_sharded_with_the_same_values(tiny_config, tmp_path):
     values = {"model.num_heads": 4, "momentum_dtype": "bfloat16"}
     states = []
     for sizes in (mesh(2, 2, 2), mesh(1)):
@@ -253,7 +253,7 @@ def test_a_new_state_is_created_spread_and_the_same(tiny_config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, spread.params, whole.params)
 
 
-def test_what_one_mesh_saved_another_restores(tiny_config, tmp_path):
+def test_a_checkpoint_can_be_restored_on_another_mesh(tiny_config, tmp_path):
     setup = set_up(tiny_config(**mesh(fsdp=8)))
     state = jax.tree.map(
         lambda x: jax.device_put(
@@ -283,13 +283,13 @@ def test_what_one_mesh_saved_another_restores(tiny_config, tmp_path):
                 assert x.sharding == where.sharding
 
 
-def test_a_run_goes_on_on_another_mesh_with_other_reports(tiny_config, tmp_path):
+def test_a_run_continues_on_another_mesh_with_other_reports(tiny_config, tmp_path):
     values = {"checkpoint_every": 2, "log_every": 4, "eval_split": "test[:50]"}
     whole = tiny_config(**values, **mesh(2))
     expected = train_and_evaluate(whole, str(tmp_path / "whole"))
     first = tiny_config(**values, **mesh(fsdp=4))
     train_and_evaluate(first, str(tmp_path / "moved"))
-    # As if it had been interrupted after two steps.
+    # Simulates an interruption after two steps.
     shutil.rmtree(tmp_path / "moved/checkpoints/4")
     (tmp_path / "moved/metrics.jsonl").write_text("")
     values |= {"log_every": 1, "eval_every": 3, "eval_batch_size": 16}
@@ -302,7 +302,7 @@ def test_a_run_goes_on_on_another_mesh_with_other_reports(tiny_config, tmp_path)
     assert steps == [(3, "train"), (3, "eval"), (4, "train"), (4, "eval")]
 
 
-def test_evaluation_uses_the_parameters_where_they_lie(tiny_config, tmp_path):
+def test_evaluation_does_not_move_the_parameters(tiny_config, tmp_path):
     numbers = []
     for sizes in (mesh(2, 2, 2), mesh(1)):
         setup = set_up(tiny_config(**sizes, **{"eval_split": "test[:50]"}))
@@ -346,7 +346,7 @@ def test_evaluation_uses_the_parameters_where_they_lie(tiny_config, tmp_path):
         (mesh(fsdp=-1, data=-1), r"mesh.data=-1 × mesh.fsdp=-1, but there are 8 cpu"),
     ],
 )
-def test_what_a_mesh_cannot_divide_is_refused(tiny_config, values, text):
+def test_sizes_that_a_mesh_cannot_divide_are_rejected(tiny_config, values, text):
     with pytest.raises(UserError, match=r"has 1 problem\(s\)") as error:
         set_up(tiny_config(**values))
     assert re.search(text, str(error.value)), error.value

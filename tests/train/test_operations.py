@@ -1,4 +1,4 @@
-"""Traces of steps, Weights & Biases, and where the time goes."""
+"""Traces of steps, Weights & Biases, and the shares of time."""
 
 import logging
 import sys
@@ -21,7 +21,7 @@ def tiny(tiny_config):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """In the place of the package; notes what it is called with."""
+    """Replaces the wandb package, and records its calls."""
     module = types.ModuleType("wandb")
     module.started, module.logged, module.finished = [], [], 0
 
@@ -42,7 +42,7 @@ def wandb(monkeypatch):
     return module
 
 
-def test_metrics_and_a_trace_of_a_run_that_goes_on(tiny, tmp_path, wandb, caplog):
+def test_metrics_and_a_trace_of_a_resumed_run(tiny, tmp_path, wandb, caplog):
     caplog.set_level(logging.INFO)
     config = tiny(wandb_project="digits", profile_steps=(2, 3))
     train_and_evaluate(config, str(tmp_path))
@@ -57,7 +57,7 @@ def test_metrics_and_a_trace_of_a_run_that_goes_on(tiny, tmp_path, wandb, caplog
     [said] = [record.message for record in caplog.records if "goodput" in record.msg]
     assert "s were steps; starting " in said
 
-    # The same directory again is the same run there; no step, no trace.
+    # The same directory again is the same W&B run; no step, so no trace.
     train_and_evaluate(config, str(tmp_path))
     first, second = wandb.started
     assert first["id"] == second["id"]
@@ -67,7 +67,9 @@ def test_metrics_and_a_trace_of_a_run_that_goes_on(tiny, tmp_path, wandb, caplog
     assert list((tmp_path / "profile").rglob("*.xplane.pb")) == traces
 
 
-def test_what_fails_there_ends_no_run(tiny, tmp_path, wandb, monkeypatch, caplog):
+def test_a_wandb_failure_does_not_end_the_run(
+    tiny, tmp_path, wandb, monkeypatch, caplog
+):
     def unreachable(*_, **__):
         raise ConnectionError("no route to host")
 
@@ -81,13 +83,13 @@ def test_what_fails_there_ends_no_run(tiny, tmp_path, wandb, monkeypatch, caplog
     wandb_run.WandbRun(tiny(wandb_project="digits"), tmp_path).write(1, "train", {})
 
 
-def test_what_it_writes_itself_goes_to_no_bucket(tiny, tmp_path, wandb, monkeypatch):
+def test_wandbs_own_files_do_not_go_to_a_bucket(tiny, tmp_path, wandb, monkeypatch):
     monkeypatch.setattr(wandb_run, "in_bucket", lambda path: path == tmp_path)
     wandb_run.WandbRun(tiny(wandb_project="digits"), tmp_path)
     assert wandb.started[0]["dir"] is None
 
 
-def test_a_missing_package_is_one_of_the_problems(tiny, tmp_path, monkeypatch):
+def test_a_missing_package_is_listed_as_a_problem(tiny, tmp_path, monkeypatch):
     find = wandb_run.importlib.util.find_spec
     monkeypatch.setattr(
         wandb_run.importlib.util,
@@ -101,7 +103,7 @@ def test_a_missing_package_is_one_of_the_problems(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [(0, 3), (5, 4), (3,), (1, 2, 3), (-1, 2)])
-def test_steps_to_trace_that_cannot_be(tiny, steps):
+def test_impossible_steps_to_trace(tiny, steps):
     found = checks.wrong_values(tiny(profile_steps=steps))
     assert found["profile_steps"].startswith(f"profile_steps={steps}: give the first")
 

@@ -14,7 +14,7 @@ from vit_jax.train.setup import set_up
 
 @pytest.fixture
 def tiny_config(tiny_config):
-    """With one block: nothing here depends on how many there are."""
+    """Returns a function that makes configs with one block, which is enough here."""
     return lambda **values: tiny_config(**{"model.depth": 1} | values)
 
 
@@ -25,7 +25,7 @@ def flags_of(lines):
 ERROR = "RESOURCE_EXHAUSTED: Out of memory allocating 74773162936 bytes."
 
 
-def test_what_needs_less_is_told_with_its_size(tiny_config):
+def test_smaller_alternatives_are_listed_with_their_sizes(tiny_config):
     values = {"model.width": 128, "model.mlp_dim": 256, "image_size": (32,)}
     values |= {"augment.train": "resize", "mesh.data": 2}
     setup = set_up(tiny_config(batch_size=64, **values))
@@ -41,8 +41,8 @@ def test_what_needs_less_is_told_with_its_size(tiny_config):
     assert all(re.search(r"\): \d+\.\d MiB$", line) for line in lines)
 
 
-def test_as_many_are_tried_as_are_needed(tiny_config, monkeypatch):
-    """On one device, with recomputation already, whose memory holds half as much."""
+def test_alternatives_are_tried_until_enough_fit(tiny_config, monkeypatch):
+    """On one device whose memory holds half as much, with recomputation already on."""
     setup = set_up(
         tiny_config(batch_size=64, **{"mesh.data": 1, "model.remat": "full"})
     )
@@ -66,7 +66,7 @@ def test_as_many_are_tried_as_are_needed(tiny_config, monkeypatch):
     assert told == [size > sorted(sizes)[1] for size in sizes[1:]]
 
 
-def test_an_evaluation_too_large_is_known_before_the_first_step(
+def test_a_too_large_evaluation_is_detected_before_the_first_step(
     tiny_config, tmp_path, monkeypatch
 ):
     compile_ = jax.stages.Lowered.compile
@@ -91,7 +91,7 @@ def test_an_evaluation_too_large_is_known_before_the_first_step(
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
-def test_an_evaluation_is_beside_the_optimizer_s_state(tiny_config):
+def test_an_evaluation_shares_memory_with_the_optimizer_state(tiny_config):
     beside = out_of_memory.EVALUATION.beside
     plain, offloaded = (
         set_up(tiny_config(offload_optimizer=offload, **{"mesh.data": 1}))
@@ -102,8 +102,8 @@ def test_an_evaluation_is_beside_the_optimizer_s_state(tiny_config):
     assert beside(offloaded) < 100
 
 
-def test_the_sizes_are_those_of_the_runs_with_the_flags(tiny_config):
-    """Lowered, not compiled: the programs are the same."""
+def test_sizes_match_runs_with_the_suggested_flags(tiny_config):
+    """Programs are lowered, not compiled: their texts are the same."""
     setup = set_up(tiny_config(batch_size=64, **{"mesh.data": 2}))
     meant = [
         {"accum_steps": 2},
@@ -136,7 +136,7 @@ def test_accumulation_needs_less(tiny_config):
 
 @pytest.fixture
 def sizes(monkeypatch):
-    """Bytes by the keys of the runs that need them: a compiler that takes no time."""
+    """Replaces the compiler: bytes by the keys of the runs that need them."""
     found = {}
 
     def needed(_, setup):
@@ -151,7 +151,7 @@ def test_the_message_in_full(tiny_config, sizes, monkeypatch):
     setup = set_up(tiny_config(batch_size=14, accum_steps=2, **{"mesh.data": 1}))
     sizes[(2, 14, "float32", "adamw"), "none"] = 7 << 30
     sizes[(2, 14, "float32", "adamw"), "full"] = 4 << 30
-    # Neither four microbatches nor a batch of 7 can be.
+    # Neither four microbatches nor a batch of 7 is possible.
     sizes[(2, 14, "bfloat16", "adamw"), "none"] = 1 << 20
     sizes[(2, 14, "bfloat16", "adafactor"), "none"] = "too much memory"
     monkeypatch.setattr(out_of_memory, "_limit", lambda _: 3 << 30)
@@ -168,7 +168,7 @@ def test_the_message_in_full(tiny_config, sizes, monkeypatch):
     ]
 
 
-def test_where_no_change_helps_that_is_said(tiny_config, sizes):
+def test_the_message_says_if_no_change_helps(tiny_config, sizes):
     values = {"mesh.data": 1, "model.remat": "full", "momentum_dtype": "bfloat16"}
     setup = set_up(tiny_config(batch_size=1, optimizer="sgd", **values))
     sizes[(1, 1, "bfloat16", "sgd"), "full"] = 3 << 30
@@ -185,7 +185,7 @@ def test_other_errors_are_left_alone(tiny_config):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-def test_what_does_not_compile_either_is_said(tiny_config, monkeypatch):
+def test_alternatives_that_do_not_compile_are_reported(tiny_config, monkeypatch):
     setup = set_up(tiny_config(**{"mesh.data": 1}))
 
     def refuse(self, *_, **__):

@@ -1,4 +1,4 @@
-"""What the compiled steps do, and do not do, besides the right arithmetic."""
+"""Properties of the compiled steps other than correct arithmetic."""
 
 import logging
 import re
@@ -35,7 +35,7 @@ KINDS = {
 
 
 def equations(jaxpr, where=""):
-    """Every equation with what it lies in: primitives and names, from the outside."""
+    """Yields every equation with the primitives and names around it, from outside."""
     for equation in jaxpr.eqns:
         name = f"{where}/{equation.source_info.name_stack}"
         yield equation, name
@@ -53,7 +53,7 @@ def traced(config):
 
 
 def float32_products(jaxpr):
-    """Where matrices are multiplied in float32, wholly or in part."""
+    """Lists the products of matrices that use float32, wholly or in part."""
     return [
         name
         for equation, name in equations(jaxpr.jaxpr)
@@ -73,8 +73,8 @@ def test_only_the_head_multiplies_in_float32(tiny_config, kind):
     assert all(name.endswith("/head") for name in found), found
 
 
-def test_jax_s_own_attention_has_float32_gradients_of_scores(tiny_config):
-    """The one exception; a run on a GPU tries whether ours is faster."""
+def test_jaxs_own_attention_has_float32_gradients_of_scores(tiny_config):
+    """This is the one exception; a run on a GPU tries whether ours is faster."""
     config = tiny_config(compute_dtype="bfloat16", **{"model.attention": "xla"})
     found = [n for n in float32_products(traced(config)) if not n.endswith("/head")]
     assert len(found) == 2 * 2  # of query and key, in two blocks
@@ -101,7 +101,7 @@ def test_nothing_in_the_step_waits_for_the_host(tiny_config, kind):
     assert not jaxpr.effects
 
 
-def test_images_travel_as_bytes(tiny_config):
+def test_images_are_transferred_as_bytes(tiny_config):
     setup = set_up(tiny_config())
     text = setup.lower().as_text()
     [inputs] = re.findall(r"func\.func public @main\((.*?)\) ->", text, re.DOTALL)
@@ -118,14 +118,14 @@ def test_images_travel_as_bytes(tiny_config):
         KINDS["fsdp and tensor"],
     ],
 )
-def test_the_new_state_takes_the_place_of_the_old_one(tiny_config, values):
+def test_the_new_state_reuses_the_memory_of_the_old_one(tiny_config, values):
     setup = set_up(tiny_config(**values))
     state, batch = setup.abstract_state(), setup.abstract_batch()
     compiled = setup.lower().compile()
     memory = compiled.memory_analysis()
     size = sharding.bytes_per_device(state)
     assert memory.alias_size_in_bytes == size
-    # What comes besides is the batch; what goes are metrics, and pointers to it all.
+    # The other inputs are the batch; the other outputs are metrics, and pointers.
     assert memory.argument_size_in_bytes == size + sharding.bytes_per_device(batch)
     outputs = len(jax.tree.leaves(state)) + 5
     assert memory.output_size_in_bytes == size + 5 * 4 + outputs * 8
@@ -138,7 +138,7 @@ def test_the_new_state_takes_the_place_of_the_old_one(tiny_config, values):
 
 
 class Noted:
-    """A program, lowered or compiled, that says when it is run."""
+    """A program, lowered or compiled, that records when it runs."""
 
     def __init__(self, program, events):
         self.program, self.events, self.runs = program, events, 0
@@ -157,7 +157,7 @@ class Noted:
 
 @pytest.fixture
 def events(monkeypatch, caplog):
-    """What a run does, in order: run, read, evaluated, saved, and what is compiled."""
+    """Records a run's events in order: run, read, evaluated, saved, compiled."""
     found = []
 
     def noting(owner, name, label):
@@ -189,7 +189,7 @@ def events(monkeypatch, caplog):
     logging.getLogger("jax").removeHandler(handler)
 
 
-def test_a_run_compiles_each_step_once_and_reads_metrics_a_step_late(
+def test_a_run_compiles_each_step_once_and_reads_metrics_one_step_late(
     tiny_config, tmp_path, events
 ):
     config = tiny_config(
@@ -203,12 +203,12 @@ def test_a_run_compiles_each_step_once_and_reads_metrics_a_step_late(
     compiled = [event for event in events if event.startswith("compile")]
     assert compiled.count("compile train_step") == 1
     assert compiled.count("compile eval_step") == 1
-    # Nothing is compiled once each part of the run has been there.
+    # Nothing is compiled once each part of the run has happened.
     begin = events.index("run 3")
     assert [e for e in events[begin:] if e.startswith("compile")] == []
     first = events[events.index("run 1") : events.index("evaluate 2")]
     assert [e for e in first if e.startswith("compile")] == []
-    # The next step runs before the metrics of the last are asked for.
+    # The next step runs before the metrics of the last one are fetched.
     others = [event for event in events if not event.startswith("compile")]
     assert others == [
         event

@@ -1,4 +1,4 @@
-"""What a config makes: models of every kind, and what is refused before compiling."""
+"""Setups made from configs: models of every kind, and errors before compilation."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ TINY_MIXER = {
     "model.num_heads": 0,
     "model.tokens_mlp_dim": 6,
 }
-# The features of a trunk: two tokens of 16 pixels.
+# Features of a trunk: two tokens of 16 pixels.
 TINY_HYBRID = {
     "model.variant": "R50+B/16",
     "image_size": (16, 32),
@@ -37,7 +37,7 @@ SMALLEST_HYBRID = TINY_HYBRID | {
 }
 
 
-def test_a_hybrid_of_a_config(tiny_config):
+def test_a_config_can_make_a_hybrid(tiny_config):
     setup = set_up(tiny_config(**TINY_HYBRID, **{"model.pooling": "gap"}))
     architecture = setup.architecture
     assert isinstance(setup.model, VisionTransformer)
@@ -53,7 +53,7 @@ def test_a_hybrid_of_a_config(tiny_config):
     assert shapes["patch_embed"]["kernel"].shape == (1, 1, 1024, 16)
 
 
-def test_a_mixer_of_a_config(tiny_config):
+def test_a_config_can_make_a_mixer(tiny_config):
     values = {"model.scan": True, "model.gelu": "exact", "model.head_bias": -3.0}
     setup = set_up(tiny_config(**TINY_MIXER, **values))
     assert setup.architecture == MixerArchitecture(
@@ -80,7 +80,7 @@ def test_two_steps_change_every_kernel(values, tiny_config):
         **{"model.depth": 1, "batch_size": 2, "mesh.data": 1, "weight_decay": 0.1},
     )
     setup = set_up(config)
-    # Random everywhere: the zero head of a new model stops most gradients.
+    # All random: the zero head of a new model stops most gradients.
     rng = np.random.default_rng(0)
     before = jax.tree.map(
         lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32),
@@ -106,7 +106,7 @@ def test_two_steps_change_every_kernel(values, tiny_config):
             assert np.abs(new - old).max() > 1e-5, jax.tree_util.keystr(path)
 
 
-def test_keys_that_a_mixer_has_not_are_listed(tiny_config):
+def test_keys_that_a_mixer_lacks_are_listed(tiny_config):
     values = {
         "model.num_heads": 2,
         "model.pooling": "gap",
@@ -130,7 +130,7 @@ def test_keys_that_a_mixer_has_not_are_listed(tiny_config):
         assert f"model.{name} (leave it at {default})" in message
 
 
-def test_keys_that_a_vision_transformer_has_not_are_listed(tiny_config):
+def test_keys_that_a_vision_transformer_lacks_are_listed(tiny_config):
     with pytest.raises(
         UserError, match=r"VisionTransformer .* model\.tokens_mlp_dim=6 "
     ):
@@ -165,7 +165,7 @@ def test_every_field_of_an_architecture_comes_from_its_key(tiny_config):
         assert getattr(architecture, key) == value, key
 
 
-def test_the_config_s_defaults_are_the_architecture_s():
+def test_config_and_architecture_have_the_same_defaults():
     model = default_config().model
     default = Architecture.from_variant("B/16", image_size=(32, 32), num_classes=1)
     for key in ("channels", "pooling", "posemb", "registers", "gelu", "pre_logits"):
@@ -197,7 +197,7 @@ def test_without_a_variant_the_pretrained_architecture_stays(name, tiny_config):
         assert set_up(config, pretrained=description).architecture.pre_logits == 5
 
 
-def test_attention_that_cannot_run_here_is_refused(tiny_config):
+def test_attention_that_cannot_run_here_is_rejected(tiny_config):
     with pytest.raises(UserError) as error:
         set_up(tiny_config(**{"model.attention": "cudnn", "batch_size": 9}))
     assert "has 2 problem(s)" in str(error.value)
@@ -205,5 +205,5 @@ def test_attention_that_cannot_run_here_is_refused(tiny_config):
         "model.attention='cudnn': it runs on NVIDIA GPUs, and the devices are cpu; use "
         "auto"
     ) in str(error.value)
-    # The kernels for the TPU are XLA's formulation elsewhere.
+    # On other platforms the TPU kernels fall back to XLA's formulation.
     assert set_up(tiny_config(**{"model.attention": "pallas"})).model.attention

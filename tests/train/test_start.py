@@ -1,4 +1,4 @@
-"""The start of a run: its data set is opened once, whatever its kind."""
+"""The start of a run, which opens a data set of any kind only once."""
 
 import collections
 import pathlib
@@ -44,8 +44,8 @@ def array_file(root):
     return str(root / "set.npz")
 
 
-# How to write a set, the functions that read it, and how many different things they
-# are asked for: files, or arrays of a file.
+# A function that writes a data set, the functions that read it, and the number of
+# different files, or arrays of a file, that they read.
 KINDS = {
     "image folder": (image_folder, [(folders, "_list")], 1),
     "table": (table, [(tables, "read_rows")], 1),

@@ -21,7 +21,7 @@ from vit_jax.train.state import from_items, to_items
 
 @pytest.fixture
 def tiny_config(tiny_config):
-    """With one block: nothing here depends on how many there are."""
+    """Returns a function that makes configs with one block, which is enough here."""
     return lambda **values: tiny_config(**{"model.depth": 1} | values)
 
 
@@ -39,7 +39,7 @@ def batch_of(setup, seed=0):
 
 
 def train(config, steps=1, devices=1, batches=None):
-    """Parameters after some steps, and the metrics of the last one."""
+    """Returns the parameters after some steps, and the metrics of the last one."""
     config.mesh.data = devices
     setup, step = compiled(config.to_json())
     state = setup.new_state(some_params(setup))
@@ -52,13 +52,13 @@ def train(config, steps=1, devices=1, batches=None):
 
 @functools.cache
 def compiled(config):
-    """The setup and the step of a config: compiling takes longer than all the steps."""
+    """Returns setup and step of a config, cached: compiling takes longest."""
     setup = set_up(ConfigDict(json.loads(config)))
     return setup, setup.lower().compile()
 
 
 def some_params(setup):
-    """Random everywhere: with the zero head of a new model most gradients are zero."""
+    """Draws all parameters: with a new model's zero head most gradients are zero."""
     rng = np.random.default_rng(7)
 
     def some(path, x):
@@ -85,7 +85,7 @@ PLAIN_SGD = {
 }
 
 
-def test_what_all_weigh_alike_changes_nothing(tiny_config):
+def test_a_common_factor_of_the_weights_changes_nothing(tiny_config):
     batch = batch_of(set_up(tiny_config(**PLAIN_SGD)))
     light = batch | {"mask": batch["mask"] / 64}
     config = tiny_config(**PLAIN_SGD)
@@ -96,7 +96,7 @@ def test_what_all_weigh_alike_changes_nothing(tiny_config):
 
 
 @pytest.mark.parametrize("accum_steps", [2, 4])
-def test_accumulation_gives_the_large_batch_s_gradients(tiny_config, accum_steps):
+def test_accumulation_gives_the_gradients_of_the_large_batch(tiny_config, accum_steps):
     # With a learning rate of 1 the parameters' difference is the gradient.
     values = {**PLAIN_SGD, "batch_size": 32}
     start = some_params(set_up(tiny_config(**values)))
@@ -109,7 +109,7 @@ def test_accumulation_gives_the_large_batch_s_gradients(tiny_config, accum_steps
         np.testing.assert_allclose(metrics[name], their_metrics[name], rtol=1e-5)
 
 
-def test_accumulation_gives_the_large_batch_s_parameters(tiny_config):
+def test_accumulation_gives_the_parameters_of_the_large_batch(tiny_config):
     values = {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 32}
     whole, _ = train(tiny_config(**values), steps=3)
     parts, _ = train(tiny_config(**values, accum_steps=4), steps=3)
@@ -146,17 +146,17 @@ def test_the_batch_is_spread_and_the_parameters_are_not(tiny_config):
         assert len(leaf.sharding.device_set) == 8
 
 
-def test_microbatches_take_rows_of_every_device(tiny_config):
+def test_each_microbatch_has_rows_from_every_device(tiny_config):
     config = tiny_config(batch_size=32, accum_steps=2)
     setup = set_up(config)
     text = setup.lower().compile().as_text()
-    # Spreading a microbatch anew would move images between devices.
+    # Resharding a microbatch would move images between devices.
     assert "all-to-all" not in text
     assert "all-gather" not in text
     assert "all-reduce" in text  # of the gradients
 
 
-def test_examples_that_were_skipped_do_not_count(tiny_config):
+def test_skipped_examples_do_not_count(tiny_config):
     values = {**PLAIN_SGD, "bad_images": "skip"}
     setup = set_up(tiny_config(**values, **{"mesh.data": 1}))
     batch = batch_of(setup)
@@ -187,7 +187,7 @@ def test_metrics_by_hand(tiny_config):
 
 
 def test_dropout_differs_from_step_to_step_and_not_from_run_to_run(tiny_config):
-    # At a rate of 0 the parameters stay, so that only the draws make a difference.
+    # At a rate of 0 the parameters stay, so only the draws make a difference.
     values = {**PLAIN_SGD, "learning_rate": 0.0, "model.dropout_rate": 0.5}
     setup = set_up(tiny_config(**values))
     batches = [batch_of(setup)] * 2
@@ -198,7 +198,7 @@ def test_dropout_differs_from_step_to_step_and_not_from_run_to_run(tiny_config):
     assert abs(first["loss"] - second["loss"]) > 1e-3
 
 
-def test_bfloat16_computes_in_it_and_keeps_float32_state(tiny_config):
+def test_bfloat16_computation_keeps_float32_state(tiny_config):
     config = tiny_config(compute_dtype="bfloat16")
     setup = set_up(config)
     assert setup.model.dtype == jnp.bfloat16
@@ -218,7 +218,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_state(tiny_config):
     [("cpu", "float32"), ("tpu", "bfloat16"), ("gpu", "bfloat16")],
 )
 def test_compute_dtype_follows_the_devices(platform, dtype, tiny_config):
-    """Those of the mesh, which need not be there; a dtype that is named is taken."""
+    """The devices are those of the mesh, even if absent; a named dtype is kept."""
     mesh = sharding.make_mesh(data=1)
     if platform == "cpu":
         assert set_up(tiny_config(), mesh=mesh).model.dtype == dtype
@@ -252,14 +252,14 @@ MIXING = {
 
 
 def draws(config):
-    """Whether the step draws random numbers."""
+    """Tells whether the step draws random numbers."""
     setup = set_up(config)
     traced = setup.train_step().trace(setup.abstract_state(), setup.abstract_batch())
     # Gamma variates, of which mixup's beta variates are made, are a primitive of JAX.
     return bool(re.search("random_(bits|gamma|split)", str(traced.jaxpr)))
 
 
-def test_only_what_is_on_draws_random_numbers(tiny_config):
+def test_only_enabled_features_draw_random_numbers(tiny_config):
     assert not draws(tiny_config())
     assert draws(tiny_config(**{"model.dropout_rate": 0.1}))
     for values in (*MIXING.values(), {"mixing.erasing_prob": 0.1}):
@@ -276,7 +276,7 @@ def test_mixing_depends_on_neither_devices_nor_microbatches(tiny_config, form):
     batch["mask"][5] = 0.0
     subtract = lambda a, b: jax.tree.map(np.subtract, a, b)  # noqa: E731
     plain, metrics = train(tiny_config(**values), devices=8, batches=[batch])
-    # Of eight devices and one microbatch, and of one device and four.
+    # Eight devices and one microbatch, and one device and four microbatches.
     config = tiny_config(**values, accum_steps=4)
     other, their_metrics = train(config, devices=1, batches=[batch])
     assert_trees_close(subtract(start, other), subtract(start, plain), of_largest=1e-6)
@@ -295,7 +295,7 @@ def test_mixing_differs_from_step_to_step_and_not_from_run_to_run(tiny_config):
 
 
 @pytest.mark.parametrize("form", MIXING)
-def test_pixels_of_what_does_not_count_reach_nothing(tiny_config, form):
+def test_pixels_of_masked_examples_have_no_effect(tiny_config, form):
     values = {**PLAIN_SGD, **MIXING[form], "bad_images": "skip"}
     batch = batch_of(set_up(tiny_config(**values)))
     batch["mask"][[2, 7, 8]] = 0.0
@@ -330,11 +330,11 @@ def test_targets_of_the_loss_by_hand(tiny_config, values, expected):
     own = np.eye(10)[batch["label"]]
     targets = expected(own, np.roll(own, 1, axis=0)).mean(axis=0)
     np.testing.assert_allclose(state.params["head"]["bias"] + 0.5, targets, atol=1e-6)
-    # Ties go to class 0. What an image of it gives away of it, another image gets.
+    # Ties go to class 0. The share of it that one image gives away, another gets.
     assert float(metrics["accuracy"]) == pytest.approx(own[:, 0].mean())
 
 
-def test_mixing_moves_one_image_a_partner(tiny_config):
+def test_mixing_moves_one_image_per_partner(tiny_config):
     values = {**MIXING["timm"], "batch_size": 32, "accum_steps": 2}
     text = set_up(tiny_config(**values)).lower().compile().as_text()
     assert "collective-permute" in text
@@ -363,9 +363,9 @@ def test_a_guarded_state_may_be_on_the_host(tiny_config):
 
 
 def test_an_optimizer_state_on_the_host_changes_no_number(tiny_config, tmp_path):
-    """Two steps, and a checkpoint in between that the other one can read.
+    """Takes two steps, with a checkpoint in between that the other setup can read.
 
-    But for rounding, which AdamW would amplify where gradients are near zero.
+    Equal up to rounding, which AdamW would amplify where gradients are near zero.
     """
     states = {}
     for offload in (False, True):

@@ -1,4 +1,4 @@
-"""A run begun without --workdir is found again, also by versions with more keys."""
+"""Names of work directories: a run is found again, also by versions with more keys."""
 
 import pathlib
 import re
@@ -66,7 +66,7 @@ def test_the_name_does_not_depend_on_keys_at_their_defaults(add_keys):
 
 
 @pytest.mark.parametrize("flags", OF_0_1)
-def test_what_version_0_1_has_begun_is_found(flags, add_keys, tmp_path, monkeypatch):
+def test_runs_begun_by_version_0_1_are_found(flags, add_keys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     add_keys()
     config, _ = load_recipe(["main", f"--config={CONFIGS / flags[0]}", *flags[1:]])
@@ -78,7 +78,7 @@ def test_what_version_0_1_has_begun_is_found(flags, add_keys, tmp_path, monkeypa
     # With a new key at another value it is another run.
     config.a_new_section.a_new_key = (3, 4)
     assert default_workdir(config) not in (new, OF_0_1[flags])
-    # The new name comes first where both are there.
+    # The new name takes precedence if both exist.
     config.a_new_section.a_new_key = (1, 2)
     locate(new).mkdir()
     assert default_workdir(config) == new

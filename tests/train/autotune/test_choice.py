@@ -1,4 +1,4 @@
-"""The choice of attention is proved, told, kept in the work directory and reused."""
+"""The choice of attention: tested, logged, kept in the work directory and reused."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ from vit_jax.train.setup import set_up
 
 @pytest.fixture
 def tiny_config(tiny_config):
-    """With one block: nothing here depends on how many there are."""
+    """Returns a function that makes configs with one block, which is enough here."""
     return lambda **values: tiny_config(**{"model.depth": 1} | values)
 
 
 @pytest.fixture
 def tries(monkeypatch):
-    """What the runs of a test have tried; times are made up, the shortest first."""
+    """Records the formulations tried, with made-up times, the shortest first."""
     done, times = [], {"pallas": 1.0, "xla": 2.0, "explicit": 3.0}
     run = attention_choice.Trial.run
 
@@ -58,7 +58,7 @@ def record(workdir):
     return json.loads((workdir / "attention.json").read_text())
 
 
-def test_the_fastest_is_chosen_told_and_kept(setup, tmp_path, tries, caplog):
+def test_the_fastest_is_chosen_logged_and_recorded(setup, tmp_path, tries, caplog):
     caplog.set_level(logging.INFO)
     assert choose(setup, tmp_path, "pallas", "xla") == "pallas"
     assert caplog.messages == [
@@ -72,7 +72,7 @@ def test_the_fastest_is_chosen_told_and_kept(setup, tmp_path, tries, caplog):
     sizes = {"images": 16, "tokens": 5, "heads": 2, "channels": 8, "dtype": "float32"}
     assert sizes.items() <= kept["circumstances"].items()
 
-    # A resumed run takes it as it is, whatever would be the fastest now.
+    # A resumed run uses it, whatever would be the fastest now.
     tries.clear()
     caplog.clear()
     assert choose(setup, tmp_path, "pallas", "xla") == "pallas"
@@ -92,7 +92,7 @@ def test_a_kernel_that_fails_costs_a_warning(
     assert record(tmp_path)["problems"] == {"pallas": problem}
 
 
-def test_other_circumstances_are_tried_anew(
+def test_changed_circumstances_cause_new_trials(
     setup, tiny_config, tmp_path, tries, monkeypatch
 ):
     choose(setup, tmp_path, "pallas", "xla")
@@ -126,10 +126,10 @@ def test_a_damaged_record_is_replaced(setup, tmp_path, tries, caplog, text):
 
 
 class Killed(BaseException):
-    """Nothing in the process can react to it."""
+    """A kill, to which nothing in the process can react."""
 
 
-def test_a_kernel_that_ended_the_process_is_not_tried_twice(
+def test_a_kernel_that_ended_the_process_is_not_retried(
     setup, tmp_path, tries, caplog, monkeypatch
 ):
     def kill(*_):
@@ -140,7 +140,7 @@ def test_a_kernel_that_ended_the_process_is_not_tried_twice(
         choose(setup, tmp_path, "pallas", "explicit", "xla")
     assert record(tmp_path)["trying"] == ["pallas"]
     tries.clear()
-    # Nor a second one, which then does the same.
+    # A second one is not retried either, if it ends the process in the same way.
     monkeypatch.setitem(formulations.IMPLEMENTATIONS, "explicit", kill)
     with pytest.raises(Killed):
         choose(setup, tmp_path, "pallas", "explicit", "xla")
@@ -153,7 +153,9 @@ def test_a_kernel_that_ended_the_process_is_not_tried_twice(
     assert record(tmp_path)["choice"] == "xla"
 
 
-def test_what_is_asked_for_is_not_tried(tiny_config, tmp_path, tries, monkeypatch):
+def test_a_requested_formulation_is_not_tried(
+    tiny_config, tmp_path, tries, monkeypatch
+):
     monkeypatch.setitem(formulations.IMPLEMENTATIONS, "pallas", failing)
     for name in ("xla", "explicit"):
         setup = set_up(tiny_config(**{"model.attention": name}))
@@ -170,12 +172,12 @@ def test_on_the_cpu_nothing_is_tried(setup, tmp_path, tries):
 
 
 def test_the_first_process_decides(setup, tmp_path, tries, monkeypatch):
-    """The second process has no record and other times, and says the same."""
+    """A second process with other times and no record chooses the same."""
     said = []
 
     def broadcast(numbers):
         said.append(numbers.tolist())
-        # Nothing is known; "explicit" has crashed; "xla" is chosen.
+        # Nothing known; "explicit" crashed; "xla" chosen.
         return np.array([[-1, 0, 1, 0], [2]][len(said) - 1])
 
     utils = attention_choice.multihost_utils
@@ -188,7 +190,7 @@ def test_the_first_process_decides(setup, tmp_path, tries, monkeypatch):
     assert record(tmp_path) == {"another": "process writes it"}
 
 
-def test_a_run_and_its_resumption_use_the_same(
+def test_a_resumed_run_uses_the_same_formulation(
     tiny_config, tmp_path, tries, monkeypatch
 ):
     monkeypatch.setattr(
@@ -208,12 +210,12 @@ def test_a_run_and_its_resumption_use_the_same(
     assert tries == ["xla", "explicit"]
     assert record(tmp_path / "run")["choice"] == "xla"
     used.clear()
-    # As if it had been interrupted after one step.
+    # Simulates an interruption after one step.
     shutil.rmtree(tmp_path / "run/checkpoints/2")
     train_and_evaluate(config, str(tmp_path / "run"))
     assert tries == ["xla", "explicit"]
     assert used
-    # Another run's directory is left alone.
+    # Another run's directory is not touched.
     with pytest.raises(UserError, match="belongs to a run with another config"):
         train_and_evaluate(tiny_config(seed=1, **values), str(tmp_path / "run"))
     assert tries == ["xla", "explicit"]

@@ -1,4 +1,4 @@
-"""Formulations that fail, are wrong, slow or fast, on simulated devices."""
+"""Trials of formulations that fail, are wrong, slow or fast, on simulated devices."""
 
 import time
 
@@ -28,7 +28,7 @@ def at_run(query, key, value, placement):
 
 
 def slowed(by):
-    """XLA's formulation, and some seconds more."""
+    """Makes XLA's formulation some seconds slower."""
 
     def wait():
         time.sleep(by)
@@ -50,14 +50,14 @@ def wrong_gradient(query, key, value, placement):
 
 
 def not_finite(query, key, value, placement):
-    """Of one image, which lies on one of the devices."""
+    """Computes non-finite results for one image, on one of the devices."""
     mixed = XLA(query, key, value, placement)[0]
     return mixed.at[3].set(jnp.nan), None
 
 
 @pytest.fixture
 def trial(monkeypatch):
-    """A function of formulations by name that tries them after XLA's."""
+    """Returns a function that tries the given formulations after XLA's."""
 
     def run(dtype=jnp.bfloat16, mesh=(4, 1, 2), **kernels):
         for name, kernel in kernels.items():
@@ -73,7 +73,7 @@ def trial(monkeypatch):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (4, 1, 2)])
-def test_the_fastest_of_those_that_are_right(trial, mesh):
+def test_the_fastest_correct_formulation_is_chosen(trial, mesh):
     slow = trial(kernel=slowed(by=0.02), mesh=mesh)
     assert slow.problems == {}
     assert slow.fastest() == "xla"
@@ -92,22 +92,22 @@ def test_the_fastest_of_those_that_are_right(trial, mesh):
         (not_finite, "is inf% of the largest value off"),
     ],
 )
-def test_what_fails_or_disagrees_is_no_choice(trial, kernel, problem):
+def test_formulations_that_fail_or_disagree_are_dropped(trial, kernel, problem):
     found = trial(jnp.float32, kernel=kernel)
     assert found.problems == {"kernel": problem}
     assert list(found.milliseconds) == ["xla"]
     assert found.fastest() == "xla"
 
 
-def test_what_fails_while_it_runs_is_no_choice(trial):
-    # One device: the CPU's others would wait for it, and end the process.
+def test_formulations_that_fail_while_running_are_dropped(trial):
+    # One device: on the CPU the others would wait for it, and end the process.
     found = trial(mesh=(1, 1, 1), broken=at_run, explicit=formulations._explicit)
     assert list(found.problems) == ["broken"]
     assert found.problems["broken"].startswith("fails (JaxRuntimeError: ")
-    assert set(found.milliseconds) == {"xla", "explicit"}  # the rest goes on
+    assert set(found.milliseconds) == {"xla", "explicit"}  # the others are still tried
 
 
-def test_without_the_reference_nothing_is_known(trial):
+def test_xla_is_used_if_nothing_can_be_compared_with_it(trial):
     found = trial(xla=at_trace, kernel=formulations._explicit)
     assert found.problems["kernel"] == "cannot be compared with xla"
     assert found.fastest() == "xla"
@@ -121,13 +121,13 @@ def test_the_time_is_the_median_of_several_runs(trial, monkeypatch):
     assert trial().milliseconds == {"xla": 2000.0}
 
 
-def test_what_fails_in_another_process_fails_in_all(trial, monkeypatch):
+def test_a_failure_in_one_process_counts_in_all(trial, monkeypatch):
     """The second of three processes cannot compile it: nobody runs it."""
     asked = []
 
     def gather(mine):
         asked.append(mine)
-        # Of XLA's three stages nobody complains, nor of the kernel's before.
+        # No failures in XLA's three stages, nor in the kernel's earlier ones.
         return np.array([[mine], [len(asked) > 3], [mine]])
 
     monkeypatch.setattr(attention_trial.multihost_utils, "process_allgather", gather)

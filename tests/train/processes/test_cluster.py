@@ -1,4 +1,4 @@
-"""How processes find each other; tests/end_to_end/test_processes.py has them work."""
+"""Connecting processes; tests/end_to_end/test_processes.py runs several of them."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def started_by_nobody(monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What JAX is asked to join; it knows none of the environments."""
+    """Records the arguments of JAX's `initialize`, which finds no environment."""
     calls = []
 
     def initialize(**arguments):
@@ -32,7 +32,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_alone_nothing_is_joined(asked):
+def test_a_single_process_joins_nothing(asked):
     with cluster.together():
         assert cluster.first()
         assert cluster.agreed("step", 3) == 3
@@ -49,7 +49,7 @@ def test_alone_nothing_is_joined(asked):
         ("JOB_COMPLETION_INDEX", "0", ("Kubernetes", "jax[k8s]", "COMPLETION_INDEX")),
     ],
 )
-def test_a_pod_of_which_one_process_knows_nothing(
+def test_a_pod_whose_environment_one_process_lacks(
     asked, monkeypatch, variable, value, parts
 ):
     monkeypatch.setenv(variable, value)
@@ -74,14 +74,14 @@ def test_one_process_of_a_cluster_is_alone(asked, monkeypatch, variable, value):
     assert not asked
 
 
-def test_a_pod_in_which_one_process_has_come(monkeypatch):
+def test_a_pod_of_which_only_one_process_started(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
     monkeypatch.setenv("SLURM_NTASKS", "4")
     with pytest.raises(UserError, match="only one process has come"):
         cluster.together().__enter__()
 
 
-def test_a_tpu_of_which_nothing_tells_is_one_host(asked, monkeypatch):
+def test_a_tpu_without_environment_variables_is_one_host(asked, monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     tpu = [("a Google TPU", "")]
     monkeypatch.setattr(sharding, "accelerators", lambda: iter(tpu))
@@ -94,7 +94,7 @@ def test_a_tpu_of_which_nothing_tells_is_one_host(asked, monkeypatch):
     assert len(asked) == 1
 
 
-def test_flags_go_to_jax_as_they_are(asked):
+def test_flags_are_passed_to_jax_unchanged(asked):
     with pytest.raises(UserError, match="pass all of --coordinator_address, --num"):
         cluster.together("host:1", 2).__enter__()
     [given] = asked
@@ -109,7 +109,7 @@ def raised(error, cause):
         return found
 
 
-def test_what_the_runtime_said_is_found_below_other_errors():
+def test_the_runtimes_message_is_found_below_other_errors():
     gone = jax.errors.JaxRuntimeError("UNAVAILABLE: recvmsg: Connection reset by peer")
     full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8")
     assert cluster._of_the_runtime(gone)
@@ -118,12 +118,12 @@ def test_what_the_runtime_said_is_found_below_other_errors():
     assert not cluster._of_the_runtime(not_saved)
     not_saved = raised(UserError("not saved"), raised(TimeoutError("barrier"), gone))
     assert cluster._of_the_runtime(not_saved)
-    # What has too little memory is not waiting for anybody.
+    # A lack of memory is not a wait for other processes.
     assert not cluster._of_the_runtime(full)
     assert not cluster._of_the_runtime(raised(UserError("too little memory"), full))
 
 
-def test_who_waits_in_vain_is_told_what_to_do():
+def test_a_timed_out_wait_explains_what_to_do():
     code = """
 import sys
 from vit_jax.train import processes

@@ -1,4 +1,4 @@
-"""A request to stop, whenever it comes."""
+"""Requests to stop, at any time."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def read(tmp_path):
     return read
 
 
-def test_in_an_evaluation_the_step_is_saved_and_evaluated_later(
+def test_a_signal_during_evaluation_saves_the_step_and_evaluates_later(
     tiny, tmp_path, monkeypatch, read, capfd
 ):
     run = str(tmp_path / "run")
@@ -67,13 +67,13 @@ def test_in_an_evaluation_the_step_is_saved_and_evaluated_later(
 
 @pytest.fixture
 def not_to_end():
-    """As in a program that has a handler of its own: no signal ends this process."""
+    """Installs handlers, as some programs do, so that no signal ends this process."""
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
-def test_before_the_first_step_nothing_is_left_behind(
+def test_a_signal_before_the_first_step_leaves_nothing_behind(
     tiny, tmp_path, monkeypatch, not_to_end
 ):
     run = str(tmp_path / "run")
@@ -89,11 +89,11 @@ def test_before_the_first_step_nothing_is_left_behind(
             train_and_evaluate(tiny(), run)
     assert stopped.value.exit_status == 143
     assert not has_checkpoint(run)
-    # The directory may still be used for anything.
+    # The directory can still be used for any run.
     assert train_and_evaluate(tiny(learning_rate=0.5), run)["examples"] == 360
 
 
-def test_the_second_signal_is_not_held_back():
+def test_the_second_signal_takes_effect_at_once():
     before = signal.getsignal(signal.SIGTERM)
     with Interrupts() as interrupts:
         interrupts.begin()

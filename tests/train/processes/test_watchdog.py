@@ -1,4 +1,4 @@
-"""What takes too long is reported, with the place."""
+"""Reports of phases that take too long, with the place in the code."""
 
 import threading
 import time
@@ -22,13 +22,13 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
-def test_what_takes_longer_than_usual_is_reported_with_stacks(caplog):
+def test_unusually_slow_phases_are_reported_with_stacks(caplog):
     with Watchdog() as watching:
         for _ in range(3):
             watching.begin("a step")
         wait_for(lambda: "a step takes" in caplog.text)  # it hangs here
         first = len(caplog.records)
-        wait_for(lambda: len(caplog.records) > first)  # and is told of again, later
+        wait_for(lambda: len(caplog.records) > first)  # and is reported again, later
         watching.begin("")
     assert "s are usual; what each thread is doing" in caplog.text
     assert "test_watchdog.py" in caplog.text
@@ -37,7 +37,7 @@ def test_what_takes_longer_than_usual_is_reported_with_stacks(caplog):
     assert "watchdog" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_each_kind_has_its_own_time(caplog, monkeypatch):
+def test_each_kind_of_phase_has_its_own_usual_time(caplog, monkeypatch):
     monkeypatch.setattr(watchdog, "AT_LEAST_FIRST", 1e6)
     with Watchdog() as watching:
         for _ in range(3):

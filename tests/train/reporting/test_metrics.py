@@ -21,7 +21,7 @@ def lines(workdir):
 
 
 def events(workdir):
-    """Every event of every TensorBoard file: length, checksum, bytes, checksum."""
+    """Reads all events of all TensorBoard files: length, checksum, bytes, checksum."""
     found = []
     for file in sorted((workdir / "tensorboard").iterdir()):
         data, at = file.read_bytes(), 0
@@ -53,7 +53,7 @@ def arrays(values):
     return [(k, np.asarray(v)) for k, v in values.items()]
 
 
-def test_what_is_not_finite_is_still_json(tmp_path):
+def test_non_finite_numbers_are_still_json(tmp_path):
     with MetricWriter(tmp_path, resume_step=0) as writer:
         writer.write(1, "eval", {"a": math.nan, "b": np.float32("inf"), "c": -math.inf})
         with pytest.raises(TypeError, match="a metric is a number, not 'x'"):
@@ -87,7 +87,7 @@ def test_a_line_is_written_once(tmp_path):
 @pytest.mark.parametrize(
     "torn", ["", '{"step": 4, "spl', '{"step": 2}', "\x00\x00", "7"]
 )
-def test_resuming_removes_what_came_after_the_checkpoint(tmp_path, torn):
+def test_resuming_removes_lines_after_the_checkpoint(tmp_path, torn):
     with MetricWriter(tmp_path, resume_step=0) as writer:
         for step in (1, 2, 3):
             writer.write(step, "train", {"loss": step / 3})
@@ -120,7 +120,7 @@ def test_a_whole_line_before_the_torn_one_is_kept(tmp_path):
         assert lines(tmp_path) == [{"step": 1, "split": "train"}]
 
 
-def test_nothing_is_rewritten_without_need(tmp_path):
+def test_the_file_is_not_rewritten_without_need(tmp_path):
     with MetricWriter(tmp_path, resume_step=0) as writer:
         writer.write(1, "train", {"loss": 0.5})
     before = (tmp_path / "metrics.jsonl").stat().st_ino
@@ -128,7 +128,7 @@ def test_nothing_is_rewritten_without_need(tmp_path):
         assert (tmp_path / "metrics.jsonl").stat().st_ino == before
 
 
-def test_somebody_elses_line_is_named(tmp_path):
+def test_a_foreign_line_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "a"}\nhello\n')
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2 .*'hello'; remove"):
         MetricWriter(tmp_path, resume_step=5)
@@ -166,7 +166,7 @@ except UserError as error:
 """
 
 
-def test_full_disk_is_said(tmp_path):
+def test_a_full_disk_is_reported(tmp_path):
     child = subprocess.run(
         [sys.executable, "-c", DISK_FULL, str(tmp_path)],
         capture_output=True,
@@ -300,7 +300,7 @@ def test_stopwatch(monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-def test_a_file_that_vanishes_is_noticed_before_a_checkpoint(tmp_path, how):
+def test_a_missing_file_is_noticed_before_a_checkpoint(tmp_path, how):
     writer = MetricWriter(tmp_path, 0)
     writer.write(1, "train", {"loss": 1.0})
     writer.flush()

@@ -1,4 +1,4 @@
-"""What a run says of itself when it starts."""
+"""The summary that a run logs at its start."""
 
 import logging
 import re
@@ -48,14 +48,14 @@ def test_every_fact_is_there(kept, tiny_config, caplog, monkeypatch):
     assert rows["directory"] == "runs/x"
 
 
-def test_what_a_device_holds_is_told_in_bytes(tiny_config, caplog):
+def test_memory_per_device_is_reported_in_bytes(tiny_config, caplog):
     values = {"mesh.data": 2, "mesh.fsdp": 4, "model.width": 256, "batch_size": 32}
     setup = set_up(tiny_config(**values, **{"model.mlp_dim": 1024}))
     with caplog.at_level(logging.INFO, "vit_jax"):
         log_summary(setup, "runs/x", 0, None, 0)
     [row] = [line for line in caplog.messages if line.startswith("mesh")]
-    # 12 · 256² parameters in each of two blocks are spread over fsdp, and for each
-    # there are two moments.
+    # 12 · 256² parameters in each of two blocks are spread over fsdp, each with two
+    # moments.
     assert 2 * 12 * 256**2 / 4 * 4 / 2**20 == 1.5
     assert row.endswith(
         "data 2 × fsdp 4 × tensor 1: parameters 1.5 MiB a device, optimiser state "
