@@ -1,4 +1,4 @@
-"""What the optimiser chain does, against optax and by hand."""
+"""The optimiser chain, compared with optax and with results by hand."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""How each parameter is trained: rows of the table, layers, what is frozen."""
+"""Parameter groups: rows of the table, layer-wise decay, frozen parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +49,14 @@ def test_a_pattern_has_to_match_the_whole_path(pattern, expected):
 
 
 @pytest.mark.parametrize("pattern", ["kernels", "kernel", "norm", "patch_embed/k"])
-def test_decay_that_applies_to_nothing_is_refused(pattern):
+def test_decay_that_matches_no_parameter_is_rejected(pattern):
     with pytest.raises(
         UserError, match=rf"'{pattern}' matches no parameter.*head/kernel"
     ):
         decaying(pattern)
 
 
-def test_the_first_row_that_matches_counts_and_the_rest_stays():
+def test_the_first_matching_row_counts_and_unset_values_stay():
     found = groups_of(
         weight_decay=0.1,
         groups="head/.*: lr=10, decay=0 ; norm/(?:scale|bias): start=5, rule=sgd;"
@@ -89,20 +89,20 @@ def test_the_first_row_that_matches_counts_and_the_rest_stays():
         (".*: frozen", "every parameter is frozen"),
     ],
 )
-def test_rows_that_cannot_be_are_explained(text, message):
+def test_invalid_rows_are_explained(text, message):
     with pytest.raises(UserError) as error:
         groups_of(groups=text)
     assert message in str(error.value)
 
 
-def test_all_rows_that_cannot_be_read_are_named():
+def test_all_unreadable_rows_are_named():
     with pytest.raises(UserError) as error:
         parse_rows("a: freeze; b: lr=x", OPTIMIZERS)
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_layer_wise_decay_is_that_of_masked_pretraining():
-    """The factors of 12 blocks and 0.75, by MAE's formula."""
+def test_layer_wise_decay_matches_masked_pretraining():
+    """Compares the factors of 12 blocks and 0.75 with MAE's formula."""
     blocks = {f"blocks_{i:02d}": {"mlp": {"fc1": {"bias": 0}}} for i in range(12)}
     params = {
         "patch_embed": {"kernel": 0},
@@ -174,8 +174,8 @@ def test_frozen_parameters_keep_their_bits_and_have_no_state(tiny_config):
     ]
     assert any("blocks_01" in path for path in paths)
     assert not [path for path in paths if set(frozen) & set(path.split("/"))]
-    # Seven products make gradients of kernels there: one for the patches, six for the
-    # block. Activations keep their gradients, because the class token is trained.
+    # Seven products compute gradients of kernels there: one for the patches, six for
+    # the block. Activations keep their gradients, because the class token is trained.
     free = tiny_config(**{"mesh.data": 1, "model.depth": 2})
     products = [
         set_up(config).lower().as_text().count("dot_general")
@@ -209,7 +209,7 @@ def test_factors_start_and_rules(tiny_config):
     )
 
 
-def test_rows_at_their_defaults_leave_the_state_as_it_was():
+def test_rows_with_default_settings_do_not_change_the_state():
     config = default_config()
     config.update({"total_steps": 10, "weight_decay": 0.1})
     paths = []

@@ -1,4 +1,4 @@
-"""Updates that are left out, and what becomes of the run."""
+"""Skipped updates, and the run that continues or stops."""
 
 import json
 
@@ -18,7 +18,7 @@ from vit_jax.train.setup import set_up
 
 @pytest.fixture
 def tiny_config(tiny_config):
-    """With one block: nothing here depends on how many there are."""
+    """Returns a function that makes configs with one block, which is enough here."""
     return lambda **values: tiny_config(**{"model.depth": 1} | values)
 
 
@@ -43,7 +43,7 @@ def run(optimizer, losses, grads):
 @pytest.mark.parametrize(
     ("loss", "grad"), [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan), (1.0, -np.inf)]
 )
-def test_what_is_not_finite_is_as_if_it_had_not_been(loss, grad):
+def test_a_non_finite_update_leaves_no_trace(loss, grad):
     optimizer = guarded(bad_update="skip")
     steps, state = run(optimizer, [1, loss, 1], [1, grad, 2])
     plain, expected = run(optimizer, [1, 1], [1, 2])
@@ -53,9 +53,9 @@ def test_what_is_not_finite_is_as_if_it_had_not_been(loss, grad):
     assert int(state.applied) == 2
 
 
-def test_a_spike_is_measured_by_the_mean_of_a_hundred():
+def test_a_spike_is_relative_to_the_mean_of_a_hundred_losses():
     optimizer = guarded(max_loss_spike=3.0)
-    # The first hundred make the mean, and are not judged by it.
+    # The first hundred form the mean, and are not judged by it.
     losses = [2.0] * 50 + [90.0] + [2.0] * 300 + [6.5, 5.9, 1e3, 2.0]
     steps, state = run(optimizer, losses, np.ones(len(losses)))
     skipped = [step for step, (direction, _) in enumerate(steps) if direction == 0]
@@ -64,7 +64,7 @@ def test_a_spike_is_measured_by_the_mean_of_a_hundred():
     assert float(state.mean_loss) == pytest.approx(2.1, abs=0.1)
 
 
-def test_without_the_keys_nothing_of_it_is_in_the_step(tiny_config):
+def test_without_the_keys_the_step_is_unchanged(tiny_config):
     def state(**values):
         return set_up(tiny_config(**values)).abstract_state().opt_state
 
@@ -75,14 +75,14 @@ def test_without_the_keys_nothing_of_it_is_in_the_step(tiny_config):
         assert jax.tree.structure(found.inner) == jax.tree.structure(state())
 
 
-def test_a_spike_is_more_than_the_mean(tiny_config):
+def test_a_spike_must_exceed_the_mean(tiny_config):
     with pytest.raises(UserError, match=r"max_loss_spike=0.5: .* more than 1"):
         set_up(tiny_config(max_loss_spike=0.5))
 
 
 @pytest.fixture
 def bad_step(change_batches):
-    """The weights of the given batches become infinite, and so do loss and gradient."""
+    """Makes weights, and so loss and gradient, infinite in the given batches."""
 
     def make_bad(*numbers, stop_at=None):
         def changed(number, batch):
@@ -102,14 +102,16 @@ def lines(workdir):
     return {line["step"]: line for line in read if line["split"] == "train"}
 
 
-def test_a_run_skips_records_and_goes_on(tiny_config, tmp_path, bad_step, caplog):
+def test_a_run_skips_a_bad_update_records_it_and_continues(
+    tiny_config, tmp_path, bad_step, caplog
+):
     config = tiny_config(
         bad_update="skip", **{"mesh.data": 1, "log_every": 4, "total_steps": 8}
     )
     bad_step(2, 4)
     train_and_evaluate(config, str(tmp_path / "run"))
     found = lines(tmp_path / "run")
-    # Also where nothing was to be logged.
+    # Recorded even at steps that are not logged.
     assert sorted(found) == [3, 4, 5, 8]
     assert found[3]["loss"] == "NaN"
     counts = [found[step]["skipped_updates"] for step in (3, 4, 5, 8)]
@@ -119,7 +121,7 @@ def test_a_run_skips_records_and_goes_on(tiny_config, tmp_path, bad_step, caplog
     for leaf in jax.tree.leaves(load_params(tmp_path / "run")):
         assert np.isfinite(leaf).all()
 
-    # Stopped and started again it counts on, and ends the same.
+    # Stopped and resumed, it continues the count and ends with the same result.
     bad_step(2, 4, stop_at=5)
     with pytest.raises(KeyboardInterrupt):
         train_and_evaluate(config, str(tmp_path / "again"))

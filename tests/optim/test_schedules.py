@@ -14,7 +14,7 @@ def recipe(**values):
     return config
 
 
-def test_cosine_of_the_published_fine_tuning():
+def test_cosine_schedule_of_published_fine_tuning():
     config = recipe(total_steps=20_000, warmup_steps=500, learning_rate=0.03)
     schedule = make_schedule(config)
     expected = {0: 0.0, 250: 0.015, 500: 0.03, 10_250: 0.015, 20_000: 0.0}
@@ -22,7 +22,7 @@ def test_cosine_of_the_published_fine_tuning():
         assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
 
 
-def test_cosine_of_the_published_pretraining():
+def test_cosine_schedule_of_published_pretraining():
     config = recipe(total_steps=111_477, warmup_steps=10_000, learning_rate=1e-3)
     schedule = make_schedule(config)
     expected = {5000: 5e-4, 10_000: 1e-3, 60_738: 5e-4, 111_477: 0.0}
@@ -30,7 +30,7 @@ def test_cosine_of_the_published_pretraining():
         assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
 
 
-def test_linear_ends_where_it_is_told():
+def test_linear_ends_at_the_given_rate():
     schedule = make_schedule(
         recipe(schedule="linear", warmup_steps=20, end_learning_rate=1e-5)
     )
