@@ -1,4 +1,4 @@
-"""Mixing and erasing: timm's own results, weights, chance, and a run with all of it."""
+"""Mixing and erasing: timm's results, weights, distributions, and a whole run."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ DRAWS = 2000
 
 
 def reference(name):
-    """The arrays of one case, by their names."""
+    """Loads the arrays of one case, by name."""
     return {
         key.removeprefix(f"{name}/"): REFERENCES[key]
         for key in REFERENCES.files
@@ -54,7 +54,7 @@ def evenly(lam, size=(4, 5)):
 
 
 def draw(function, *arguments, draws=DRAWS):
-    """Many draws of a function of (key, …)."""
+    """Draws many times from a function of (key, …)."""
     keys = jax.random.split(jax.random.key(5), draws)
     return jax.jit(jax.vmap(lambda key: function(key, *arguments)))(keys)
 
@@ -70,7 +70,7 @@ def draw(function, *arguments, draws=DRAWS):
         "cutmix_nothing",
     ],
 )
-def test_mixes_as_timm(name):
+def test_mixing_equals_timm(name):
     expected = reference(name)
     lam, smoothing = expected["drawn"]
     images = jnp.asarray(REFERENCES["images"])
@@ -86,7 +86,7 @@ def test_mixes_as_timm(name):
         mixing.FORMS["timm"].partner,
     )
     np.testing.assert_allclose(mixed.images, expected["images"], atol=1e-6)
-    # The loss smooths what was mixed, timm mixes what it has smoothed.
+    # The loss smooths mixed targets, timm mixes smoothed ones.
     smoothed = smooth_labels(mixed.targets, float(smoothing))
     np.testing.assert_allclose(smoothed, expected["targets"], atol=1e-6)
     np.testing.assert_array_equal(mixed.weights, 1)
@@ -95,7 +95,7 @@ def test_mixes_as_timm(name):
 @pytest.mark.parametrize(
     "name", ["first_fits", "third_fits", "low", "none_fits", "empty"]
 )
-def test_erases_where_timm_does(name):
+def test_erased_rectangles_equal_timms(name):
     expected = reference(name)
     rows, columns = expected["mask"].shape
     box = mixing.erasing_box(
@@ -124,7 +124,7 @@ def test_big_vision_rolls_by_one_and_keeps_the_larger_share():
 
 
 @pytest.mark.parametrize("form", mixing.FORMS)
-def test_all_kept_is_the_batch_itself(form):
+def test_a_share_of_one_keeps_the_batch(form):
     batch = examples()
     mixed = mixing.mix(batch, evenly(1.0), mixing.FORMS[form].partner)
     for array, same in zip(mixed, batch, strict=True):
@@ -150,7 +150,7 @@ def test_targets_sum_to_one_and_only_the_key_decides(values):
     assert not np.array_equal(first.images, other.images)
 
 
-def test_nothing_asked_for_is_nothing_to_do():
+def test_without_mixing_there_is_no_function():
     assert mixing.make_mixing(options()) is None
     assert mixing.make_mixing(options(form="timm", mixup_alpha=1.0, prob=0.0)) is None
 
@@ -192,12 +192,12 @@ def test_both_labels_count_as_much_as_their_examples(form, loss):
 
 
 def assert_like(sample, expected):
-    """Two samples, or a sample and a distribution, that nothing tells apart."""
+    """Asserts that a sample fits another sample or a distribution."""
     assert scipy.stats.kstest(np.asarray(sample), expected).pvalue > 0.01
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8])
-def test_what_mixup_keeps_is_beta_distributed(alpha):
+def test_mixup_shares_are_beta_distributed(alpha):
     beta = scipy.stats.beta(alpha, alpha)
     values = options(form="timm", mixup_alpha=alpha)
     kept = draw(mixing.draw_timm, (2, 2), values)
@@ -215,7 +215,7 @@ def test_extreme_alphas_are_finite():
         assert np.all((kept.label >= 0) & (kept.label <= 1))
 
 
-def test_boxes_of_cutmix_are_distributed_as_timm_s():
+def test_cutmix_boxes_are_distributed_like_timms():
     kept = draw(mixing.draw_timm, (64, 64), options(form="timm", cutmix_alpha=1.0))
     cut = np.asarray(kept.pixels) == 0
     np.testing.assert_allclose(kept.label, 1 - cut.mean(axis=(1, 2)), atol=1e-6)
@@ -226,7 +226,7 @@ def test_boxes_of_cutmix_are_distributed_as_timm_s():
     assert_like(area(boxes), area(expected))
     for end in range(4):
         assert_like(boxes[:, end], expected[:, end])
-    # Of boxes that no border cuts off, the place is known: uniform.
+    # Boxes that no border cuts off have a known distribution of places: uniform.
     small = boxes[(boxes[:, 2] - boxes[:, 0] < 9) & (boxes[:, :2] > 0).all(axis=1)]
     small = small[(small[:, 2:] < 64).all(axis=1)]
     for axis in range(2):
@@ -234,7 +234,7 @@ def test_boxes_of_cutmix_are_distributed_as_timm_s():
         assert_like(center, scipy.stats.uniform(4, 56).cdf)
 
 
-def test_how_often_batches_are_mixed_and_cut():
+def test_frequencies_of_mixup_and_cutmix():
     values = {"form": "timm", "mixup_alpha": 1.0, "cutmix_alpha": 1.0}
     kept = draw(
         mixing.draw_timm, (32, 32), options(prob=0.6, switch_prob=0.3, **values)
@@ -247,7 +247,7 @@ def test_how_often_batches_are_mixed_and_cut():
     assert scipy.stats.chisquare(counts, shares * DRAWS).pvalue > 0.01
 
 
-def test_rectangles_are_erased_as_often_and_as_large_as_timm_s():
+def test_erased_rectangles_match_timm_in_number_and_size():
     images = jnp.ones((3 * DRAWS, 64, 64, 1))
     erase = jax.jit(functools.partial(mixing.random_erasing, prob=0.3, mode="const"))
     erased = np.asarray(erase(jax.random.key(1), images))[..., 0] == 0
@@ -279,7 +279,7 @@ def test_several_rectangles_share_the_area():
 
 
 def boxes_of(masks):
-    """[n, 4] of the masks [n, h, w] that are not empty; each must be a rectangle."""
+    """Returns the boxes [n, 4] of masks [n, h, w]: rectangles, empty ones left out."""
     masks = masks[masks.any(axis=(1, 2))]
     ends = []
     for axis in (2, 1):
@@ -296,7 +296,7 @@ def area(boxes):
 
 
 @pytest.mark.parametrize("mode", mixing.FILLS)
-def test_what_rectangles_are_filled_with(mode):
+def test_fills_of_erased_rectangles(mode):
     images = jnp.full((200, 16, 16, 3), 9.0)
     filled = np.asarray(
         mixing.random_erasing(jax.random.key(0), images, prob=1.0, mode=mode)
@@ -331,7 +331,7 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("form", EVERYTHING)
-def test_a_run_with_everything_on(form, tiny_config, tmp_path):
+def test_a_run_with_every_kind_of_mixing(form, tiny_config, tmp_path):
     config = tiny_config(
         **EVERYTHING[form],
         **{
