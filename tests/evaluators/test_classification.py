@@ -40,7 +40,7 @@ class Arrays:
 
 
 def _model(num_classes):
-    """A linear model: what counts here is the counting, and it compiles at once."""
+    """Returns a linear model, which compiles fast; only the counting matters here."""
     model = types.SimpleNamespace(
         architecture=types.SimpleNamespace(num_classes=num_classes),
         apply=lambda variables, x: x.reshape(len(x), -1) @ variables["params"],
@@ -65,7 +65,7 @@ def _run(source, batch_size, *, loss="softmax", devices=8, **options):
 
 
 def _expected(source, loss="softmax"):
-    """The same numbers from all logits at once, by sorting in numpy."""
+    """Computes the numbers from all logits at once, by sorting in NumPy."""
     model, params = _model(source.num_classes)
     images = PREPROCESSING.normalize(source.images)
     logits = np.asarray(model.apply({"params": params}, images))
@@ -115,7 +115,7 @@ def test_a_prediction_counts_when_it_is_among_several_labels():
     expected = _expected(source, "sigmoid")
 
     _assert_same(found, expected)
-    # Not the share of examples whose first label was predicted.
+    # This is not the share of examples whose first label was predicted.
     first = np.argmax(source.targets, axis=1)
     assert expected["top1"] > np.mean(expected["hits"] & (first == 0))
 
@@ -132,7 +132,7 @@ def test_accuracy_of_each_class(multi_label):
     assert right.sum() > 0
 
 
-def test_images_that_cannot_be_read_are_counted_apart():
+def test_unreadable_images_are_counted_separately():
     source = Arrays(10, 6)
     whole = source.__getitem__
     broken = type("Broken", (Arrays,), {})(10, 6)
@@ -166,7 +166,7 @@ def _rows(count):
 
 
 @pytest.mark.parametrize("examples", [11, 13])
-def test_another_count_than_the_data_have_is_a_bug(examples):
+def test_a_count_that_differs_from_the_data_is_a_bug(examples):
     model, params = _model(3)
     mesh = sharding.make_mesh()
     step = make_eval_step(model, PREPROCESSING, mesh, loss="softmax")
@@ -180,7 +180,7 @@ def test_another_count_than_the_data_have_is_a_bug(examples):
         add_up(step, params, batches, mesh, examples=examples)
 
 
-def test_a_nan_in_padding_is_no_nan():
+def test_a_nan_in_padding_does_not_count():
     model, params = _model(3)
     mesh = sharding.make_mesh()
     step = make_eval_step(model, PREPROCESSING, mesh, loss="sigmoid")
