@@ -10,7 +10,7 @@ from vit_jax.models import Architecture, MixerArchitecture, abstract_params
 
 @pytest.fixture
 def tiny():
-    """A function of the fields to change: grid 2×3, 2 heads of 8, 2 blocks."""
+    """Returns a function of the fields to change: grid 2×3, 2 heads of 8, 2 blocks."""
 
     def architecture(**changes):
         fields = {
@@ -29,7 +29,7 @@ def tiny():
 
 @pytest.fixture
 def tiny_mixer():
-    """The same for an MLP-Mixer."""
+    """Returns a function of the fields to change, for a tiny MLP-Mixer."""
 
     def architecture(**changes):
         fields = {
@@ -58,7 +58,7 @@ def random_images():
 
 @pytest.fixture
 def random_params():
-    """Parameters of which none is zero or one, so that each of them matters."""
+    """Returns a function that draws parameters, none zero or one, so all matter."""
 
     def params(architecture, seed=0):
         rng = np.random.default_rng(seed)
@@ -74,7 +74,7 @@ def random_params():
 
 @pytest.fixture
 def equations():
-    """All equations of a jaxpr, those of inner functions included."""
+    """Returns a function that lists a jaxpr's equations, inner functions included."""
 
     def equations(jaxpr):
         for equation in jaxpr.eqns:

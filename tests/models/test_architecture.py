@@ -65,7 +65,7 @@ def test_from_dict_refuses_missing_and_unknown_names(tiny):
         Architecture.from_dict(fields)
 
 
-def test_from_dict_reads_what_was_written_before_a_field_existed(tiny):
+def test_from_dict_reads_files_from_before_a_field_existed(tiny):
     fields = tiny(gelu="exact").to_dict()
     for name in ("distillation_token", "trunk", "trunk_numerics", "qkv_bias"):
         del fields[name]
@@ -114,7 +114,7 @@ def test_tokens_before_the_patches(tiny):
     assert prefix(**none) == (0, 0)
 
 
-def test_a_mixer_is_of_patches_alone(tiny_mixer):
+def test_a_mixer_has_only_patch_tokens(tiny_mixer):
     mixer = tiny_mixer()
     assert (mixer.grid, mixer.num_tokens, mixer.num_prefix_tokens) == ((2, 3), 6, 0)
     assert (mixer.embed_kernel, mixer.embed_channels) == ((4, 2), 3)
@@ -178,7 +178,7 @@ def test_all_wrong_values_are_listed_at_once(tiny):
 
 
 def test_values_of_the_wrong_type_are_refused(tiny, monkeypatch):
-    # What a user meets: no type checker in front of the architecture's own check.
+    # As for a user: no type checker before the architecture's own check.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     fields = dataclasses.asdict(tiny())
     wrong = {
@@ -219,7 +219,7 @@ def test_all_impossible_combinations_are_listed_at_once(tiny):
         assert part in message
 
 
-def test_two_tokens_leave_no_choice_of_what_the_heads_read(tiny):
+def test_two_tokens_determine_what_the_heads_read(tiny):
     with pytest.raises(ValueError, match="distillation_token needs pooling cls"):
         tiny(distillation_token=True, pooling="gap")
     with pytest.raises(ValueError, match="leaves no place for pre_logits"):

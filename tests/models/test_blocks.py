@@ -1,4 +1,4 @@
-"""Kinds of blocks: what a new row of the tables has to bring, and what it gets."""
+"""Kinds of blocks: requirements and effects of a new row of the tables."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from vit_jax.weights.formats.known import FORMATS
 
 
 class GatedMlp(nn.Module):
-    """The hidden units times a third layer's."""
+    """An MLP whose hidden units are multiplied by those of a third layer."""
 
     architecture: Any
     layers: Any
@@ -33,7 +33,7 @@ class GatedMlp(nn.Module):
 
 @pytest.fixture
 def gated(monkeypatch, tiny):
-    """A function of fields: an architecture with MLPs of a new kind."""
+    """Returns a function of fields: an architecture with a new kind of MLP."""
     monkeypatch.setitem(MLPS, "gated", GatedMlp)
     return lambda **fields: tiny(mlp_type="gated", **fields)
 
@@ -82,15 +82,15 @@ def test_another_kind_of_norm_is_a_row(monkeypatch, tiny, random_images):
     assert bool(jnp.isfinite(logits).all())
 
 
-def test_a_kind_that_no_table_has_is_refused(tiny):
+def test_an_unknown_kind_of_block_is_rejected(tiny):
     with pytest.raises(ValueError, match="mlp_type is 'gated', expected one of plain"):
         tiny(mlp_type="gated")
     with pytest.raises(ValueError, match="norm_type is 'rms', expected one of layer"):
         Architecture.from_dict(tiny().to_dict() | {"norm_type": "rms"})
 
 
-def test_older_releases_can_read_what_they_can_compute(gated, tiny):
-    # They refuse names that they do not know.
+def test_older_releases_can_read_models_they_can_compute(gated, tiny):
+    # They reject names that they do not know.
     assert not {"mlp_type", "norm_type"} & tiny().to_dict().keys()
     fields = gated().to_dict()
     assert fields["mlp_type"] == "gated"
@@ -98,13 +98,13 @@ def test_older_releases_can_read_what_they_can_compute(gated, tiny):
     assert Architecture.from_dict(fields) == gated()
 
 
-def test_its_matrices_are_refused_until_the_mesh_knows_them(gated):
+def test_new_matrices_are_rejected_until_the_mesh_knows_them(gated):
     expected = r"how to spread blocks_00/mlp/gate/kernel \[16, 24\], "
     with pytest.raises(UserError, match=expected):
         sharding.check_known(abstract_params(gated()))
 
 
-def test_its_matrices_are_spread_as_the_mesh_says(
+def test_new_matrices_are_sharded_by_their_row(
     gated, spread, random_params, random_images
 ):
     placement = sharding.MeshPlacement(sharding.make_mesh(2, 2, 2))
@@ -128,7 +128,7 @@ def test_its_matrices_are_spread_as_the_mesh_says(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_formats_without_names_for_it_say_so(format, gated, tiny):
+def test_formats_without_names_for_a_block_say_so(format, gated, tiny):
     inexpressible = FORMATS[format].inexpressible
     assert inexpressible(tiny()) == []
     assert inexpressible(gated()) == ["MLPs of the kind 'gated'"]

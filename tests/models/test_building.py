@@ -5,7 +5,7 @@ import pytest
 from vit_jax.models import MlpMixer, VisionTransformer, abstract_params, blocks, build
 
 
-def test_a_module_for_either_kind(tiny, tiny_mixer):
+def test_each_kind_of_architecture_has_a_module(tiny, tiny_mixer):
     how = {"dtype": jnp.bfloat16, "scan": True, "attention": "xla"}
     vit = build(tiny(), **how, layer_scale_init=0.1)
     assert vit == VisionTransformer(tiny(), **how, layer_scale_init=0.1)
@@ -22,7 +22,7 @@ def test_a_field_that_no_module_has_is_an_error(kind, tiny, tiny_mixer):
 
 @pytest.fixture
 def compiled():
-    """Names of what is compiled in the meantime."""
+    """Records the names of programs that are compiled."""
     names = []
 
     def note(name, seconds, **_):
@@ -44,7 +44,7 @@ def test_abstract_parameters_compile_nothing_and_trace_one_block(
         return attention(module, *arguments)
 
     monkeypatch.setattr(blocks.Attention, "__call__", record)
-    # Numbers that no other test has, so that nothing is compiled yet.
+    # Sizes that no other test uses, so that nothing is compiled yet.
     abstract_params(tiny(width=34, depth=2))
     few = len(calls)
     params = abstract_params(tiny(width=34, depth=40))
@@ -55,7 +55,7 @@ def test_abstract_parameters_compile_nothing_and_trace_one_block(
     assert compiled
 
 
-def test_abstract_parameters_are_the_callers_own(tiny):
+def test_abstract_parameters_belong_to_the_caller(tiny):
     params = abstract_params(tiny())
     params["norm"].clear()
     assert set(abstract_params(tiny())["norm"]) == {"scale", "bias"}

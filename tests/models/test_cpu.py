@@ -13,7 +13,7 @@ from vit_jax.models.placement import Placement
 
 
 def with_gradients(module: Any, shape=(3, 5, 16)):
-    """Output, and the gradients by all parameters and by x, of a sum with weights."""
+    """Returns the output, and gradients of a weighted sum for all parameters and x."""
     keys = jax.random.split(jax.random.key(0), 3)
     x = 2 + 3 * jax.random.normal(keys[0], shape)
     params = module.init(keys[1], x)
@@ -37,26 +37,26 @@ def assert_close(found, expected):
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 16), (7, 16)])
-def test_layer_norm_is_that_of_flax(shape):
+def test_layer_norm_equals_flax(shape):
     norms = cpu.LayerNorm(1e-6), nn.LayerNorm(1e-6)
     assert_close(*(with_gradients(norm, shape) for norm in norms))
 
 
 def test_constant_tokens_have_no_variance():
-    """Rounding must not make it negative."""
+    """Checks that rounding does not make the variance negative."""
     x = jnp.full((1, 2, 16), 1000.1)
     norm = cpu.LayerNorm(1e-6)
     y = jnp.asarray(norm.apply(norm.init(jax.random.key(0), x), x))
     assert bool(jnp.all(jnp.isfinite(y)))
 
 
-def test_products_are_those_of_flax():
+def test_products_equal_flax():
     dense = (nn.Dense(7, dot_general=product) for product in (cpu.product, None))
     assert_close(*map(with_gradients, dense))
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 12, 3), (2, 9, 7, 3)], ids=["even", "rest"])
-def test_patches_are_those_of_flax(shape):
+def test_patches_equal_flax(shape):
     how = {"kernel_size": (4, 3), "strides": (4, 3), "padding": "VALID"}
     convolutions = (
         nn.Conv(7, conv_general_dilated=convolution, **how)
@@ -67,7 +67,7 @@ def test_patches_are_those_of_flax(shape):
 
 def test_kernels_gradients_sum_over_one_dimension_on_cpus():
     def summed(placement):
-        """How many dimensions products sum over, less one, forward and backward."""
+        """Counts dimensions that products sum over, less one, forward and backward."""
         module = make_layers(jnp.float32, placement).dense(7)
         text = str(jax.make_jaxpr(lambda: with_gradients(module))())
         return {part.split("]")[0].count(",") for part in text.split("(([")[1:]}
@@ -83,7 +83,7 @@ def test_the_devices_of_the_mesh_decide():
 
     here = sharding.MeshPlacement(sharding.make_mesh())
     assert norm(here, jnp.float32) is cpu.LayerNorm
-    # Where products are in bfloat16, none is in float32.
+    # If products are in bfloat16, none is in float32.
     assert norm(here, jnp.bfloat16) is nn.LayerNorm
     assert norm(Placement(), jnp.float32) is nn.LayerNorm
     plain = make_layers(jnp.float32)

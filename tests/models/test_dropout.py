@@ -47,7 +47,7 @@ def test_drops_are_independent_in_rows_channels_and_layers():
     assert {name: z for name, z in sums.items() if abs(z) > 3} == {}
 
 
-def test_gradients_are_dropped_alike_and_nothing_is_kept_for_it():
+def test_gradients_are_dropped_alike_without_stored_masks():
     x, key = jnp.ones((4, 7, 96)), jax.random.key(3)
     dropped, pull = jax.vjp(lambda x: dropout.drop(x, 0.5, key), x)
     np.testing.assert_array_equal(pull(x)[0], dropped)
@@ -96,7 +96,7 @@ def test_a_block_under_stochastic_depth_is_unbiased(tiny, random_params):
     many = jnp.broadcast_to(x, (16_384, 6, 16))
     key, rate = jax.random.key(0), jnp.float32(0.5)
     found, _ = jax.jit(block.apply)({"params": params}, many, key, rate)
-    # A branch b is 0 or 2b: a standard deviation of |b| for each of the two.
+    # A branch b becomes 0 or 2b: a standard deviation of |b| for each of the two.
     noise = 4 * 2**0.5 * jnp.abs(expected - x).max() / 16_384**0.5
     assert jnp.abs(expected - x).max() > 10 * noise
     np.testing.assert_allclose(found.mean(axis=0), expected[0], atol=noise)
@@ -106,7 +106,7 @@ def test_a_block_under_stochastic_depth_is_unbiased(tiny, random_params):
 
 @pytest.fixture
 def drops(monkeypatch, tiny, random_params, random_images):
-    """What a training step passes to `drop`, in order."""
+    """Returns a function that records the arguments of `drop` in a training step."""
 
     def drops(**fields):
         architecture = tiny(pooling="map")
@@ -132,7 +132,7 @@ def drops(monkeypatch, tiny, random_params, random_images):
     return drops
 
 
-def test_the_sites_are_the_papers(drops):
+def test_dropout_sites_match_the_paper(drops):
     calls = drops(dropout_rate=0.1, stochastic_depth=0.4)
     tokens, hidden = (2, 7, 16), (2, 7, 24)
     per_block = [

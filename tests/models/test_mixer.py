@@ -1,4 +1,4 @@
-"""The MLP-Mixer against the paper's equations, written again in NumPy and float64."""
+"""The MLP-Mixer, compared with the paper's equations in NumPy and float64."""
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +185,7 @@ def test_loop_and_scan_are_the_same_tree(tiny_mixer, equations):
     assert (loop.count("remat2"), scan.count("remat2")) == (0, 1)
 
 
-def test_drops_are_in_training_only_and_depend_on_the_key(
+def test_dropout_needs_training_and_depends_on_the_key(
     tiny_mixer, random_params, random_images
 ):
     architecture = tiny_mixer()
@@ -207,7 +207,7 @@ def test_drops_are_in_training_only_and_depend_on_the_key(
     assert jnp.abs(first - second).max() > 0.01
 
 
-def test_what_drops_and_where(tiny_mixer, random_params, monkeypatch):
+def test_dropout_sites_of_a_mixer(tiny_mixer, random_params, monkeypatch):
     sites, keys, drop = [], [], mixer.drop
 
     def record(x, rate, key, whole_examples=False):

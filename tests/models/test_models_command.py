@@ -7,7 +7,7 @@ from vit_jax.models import __main__ as models
 
 @pytest.fixture
 def listed(run_command, capsys):
-    """The names that the command gives for its arguments."""
+    """Returns a function of arguments that lists the names printed by the command."""
 
     def names(*arguments):
         run_command(models, *arguments, "--json")
@@ -24,7 +24,7 @@ def test_everything_is_listed(listed):
     assert "vit_base_patch16_224.augreg_in21k" in names
 
 
-def test_filters_hold_together(listed):
+def test_filters_can_be_combined(listed):
     names = listed("--task=i1k", "--resolution=384", "--max_params=30M", "timm")
     assert names == [
         "vit_tiny_patch16_384.augreg_in21k_ft_in1k",
@@ -62,7 +62,7 @@ def test_a_row_as_json(run_command, capsys):
     assert "facebookresearch/deit" in report["protocols"]["deit"]
 
 
-def test_in_a_pipe_a_row_is_a_line(run_command, capsys):
+def test_in_a_pipe_each_row_is_a_line(run_command, capsys):
     run_command(models, "--family=augreg", "S/16")
     lines = capsys.readouterr().out.splitlines()
     name = (
@@ -90,7 +90,7 @@ def test_in_a_pipe_a_row_is_a_line(run_command, capsys):
         (["--resolution=big"], ["resolution"]),
     ],
 )
-def test_what_cannot_be_is_one_message(run_command, arguments, messages):
+def test_invalid_arguments_give_one_message(run_command, arguments, messages):
     with pytest.raises(SystemExit) as caught:
         run_command(models, *arguments)
     for message in messages:

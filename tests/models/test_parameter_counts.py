@@ -14,8 +14,8 @@ from vit_jax.models import (
 )
 
 # Variant: class token at 224, average pooling at 224, class token at 384 pixels, with
-# 1,000 classes. The first is what google-research/vision_transformer asserts for the
-# models it has; 384 is no multiple of 14.
+# 1,000 classes. The first is asserted by google-research/vision_transformer for the
+# models it has; 384 is not a multiple of 14.
 COUNTS = {
     "Ti/16": (5_717_416, 5_717_032, 5_790_376),
     "S/32": (22_878_952, 22_878_184, 22_915_432),
@@ -70,9 +70,9 @@ OTHERS = [
     ("B/16", {}, 21_843, 102_595_923),
     ("L/16", {}, 21_843, 325_690_707),
     ("B/16", {"pre_logits": 768}, 21_843, 103_186_515),
-    # Without a head the vector it would have read comes out: D·K + K fewer.
+    # Without a head the model returns the head's input: D·K + K fewer.
     ("Ti/16", {}, 0, 5_717_416 - 192_000 - 1_000),
-    # Four registers are four more tokens without position.
+    # Four registers add four tokens without positions.
     ("Ti/16", {"registers": 4}, 1000, 5_717_416 + 4 * 192),
     ("Ti/16", {"registers": 4, "register_positions": True}, 1000, 5_717_416 + 8 * 192),
 ]
@@ -80,7 +80,7 @@ OTHERS = [
 
 @functools.cache
 def count(name, image_size=224, num_classes=1000, **fields):
-    """Parameters of a variant, of which none is allocated."""
+    """Counts the parameters of a variant without allocating them."""
     size = (image_size, image_size)
     architecture = architecture_from_variant(
         name, image_size=size, num_classes=num_classes, **fields

@@ -1,4 +1,4 @@
-"""The parts of a model alone: patches, embed, encode, pool, head."""
+"""The parts of a model, called alone: patches, embed, encode, pool, head."""
 
 import dataclasses
 from functools import partial
@@ -28,14 +28,14 @@ def architecture(request, tiny, tiny_mixer):
     return make(**CHANGES[request.param])
 
 
-def test_the_parts_one_after_the_other_are_the_whole(
+def test_calling_the_parts_in_turn_equals_the_whole(
     architecture, random_params, random_images
 ):
     model = build(architecture)
     params, images = random_params(architecture), random_images(architecture)
 
     def part(method, *arguments, names):
-        """Of the parameters only those that the part needs."""
+        """Calls a part of the model with only the parameters that it needs."""
         chosen = {n: x for n, x in params.items() if n.startswith(names)}
         return model.apply({"params": chosen}, *arguments, method=method)
 
@@ -52,7 +52,7 @@ def test_the_parts_one_after_the_other_are_the_whole(
     count = 2 if "head_distillation" in params else 1
     assert len(vectors) == len(logits) == count
     expected = model.apply({"params": params}, images)
-    # The call computes only the tokens that are read, which rounds differently.
+    # The whole call computes only the tokens that are read, which rounds differently.
     np.testing.assert_allclose(sum(logits) / count, expected, atol=2e-6)
 
 
@@ -66,7 +66,7 @@ def test_patches_have_their_positions(tiny, random_params, random_images):
 
 
 def test_some_of_the_patches_can_be_encoded(tiny, random_params, random_images):
-    """As masked pretraining does."""
+    """Encodes a subset of the patches, as masked pretraining does."""
     architecture = tiny(registers=2)
     model = VisionTransformer(architecture)
     params, images = random_params(architecture), random_images(architecture)
@@ -77,8 +77,8 @@ def test_some_of_the_patches_can_be_encoded(tiny, random_params, random_images):
 
     tokens = nn.apply(kept, model)({"params": params}, images)
     assert tokens.shape == (2, 3 + 3, 16)
-    # Without position the order of tokens is nothing to the blocks: the same as an
-    # image of the lower half, at its positions.
+    # Blocks do not depend on the order of tokens: the result equals that of an image of
+    # the lower half, at its positions.
     half = tiny(registers=2, image_size=(4, 6))
     lower = params | {"pos_embed": params["pos_embed"][:, 1:]}
     x = VisionTransformer(half).apply({"params": lower}, images[:, 4:], method="embed")
@@ -124,7 +124,7 @@ def test_each_heads_logits_by_name(tiny, random_params, random_images):
     np.testing.assert_allclose(logits, mean, atol=1e-6)
 
 
-def test_a_second_head_that_is_not_there(tiny, random_params, random_images):
+def test_a_missing_second_head(tiny, random_params, random_images):
     architecture = tiny()
     variables = {"params": random_params(architecture)}
     with pytest.raises(ValueError, match=r"'head_distillation' in .* pre_logits, head"):
@@ -185,7 +185,7 @@ def test_other_sizes_reach_the_logits_and_gradients_the_positions(
     np.testing.assert_allclose(pos_embed, expected[1]["pos_embed"], atol=1e-5)
 
 
-def test_at_its_own_size_a_model_that_resizes_is_as_without(
+def test_resizing_changes_nothing_at_the_models_own_size(
     tiny, random_params, random_images
 ):
     architecture = tiny()

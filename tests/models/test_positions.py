@@ -34,7 +34,7 @@ def test_stored_outputs_cover_the_methods_of_torch_both_ways():
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_bicubic_is_the_antialiased_resize_of_jax(grid):
+def test_bicubic_equals_jaxs_antialiased_resize(grid):
     expected = jax.image.resize(
         SOURCE,
         (1, *grid, 3),
@@ -54,7 +54,7 @@ def test_google_golden_value():
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, (24, 24)])
-def test_google_is_linear_zoom_of_scipy(grid):
+def test_google_equals_scipys_linear_zoom(grid):
     zoom = (grid[0] / 5, grid[1] / 4, 1)
     expected = scipy.ndimage.zoom(SOURCE[0], zoom, order=1)
     resized = positions.resize(SOURCE, grid, "google")
@@ -62,7 +62,7 @@ def test_google_is_linear_zoom_of_scipy(grid):
 
 
 @pytest.mark.parametrize("method", positions.METHODS)
-def test_equal_grids_change_no_bit(method):
+def test_equal_grids_leave_every_bit(method):
     np.testing.assert_array_equal(positions.resize(SOURCE, (5, 4), method), SOURCE)
 
 
@@ -119,7 +119,7 @@ def test_sincos2d_golden_values(denominator, last):
     np.testing.assert_array_equal(embedding[0, 0, 0], [0, 0, 1, 1, 0, 0, 1, 1])
 
 
-def test_sincos2d_refuses_what_it_cannot_do():
+def test_sincos2d_rejects_invalid_arguments():
     with pytest.raises(ValueError, match="width of 8, 12, 16, …, got 10"):
         positions.sincos2d((2, 3), 10, "mae")
     with pytest.raises(ValueError, match="'moco', expected one of big_vision, mae"):

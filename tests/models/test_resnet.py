@@ -1,4 +1,4 @@
-"""The trunk of the hybrids, against convolutions written again in NumPy and float64."""
+"""The trunk of the hybrids, compared with convolutions in NumPy and float64."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from vit_jax.models.resnet import NUMERICS, StdConv, Trunk
 
 
 def reference_features(params, images, stages, numerics):
-    """Features of the trunk, straight from its description in the papers."""
+    """Computes the trunk's features directly from the description in the papers."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     x = np.asarray(images, np.float64)
 
@@ -38,8 +38,10 @@ def reference_features(params, images, stages, numerics):
 
 
 def windows(x, size, stride, fill):
-    """[b, new_h, new_w, size, size, c] under TensorFlow's rule for SAME: what cannot be
-    padded evenly gets one more at the bottom and on the right."""
+    """Cuts windows [b, new_h, new_w, size, size, c] by TensorFlow's rule for SAME.
+
+    Where padding cannot be even, it is one more at the bottom and on the right.
+    """
     pads = []
     for length in x.shape[1:3]:
         total = max((-(-length // stride) - 1) * stride + size - length, 0)
@@ -74,7 +76,7 @@ def group_norm(x, params, numerics):
 
 @pytest.fixture
 def hybrid(tiny):
-    """A function of the stages: the smallest hybrid, with a grid of 2 × 3."""
+    """Returns a function of the stages: the smallest hybrid, with a grid of 2 × 3."""
 
     def architecture(stages, **changes):
         patch = 4 * 2 ** max(len(stages) - 1, 0)
@@ -86,7 +88,7 @@ def hybrid(tiny):
 
 @pytest.fixture
 def trunk_of(random_params, random_images):
-    """A trunk's parameters and images, small enough for the epsilons to be seen."""
+    """Returns a trunk's parameters and images, so small that the epsilons matter."""
 
     def make(architecture):
         params = random_params(architecture)["trunk"]
@@ -104,7 +106,7 @@ def trunk_of(random_params, random_images):
 @pytest.mark.parametrize("stages", [(), (2, 1)])
 def test_features_equal_the_description(stages, numerics, hybrid, trunk_of):
     params, images = trunk_of(hybrid(stages))
-    # An odd size too, whose padding is another.
+    # Also an odd size, which is padded differently.
     images = images[:, 1:]
     trunk = Trunk(stages, numerics)
     features = jax.jit(trunk.apply)({"params": params}, images)
@@ -208,7 +210,7 @@ def test_weights_without_spread_have_a_gradient(numerics):
     assert jnp.isfinite(gradient(jnp.ones((1, 1, 4, 2)))).all()
 
 
-def test_initial_units_pass_on_what_they_get():
+def test_further_initial_units_change_nothing():
     images = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
     key = jax.random.key(1, impl="unsafe_rbg")
     params = jax.jit(Trunk((2,)).init)(key, images)["params"]

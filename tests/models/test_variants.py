@@ -20,7 +20,7 @@ def test_a_name_gives_size_and_patch():
     }
 
 
-def test_the_root_alone_has_patches_of_32_pixels_under_a_name_with_16():
+def test_a_root_without_stages_turns_a_name_with_16_into_patches_of_32():
     assert parse_variant("R+Ti/16")["patch_size"] == (32, 32)
     assert parse_variant("R+Ti/16")["trunk"] == ()
 

@@ -98,7 +98,7 @@ def test_options_left_out_leave_no_parameters(tiny):
 
 
 def test_initial_values(tiny):
-    # Wide enough for the statistics of a single matrix to be sharp.
+    # Wide enough for precise statistics of a single matrix.
     architecture = tiny(width=128, mlp_dim=384, **FULL)
     model = VisionTransformer(architecture, head_bias=-10.0, layer_scale_init=1e-5)
     images = jnp.zeros((1, 8, 6, 3))
@@ -234,7 +234,7 @@ def test_images_of_another_shape_are_refused(tiny, random_params):
 
 
 def test_images_without_batch_or_as_bytes_are_refused(tiny, random_params, monkeypatch):
-    # What a user meets: no type checker in front of the model's own check.
+    # As for a user: no type checker before the model's own check.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     architecture = tiny()
     variables = {"params": random_params(architecture)}

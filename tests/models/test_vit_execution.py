@@ -1,4 +1,4 @@
-"""Choices of execution leave the function, its gradients and its random draws alone."""
+"""Execution choices: none changes the function, its gradients or its random draws."""
 
 from functools import partial
 
@@ -22,14 +22,14 @@ DROP = {"dropout_rate": 0.2, "stochastic_depth": 0.4}
 
 @pytest.fixture
 def training(tiny, random_params, random_images):
-    """Loss and gradients as a function of the fields of a model; that of a seed."""
+    """Returns a function: model fields → (seed → loss and gradients)."""
     architecture = tiny(depth=3, layer_scale=True)
     params, images = random_params(architecture), random_images(architecture, batch=4)
 
     def training(**fields):
         model = VisionTransformer(architecture, **fields)
 
-        # Compiling takes the time here, so ask for little of it.
+        # Compilation dominates the time here, so it should do little.
         @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
         @jax.value_and_grad
         def run(params, key):
@@ -44,7 +44,7 @@ def training(tiny, random_params, random_images):
 
 
 def assert_same(found, expected, name):
-    # NumPy: each operation on arrays of JAX would be a program of its own.
+    # NumPy: each operation on JAX arrays would be compiled as a separate program.
     (loss, gradients), (expected_loss, expected_gradients) = jax.device_get(
         (found, expected)
     )
@@ -94,7 +94,7 @@ def test_scan_traces_one_block_and_remat_recomputes_it(tiny, equations):
     loop, scan = primitives(), primitives(scan=True)
     assert "scan" not in loop
     assert scan.count("scan") == 1
-    # The last block, of which the head reads one token, is a program of its own.
+    # The last block, of which the head reads one token, is traced separately.
     assert (loop.count("tanh"), scan.count("tanh")) == (3, 2)
     assert "remat2" not in loop + scan
     assert primitives(remat="full").count("remat2") == 3
@@ -134,7 +134,7 @@ def test_the_last_block_computes_only_what_the_head_reads(
     last = read + (architecture.pooling != "cls") * architecture.num_prefix_tokens
     assert hidden[:2] == [total, last]
 
-    # Asking for all tokens makes it compute them: the same logits and gradients.
+    # Requesting all tokens makes it compute them, with the same logits and gradients.
     def value(params, **how):
         return jnp.sum(jnp.square(logits(params, **how)))
 
@@ -172,7 +172,7 @@ def test_bfloat16_reaches_every_product_and_spares_what_needs_float32(
         for equation in equations(jaxpr)
         if equation.primitive.name in ("dot_general", "conv_general_dilated")
     ]
-    # All but the head's: patches, 8 in each of 2 blocks and the pooling, pre_logits.
+    # All except the head's: patches, 8 in each of 2 blocks and the pooling, pre_logits.
     assert products.count(jnp.float32) == 1
     assert products.count(jnp.bfloat16) == 1 + 8 * 3 + 1
     assert_softmax_and_norms_in_float32(equations(jaxpr), softmaxes=3, norms=6)

@@ -49,7 +49,7 @@ def test_two_tokens_for_two_heads(tiny, apply):
 
 
 @pytest.mark.parametrize("formulation", ["auto", "xla", "explicit"])
-def test_asking_changes_no_logits(formulation, tiny, apply):
+def test_requesting_intermediates_does_not_change_the_logits(formulation, tiny, apply):
     plain = apply(tiny(), attention=formulation)
     logits, found = apply(tiny(), "attention", "tokens", attention=formulation)
     np.testing.assert_allclose(logits, plain, atol=2e-6)
@@ -88,14 +88,14 @@ def test_pooled_comes_before_a_norm_that_follows_it(tiny, apply):
     assert np.abs(found["pre_logits"] - found["pooled"]).max() > 0.1
 
 
-def test_without_classes_the_heads_input_comes_out(tiny, apply):
+def test_without_classes_the_output_is_the_heads_input(tiny, apply):
     architecture = tiny(num_classes=0, pre_logits=7)
     features, found = apply(architecture, "pre_logits")
     assert features.shape == (2, 7)
     np.testing.assert_array_equal(features, found["pre_logits"])
 
 
-def test_the_names_to_choose_from(tiny, apply):
+def test_names_of_intermediates(tiny, apply):
     with pytest.raises(
         ValueError, match=r"'logits', 'x' in .* choose from embedding, "
     ):
@@ -106,7 +106,7 @@ def test_the_names_to_choose_from(tiny, apply):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_what_is_not_asked_for_is_not_computed(
+def test_unrequested_intermediates_are_not_computed(
     scan, tiny, random_params, random_images
 ):
     architecture = tiny(registers=2)
@@ -129,7 +129,7 @@ def test_what_is_not_asked_for_is_not_computed(
     assert [output.aval.shape for output in plain.jaxpr.outvars] == [(2, 5)]
 
 
-def test_only_asking_for_weights_gives_up_the_fused_attention(tiny, apply, monkeypatch):
+def test_only_requesting_weights_disables_fused_attention(tiny, apply, monkeypatch):
     asked = []
 
     def attend(*arguments, return_weights, **options):

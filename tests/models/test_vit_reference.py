@@ -1,4 +1,4 @@
-"""The model against the paper's equations, written again in NumPy and float64."""
+"""The model, compared with the paper's equations in NumPy and float64."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from vit_jax.models.layers import GELU
 
 
 def reference_logits(a, params, images):
-    """Logits of the Vision Transformer `a` (an Architecture), one image at a time."""
+    """Computes logits of the Vision Transformer `a`, one image at a time."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     return np.stack([logits_of_image(a, params, image) for image in images])
 
@@ -166,7 +166,7 @@ def test_logits_equal_the_equations(name, tiny, random_params, random_images):
 def test_every_architecture_above_computes_something_else(
     tiny, random_params, random_images
 ):
-    # Only then do the comparisons above say that a field does what it should.
+    # Only then do the comparisons above show that each field has its effect.
     images = random_images(tiny())
     results = []
     for name, changes in ARCHITECTURES.items():

@@ -12,7 +12,7 @@ from vit_jax.models.attention.formulations import (
     why_not_cudnn,
 )
 
-# cuDNN's is compiled for GPUs only: benchmarks/compile_gpu.py.
+# cuDNN's compiles only for GPUs: see benchmarks/compile_gpu.py.
 ON_CPU = [name for name in IMPLEMENTATIONS if name != "cudnn"]
 
 
@@ -24,7 +24,7 @@ def random_arguments(dtype=jnp.float32, tokens=5, source=7):
     )
 
 
-def test_the_formulations_are_these():
+def test_the_list_of_formulations():
     assert set(IMPLEMENTATIONS) == {
         "auto",
         "xla",
@@ -108,7 +108,7 @@ def test_bfloat16_in_and_out_with_a_float32_softmax(implementation):
     np.testing.assert_allclose(mixed.astype(jnp.float32), exact, atol=0.02)
     _, weights = attend(*arguments, return_weights=True)
     assert weights.dtype == jnp.float32
-    # In bfloat16 the sum would miss one by more than this.
+    # In bfloat16 the sum would differ from one by more than this.
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
 
 
@@ -136,7 +136,7 @@ B16 = {"tokens": 197, "heads": 12, "channels": 64, "dtype": jnp.bfloat16}
         ("cpu", "cpu", {}, (FASTEST_ON_CPU,)),
     ],
 )
-def test_candidates_are_what_can_run_there(platform, kind, changes, expected):
+def test_candidates_are_formulations_that_can_run(platform, kind, changes, expected):
     assert candidates(platform, kind, **(B16 | changes)) == expected
 
 
@@ -150,13 +150,13 @@ def test_candidates_are_what_can_run_there(platform, kind, changes, expected):
         (("gpu", 20, jnp.bfloat16), "a head has 20 channels, and it takes multiples"),
     ],
 )
-def test_what_cudnn_cannot_do_is_said(arguments, reason):
+def test_limits_of_cudnn_are_explained(arguments, reason):
     assert reason in why_not_cudnn(*arguments)
     assert bool(reason) == bool(why_not_cudnn(*arguments))
 
 
-def test_cudnn_s_odd_lengths_have_a_token_more_that_nobody_reads(monkeypatch):
-    """The call itself needs a GPU; by its side stands the formulation that does not."""
+def test_odd_lengths_are_padded_for_cudnn(monkeypatch):
+    """Replaces the call, which needs a GPU, by a formulation that does not."""
     lengths = []
 
     def fused(*operands, implementation, **options):
@@ -189,7 +189,7 @@ def test_cudnn_s_odd_lengths_have_a_token_more_that_nobody_reads(monkeypatch):
 
 
 @pytest.mark.parametrize(("tokens", "source"), [(1, 7), (1, 1)])
-def test_cudnn_leaves_a_single_query_alone(tokens, source):
+def test_a_single_query_does_not_use_cudnn(tokens, source):
     arguments = random_arguments(tokens=tokens, source=source)
     found, _ = attend(*arguments, implementation="cudnn")
     expected, _ = attend(*arguments, implementation="explicit")

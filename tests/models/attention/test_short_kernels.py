@@ -1,4 +1,4 @@
-"""The TPU kernels, interpreted: against float64, in all shapes; and where they run."""
+"""The TPU kernels, interpreted: compared with float64 in all shapes; where they run."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def random_arrays(count, tokens, heads, channels, dtype, images=2):
 
 
 def reference(query, key, value, gradient, heads):
-    """The output and the three gradients, by hand in float64."""
+    """Computes the output and the three gradients in float64."""
 
     def split(x):
         x = np.asarray(x, np.float64)
@@ -75,20 +75,20 @@ def test_shapes_drawn_at_random(seed):
 
 
 @pytest.mark.parametrize("tokens", [32, 65, 80])
-def test_pieces_of_the_queries_add_up(tokens, monkeypatch):
+def test_pieces_of_the_queries_give_the_whole_result(tokens, monkeypatch):
     monkeypatch.setattr(kernels, "_ROWS", 32)
     assert len(kernels._pieces(tokens)) == -(-tokens // 32)
     check(tokens, 4, 64, jnp.float32)
 
 
-def test_few_heads_at_a_time_where_the_memory_is_small(monkeypatch):
+def test_small_memories_process_few_heads_at_a_time(monkeypatch):
     monkeypatch.setattr(kernels, "_SMALLEST", (450_000, 600_000))
     assert kernels.heads_a_step(40, 512, 8, 4, 7) == (2, 600_000)
     check(40, 8, 64, jnp.float32)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_heads_get_whole_registers_where_the_memory_is_small(dtype, monkeypatch):
+def test_small_memories_give_heads_whole_registers(dtype, monkeypatch):
     wide = (40, 4 * 80, 4, dtype, "")
     assert kernels.lanes_a_head(*wide) == 80
     monkeypatch.setattr(kernels, "_SMALLEST", (480_000, 600_000))
@@ -105,10 +105,10 @@ def test_chips_with_more_memory_take_longer_sequences_of_odd_heads(monkeypatch):
     # The others give each head a register.
     assert lanes(*giant, "TPU v5") == lanes(*giant, "TPU v4") == 128
     assert lanes(*so400m, "TPU v4") == lanes(*so400m, "") == 128
-    # What fits everywhere takes no more than it does elsewhere.
+    # Sizes that fit on every chip take as many heads per step as by default.
     sizes = 577, 768, 12, 2, 7
     assert kernels.heads_a_step(*sizes, "TPU v5 lite") == kernels.heads_a_step(*sizes)
-    # Neither does v5p get what v5e has.
+    # Nor does v5p use v5e's memory size.
     monkeypatch.setitem(kernels.VMEM, "TPU v5", (1, 1))
     assert lanes(*so400m, "TPU v5 lite") == 72 and lanes(*so400m, "TPU v5") == 128
 
@@ -128,7 +128,7 @@ def test_chips_with_more_memory_take_longer_sequences_of_odd_heads(monkeypatch):
         (1100, 1024, 16),
     ],
 )
-def test_what_models_have_fits(tokens, width, heads):
+def test_sizes_of_real_models_fit(tokens, width, heads):
     assert fits(tokens, width, heads, jnp.bfloat16)
 
 
@@ -137,7 +137,7 @@ def test_what_models_have_fits(tokens, width, heads):
     [(197, 768, 24, "bfloat16"), (9000, 768, 12, "bfloat16"), (197, 768, 12, "half")],
     ids=["narrow heads", "too long", "another dtype"],
 )
-def test_what_does_not_fit_is_left_to_xla(tokens, width, heads, dtype):
+def test_sizes_that_do_not_fit_are_left_to_xla(tokens, width, heads, dtype):
     assert not fits(tokens, width, heads, dtype)
 
 
@@ -155,16 +155,16 @@ def text_for(platform, layout_heads=12):
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
-def test_the_platform_that_is_compiled_for_decides():
+def test_the_target_platform_decides():
     on_tpu, on_cpu = text_for("tpu"), text_for("cpu")
-    # The backward kernel alone: nobody asks for the loss, and nothing is kept of it.
+    # The backward kernel alone: the loss is not used, so it is removed.
     assert on_tpu.count("tpu_custom_call") == 1
     assert "197x197" not in on_tpu
     assert "tpu_custom_call" not in on_cpu
     assert "197x197" in on_cpu
 
 
-def test_other_keys_than_queries_are_left_to_xla():
+def test_cross_attention_is_left_to_xla():
     query, key = (jax.random.normal(jax.random.key(n), (2, n, 2, 64)) for n in (1, 20))
     found, _ = attend(query, key, key, implementation="pallas")
     expected, _ = attend(query, key, key, implementation="explicit")
