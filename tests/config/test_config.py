@@ -1,4 +1,4 @@
-"""Derived values, and one message that names every problem of a config."""
+"""Derived values of a config, and the one message that names all its problems."""
 
 import inspect
 import re
@@ -27,7 +27,7 @@ def test_the_defaults_with_a_length_are_valid():
 
 
 def test_every_key_is_explained():
-    """A comment stands above every key, or above the few that belong together."""
+    """Checks for a comment above every key, or above a few that belong together."""
     lines = inspect.getsource(config_lib.default_config).splitlines()
     keys = []
     for number, line in enumerate(lines):
@@ -50,7 +50,7 @@ def test_epochs_become_steps():
     resolved = config_lib.resolve(config, num_examples=10_000)
     assert resolved.total_steps == round(2.5 * 10_000 / 512)
     assert resolved.total_epochs is None
-    assert config.total_steps is None  # the recipe itself is left alone
+    assert config.total_steps is None  # the recipe itself is unchanged
     assert config_lib.resolve(resolved, 7).to_dict() == resolved.to_dict()
 
 
@@ -81,7 +81,7 @@ def test_a_short_run_has_a_step():
         (("total_epochs", "seed"), None, 3.0),
     ],
 )
-def test_the_command_line_s_length_clears_the_recipe_s(given, steps, epochs):
+def test_a_length_given_as_override_clears_the_recipes_length(given, steps, epochs):
     config = config_lib.override_length(recipe(total_epochs=3.0), given)
     assert (config.total_steps, config.total_epochs) == (steps, epochs)
 
@@ -121,7 +121,7 @@ def test_a_wrong_value_is_named(values, text):
     assert re.search(text, found[0])
 
 
-def test_no_length_is_a_problem():
+def test_a_missing_length_is_a_problem():
     config = recipe()
     config.total_steps = None
     assert config_lib.problems(config, num_devices=1) == [
@@ -129,7 +129,7 @@ def test_no_length_is_a_problem():
     ]
 
 
-def test_all_problems_come_at_once():
+def test_all_problems_are_reported_at_once():
     found = problems(loss="x", optimizer="y", batch_size=9, learning_rate=-1.0)
     with pytest.raises(UserError, match=r"4 problem\(s\)") as error:
         checks.check(found)

@@ -1,4 +1,4 @@
-"""The command line: recipes, overrides, and one message for everything wrong."""
+"""The command line: recipes, overrides, and one message with all mistakes."""
 
 import logging
 import subprocess
@@ -55,7 +55,7 @@ def test_recipe_argument_workdir_and_overrides(recipe):
 
 
 @pytest.mark.parametrize("word", ["false", "False", "0"])
-def test_true_or_false_may_stand_apart(recipe, word):
+def test_booleans_may_be_separate_arguments(recipe, word):
     config, _ = load(f"--config={recipe}", "--config.reset_head", word)
     assert config.reset_head is False
     with pytest.raises(UserError, match=r"config\.per_class=foo: expected true or fal"):
@@ -70,7 +70,7 @@ def test_image_sizes_parse_from_one_or_two_numbers(recipe):
     assert sizes == [(32,), (32, 48), (32, 48)]
 
 
-def test_a_length_on_the_command_line_clears_the_recipe_s(recipe):
+def test_a_length_on_the_command_line_clears_the_recipes_length(recipe):
     config, _ = load(f"--config={recipe}", "--config.total_epochs=3")
     assert (config.total_steps, config.total_epochs) == (None, 3.0)
 
@@ -81,7 +81,7 @@ def test_a_length_that_cannot_be_read_clears_nothing(recipe):
     assert error.value.config.total_steps == 10
 
 
-def test_all_wrong_arguments_come_at_once(recipe):
+def test_all_wrong_arguments_are_reported_at_once(recipe):
     with pytest.raises(UserError) as error:
         load(
             f"--config={recipe}",
@@ -116,12 +116,12 @@ def test_all_wrong_arguments_come_at_once(recipe):
         ),
     ],
 )
-def test_what_is_refused(recipe, arguments, text):
+def test_invalid_command_lines_are_rejected(recipe, arguments, text):
     with pytest.raises(UserError, match=text):
         load(*(argument.replace("RECIPE", recipe) for argument in arguments))
 
 
-def test_a_missing_recipe_lists_those_that_are_there(recipe):
+def test_a_missing_recipe_lists_the_existing_ones(recipe):
     with pytest.raises(UserError, match=r"there are .*recipe\.py"):
         load("--config=" + recipe.replace("recipe.py", "recip.py"))
 
@@ -142,7 +142,7 @@ def test_a_user_error_ends_with_one_message_and_no_traceback(recipe):
     )
 
 
-def test_nobody_reading_the_output_is_no_error():
+def test_a_closed_output_pipe_is_not_an_error():
     script = "from vit_jax import command; command.guard(lambda: print('x' * 10**6))"
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
@@ -158,7 +158,7 @@ def test_nobody_reading_the_output_is_no_error():
         (OSError(28, "No space left on device"), "error: the output: no space left"),
     ],
 )
-def test_what_the_system_refuses_is_explained(error, message, monkeypatch):
+def test_errors_of_the_system_are_explained(error, message, monkeypatch):
     def action():
         raise error
 
