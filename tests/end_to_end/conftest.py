@@ -1,4 +1,4 @@
-"""Folders of images, damaged files, and commands called as a user calls them."""
+"""Fixtures: folders of images, damaged files, and commands called as by a user."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def make_images():
 
 @pytest.fixture
 def call(monkeypatch):
-    """Calls a command's `main` with arguments; None, or what it exits with."""
+    """Returns a function that calls a command's `main` and returns its exit value."""
 
     def call(main, *arguments):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -42,7 +42,7 @@ def call(monkeypatch):
 
 @pytest.fixture
 def stopping_before(monkeypatch):
-    """A context: the run ends as if killed before it writes a line of the metrics."""
+    """Returns a context in which a run ends, as if killed, before a metrics line."""
 
     class Killed(BaseException):
         pass
@@ -65,7 +65,7 @@ def stopping_before(monkeypatch):
 
 @pytest.fixture
 def read_metrics():
-    """The lines of WORKDIR/metrics.jsonl."""
+    """Returns a function that reads the lines of WORKDIR/metrics.jsonl."""
     return lambda workdir: [
         json.loads(line)
         for line in (workdir / "metrics.jsonl").read_text().splitlines()

@@ -1,9 +1,9 @@
-"""Runs the training command on a disk that is full from some step on.
+"""The training command on a disk that is full from a given step on.
 
     full_disk.py STEP ARGUMENTS...
 
-The limit on the size of files stands for the disk: it works for every user, and a
-write fails in the same place.
+A limit on the size of files simulates the disk: it works for every user, and a write
+fails in the same place.
 """
 
 import resource

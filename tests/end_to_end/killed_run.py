@@ -1,13 +1,13 @@
-"""Runs the training command, and kills or stops its own process at a chosen point.
+"""The training command, which kills or stops its own process at a chosen point.
 
     killed_run.py POINT ARGUMENTS...
 
 POINT is `none`, `write:STEP:SPLIT` (before that line of the metrics), `torn:STEP`
 (half a line written), `evaluating:STEP` (after the first batch), `save:STEP` (before
 the arrays of that checkpoint are written), `rename:STEP` (before it is visible) or
-`join` (when the processes have met, before their devices have);
-`term:STEP` asks it to stop before that line, and goes on slowly. `compile` never comes
-to the end of the compilation, `compile:term` is asked to stop meanwhile.
+`join` (once the processes are connected, before their devices are); `term:STEP` asks it
+to stop before that line, and continues slowly. `compile` never finishes the
+compilation; `compile:term` is asked to stop during it.
 """
 
 import ctypes
@@ -87,10 +87,10 @@ def arm(kind, step="", split="train"):
 
         def patched_lower(self):
             if step == "term":
-                # Once the handlers have been set, and C is at work.
+                # Once the handlers are set, while C code runs.
                 ask = os.kill, (os.getpid(), signal.SIGTERM)
                 threading.Timer(0.5, *ask).start()
-            # Locked twice it never returns, and lets no handler of Python run.
+            # Locked twice it never returns, and no Python handler can run.
             mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
             while True:
                 libc.pthread_mutex_lock(mutex)
@@ -110,7 +110,7 @@ def arm(kind, step="", split="train"):
 
 
 EVAL_EVERY = 4
-peers.SILENCE = 8.0  # seconds; a test need not wait as long as a run
+peers.SILENCE = 8.0  # seconds; a test need not wait as long as a real run
 
 if __name__ == "__main__":
     point, *arguments = sys.argv[1:]

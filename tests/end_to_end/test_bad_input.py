@@ -1,4 +1,4 @@
-"""What bad input gets: one clear message in time, nothing lost, and no traceback."""
+"""Bad input: one clear message in time, nothing lost, and no traceback."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 @pytest.fixture
 def tiny(tiny_config):
-    """As small as a run can be: one block, one device."""
+    """Returns a function that makes the smallest configs: one block, one device."""
     smallest = {"mesh.data": 1, "model.depth": 1}
     return lambda **values: tiny_config(**(smallest | values))
 
@@ -65,7 +65,10 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch):
-    """The message of a run that ends before it compiles or writes anything."""
+    """Returns a function that gives the message of a run that ends early.
+
+    Early means before it compiles or writes anything.
+    """
     monkeypatch.chdir(tmp_path)
 
     def refused(config, workdir="run"):
@@ -87,7 +90,7 @@ def same(left, right):
 # Values
 
 
-def test_everything_wrong_comes_in_one_message(recipe, call, tmp_path, monkeypatch):
+def test_all_problems_are_in_one_message(recipe, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _compiled.clear()
     message = call(
@@ -172,7 +175,7 @@ def test_everything_wrong_comes_in_one_message(recipe, call, tmp_path, monkeypat
         ({"pretrained": "one"}, "one is a directory that holds cat.* work director"),
     ],
 )
-def test_what_is_refused_before_compilation(
+def test_problems_that_are_detected_before_compilation(
     refused, recipe, tmp_path, tiny, make_images, values, text
 ):
     (tmp_path / "empty").mkdir()
@@ -198,7 +201,7 @@ def test_what_is_refused_before_compilation(
         ("return config", "pass", "returns None; expected the config"),
     ],
 )
-def test_a_recipe_s_mistake_names_its_line(recipe, call, before, after, text):
+def test_a_mistake_in_a_recipe_names_its_line(recipe, call, before, after, text):
     recipe.write_text(RECIPE.replace(before, after, 1))
     message = call(main.main, f"--config={recipe}")
     with pytest.raises(UserError, match=text):
@@ -217,7 +220,7 @@ def test_a_recipe_s_mistake_names_its_line(recipe, call, before, after, text):
         ("gs://bucket/run", r"gs:// needs gcsfs; pip install 'vit_jax\[gcs\]'"),
     ],
 )
-def test_a_work_directory_that_cannot_be(refused, tiny, tmp_path, workdir, text):
+def test_an_impossible_work_directory(refused, tiny, tmp_path, workdir, text):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=text):
         raise UserError(refused(tiny(), workdir))
@@ -239,7 +242,7 @@ def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(recipe, tmp_path
             capture_output=True,
             text=True,
             check=False,
-            # No entry of the cache of compiled programs may be cut short, too.
+            # Entries of the cache of compiled programs must not be cut short either.
             env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
         )
 
@@ -264,7 +267,7 @@ def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(recipe, tmp_path
 
 
 def damage(path):
-    """Cuts the end off; returns what mends it."""
+    """Cuts the end off a file; returns a function that repairs it."""
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     return lambda: path.write_bytes(data)
@@ -309,11 +312,11 @@ def test_bad_training_images_are_named_and_counted(
     assert same(load_params(again), load_params(tmp_path / "whole"))
 
 
-def test_a_run_that_accepts_no_bad_image_stops_and_goes_on(
+def test_a_run_that_accepts_no_bad_image_stops_and_can_be_resumed(
     tiny, folder, tmp_path, read_metrics
 ):
     config = tiny(dataset=str(folder), bad_images="error", checkpoint_every=100)
-    # Some image of the second batch or of a later one.
+    # An image of the second batch or of a later one.
     mend = damage(folder / "train/cat/0.png")
     with pytest.raises(UserError) as error:
         train_and_evaluate(config, str(tmp_path / "run"))
@@ -383,7 +386,7 @@ def test_evaluation_fails_at_a_bad_image_and_loses_nothing(
     assert read_metrics(run)[-1]["examples"] == 7
 
 
-def test_evaluation_leaves_bad_images_out_when_told_to(tiny, folder, tmp_path):
+def test_evaluation_skips_bad_images_on_request(tiny, folder, tmp_path):
     mend = [damage(path) for path in sorted(folder.glob("val/*/*"))]
     config = tiny(dataset=str(folder), eval_bad_images="skip", total_steps=1)
     with pytest.raises(UserError, match="none of the 7 images to evaluate on can be"):
@@ -394,7 +397,7 @@ def test_evaluation_leaves_bad_images_out_when_told_to(tiny, folder, tmp_path):
     assert (numbers["examples"], numbers["bad_images"]) == (6, 1)
 
 
-# Checkpoints of something else
+# Checkpoints of a different run or model
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +407,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def start(trained, tiny):
-    """A work directory that was trained on the digits."""
+    """Returns a work directory that was trained on the digits."""
     if not trained.exists():
         train_and_evaluate(tiny(), str(trained))
     return trained
@@ -497,7 +500,7 @@ def test_more_images_end_a_resume(tiny, tmp_path, folder):
     assert f"{before} val: with other data" in str(error.value)
 
 
-# Numbers that are none
+# Numbers that are not finite
 
 
 @pytest.mark.parametrize(
@@ -510,7 +513,7 @@ def test_more_images_end_a_resume(tiny, tmp_path, folder):
             r"of step 1. A lower learning_rate",
         ),
         (
-            # Only the evaluation sees what the last step has done.
+            # Only the evaluation sees the effect of the last step.
             {"optimizer": "sgd", "learning_rate": 1e38, "total_steps": 1},
             r"step 1: the loss on the held-out images is .*no checkpoint yet",
         ),
@@ -520,7 +523,7 @@ def test_more_images_end_a_resume(tiny, tmp_path, folder):
         ),
     ],
 )
-def test_what_is_not_finite_stops_the_run(tiny, tmp_path, values, text):
+def test_non_finite_numbers_stop_the_run(tiny, tmp_path, values, text):
     run = tmp_path / "run"
     with pytest.raises(UserError, match=text):
         train_and_evaluate(tiny(checkpoint_every=1, **values), str(run))
@@ -559,7 +562,7 @@ def test_an_idle_accelerator_stops_the_run(tmp_path, monkeypatch, device, text):
     sharding.refuse_idle_accelerator(str(tmp_path))
 
 
-def test_allow_cpu_goes_on_beside_an_accelerator(tiny, tmp_path, monkeypatch):
+def test_allow_cpu_trains_despite_an_accelerator(tiny, tmp_path, monkeypatch):
     def refuse():
         raise UserError("this machine has a GPU")
 
@@ -567,7 +570,7 @@ def test_allow_cpu_goes_on_beside_an_accelerator(tiny, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has a GPU"):
         train_and_evaluate(tiny(total_steps=1), str(tmp_path / "run"))
     config = tiny(total_steps=1, allow_cpu=True)
-    # Also shows that the tests of refusals would see a compilation.
+    # Also shows that the tests of rejections would notice a compilation.
     _compiled.clear()
     assert train_and_evaluate(config, str(tmp_path / "run"))["examples"] == 360
     assert _compiled

@@ -1,4 +1,4 @@
-"""Somebody's weights from the file to the fine-tuned model, and out again."""
+"""Foreign weights: from the file to the fine-tuned model, and out again."""
 
 import json
 import logging
@@ -53,7 +53,7 @@ def folder(make_images, tmp_path):
 
 @pytest.fixture
 def recipe(folder):
-    """configs/b16.py on a folder, for two steps, with other values."""
+    """Makes configs/b16.py for a folder, for two steps, with other values."""
 
     def recipe(**values):
         config = runpy.run_path(str(B16))["get_config"](str(folder))
@@ -122,7 +122,7 @@ def test_b16_fine_tunes_from_googles_file(variant, recipe, tmp_path, caplog):
         ),
     ],
 )
-def test_an_empty_variant_takes_whatever_the_file_is(
+def test_an_empty_variant_takes_the_files_architecture(
     format, architecture, size, recipe, tmp_path
 ):
     path = tmp_path / ("weights" if format == "timm" else "weights.npz")

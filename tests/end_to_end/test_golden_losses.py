@@ -1,4 +1,4 @@
-"""The losses of training stay what they are; benchmarks/same_bits.py has the bits."""
+"""Golden training losses; benchmarks/same_bits.py compares every bit."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ LOSSES = json.loads((GOLDEN / "reduced_losses.json").read_text())
 
 
 @pytest.mark.parametrize("name", REDUCED["RECIPES"])
-def test_every_loss_is_what_it_was(name, call, tmp_path):
+def test_every_loss_equals_the_golden_one(name, call, tmp_path):
     flags = REDUCED["command_line"](name, REPOSITORY)
     flags.append("--config.mesh.data=1")
     assert call(main.main, *flags, f"--workdir={tmp_path}") is None

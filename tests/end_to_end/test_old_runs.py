@@ -1,4 +1,4 @@
-"""Work directories and files of version 0.1 still open, predict and continue."""
+"""Work directories and files of version 0.1, which still open, predict and continue."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def metrics(path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_predicts_as_it_did(name):
+def test_predictions_are_unchanged(name):
     for which, ema in (("logits", True), ("last", False)):
         images, logits = logits_of_0_1(name, which)
         model = vit_jax.load(OLD / name, ema=ema)
@@ -34,12 +34,12 @@ def test_predicts_as_it_did(name):
     assert model.class_names == tuple("0123456789")
 
 
-def test_the_averaged_weights_are_others_than_the_last_ones():
+def test_averaged_weights_differ_from_the_last_ones():
     with np.load(OLD / "ema.npz") as file:
         assert np.abs(file["logits"] - file["last"]).max() > 1e-3
 
 
-def test_a_file_in_our_own_format_predicts_as_it_did():
+def test_predictions_from_our_own_format_are_unchanged():
     images, logits = logits_of_0_1("adamw")
     model = vit_jax.load(OLD / "model.safetensors")
     np.testing.assert_allclose(model(images), logits, rtol=0, atol=1e-6)
@@ -47,8 +47,10 @@ def test_a_file_in_our_own_format_predicts_as_it_did():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_is_continued_by_its_own_command(name, call, tmp_path, monkeypatch, add_keys):
-    """It was begun without --workdir, and this version has more keys."""
+def test_a_run_is_continued_by_its_own_command(
+    name, call, tmp_path, monkeypatch, add_keys
+):
+    """Continues a run begun without --workdir, although this version has more keys."""
     shutil.copytree(OLD / name, tmp_path / NAMES[name])
     monkeypatch.chdir(tmp_path)
     add_keys()

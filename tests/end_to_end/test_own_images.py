@@ -1,4 +1,4 @@
-"""One's own images from the folder to the prediction, and what a run reads."""
+"""A user's own images, from the folder to the prediction; keys that a run reads."""
 
 import json
 import os
@@ -23,7 +23,7 @@ NAMES = ("Äpfel", "pears", "plums and more")
 
 
 def mixed(pixels):
-    """The same picture in every format and kind of pixels: file ending → image."""
+    """Returns one picture in every format and kind of pixels: file ending → image."""
     image = PIL.Image.fromarray(pixels)
     deep = PIL.Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     return {
@@ -68,7 +68,7 @@ def test_a_mixed_folder_from_training_to_prediction(
     assert numbers["bad_images"] == 0
     assert [line["step"] for line in read_metrics(tmp_path / "runs/fruit")] == [1, 2, 2]
 
-    # In fresh processes, elsewhere, by the public commands.
+    # In fresh processes and another folder, by the public commands.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     checkpoint = "--checkpoint=../runs/fruit"
@@ -116,7 +116,7 @@ def test_every_layout_trains_and_counts_each_image_once(
     numbers = train_and_evaluate(config, str(tmp_path / "run"))
     if examples is None:
         examples = numbers["examples"]
-        assert 1 <= examples <= 15  # a tenth of sixty, by chance more or less
+        assert 1 <= examples <= 15  # about a tenth of sixty, by chance
     assert numbers["examples"] == examples
     assert numbers["top1"] * examples == pytest.approx(
         round(numbers["top1"] * examples)
@@ -162,7 +162,7 @@ print(json.dumps([top, asked]))
 """
 
 
-def test_training_and_prediction_ask_for_no_other_framework(tmp_path):
+def test_training_and_prediction_import_no_other_framework(tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
         "from vit_jax.config import default_config\n\n"
@@ -188,7 +188,7 @@ def test_training_and_prediction_ask_for_no_other_framework(tmp_path):
     assert asked == []
 
 
-# What only checks, copies or writes a config does not count as reading it.
+# Code that only checks, copies or writes a config does not count as reading it.
 _NOT_READING = {
     "_get",
     "wrong_values",
@@ -205,7 +205,7 @@ _NOT_READING = {
 
 @pytest.fixture
 def keys_read(monkeypatch):
-    """The dotted keys that the package reads, filled while it runs."""
+    """Records the dotted keys that the package reads while it runs."""
     sections = {
         frozenset(value): name
         for name, value in default_config().items()
@@ -218,7 +218,7 @@ def keys_read(monkeypatch):
             value = method(config, key)
             caller = sys._getframe(1).f_code
             ours = caller.co_filename.startswith(str(PACKAGE))
-            # A comprehension is a function of its own.
+            # A comprehension is a separate function.
             names = {caller.co_name, sys._getframe(2).f_code.co_name}
             if ours and not names & _NOT_READING and not isinstance(value, ConfigDict):
                 section = sections.get(frozenset(config.keys()))

@@ -1,4 +1,4 @@
-"""Several processes train as one does, and none is left behind when one is gone."""
+"""Runs of several processes: trained like one, and none left behind if one is lost."""
 
 import json
 import os
@@ -46,14 +46,14 @@ def recipe(tmp_path_factory, tiny_recipe):
 
 
 def run_here(recipe, workdir, mesh):
-    """In one process, which has four devices of eight."""
+    """Trains in one process, with four of its eight devices."""
     config, _ = load_recipe(["main", f"--config={recipe}", *mesh])
     train_and_evaluate(config, str(workdir))
     return workdir
 
 
 def by_flags(port, count, number):
-    """What tells a process its place: flags, and the environment."""
+    """Returns the flags and the environment that tell a process its place."""
     address = f"--coordinator_address=localhost:{port}"
     return [address, f"--num_processes={count}", f"--process_id={number}"], {}
 
@@ -82,7 +82,10 @@ def by_open_mpi(port, count, number):
 
 
 def run_in(processes, devices, recipe, workdir, mesh, points=(), launched=by_flags):
-    """Exit status and errors of each; `points`: {process: point of killed_run.py}."""
+    """Runs processes; returns the exit status and the errors of each.
+
+    `points` maps a process to the point of killed_run.py where it is killed or stopped.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -131,14 +134,14 @@ def test_two_processes_of_two_devices_are_one_of_four(recipe, tmp_path):
     two = tmp_path / "two"
     ended, errors = run_in(2, 2, recipe, two, SPREAD, launched=by_slurm)
     assert ended == [0, 0], errors
-    # The first speaks for all.
+    # The first process logs for all.
     assert f"step {STEPS}/{STEPS}" in errors[0]
     assert "process 1 of 2" in errors[0]
     assert "step" not in errors[1]
     assert_same(two, run_here(recipe, tmp_path / "one", SPREAD))
 
 
-def test_all_end_at_once_when_one_is_asked_to_before_the_first_step(recipe, tmp_path):
+def test_a_signal_to_one_process_before_the_first_step_ends_all(recipe, tmp_path):
     points = {0: "compile", 1: "compile:term"}
     ended, errors = run_in(2, 2, recipe, tmp_path / "run", SPREAD, points)
     assert ended == [128 + signal.SIGTERM] * 2, errors
@@ -146,7 +149,7 @@ def test_all_end_at_once_when_one_is_asked_to_before_the_first_step(recipe, tmp_
     assert "error" not in "".join(errors)
 
 
-def test_a_run_goes_on_in_fewer_processes_after_every_end(recipe, tmp_path):
+def test_a_run_continues_in_fewer_processes_after_any_end(recipe, tmp_path):
     run = tmp_path / "run"
     # One of four is asked to stop: all do, at the same step, which is saved.
     ended, errors = run_in(4, 1, recipe, run, DIVIDED, {3: "term:2"})
@@ -170,7 +173,7 @@ def test_a_run_goes_on_in_fewer_processes_after_every_end(recipe, tmp_path):
     assert_same(run, run_here(recipe, tmp_path / "one", DIVIDED))
 
 
-# In the place of the package: notes what it is called with.
+# Replaces the package, and records its calls.
 WANDB = """
 import json, pathlib
 
@@ -197,7 +200,7 @@ EVERYTHING = (
 )
 
 
-def test_two_processes_with_damage_and_whatever_else_a_run_may_have(
+def test_two_processes_with_damage_and_every_optional_feature(
     recipe, tmp_path, monkeypatch
 ):
     (tmp_path / "modules").mkdir()

@@ -1,4 +1,4 @@
-"""The quickstart's course, with a recipe that trains next to nothing."""
+"""The course of the quickstart, with a recipe that trains next to nothing."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def call(run_command):
     return call
 
 
-def test_runs_shows_goes_on_and_starts_afresh(reduced, call, capfd):
+def test_the_quickstart_runs_shows_resumes_and_starts_afresh(reduced, call, capfd):
     call(reduced)
     shown = capfd.readouterr()
     numbers = json.loads((reduced / "quickstart.json").read_text())
@@ -58,7 +58,7 @@ def test_runs_shows_goes_on_and_starts_afresh(reduced, call, capfd):
         assert 0 <= numbers[name] <= 1
         assert f"{numbers[name]:.1%}" in shown.out
     assert 5 < numbers["seconds"] < 600
-    # Every part is one of the public commands; the pictures got class names.
+    # Every part is a public command; the pictures have class names.
     commands = [line.split()[3] for line in shown.err.splitlines() if line[:2] == "$ "]
     assert commands == ["vit_jax.main"] * 3 + ["vit_jax.evaluate"] * 3 + [
         "vit_jax.predict"
@@ -72,7 +72,7 @@ def test_runs_shows_goes_on_and_starts_afresh(reduced, call, capfd):
     assert again.out == shown.out
     assert "$ python" not in again.err  # nothing is trained twice
 
-    # Cut off before the end: what is finished stays, only the rest is done.
+    # Interrupted before the end: finished parts stay, only the rest is done.
     (reduced / "quickstart.json").unlink()
     finished = json.loads((reduced / "finished.json").read_text())
     del finished["predict"]
@@ -82,7 +82,7 @@ def test_runs_shows_goes_on_and_starts_afresh(reduced, call, capfd):
     assert "vit_jax.predict" in rest
     assert "vit_jax.main" not in rest
 
-    # Files that were torn count as if they were not there.
+    # Torn files count as missing.
     (reduced / "quickstart.json").write_text('{"pre')
     call(reduced)
     assert json.loads((reduced / "quickstart.json").read_text()) == numbers | {
@@ -91,7 +91,7 @@ def test_runs_shows_goes_on_and_starts_afresh(reduced, call, capfd):
 
     (reduced / "thesis.tex").touch()
     (reduced / "images/stray").touch()
-    # The recipe is broken: the first part fails, and the quickstart with its status.
+    # The recipe is broken: the first part fails, and its status is the quickstart's.
     pathlib.Path(quickstart.RECIPE).write_text("")
     with pytest.raises(SystemExit) as stopped:
         call(reduced, "--fresh")
@@ -102,7 +102,7 @@ def test_runs_shows_goes_on_and_starts_afresh(reduced, call, capfd):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_stops_the_quickstart_lets_its_part_save(tmp_path, number):
+def test_a_signal_to_the_quickstart_lets_its_current_run_save(tmp_path, number):
     path = pathlib.Path(__file__).parents[2] / quickstart.RECIPE
     recipe = RECIPE.format(path=str(path)).replace("= 6", "= 10_000_000")
     (tmp_path / "configs").mkdir()

@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends exactly as one that was left alone."""
+"""Resumption: a run that is killed and resumed ends exactly like an undisturbed one."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def run(recipe, workdir, point="none", *options):
 
 
 def environment(recipe):
-    # A kill may tear an entry of the cache of compiled programs: not that of all tests.
+    # A kill may tear an entry of the compilation cache: do not use the shared one.
     return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(recipe.parent / "compiled")}
 
 
@@ -86,12 +86,14 @@ def assert_same_end(workdir, reference):
 @pytest.mark.parametrize(
     "points",
     [
-        # Killed again and again: each restart comes a little further.
+        # Killed repeatedly: each restart gets a little further.
         ("write:2:train", "save:3", "torn:5", "rename:6", "write:8:eval"),
         ("evaluating:4", "rename:10"),
     ],
 )
-def test_killed_at_any_point(recipe, uninterrupted, tmp_path, points):
+def test_a_run_killed_at_any_point_ends_with_the_same_bits(
+    recipe, uninterrupted, tmp_path, points
+):
     workdir = tmp_path / "run"
     for point in points:
         done = run(recipe, workdir, point)
@@ -134,7 +136,7 @@ def test_a_signal_during_the_first_compilation_ends_at_once(recipe, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_finished_run_is_left_as_it_is(recipe, uninterrupted, call):
+def test_a_finished_run_is_not_changed(recipe, uninterrupted, call):
     before = (uninterrupted / "metrics.jsonl").read_text()
     flags = f"--config={recipe}", f"--workdir={uninterrupted}"
     assert call(main.main, *flags) is None

@@ -1,4 +1,4 @@
-"""The short version of benchmarks/stress.py, and that it sees what it looks for."""
+"""A short run of benchmarks/stress.py, and a check that it would notice faults."""
 
 import importlib.util
 import json
@@ -55,7 +55,7 @@ def test_kills_leave_no_trace_and_traces_would_be_seen(stress, tmp_path):
     assert left(lambda run: None) == whole | right
     assert left(another_number) == whole | right | {"mismatch": True}
     assert left(another_checkpoint)["mismatch"]
-    # The save of step 20 was begun, so that of step 10 was complete.
+    # The save of step 20 had started, so that of step 10 was complete.
     lost = {"step": 25, "newest": 10, "lost": 15}
     assert left(without(25, 20)) == lost | right
     assert left(without(25, 20, 10)) == {

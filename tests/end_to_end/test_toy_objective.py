@@ -1,4 +1,4 @@
-"""The protocols hold a toy objective and a toy evaluator that vit_jax lacks."""
+"""A toy objective and a toy evaluator that use nothing but the protocols."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def arrays(workdir, part, step=STEPS):
     }
 
 
-def test_trains_and_is_measured_on_a_schedule(whole):
+def test_a_toy_objective_trains_and_is_evaluated_on_schedule(whole):
     found = lines(whole)
     splits = [(line["step"], line["split"]) for line in found]
     train = [line for line in found if line["split"] == "train"]
@@ -99,12 +99,12 @@ def test_trains_and_is_measured_on_a_schedule(whole):
         if line["split"] != "train":
             assert 0 <= line["nearest/accuracy"] <= 1
             assert "loss" not in line
-    # The best by the evaluator stays, besides the newest.
+    # The best by the evaluator is kept, besides the newest.
     state = arrays(whole, "objective")
     assert any("centre" in name and np.any(value) for name, value in state.items())
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bits(recipe, whole, tmp_path):
+def test_a_killed_and_resumed_toy_run_ends_with_the_same_bits(recipe, whole, tmp_path):
     workdir = tmp_path / "killed"
     done = run(recipe, workdir, "write:4:train", check=False)
     assert done.returncode == -9
@@ -134,7 +134,7 @@ def test_eight_devices_learn_as_one(recipe, whole, tmp_path, mesh):
                 assert ours[name] == pytest.approx(theirs[name], rel=2e-4), name
 
 
-def test_by_command_it_measures_the_same(whole, recipe):
+def test_the_evaluate_command_measures_the_same(whole, recipe):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "vit_jax.evaluate", f"--checkpoint={whole}"),
@@ -151,7 +151,7 @@ def test_by_command_it_measures_the_same(whole, recipe):
     assert found["accuracy"] == expected["nearest/accuracy"]
 
 
-def test_the_model_of_the_run_loads_without_what_else_was_trained(whole):
+def test_the_model_loads_without_other_trained_parameters(whole):
     model = vit_jax.load(whole)
     assert "projection" not in model.params
     assert model.architecture.num_classes == 0

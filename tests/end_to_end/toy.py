@@ -1,8 +1,8 @@
-"""A way to learn and a way to measure that use nothing but the protocols.
+"""An objective and an evaluator that use nothing but the protocols.
 
-Self-distillation: the student sees a small crop and has to say what an averaged copy of
-itself says of a large one, and is drawn to the features of a frozen teacher. The last
-has a normalisation of its own, and the loss a denominator of its own.
+Self-distillation: the student sees a small crop and has to predict the output of an
+averaged copy of itself for a large crop, and is drawn to the features of a frozen
+teacher. The teacher has its own normalisation, and the loss its own denominator.
 """
 
 import jax
@@ -22,7 +22,7 @@ OUTPUTS = 12
 
 
 class SelfDistillation(Objective):
-    """Student, averaged copy, centre and frozen teacher."""
+    """Distillation with a student, its averaged copy, a centre and a frozen teacher."""
 
     sharding_rules = (("projection", ("fsdp", None)),)
 
@@ -57,7 +57,7 @@ class SelfDistillation(Objective):
         return {"average": params, "centre": jnp.zeros(OUTPUTS)}
 
     def prepare(self, key, batch, choice):
-        # Of the large view every second pixel: the copy sees more of the image.
+        # Every second pixel of the large view: the copy sees more of the image.
         large = batch["large"][:, ::2, ::2]
         key, flip_key = jax.random.split(key)
         flipped = jnp.where(jax.random.bernoulli(flip_key), large[:, :, ::-1], large)
@@ -101,7 +101,7 @@ class SelfDistillation(Objective):
 
 
 class NearestMean(Evaluator):
-    """Accuracy of the nearest class mean, of features of the training examples."""
+    """Accuracy by the nearest class mean of the training examples' features."""
 
     better = {"accuracy": 1.0}  # noqa: RUF012
 
