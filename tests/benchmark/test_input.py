@@ -1,4 +1,4 @@
-"""What the input's speed is said to be."""
+"""Reports of the input's speed."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_one_object_with_every_number(run):
     assert report["peak_bytes"] > 50e6
 
 
-def test_people_get_a_table(run):
+def test_without_json_the_output_is_a_table(run):
     text = run("--seconds=0.1", "--config.loader_threads=1")
     assert "images/s/core" in text
     assert "whole pipeline: " in text
