@@ -1,4 +1,4 @@
-"""Eight simulated devices on the CPU, and the strict settings every test runs with."""
+"""Settings of all tests: eight simulated CPU devices, strict checks; and fixtures."""
 
 import contextlib
 import copy
@@ -48,7 +48,7 @@ flags.FLAGS(["pytest"])
 
 
 def pytest_report_header():
-    """Every run of the tests begins with what it runs with."""
+    """Reports the versions that the tests run with."""
     from vit_jax.versions import installed
 
     return ", ".join(f"{name} {version}" for name, version in installed().items())
@@ -56,13 +56,13 @@ def pytest_report_header():
 
 @pytest.fixture
 def rng_key():
-    """The key that a test splits as it needs."""
+    """Returns a random key for a test to split."""
     return jax.random.key(0)
 
 
 @pytest.fixture
 def run_command(monkeypatch):
-    """Runs a command's module as its user would, every call with flags of its own.
+    """Returns a function that runs a command as its user would, with separate flags.
 
     A command keeps its flags in the module: parsed there, they would reach later tests.
     """
@@ -73,7 +73,7 @@ def run_command(monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
     def run(module, *arguments):
-        """Raises SystemExit with the message of a user error."""
+        """Runs the command; a user error is a SystemExit with its message."""
         from vit_jax import command
 
         flag_values = copy.deepcopy(untouched.setdefault(module, module.FLAGS))
@@ -88,14 +88,14 @@ def run_command(monkeypatch):
 
 @pytest.fixture
 def make_workdir():
-    """Writes a work directory with a small model of random weights, and returns it."""
+    """Returns a function that writes a work directory with a small random model."""
     return _make_workdir
 
 
 def _make_workdir(
     workdir, *, class_names=(), config=(), preprocessing=(), steps=(3,), **fields
 ):
-    """`config`, `preprocessing` and `fields` (architecture) override single values."""
+    """Writes it; `config`, `preprocessing` and `fields` (architecture) set values."""
     from vit_jax.checkpoints.description import Description
     from vit_jax.checkpoints.saving import Checkpoints
     from vit_jax.checkpoints.workdir import claim
@@ -160,7 +160,7 @@ def _tiny(values):
 
 @pytest.fixture
 def tiny_config():
-    """A function of overrides: the recipe as a config; None = a key's default."""
+    """Returns a function of overrides that makes a config; None = a key's default."""
     from vit_jax.config import default_config
 
     def make(**values):
@@ -173,7 +173,7 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def tiny_recipe():
-    """A function of a folder and overrides: the recipe as a file, for commands."""
+    """Returns a function of a folder and overrides that writes the recipe to a file."""
 
     def write(folder, **values):
         path = folder / "recipe.py"
@@ -191,7 +191,7 @@ def tiny_recipe():
 
 @pytest.fixture
 def add_keys(monkeypatch):
-    """Call it: from then on the config has more keys, as that of a later version."""
+    """Returns a function that adds keys to the config, as a later version would."""
     from vit_jax import config as config_lib
     from vit_jax.train import workdir_name
 
@@ -214,7 +214,7 @@ def add_keys(monkeypatch):
 
 @pytest.fixture
 def change_batches(monkeypatch):
-    """Passes each training batch of later runs, with its number, through a function."""
+    """Returns a function that sets a change of later runs' batches, by number."""
     from vit_jax.train import loop
 
     opened = loop.open_batches

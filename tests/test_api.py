@@ -28,7 +28,7 @@ NAMES = ("bird", "cat", "dog", "eel")
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Three JPEGs of different sizes."""
+    """Returns a folder with three JPEGs of different sizes."""
     path = tmp_path_factory.mktemp("api")
     rng = np.random.default_rng(0)
     for number, size in enumerate([(20, 30), (12, 8), (9, 31)]):
@@ -65,7 +65,7 @@ def paths(shared):
     return sorted(shared.glob("*.jpg"))
 
 
-# Imported where they are used.
+# Imported only where they are used.
 HEAVY = {
     "orbax.checkpoint",
     "grain",
@@ -97,7 +97,7 @@ def test_importing_the_package_imports_nothing_heavy(module, names):
         vit_jax.loda  # noqa: B018
 
 
-def test_a_model_knows_what_it_is(model):
+def test_a_model_describes_itself(model):
     assert model.class_names == NAMES
     assert model.architecture.image_size == (8, 12)
     assert model.preprocessing.mean == (0.4, 0.5, 0.6)
@@ -111,7 +111,7 @@ def test_a_model_knows_what_it_is(model):
 
 
 def test_predictions_are_those_of_the_evaluation_loop(model, paths):
-    """The loop's loss for each possible label gives its log-probabilities back."""
+    """Recovers log-probabilities from the loop's loss for each possible label."""
     mesh = sharding.make_mesh()
     step = make_eval_step(model.module, model.preprocessing, mesh, loss="softmax")
     params = jax.device_put(model.params, sharding.replicated(mesh))
@@ -148,7 +148,7 @@ def test_predictions_are_those_of_the_evaluation_loop(model, paths):
         assert sum(found) == pytest.approx(1, abs=1e-6)
 
 
-def test_predict_takes_what_people_have(model, paths):
+def test_predict_accepts_common_inputs(model, paths):
     expected = model.predict(paths, top_k=2)
     assert [len(top) for top in expected] == [2, 2, 2]
     pixels = [np.asarray(PIL.Image.open(path)) for path in paths]
@@ -168,7 +168,7 @@ def test_predict_takes_what_people_have(model, paths):
     same(model.predict(pixels, top_k=2), expected)
     same(model.predict(pixels[2], top_k=2), expected[2:])
     same(model.predict(np.stack([pixels[0]] * 2), top_k=2), expected[:1] * 2)
-    # More than fit into one pass.
+    # More images than fit into one pass.
     same(model.predict([paths[0]] * 33 + paths, 2), expected[:1] * 33 + expected)
     assert len(model.predict(paths[0], top_k=99)[0]) == 4
     assert model.predict([]) == []
@@ -190,7 +190,7 @@ def test_all_unreadable_images_are_named_at_once(model, paths, tmp_path):
             model.predict(paths, top_k=top_k)
 
 
-def test_sigmoid_models_answer_each_class_apart(shared, paths, make_workdir):
+def test_sigmoid_models_answer_each_class_separately(shared, paths, make_workdir):
     path = make_workdir(
         shared / "sigmoid", depth=1, num_classes=6, config={"loss": "sigmoid"}
     )
@@ -200,7 +200,7 @@ def test_sigmoid_models_answer_each_class_apart(shared, paths, make_workdir):
     logits = np.asarray(model(model.prepare(paths[0])))[0]
     expected = 1 / (1 + np.exp(-np.sort(logits)[::-1]))
     np.testing.assert_allclose([p for _, p in top], expected, atol=1e-6)
-    # Nobody knows their names.
+    # Their names are unknown.
     assert [name for name, _ in top] == [str(i) for i in np.argsort(-logits)]
 
 
@@ -209,7 +209,7 @@ def _intermediates(model, images, *names):
     return apply({"params": model.params}, images)[1]
 
 
-def test_features_lie_on_the_grid(model, paths):
+def test_features_have_the_shape_of_the_grid(model, paths):
     images = model.prepare(paths)
     found = model.features(images, layers=(0, -1))
     parts = _intermediates(model, images, "tokens", "pooled")
@@ -248,7 +248,7 @@ def test_attention_rows_sum_to_one(model, paths):
         (np.zeros((1, 8, 12, 3), np.uint8), "type uint8, expected floats"),
     ],
 )
-def test_unfit_arrays_are_refused(model, images, message):
+def test_unsuitable_arrays_are_rejected(model, images, message):
     for use in (model, model.features, model.attention):
         with pytest.raises(UserError, match=message):
             use(images)
@@ -328,12 +328,12 @@ def test_a_source_is_a_path_or_a_name():
         vit_jax.load(None)
 
 
-def test_sizes_may_be_numpy_s_or_lists(workdir):
+def test_sizes_may_be_numpy_numbers_or_lists(workdir):
     for size in (np.int64(16), [16], (16, 16)):
         assert vit_jax.load(workdir, image_size=size).architecture.grid == (4, 4)
 
 
-def test_what_was_changed_is_said_without_any_logging_set_up(workdir):
+def test_changes_are_logged_without_logging_being_set_up(workdir):
     script = f"import vit_jax; vit_jax.load({str(workdir)!r}, num_classes=7)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -347,7 +347,7 @@ def test_another_patch_size_and_other_channels(workdir, model):
     assert found.architecture == dataclasses.replace(a, patch_size=(2, 4), channels=1)
     assert found.preprocessing.channels == 1
     assert found.params["patch_embed"]["kernel"].shape == (2, 4, 1, a.width)
-    # A grey image means the same, though every channel had a mean of its own.
+    # A grey image has the same meaning, although every channel had its own mean.
     grey = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 1), np.uint8)
     single = vit_jax.load(workdir, channels=1)
     np.testing.assert_allclose(
@@ -369,7 +369,7 @@ def test_a_range_of_the_input_can_be_folded_into_the_weights(tmp_path, make_work
     )
 
 
-def test_the_tanh_layer_can_be_dropped(tmp_path, make_workdir):
+def test_the_tanh_layer_can_be_removed(tmp_path, make_workdir):
     path = make_workdir(tmp_path / "run", pre_logits=6, depth=1)
     kept, dropped = vit_jax.load(path), vit_jax.load(path, pre_logits=False)
     assert kept.architecture.pre_logits == 6
@@ -427,7 +427,7 @@ def test_predictions_of_a_few_images_are_one_program(model):
     for count in (5, 7, 8):
         assert model.predict(images[:count]) == expected[:count]
     assert api._logits._cache_size() == 1
-    # Of more there are full batches, and a rest.
+    # More images make full batches, and a rest.
     many = images * 9
     found = model.predict(many)
     assert len(found) == 72

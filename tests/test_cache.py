@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again, and that nothing can go wrong there."""
+"""The cache for things that can be made again: its location and its robustness."""
 
 import os
 
@@ -17,7 +17,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_where_the_cache_is(monkeypatch, tmp_path):
+def test_location_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("VIT_JAX_CACHE", "~/weights")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == tmp_path / "weights"
@@ -41,7 +41,7 @@ def test_arrays_come_back_as_they_were(folder):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other", "folder"])
-def test_a_damaged_file_counts_as_none(folder, damage):
+def test_a_damaged_file_counts_as_missing(folder, damage):
     store_arrays("a.npz", ARRAYS)
     path = folder / "a.npz"
     data = path.read_bytes()
@@ -63,7 +63,7 @@ def test_nothing_is_unpickled(folder):
     assert load_arrays("a.npz") is None
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(folder, monkeypatch):
+def test_an_unwritable_cache_is_not_an_error(folder, monkeypatch):
     folder.write_text("a file where the folder should be")
     store_arrays("a.npz", ARRAYS)
     assert load_arrays("a.npz") is None

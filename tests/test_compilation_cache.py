@@ -45,7 +45,7 @@ def test_the_second_start_compiles_nothing(tmp_path, tiny_recipe):
     [folder] = (tmp_path / "cache/compiled").iterdir()
     programs = sorted(folder.glob("*-cache"))
     assert len(programs) == compiled
-    # One of them was cut short by a full disk, one is empty: they are compiled again.
+    # One entry was cut short by a full disk, one is empty: both are compiled again.
     programs[0].write_bytes(programs[0].read_bytes()[:-20])
     programs[1].write_bytes(b"")
     assert start("second") == [2, compiled - 2]
@@ -53,7 +53,7 @@ def test_the_second_start_compiles_nothing(tmp_path, tiny_recipe):
 
 @pytest.fixture
 def updates(monkeypatch, tmp_path):
-    """What was set of JAX's configuration; nothing is really set."""
+    """Records updates of JAX's configuration without applying them."""
     import jax
 
     found = {}
@@ -64,7 +64,7 @@ def updates(monkeypatch, tmp_path):
     return found
 
 
-def test_where_it_is_and_how_large_it_gets(updates, tmp_path):
+def test_location_and_size_limit(updates, tmp_path):
     use_compilation_cache()
     folder = updates.pop("jax_compilation_cache_dir")
     assert folder.startswith(str(tmp_path / "cache/compiled"))
@@ -72,7 +72,7 @@ def test_where_it_is_and_how_large_it_gets(updates, tmp_path):
     assert updates == compilation_cache._SETTINGS
 
 
-def test_the_environment_comes_first(updates, monkeypatch, tmp_path):
+def test_environment_variables_take_precedence(updates, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "1000")
     use_compilation_cache()
     assert set(updates) == {
@@ -85,7 +85,7 @@ def test_the_environment_comes_first(updates, monkeypatch, tmp_path):
     assert updates == {}
 
 
-def test_a_place_that_cannot_be_written_is_no_error(updates, tmp_path, caplog):
+def test_an_unwritable_folder_is_not_an_error(updates, tmp_path, caplog):
     caplog.set_level("INFO")
     (tmp_path / "cache").touch()
     use_compilation_cache()

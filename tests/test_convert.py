@@ -50,8 +50,8 @@ def test_wrong_arguments_are_explained(arguments, message, run_command):
         run_command(convert, *arguments)
 
 
-def test_what_a_file_leaves_open_can_be_said(tmp_path, make_workdir, run_command):
-    """The grid of 6 patches, and the heads of a width of 16."""
+def test_facts_that_a_file_lacks_can_be_given(tmp_path, make_workdir, run_command):
+    """Gives the grid of 6 patches, and the heads of a width of 16."""
     workdir = make_workdir(tmp_path / "run", image_size=(8, 12))
     google, timm, ours = (
         tmp_path / name for name in ("a.npz", "b.safetensors", "c.safetensors")

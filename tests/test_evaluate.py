@@ -21,7 +21,7 @@ NAMES = ("bird", "cat", "dog")
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A folder of six images a class, half of them to evaluate on."""
+    """Returns a folder of six images per class, half of them to evaluate on."""
     path = tmp_path_factory.mktemp("evaluate")
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -46,23 +46,23 @@ def workdir(shared, make_workdir):
 @pytest.fixture
 def run(run_command, capsys):
     def run(*arguments):
-        """Standard output; SystemExit with the message of a user error."""
+        """Runs the command and returns its output; a user error is a SystemExit."""
         run_command(evaluate_command, *arguments)
         return capsys.readouterr().out
 
     return run
 
 
-def test_a_folder_of_classes_alone_is_evaluated_whole(shared, workdir, run):
+def test_a_folder_without_splits_is_evaluated_whole(shared, workdir, run):
     folder = shared / "images/val"
     report = json.loads(run(f"--checkpoint={workdir}", f"--dataset={folder}", "--json"))
     assert (report["split"], report["examples"]) == ("train+val", 12)
-    # Its own data are divided as in training.
+    # Its own data are split as in training.
     own = json.loads(run(f"--checkpoint={workdir}", "--json"))
     assert (own["split"], own["examples"]) == ("val", 12)
 
 
-def test_needs_nothing_but_the_work_directory(workdir, tmp_path):
+def test_evaluation_needs_only_the_work_directory(workdir, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "vit_jax.evaluate", f"--checkpoint={workdir}", "--json"],
         cwd=tmp_path,
@@ -107,7 +107,7 @@ def test_accuracy_of_each_class(workdir, run):
     assert np.mean([row["top1"] for row in rows]) == pytest.approx(report["top1"])
 
 
-def test_is_readable_without_json(workdir, run):
+def test_output_without_json_is_readable(workdir, run):
     text = run(f"--checkpoint={workdir}", "--per_class")
     assert "12 examples" in text
     for word in ("top-1", "top-5", "loss", *NAMES):
@@ -129,7 +129,7 @@ def test_data_of_other_classes_are_refused(workdir, run, tmp_path):
         run(f"--checkpoint={workdir}", "--dataset=digits")
 
 
-def test_an_unreadable_image_stops_it_unless_allowed(workdir, shared, run):
+def test_an_unreadable_image_stops_evaluation_unless_allowed(workdir, shared, run):
     source = open_dataset(str(shared / "images")).split("val")
     broken = shared / "images" / "val" / "cat" / "broken.png"
     broken.write_bytes(b"no image")
@@ -161,8 +161,8 @@ def test_wrong_arguments_are_explained(arguments, message, run):
         run(*arguments)
 
 
-def test_the_model_knows_the_devices_it_runs_on(workdir, run, monkeypatch):
-    """Or attention kernels would run on the whole batch, gathered, on each of them."""
+def test_the_model_gets_the_mesh(workdir, run, monkeypatch):
+    """Checks the mesh: without it each device's kernels would get the whole batch."""
     made = []
     called = sharding.PlacedModel.__call__
 
@@ -179,10 +179,10 @@ def test_the_model_knows_the_devices_it_runs_on(workdir, run, monkeypatch):
 @pytest.mark.parametrize(
     ("mesh", "kernels"), [({"data": 2, "fsdp": 4, "tensor": 1}, 4), ({"fsdp": 16}, 1)]
 )
-def test_weights_lie_as_in_training_where_the_devices_allow(
+def test_weights_are_sharded_as_in_training_if_devices_allow(
     shared, make_workdir, workdir, run, tmp_path, monkeypatch, mesh, kernels
 ):
-    """A model that fits no single device can be evaluated, and on other devices too."""
+    """Checks that a model too large for one device can be evaluated, on any devices."""
     spread = []
 
     def noting(step, params, *arguments, **options):

@@ -1,4 +1,4 @@
-"""Files and folders appear completely or not at all."""
+"""Files and folders that appear completely or not at all."""
 
 import os
 import subprocess

@@ -19,8 +19,8 @@ print(in_words())
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 """
-# How many pages one of several things alike touches for the first time, at the least: a
-# block of 64 MiB that is written and freed, a program with as much of temporaries.
+# Prints the fewest new pages that any of several equal runs touches: a block of 64 MiB
+# that is written and freed, and a program with 64 MiB of temporaries.
 BLOCKS = """
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -73,18 +73,18 @@ def test_freed_memory_is_used_again():
 
 
 def test_a_program_runs_in_the_memory_of_its_last_run():
-    # Newer versions of XLA see to it themselves.
+    # Newer versions of XLA keep the memory themselves.
     words, touched = count(PROGRAM, "keep")
     assert words.startswith("freed memory is kept")
     assert touched < PAGES // 50
 
 
-def test_settings_of_the_environment_come_first():
+def test_settings_of_the_environment_take_precedence():
     words, touched = count(BLOCKS, "keep", MALLOC_ARENA_MAX="8")
     assert (words, touched > PAGES // 2) == ("", True)
 
 
-def test_how_much_there_is_and_was():
+def test_available_and_peak_memory():
     peak, total = host_memory.peak_bytes(), host_memory.physical_bytes()
     assert 2**20 < peak < total
     blocks = np.ones(2**25, np.uint8)
@@ -97,12 +97,14 @@ def test_how_much_there_is_and_was():
     ("platforms", "expected"),
     [("cpu", True), ("cuda,cpu", False), ("cpu,cuda", True), ("tpu", False)],
 )
-def test_is_for_the_platform_that_computes(platforms, expected, monkeypatch):
+def test_freed_memory_is_kept_only_if_the_cpu_computes(
+    platforms, expected, monkeypatch
+):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     assert host_memory._the_cpu_computes() == expected
 
 
-def test_an_installed_accelerator_is_what_computes(monkeypatch):
+def test_an_installed_accelerator_computes(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     found: dict[str, Any] = {"libtpu": None}
     monkeypatch.setattr(host_memory.importlib.util, "find_spec", found.get)

@@ -1,10 +1,10 @@
-"""The package can be imported on systems that are not POSIX."""
+"""Imports on systems that are not POSIX, and imports of the package itself."""
 
 import subprocess
 import sys
 
-# Imports all modules twice: the second time without what only POSIX has. By then the
-# libraries are there, so that only our own imports find it missing.
+# Imports all modules twice, the second time without the modules that only POSIX has. By
+# then the libraries are loaded, so that only our own imports can find them missing.
 SCRIPT = """
 import builtins, importlib, os, pkgutil, signal, sys
 
@@ -50,7 +50,7 @@ print(len(NAMES), "modules")
 """
 
 
-def test_no_module_needs_what_only_posix_has():
+def test_no_module_needs_posix_only_modules():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
     )

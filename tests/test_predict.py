@@ -37,7 +37,7 @@ def workdir(shared, make_workdir):
 @pytest.fixture
 def run(run_command, capsys):
     def run(*arguments):
-        """Standard output; SystemExit with the message of a user error."""
+        """Runs the command and returns its output; a user error is a SystemExit."""
         run_command(predict, *arguments)
         return capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""`python -m vit_jax.prepare` of folders and tables; see also data/test_tfds_sets."""
+"""`python -m vit_jax.prepare` for folders and tables; see also data/test_tfds_sets."""
 
 import pathlib
 
@@ -33,7 +33,7 @@ def test_a_folder_and_a_table(root, tmp_path, run_command, capfd):
         f"prepared {dataset} in {folder}"
         for dataset, folder in zip((root, table), folders, strict=True)
     ]
-    # Not on a terminal: a line for each file, and how to use the result.
+    # Not on a terminal: one line per file, and how to use the result.
     lines = err.splitlines()
     assert lines[1] == "40/40 images: pets_1-val.array_record-00000-of-00001"
     assert lines[2].endswith(f"; to use it: --config.dataset={folders[0]}")
@@ -46,7 +46,7 @@ def test_a_folder_and_a_table(root, tmp_path, run_command, capfd):
         assert [one.image for one in ours] == [one.image for one in theirs]
 
 
-def test_unreadable_images_and_the_share_allowed(root, tmp_path, run_command, capfd):
+def test_unreadable_images_and_their_allowed_share(root, tmp_path, run_command, capfd):
     for k in range(12):
         (root / "a" / f"bad{k}.png").write_bytes(b"no image")
     arguments = (root, f"--data_dir={tmp_path / 'sets'}")
@@ -75,7 +75,7 @@ def test_a_bar_on_a_terminal(root, tmp_path, run_command, capfd, monkeypatch):
     assert out.count("\n") == 1
 
 
-def test_what_cannot_be_prepared_does_not_keep_the_rest(
+def test_data_that_cannot_be_prepared_do_not_stop_the_rest(
     root, tmp_path, run_command, monkeypatch
 ):
     np.savez(
@@ -103,7 +103,7 @@ def test_a_folder_in_another_format_needs_tensorflow(run_command, monkeypatch):
     assert str(error.value).endswith(f"python -m vit_jax.prepare {folder}")
 
 
-def test_a_folder_that_is_prepared_already(run_command, capfd, monkeypatch):
+def test_an_already_prepared_folder(run_command, capfd, monkeypatch):
     monkeypatch.setattr(tfds_sets, "tensorflow_is_installed", lambda: True)
     run_command(prepare, SETS / "tiny_digits")
     expected = f"prepared {SETS}/tiny_digits in {SETS}/tiny_digits/1.0.0\n"

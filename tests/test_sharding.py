@@ -1,4 +1,4 @@
-"""The mesh, and where arrays lie on it."""
+"""The mesh, and the sharding of arrays."""
 
 import re
 from functools import partial
@@ -54,7 +54,7 @@ def test_batches_are_spread_over_data_and_fsdp(sizes, parts):
     assert {shard.data.size for shard in placed.addressable_shards} == {16 // parts}
 
 
-def test_replicated_arrays_are_whole_on_every_device():
+def test_replicated_arrays_are_complete_on_every_device():
     array = jax.device_put(np.arange(3.0), sharding.replicated(sharding.make_mesh()))
     assert len(array.addressable_shards) == 8
     assert all(shard.data.shape == (3,) for shard in array.addressable_shards)
@@ -69,7 +69,7 @@ def test_replicated_arrays_are_whole_on_every_device():
         ((1, 2, 2), (1, 2, 2)),
     ],
 )
-def test_one_axis_takes_what_the_others_leave(asked, shape):
+def test_one_axis_takes_the_remaining_devices(asked, shape):
     assert tuple(sharding.make_mesh(*asked).shape.values()) == shape
 
 
@@ -90,7 +90,7 @@ def test_impossible_meshes_are_refused_with_possible_ones(asked, text):
         sharding.make_mesh(*asked)
 
 
-def test_every_large_parameter_has_its_place():
+def test_every_large_parameter_has_a_sharding():
     mesh = sharding.make_mesh(2, 2, 2)
     expected = {
         "blocks_00/attention/query/kernel": ("fsdp", "tensor"),
@@ -120,7 +120,7 @@ def test_every_large_parameter_has_its_place():
     }.items():
         architecture = architecture_from_variant(name, num_classes=1000, **fields)
         params = abstract_params(architecture)
-        # As the optimiser keeps something for each, in a tree of its own.
+        # The optimiser keeps state for each, in its own tree.
         tree = {"params": params, "moments": (params, {"of": params})}
         where = sharding.shardings(tree, mesh)
         assert where["moments"] == (where["params"], {"of": where["params"]})
@@ -143,7 +143,7 @@ def _names(axis):
     return (axis,) if isinstance(axis, str) else axis
 
 
-def test_dimensions_that_an_axis_does_not_divide_stay_whole():
+def test_dimensions_that_an_axis_does_not_divide_are_replicated():
     mesh = sharding.make_mesh(1, 2, 4)
     shapes = {
         "head": {
@@ -156,7 +156,7 @@ def test_dimensions_that_an_axis_does_not_divide_stay_whole():
     assert where["bias"].is_fully_replicated
 
 
-def test_where_two_axes_do_not_divide_a_bias_fsdp_alone_may():
+def test_a_bias_that_two_axes_do_not_divide_uses_fsdp_alone():
     mesh = sharding.make_mesh(1, 4, 2)
     for size, part in [(16, 2), (12, 3), (7, 7)]:
         bias = jax.ShapeDtypeStruct((size,), np.float32)
@@ -164,7 +164,7 @@ def test_where_two_axes_do_not_divide_a_bias_fsdp_alone_may():
         assert where.shard_shape((size,)) == (part,)
 
 
-def test_matrices_are_gathered_in_the_compute_dtype_and_vectors_in_their_own():
+def test_matrices_are_gathered_in_the_compute_dtype_but_vectors_are_not():
     placement = sharding.MeshPlacement(sharding.make_mesh(1, 4, 2))
     shapes = {"fc1": {"kernel": (16, 32), "bias": (32,)}, "norm": {"scale": (16,)}}
     params = {
@@ -174,7 +174,7 @@ def test_matrices_are_gathered_in_the_compute_dtype_and_vectors_in_their_own():
     found = placement.gather(params, jnp.bfloat16)
     assert found["fc1"]["kernel"].dtype == jnp.bfloat16
     assert found["fc1"]["bias"].dtype == found["norm"]["scale"].dtype == jnp.float32
-    # Whole, but for what tensor spreads.
+    # Complete, except for the dimensions spread over tensor.
     assert found["norm"]["scale"].sharding.is_fully_replicated
     assert found["fc1"]["bias"].sharding.shard_shape((32,)) == (16,)
     assert found["fc1"]["kernel"].sharding.shard_shape((16, 32)) == (16, 16)
@@ -186,9 +186,9 @@ def test_matrices_are_gathered_in_the_compute_dtype_and_vectors_in_their_own():
     + [("G/14", 16, 1), ("G/14", 64, 1), ("G/14", 128, 2)],
 )
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_what_a_chip_holds_falls_as_their_number_grows(model, fsdp, tensor, optimizer):
+def test_memory_per_chip_falls_with_the_number_of_chips(model, fsdp, tensor, optimizer):
     mesh = AbstractMesh((1, fsdp, tensor), sharding.AXES)
-    # Of ImageNet-21k's classes no number of chips has an equal part.
+    # No number of chips divides the number of ImageNet-21k's classes.
     architecture = architecture_from_variant(
         model, num_classes=21_843, image_size=(224, 224)
     )
@@ -227,7 +227,7 @@ def test_bytes_are_those_of_one_device():
     assert sharding.bytes_per_device(placed) == 4 * (16 * 32 // 4 + 32 // 4 + 16 // 2)
 
 
-def test_attention_kernels_run_on_each_device_s_own_examples_and_heads():
+def test_attention_kernels_run_on_each_devices_own_examples_and_heads():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     placement = sharding.MeshPlacement(mesh)
     rng = np.random.default_rng(0)
@@ -254,7 +254,7 @@ def test_attention_kernels_run_on_each_device_s_own_examples_and_heads():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_whether_the_kernels_fit_is_asked_for_one_device_s_heads(monkeypatch):
+def test_kernel_fit_is_checked_for_one_devices_heads(monkeypatch):
     asked = []
 
     def nothing_fits(*sizes):
@@ -272,9 +272,9 @@ def test_whether_the_kernels_fit_is_asked_for_one_device_s_heads(monkeypatch):
     assert set(asked) == {(20, 192, 3, jnp.dtype("float32"), kind)}
 
 
-def test_a_side_of_a_slice_may_be_divided_among_axes():
+def test_several_axes_may_share_a_side_of_a_slice():
     class Chip:
-        """As JAX has those of a TPU v4; a slice of 4 × 4 × 4."""
+        """A chip of a 4 × 4 × 4 slice of TPU v4, with JAX's attributes."""
 
         platform, device_kind, core_on_chip = "tpu", "TPU v4", 0
         process_index = slice_index = 0

@@ -1,4 +1,4 @@
-"""What the package was tested with is what setup.py allows and constraints.txt pins."""
+"""Tested versions, which are those that setup.py allows and constraints.txt pins."""
 
 import pathlib
 import re
@@ -16,13 +16,13 @@ CHANGELOG = (REPOSITORY / "CHANGELOG.md").read_text()
 
 
 def pins(name):
-    """[(library, version, marker)] of a file of constraints."""
+    """Reads [(library, version, marker)] from a file of constraints."""
     text = (REPOSITORY / name).read_text()
     return re.findall(r"^([\w.-]+)==([\w.]+)(.*)$", text, re.MULTILINE)
 
 
 def lowest_allowed():
-    """{library: version} of what is installed and of the extra "test"."""
+    """Reads {library: version} of the requirements and of the extra "test"."""
     runtime = SETUP[SETUP.index("install_requires=") : SETUP.index("extras_require=")]
     tests = SETUP[SETUP.index("TEST = ") : SETUP.index("LINT = ")]
     return dict(re.findall(r"[\"']([\w.-]+)(?:\[\w+\])?>=([\w.]+)", runtime + tests))
@@ -34,7 +34,7 @@ def test_the_lowest_versions_are_those_that_setup_allows():
 
 
 @pytest.mark.parametrize("name", versions.TESTED)
-def test_from_the_lowest_to_the_highest_pin(name):
+def test_tested_versions_span_the_pins(name):
     tested = SpecifierSet(versions.TESTED[name])
     if name == "Python":
         lowest = re.search(r'python_requires=">=([\d.]+)"', SETUP)[1]
@@ -57,24 +57,24 @@ def test_from_the_lowest_to_the_highest_pin(name):
     assert not tested.contains(beyond)
 
 
-def test_what_is_installed_here_was_tested():
+def test_the_installed_versions_were_tested():
     found = versions.installed()
     assert found.keys() == versions.TESTED.keys()
     assert versions.untested(found) == ""
 
 
-def test_others_are_named_in_one_line():
+def test_untested_versions_are_named_in_one_line():
     found = versions.installed() | {"jax": "99.0", "Python": "3.14.0"}
     line = versions.untested(found)
     assert line == (
         "vit_jax was never tested with Python 3.14.0 (tested: >=3.11,<3.14), "
         "jax 99.0 (tested: >=0.10.2,<=0.12.0.1)"
     )
-    # A fix of a version that was tested is no news.
+    # A bug-fix release of a tested version is not reported.
     assert versions.untested({"numpy": "2.5.99", "Python": "3.13.99"}) == ""
 
 
-def test_a_start_says_so_once(monkeypatch, run_command, capsys, caplog):
+def test_untested_versions_are_reported_once(monkeypatch, run_command, capsys, caplog):
     monkeypatch.setattr(versions, "installed", lambda: {"jax": "99.0"})
     for _ in range(2):
         versions.warn_of_untested.cache_clear()
@@ -90,6 +90,6 @@ def test_a_start_says_so_once(monkeypatch, run_command, capsys, caplog):
     versions.warn_of_untested.cache_clear()
 
 
-def test_the_version_has_its_place_in_the_changelog():
+def test_the_changelog_has_the_version():
     newest = re.search(r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", CHANGELOG, re.MULTILINE)
     assert newest[1] == vit_jax.__version__

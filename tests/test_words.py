@@ -1,4 +1,4 @@
-"""How numbers, sizes and names are written in messages, and read."""
+"""Numbers, sizes and names, as messages write and options read them."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_bytes_are_written_in_mib_or_gib(count, text):
     ("count", "text"),
     [(0, "0.0 M"), (25e6, "25.0 M"), (17.58e9, "17.6 G"), (2.5e15, "2,500.0 T")],
 )
-def test_large_numbers_have_a_prefix(count, text):
+def test_large_numbers_get_a_prefix(count, text):
     assert si(count) == text
 
 
@@ -79,7 +79,7 @@ def test_a_long_list_is_cut_and_the_rest_counted(count, text):
     assert shortened(range(count), most=3) == text
 
 
-def test_a_list_is_written_as_its_caller_wants():
+def test_a_list_is_formatted_by_the_given_function():
     names = [f"n{k}" for k in range(2_010)]
     assert shortened(names, repr).startswith("'n0', 'n1', ")
     assert shortened(names).endswith("n8, n9, … and 2,000 more")
@@ -92,7 +92,7 @@ def test_alternatives_are_quoted():
     assert either(["a", "b", "c"]) == "'a', 'b' or 'c'"
 
 
-def test_the_nearest_come_first():
+def test_nearest_names_come_first():
     choices = ["seed", "schedule", "learning_rate", "loss"]
     assert nearest("sed", choices) == nearest("SED", choices) == ["seed"]
     assert nearest("sed", choices, cutoff=0.5) == ["seed", "schedule"]
@@ -103,7 +103,7 @@ def test_the_nearest_come_first():
     assert nearest("q", choices, cutoff=0) == choices[:3]
 
 
-def test_a_question_ends_the_sentence_where_there_is_one():
+def test_suggestions_are_phrased_as_a_question():
     assert did_you_mean("adam", ["adamw", "sgd"]) == "; did you mean 'adamw'?"
     assert did_you_mean("cubic", ["bicubic", "cubist"], count=2) == (
         "; did you mean 'bicubic' or 'cubist'?"

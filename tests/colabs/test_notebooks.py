@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, draws, and is committed without output."""
+"""The notebooks: each runs top to bottom, draws, and is committed without output."""
 
 import ast
 import re
@@ -25,12 +25,12 @@ def notebook(request):
 
 @pytest.fixture
 def working_copy(tmp_path, monkeypatch):
-    """What a notebook needs of the repository, and nothing of the user's Jupyter."""
+    """Copies the files that a notebook needs, and hides the user's Jupyter settings."""
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     (tmp_path / "colabs").mkdir()
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    # As a user runs it: on the devices there are, with optimised programs.
+    # As a user runs it: on the real devices, with optimised programs.
     monkeypatch.delenv("XLA_FLAGS")
     return tmp_path
 
@@ -65,7 +65,7 @@ def test_runs_and_learns(notebook, working_copy):
     assert int(right) / 360 > FLOOR
     [accuracy] = re.findall(r"after fine-tuning at 36 × 36: (.*)%", printed(notebook))
     assert float(accuracy) == pytest.approx(100 * int(right) / 360, abs=0.06)
-    # Nothing but the declared run was written, and that into the copy.
+    # Only the declared run was written, and only into the copy.
     runs = working_copy / "runs" / "notebook"
     assert sorted(path.name for path in runs.iterdir()) == ["finetune", "pretrain"]
 
@@ -99,7 +99,7 @@ def test_imports_only_what_a_user_has(notebook):
 
 
 def test_badge_and_installation_agree(notebook):
-    """Who fills in the address of the repository must do so in both places."""
+    """Checks that the repository's address is the same in both places."""
     badge, install = notebook.cells[0].source, notebook.cells[1].source
     [(address, file)] = re.findall(
         r"\(https://colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/main/(.*)\)",
@@ -110,7 +110,7 @@ def test_badge_and_installation_agree(notebook):
 
 
 def execute(notebook, folder):
-    """Runs all cells in the folder, in a kernel of this very interpreter."""
+    """Runs all cells in the folder, in a kernel of this interpreter."""
     # No folder of registered kernels: "python3" is then the ipykernel next to us.
     specs = KernelSpecManager(kernel_dirs=[])
     assert specs.get_kernel_spec("python3").argv[0] == sys.executable
@@ -134,7 +134,7 @@ def code_cells(notebook):
 
 
 def python_of(source):
-    """A cell's lines without IPython's commands, each replaced by a statement."""
+    """Returns a cell's lines with IPython's commands replaced by statements."""
     return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
 
 
