@@ -28,7 +28,7 @@ class Counting(Evaluator):
         self.calls += 1
         with self.examples.batches() as batches:
             counted = sum(rows["mask"].sum() for rows in watch(batches))
-        return {"calls": self.calls, "left": -self.calls, "examples": int(counted)}
+        return {"calls": self.calls, "left": self.calls, "examples": int(counted)}
 
 
 class Failing(Counting):

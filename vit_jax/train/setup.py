@@ -271,6 +271,9 @@ def set_up(
     config = config_lib.resolve(
         config, info.num_examples[info.train_split] if info else 1
     )
+    if dataset:
+        # Absolute, so that the checkpoint finds its data from any current directory.
+        config.dataset, config.data_dir = dataset.location, dataset.data_dir
     # What has a wrong value is listed now; the rest is checked without it.
     wrong = checks.wrong_values(config, CHOICES)
     if not any(key.startswith("mesh.") for key in wrong):
@@ -328,12 +331,8 @@ def set_up(
         other_meshes=other_meshes,
     )
     checks.check(found)
-    # Otherwise a problem was found.
-    assert setup and dataset and info and preprocessing
-
-    # Absolute, so that the checkpoint finds its data from any current directory.
-    config.dataset, config.data_dir = dataset.location, dataset.data_dir
-    return dataclasses.replace(setup, config=config, dataset=dataset)
+    assert setup  # otherwise a problem was found
+    return setup
 
 
 def _placed(shapes: Any, where: Any) -> Any:
