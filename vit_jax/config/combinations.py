@@ -1,19 +1,22 @@
 """Finds values that exclude each other; lists everything that is wrong."""
 
-from vit_jax.config.checks import wrong_values
+from vit_jax.config.checks import Choices, wrong_values
 from vit_jax.config.keys import ARCHITECTURE_KEYS, Config, default_config
 from vit_jax.config.length import wrong_length
 
 
-def problems(config: Config, *, num_devices: int, other_meshes: str = "") -> list[str]:
-    """Everything that is wrong with the values of a resolved config, one line each.
+def problems(
+    config: Config, choices: Choices, *, num_devices: int, other_meshes: str = ""
+) -> list[str]:
+    """Finds everything that is wrong with a resolved config, one line for each.
 
     Args:
       config: the config.
+      choices: valid values of the keys that have only a few.
       num_devices: that a batch is spread over.
       other_meshes: on which the batch could be spread.
     """
-    found = list(wrong_values(config).values())
+    found = list(wrong_values(config, choices).values())
     found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
