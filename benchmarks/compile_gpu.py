@@ -27,9 +27,7 @@ def main(depth: str = "2") -> None:
     from vit_jax.plan.topologies import topology
 
     devices = topology("h100:4")
-    print(
-        "mesh | attention | fused calls forward, backward | GiB a device | collectives"
-    )
+    print("mesh | attention | fused calls forward, backward | GiB each | collectives")
     wrong = []
     for sizes in MESHES:
         for attention in FORMULATIONS:

@@ -244,7 +244,7 @@ def _insert(data: bytes, rng: random.Random) -> bytes:
 
 
 def _splice(data: bytes, rng: random.Random) -> bytes:
-    """Copies a piece of the file over another, or between."""
+    """Copies a piece of the file over others, or between them."""
     source, at = _position(data, rng), _position(data, rng)
     piece = data[source : source + rng.randint(1, 256)]
     return data[:at] + piece + data[at + rng.choice((0, len(piece))) :]

@@ -83,7 +83,7 @@ def main() -> None:
         _print_row(["", *(f"{model} b{IMAGES[model]}" for model in models)])
         _print_row("---" for _ in ["", *models])
         for lever in levers:
-            name = f"`{_name(lever)}`" if lever else "as it is"
+            name = f"`{_name(lever)}`" if lever else "unchanged"
             _print_row([name, *(cell(model, lever) for model in models)])
 
     def state(model: str, lever: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ ROWS = (
 )
 COLUMNS = (
     *("model", "chips", "fsdp × tensor"),
-    *("parameters (× their part)", "optimiser (× its part)"),
+    *("parameters (× equal share)", "optimiser (× equal share)"),
     *("arguments", "temporaries", "at peak", "collectives", "compiled in s"),
 )
 
@@ -59,7 +59,7 @@ def main() -> None:
         where = (model, chips, f"{fsdp} × {tensor}")
         _print_row((*where, *_cells(found)))
         beyond += [
-            f"{name}: {found[part]:.3f} times its part of {part.partition('_')[0]}"
+            f"{name}: {found[part]:.3f} × an equal share of {part.partition('_')[0]}"
             for part in ("parameters_ratio", "optimizer_ratio")
             if found[part] > MOST
         ]

@@ -122,7 +122,7 @@ def test_the_time_is_the_median_of_several_runs(trial, monkeypatch):
 
 
 def test_a_failure_in_one_process_counts_in_all(trial, monkeypatch):
-    """The second of three processes cannot compile it: nobody runs it."""
+    """The second of three processes cannot compile it, so no process runs it."""
     asked = []
 
     def gather(mine):
