@@ -211,7 +211,7 @@ def test_a_recipe_s_mistake_names_its_line(recipe, call, before, after, text):
 @pytest.mark.parametrize(
     ("workdir", "text"),
     [
-        ("file", "file is a file, and a folder is needed; pass another --workdir"),
+        ("file", "file is a file, expected a folder; pass another --workdir"),
         ("file/run", r"file/run cannot be written to \(Not a directory\)"),
         ("/proc/nobody/run", r"/proc/nobody/run cannot be written to \("),
         ("gs://bucket/run", r"gs:// needs gcsfs; pip install 'vit_jax\[gcs\]'"),
@@ -248,7 +248,7 @@ def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(recipe, tmp_path
     assert done.returncode == 1
     assert "error: checkpoint at step 4 was not saved (File too large)" in done.stderr
     assert f"the last good one is step 2 at {full}/checkpoints/2." in done.stderr
-    assert "run the same command again to go on from there" in done.stderr
+    assert "run the same command again to continue from there" in done.stderr
     assert "Traceback" not in done.stderr
     assert load_description(full).step == 2
     assert vit_jax.load(full).step == 2

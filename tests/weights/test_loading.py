@@ -58,7 +58,7 @@ def test_reads_relative_paths(workdir, monkeypatch):
 
 
 def test_a_step_that_is_not_there_is_named(workdir):
-    with pytest.raises(UserError, match="no checkpoint of step 4; there are 2, 3"):
+    with pytest.raises(UserError, match="at step 4; there are checkpoints at 2, 3"):
         load_weights(workdir / "checkpoints" / "4")
 
 
