@@ -518,7 +518,7 @@ def test_running_out_of_memory_does_not_count_as_damage(tmp_path, monkeypatch):
 
 def test_the_best_checkpoint_is_kept(tmp_path):
     state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
-    with Checkpoints(tmp_path, keep=1, best="loss") as checkpoints:
+    with Checkpoints(tmp_path, keep=1, best="loss", better=-1.0) as checkpoints:
         assert checkpoints.best_step() is None
         for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 1.0)):
             checkpoints.note(step, {"loss": loss})
