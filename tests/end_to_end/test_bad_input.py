@@ -164,7 +164,7 @@ def test_everything_wrong_comes_in_one_message(recipe, call, tmp_path, monkeypat
         ),
         (
             {"pretrained": "ViT-B_16.npz", "model.variant": "", "loss": "x"},
-            r"(?s)ViT-B_16 is not in the cache, and nothing is downloaded .*https://"
+            r"(?s)ViT-B_16 is not in the cache, and downloads are disabled .*https://"
             r"storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz belongs at .*"
             r"loss='x'",
         ),
