@@ -276,9 +276,7 @@ def test_averaged_weights_are_preferred_and_logged(model, monkeypatch, caplog):
     monkeypatch.setattr(loading, "open_tensors", as_of_torch)
     with caplog.at_level(logging.WARNING):
         load_weights(model)
-    assert "read the entry model_ema of the file, in which there also is model" in (
-        caplog.text
-    )
+    assert "read the entry model_ema of the file, which also has model" in (caplog.text)
 
 
 def test_several_files_are_listed_to_choose_from(tmp_path):
@@ -294,7 +292,7 @@ def test_several_files_are_listed_to_choose_from(tmp_path):
 def test_names_that_no_format_knows_are_shown(tmp_path):
     np.savez(tmp_path / "x.npz", layer1=np.zeros(3), layer2=np.zeros(3))
     with pytest.raises(
-        UserError, match=r"2 tensors \(layer1, layer2\) that are named li"
+        UserError, match=r"2 tensors \(layer1, layer2\) whose names are not those"
     ):
         load_weights(tmp_path / "x.npz")
 
