@@ -73,7 +73,7 @@ def test_facts_that_a_file_lacks_can_be_given(tmp_path, make_workdir, run_comman
         run_command(convert, timm, ours, "--to=vit_jax", size)
     run_command(convert, timm, ours, "--to=vit_jax", size, "--num_heads=2")
     assert load_weights(ours).description.architecture.num_heads == 2
-    with pytest.raises(SystemExit, match="of a model with 2 attention heads; leave"):
+    with pytest.raises(SystemExit, match="has 2 attention heads; omit num_heads"):
         run_command(convert, ours, timm, "--to=timm", "--num_heads=4")
-    with pytest.raises(SystemExit, match=r"trained at \(8, 12\); leave trained_im"):
+    with pytest.raises(SystemExit, match=r"trained at \(8, 12\); omit trained_image"):
         run_command(convert, ours, timm, "--to=timm", "--trained_image_size=16")

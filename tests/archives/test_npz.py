@@ -1,4 +1,4 @@
-"""Arrays in archives: what is written is read, and nothing is believed unseen."""
+"""NumPy archives: round trips, and headers that the data does not match."""
 
 import io
 import pickle
@@ -40,7 +40,7 @@ def archive(save=np.savez, **arrays):
 
 
 def member_of(content, method=zipfile.ZIP_STORED):
-    """The only array of an archive, whose bytes are these."""
+    """Returns the only member of an archive, with the given content."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as opened:
         opened.writestr("a.npy", content)
@@ -64,7 +64,7 @@ def check_equal(found, expected):
         assert found[name].shape == array.shape
 
 
-def test_what_is_written_is_read_and_by_numpy_too():
+def test_round_trip_here_and_with_numpy():
     file = io.BytesIO()
     write_npz(file, ARRAYS)
     check_equal(read_npz(file), ARRAYS)
@@ -76,7 +76,7 @@ def test_what_is_written_is_read_and_by_numpy_too():
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_what_numpy_writes_is_read(save):
+def test_archives_written_by_numpy_are_read(save):
     check_equal(read_npz(archive(save, **ARRAYS)), ARRAYS)
 
 
@@ -90,7 +90,7 @@ def test_objects_are_neither_written_nor_read():
         write_npz(io.BytesIO(), {"a": objects})
     with pytest.raises(Unreadable, match=r"'a\.npy' is object \[1\]"):
         read_npz(archive(a=objects))
-    # Even where the header's size is that of the pickle.
+    # Even if the size in the header matches the pickle.
     content = npy(header_of("'|O'", "(1,)"), pickle.dumps(None).ljust(8))
     with pytest.raises(Unreadable, match=r"'a\.npy' is object \[1\]"):
         read_array(member := member_of(content), read_header(member))
@@ -99,15 +99,15 @@ def test_objects_are_neither_written_nor_read():
 @pytest.mark.parametrize(
     ("descr", "shape", "problem"),
     [
-        ("'|u1'", "(7,)", r"is uint8 \[7\] and holds 8 bytes"),
-        ("'|u1'", "(9999999999999,)", r"is uint8 \[9999999999999\] and holds 8"),
+        ("'|u1'", "(7,)", r"is uint8 \[7\] but holds 8 bytes"),
+        ("'|u1'", "(9999999999999,)", r"is uint8 \[9999999999999\] but holds 8"),
         ("'|u1'", "(-2, -4)", "the shape of 'a.npy' is damaged"),
         ("'|u1'", f"({'1,' * 70}8)", "the shape of 'a.npy' is damaged"),
         ("('|u1', (2,))", "(4,)", "is damaged"),
     ],
 )
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_data_that_its_header_does_not_describe(descr, shape, problem, method):
+def test_data_that_does_not_match_its_header(descr, shape, problem, method):
     member = member_of(npy(header_of(descr, shape), bytes(8)), method)
     with pytest.raises((Unreadable, ValueError), match=problem):
         read_array(member, read_header(member))
@@ -115,19 +115,19 @@ def test_data_that_its_header_does_not_describe(descr, shape, problem, method):
 
 @pytest.mark.parametrize("descr", ["'|V0'", "'<U0'", "'|S0'"])
 def test_elements_of_no_bytes_are_refused(descr):
-    # NumPy makes them one byte or more, of as many as the header says.
+    # NumPy would allocate a byte or more for each element that the header claims.
     member = member_of(npy(header_of(descr, "(99999999999,)"), b""))
-    with pytest.raises(Unreadable, match="and holds 0 bytes"):
+    with pytest.raises(Unreadable, match="but holds 0 bytes"):
         read_array(member, read_header(member))
 
 
-def test_an_empty_array_has_no_endless_dimension():
+def test_an_empty_array_with_a_huge_dimension_is_refused():
     member = member_of(npy(header_of(shape=f"(0, {1 << 70})"), b""))
     with pytest.raises(Unreadable, match=r"shape of 'a\.npy' is damaged"):
         read_array(member, read_header(member))
 
 
-def test_nothing_is_allocated_that_the_archive_does_not_hold(monkeypatch):
+def test_no_memory_is_allocated_for_data_the_archive_lacks(monkeypatch):
     def never(count):
         raise AssertionError(f"{count} bytes allocated")
 
@@ -177,7 +177,7 @@ def test_a_header_is_read_without_the_array(save):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("checksum", [bytes(4), b"\1\2\3\4"])
-def test_a_wrong_checksum_is_noticed_also_if_it_is_zero(save, checksum):
+def test_a_wrong_checksum_is_noticed_even_if_it_is_zero(save, checksum):
     content = bytearray(archive(save, a=np.arange(1000)).getvalue())
     at = content.index(b"PK\1\2") + 16
     content[at : at + 4] = checksum

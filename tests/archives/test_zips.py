@@ -1,4 +1,4 @@
-"""Members of archives: parts of them, and when their checksums are compared."""
+"""Members of zip archives: partial reads, checksums, and expansion limits."""
 
 import io
 import zipfile
@@ -30,11 +30,11 @@ def test_parts_of_a_member(file):
             assert found.ctypes.data % 64 == 0 or not len(found)
 
 
-def test_a_checksum_is_compared_unless_it_need_not_be(file):
+def test_the_checksum_is_compared_unless_check_is_false(file):
     content = bytearray(file.getvalue())
     content[content.index(b"PK\1\2") + 16] ^= 1
     member = read_members(io.BytesIO(content))["a"]
-    # What was read unchecked counts as unchecked.
+    # An unchecked read does not mark the member as verified.
     assert member.read(5, 9, check=False).tobytes() == CONTENT[5:9]
     for start, stop in ((0, None), (5, 9)):
         with pytest.raises(Unreadable, match="checksum of 'a' does not match"):
@@ -42,10 +42,10 @@ def test_a_checksum_is_compared_unless_it_need_not_be(file):
     assert member.read(5, 9, check=False).tobytes() == CONTENT[5:9]
 
 
-def test_how_far_an_archive_may_expand_is_up_to_the_caller():
+def test_the_caller_chooses_how_far_an_archive_may_expand():
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", bytes(34 << 20))
-    with pytest.raises(Unreadable, match="claim to be 35,651,584, more than"):
+    with pytest.raises(Unreadable, match="claim to expand to 35,651,584; weights"):
         read_members(file)
     assert read_members(file, most_expansion=2000)["a"].size == 34 << 20

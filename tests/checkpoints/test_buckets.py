@@ -1,7 +1,7 @@
-"""Work directories in buckets: a folder stands for the bucket.
+"""Work directories in buckets, where a local folder stands in for the bucket.
 
-What Orbax itself writes to a bucket, TensorStore does by drivers of its own; with these
-benchmarks/buckets.py tries it.
+Orbax writes arrays through TensorStore's own drivers; benchmarks/buckets.py tests those
+against a real service.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ CONFIG = {"lr": 0.1}
 
 @pytest.fixture(params=["gs"])
 def bucket(request, tmp_path, monkeypatch):
-    """The folder of which gs://bucket is made; nothing in it can be renamed."""
+    """Returns the folder behind gs://bucket, in which nothing can be renamed."""
     scheme = request.param
 
     class Bucket(LocalFileSystem):
@@ -72,7 +72,7 @@ def test_a_run_claims_its_folder_and_finds_it_again(bucket):
         claim("gs://bucket/run", {"lr": 0.2})
 
 
-def test_metrics_are_there_whole_when_a_checkpoint_may_be(bucket):
+def test_flushed_metrics_are_complete_in_the_bucket(bucket):
     with MetricWriter("gs://bucket/run", 0) as writer:
         writer.write(1, "train", {"loss": 2.0})
         writer.flush()
@@ -88,7 +88,7 @@ def test_metrics_are_there_whole_when_a_checkpoint_may_be(bucket):
     assert all(b"train/loss" in file.read_bytes() for file in events)
 
 
-def test_a_checkpoint_counts_when_it_says_that_it_is_complete(bucket):
+def test_a_checkpoint_counts_once_its_commit_file_exists(bucket):
     for step in (1, 2):
         (bucket / f"run/checkpoints/{step}").mkdir(parents=True)
     assert not has_checkpoint("gs://bucket/run")
@@ -104,7 +104,7 @@ def test_checksums_and_moving_away(bucket):
     assert check_manifest(folder, ["params"]) == ""
     write_atomically(folder / "params/d/data", "123456780")
     assert check_manifest(folder, ["params"]) == (
-        "params/d/data has changed: its checksum is another"
+        "params/d/data has changed: its checksum differs"
     )
     buckets.move(folder, folder.parent / "7.damaged")
     moved = bucket / "run/checkpoints/7.damaged/params/d/data"
@@ -114,7 +114,7 @@ def test_checksums_and_moving_away(bucket):
 
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_orbax_writes_to_s3(bucket, make_workdir, monkeypatch):
-    """All that it tells TensorStore is as for gs://, by the other driver's name."""
+    """Orbax's specifications for s3:// are those for gs:// with the s3 driver."""
     original, places = s3.build_kvstore_tspec, set()
 
     def on_disk(directory, *arguments, **options):
@@ -136,7 +136,7 @@ def test_orbax_writes_to_s3(bucket, make_workdir, monkeypatch):
     assert (bucket / "run/checkpoints/5/params/manifest.ocdbt").exists()
 
 
-def test_what_the_environment_says_of_s3(monkeypatch):
+def test_s3_settings_come_from_the_environment(monkeypatch):
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9000")
@@ -164,7 +164,7 @@ def test_what_the_environment_says_of_s3(monkeypatch):
     assert base == {"driver": "gcs", "bucket": "bucket", "path": "run/3"}
 
 
-def test_a_bucket_that_is_not_there_is_named_and_not_made(bucket):
+def test_a_missing_bucket_is_named_and_not_created(bucket):
     with pytest.raises(UserError, match="there is no bucket gs://bukcet; create it"):
         locate("gs://bukcet/run")
     assert not (bucket.parent / "bukcet").exists()
@@ -182,7 +182,7 @@ def test_a_bucket_that_does_not_answer_is_named(bucket, monkeypatch):
 @pytest.mark.parametrize(
     ("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")]
 )
-def test_the_package_that_is_missing_is_named(scheme, package, extra, monkeypatch):
+def test_the_missing_package_is_named(scheme, package, extra, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"needs {package}; pip .*vit_jax\[{extra}\]"):
         locate(f"{scheme}://bucket/run")

@@ -27,7 +27,7 @@ def test_classes_and_empty_nodes_do_not_count():
     )
 
 
-def test_ten_names_of_each_kind_and_the_count():
+def test_at_most_ten_names_of_each_kind_are_listed_with_the_count():
     lines = compare_trees(blocks(4) | {"head": array(2)}, blocks(9)).splitlines()
     assert lines[0] == "1 missing: head"
     names = [f"blocks_{i:02d}/{x}" for i in range(4, 9) for x in ("b", "w")]
@@ -38,7 +38,7 @@ def test_ten_names_of_each_kind_and_the_count():
     assert deep.count("/") == 10
 
 
-def test_shapes_and_on_request_dtypes():
+def test_shapes_and_optionally_dtypes_are_compared():
     expected = {"head": {"kernel": array(8, 10)}, "b": array(3, dtype=jnp.bfloat16)}
     found = {"head": {"kernel": array(8, 5)}, "b": array(3)}
     shape = "head/kernel (expected [8, 10], found [8, 5])"

@@ -24,7 +24,7 @@ def description():
     )
 
 
-def test_survives_json(description):
+def test_json_round_trip(description):
     text = json.dumps(description.to_dict())
     assert Description.from_dict(json.loads(text)) == description
     assert json.loads(text)["schema_version"] == SCHEMA_VERSION == 1
@@ -43,7 +43,7 @@ def test_unknown_and_missing_keys_are_refused(description):
     values = description.to_dict()
     del values["class_names"]
     with pytest.raises(
-        UserError, match=r"missing or unknown are \['class_names', 'x'\]"
+        UserError, match=r"\['class_names', 'x'\] are missing or unknown"
     ):
         Description.from_dict(values | {"x": 1})
     values = description.to_dict()
@@ -52,7 +52,7 @@ def test_unknown_and_missing_keys_are_refused(description):
         Description.from_dict(values)
 
 
-def test_does_not_change_with_the_config_it_was_given(description):
+def test_later_changes_of_the_config_do_not_change_the_description(description):
     config = {"model": {"variant": "Ti/16"}}
     copy = Description(
         description.architecture, description.preprocessing, ("a",), config, 1

@@ -12,7 +12,7 @@ from vit_jax.checkpoints.manifest import MANIFEST, check_manifest, write_manifes
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Arrays that Orbax has written, in its default format, with a manifest."""
+    """Writes arrays with Orbax, in its default format, and a manifest."""
     folder = tmp_path / "7"
     folder.mkdir()
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -36,7 +36,7 @@ def test_every_file_of_the_parts_is_listed(checkpoint):
     assert check_manifest(checkpoint, ["params", "metadata"]) == ""
 
 
-def test_a_file_of_many_pieces_is_summed_to_its_end(checkpoint):
+def test_the_checksum_of_a_large_file_covers_all_its_chunks(checkpoint):
     file = checkpoint / "metadata/large"
     file.write_bytes(bytes(range(256)) * 10_000)  # 2.4 MiB
     write_manifest(checkpoint)
@@ -49,7 +49,7 @@ def test_a_file_of_many_pieces_is_summed_to_its_end(checkpoint):
         good = file.read_bytes()
         file.write_bytes(good[:position] + b"?" + good[position + 1 :])
         assert check_manifest(checkpoint, ["metadata"]) == (
-            "metadata/large has changed: its checksum is another"
+            "metadata/large has changed: its checksum differs"
         )
         file.write_bytes(good)
 
@@ -67,7 +67,7 @@ def test_any_changed_byte_of_any_file_is_noticed(checkpoint):
             path.write_bytes(bad)
             name = path.relative_to(checkpoint).as_posix()
             assert check_manifest(checkpoint, ["params"]) == (
-                f"{name} has changed: its checksum is another"
+                f"{name} has changed: its checksum differs"
             )
             assert check_manifest(checkpoint, ["metadata"]) == ""
         path.write_bytes(good)
@@ -88,11 +88,11 @@ def test_files_that_are_missing_or_have_another_length(checkpoint):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "no list of checksums"),
-        ("[]", "no list of checksums"),
-        ('{"version": 1, "files": {"params/a": 3}}', "no list of checksums"),
+        ("", "not a list of checksums"),
+        ("[]", "not a list of checksums"),
+        ('{"version": 1, "files": {"params/a": 3}}', "not a list of checksums"),
         ('{"version": 2, "files": {}}', "has version 2, not 1"),
-        ('{"version": 1, "files": {}}', "says nothing of params"),
+        ('{"version": 1, "files": {}}', "lists no files of params"),
     ],
 )
 def test_a_damaged_manifest(checkpoint, text, problem):

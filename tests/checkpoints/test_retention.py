@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, and the best by a metric."""
+"""Retention of checkpoints: the newest, and the best by a metric."""
 
 import types
 
@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax.checkpoints.retention import Retention
 
-# What evaluations found at each step.
+# Step → metrics of its evaluation.
 MEASURED = {
     10: {"top1": 0.5, "top5": 0.9, "loss": 1.2},
     20: {"top1": 0.7, "top5": 0.8, "loss": 1.1},
@@ -14,7 +14,7 @@ MEASURED = {
     40: {"top1": 0.7, "top5": 0.95, "loss": 1.1},
 }
 SIGNS = {"top1": 1.0, "top5": 1.0, "loss": -1.0}
-BEST = {"top1": 20, "top5": 30, "loss": 20}  # of equally good ones the oldest
+BEST = {"top1": 20, "top5": 30, "loss": 20}  # among equals the oldest
 
 
 @pytest.mark.parametrize("metric", SIGNS)

@@ -52,7 +52,7 @@ def make_params(depth=2, scale=1.0):
 
 
 def make_optimizer():
-    """Chains, masks and empty states, with bfloat16 moments."""
+    """Builds an optimizer with chains, masks, empty states and bfloat16 moments."""
     matrices = lambda params: jax.tree.map(lambda x: x.ndim == 2, params)  # noqa: E731
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -99,7 +99,7 @@ def save(workdir, *steps, keep=5):
 
 
 def run_child(code, *arguments, timeout=120, **environment):
-    """Runs `code` in a process of its own, with this module's helpers as `t`."""
+    """Runs `code` in a child process, with this module's helpers as `t`."""
     prelude = (
         "import importlib.util, sys\n"
         f"spec = importlib.util.spec_from_file_location('t', {__file__!r})\n"
@@ -161,7 +161,7 @@ def test_params_alone_need_neither_devices_nor_optimizer(tmp_path):
             checkpoints.restore(2, items(*targets))
 
 
-def test_eight_devices_saved_one_device_loads(tmp_path):
+def test_one_device_loads_what_eight_devices_saved(tmp_path):
     params = make_params()
     spread = sharding.batch_sharding(sharding.make_mesh(8))
     kernel = jax.device_put(params["blocks_01"]["kernel"], spread)
@@ -181,7 +181,7 @@ def test_eight_devices_saved_one_device_loads(tmp_path):
     assert child.stderr == ""
 
 
-def test_another_depth_is_refused_with_names(tmp_path):
+def test_another_depth_is_refused_with_the_missing_names(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         opt_state = optax.sgd(0.1).init({})
         checkpoints.save(1, items(make_params(depth=12), opt_state), describe(1))
@@ -248,7 +248,7 @@ def test_old_checkpoints_stay_until_the_new_one_is_complete(tmp_path, monkeypatc
         checkpoints.save(2, items(params, opt_state), describe(2))
         checkpoints.wait()
         assert [p.name for p in folder.iterdir()] == ["2"]
-        checkpoints.save(3, items(params, opt_state), describe(3))  # and does not wait
+        checkpoints.save(3, items(params, opt_state), describe(3))  # does not wait
         time.sleep(0.3)
         assert checkpoints.latest_step() == 2
         assert sum(p.name.isdecimal() for p in folder.iterdir()) == 1
@@ -260,7 +260,8 @@ def test_old_checkpoints_stay_until_the_new_one_is_complete(tmp_path, monkeypatc
 def test_keeps_the_newest(tmp_path):
     save(tmp_path, 1, 2, 3, 4, keep=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
-    save(tmp_path, 10, keep=2)  # numbers, not text; and another process's count too
+    # Sorted as numbers, not as text; checkpoints of an earlier process count too.
+    save(tmp_path, 10, keep=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "4"]
     with pytest.raises(ValueError, match="keep=0"):
         Checkpoints(tmp_path, keep=0)
@@ -301,7 +302,7 @@ checkpoints.wait()
 
 
 @pytest.mark.parametrize("point", ["arrays", "rename"])
-def test_killed_save_leaves_the_one_before(tmp_path, point):
+def test_a_killed_save_leaves_the_checkpoint_before_it(tmp_path, point):
     child = run_child(KILL, tmp_path, point)
     assert child.returncode == -signal.SIGKILL, child.stderr
     folder = tmp_path / "checkpoints"
@@ -359,7 +360,7 @@ except KeyError as error:
     ("where", "shown"),
     [("site-packages/orbax/checkpoint/store.py", 0), ("notebook/other.py", 1)],
 )
-def test_only_orbax_s_own_abandoned_writes_are_kept_quiet(caplog, where, shown):
+def test_only_abandoned_writes_of_orbax_are_silenced(caplog, where, shown):
     logging.getLogger("asyncio").error(
         "Task exception was never retrieved\n"
         "future: <Task finished coro=<write() done, defined at /lib/%s:180> "
@@ -369,7 +370,7 @@ def test_only_orbax_s_own_abandoned_writes_are_kept_quiet(caplog, where, shown):
     assert len(caplog.records) == shown
 
 
-def test_full_disk_is_said_and_the_last_good_one_survives(tmp_path):
+def test_a_full_disk_is_reported_and_the_last_good_checkpoint_survives(tmp_path):
     child = run_child(DISK_FULL, tmp_path)
     assert child.returncode == 0, child.stderr
     assert "Traceback" not in child.stderr
@@ -377,8 +378,8 @@ def test_full_disk_is_said_and_the_last_good_one_survives(tmp_path):
     first, after, mended, last, reason = child.stdout.splitlines()
     assert first == (
         "checkpoint at step 2 was not saved (File too large); the last good one is "
-        f"step 1 at {folder}/1. Mend that and run the same command again to go on from "
-        "there."
+        f"step 1 at {folder}/1. Fix that and run the same command again to continue "
+        "from there."
     )
     assert after == "1"
     assert mended == "4"
@@ -408,7 +409,7 @@ def test_relative_work_directory(tmp_path, monkeypatch):
     assert (tmp_path / "out/checkpoints/1").is_dir()
 
 
-def test_what_is_not_a_checkpoint_is_named(tmp_path):
+def test_other_folders_are_refused_with_their_content(tmp_path):
     assert not has_checkpoint(tmp_path / "nothing")
     (tmp_path / "file").touch()
     (tmp_path / "photos").mkdir()
@@ -417,9 +418,9 @@ def test_what_is_not_a_checkpoint_is_named(tmp_path):
     (tmp_path / "started/config.json").write_text("{}")
     (tmp_path / "empty/checkpoints").mkdir(parents=True)
     expected = {
-        "nothing": "there is nothing of that name",
+        "nothing": "is not a work directory: it does not exist",
         "file": "it is a file",
-        "photos": "it holds a.jpg, and no folder named checkpoints",
+        "photos": "it holds a.jpg, but no folder named checkpoints",
         "started": "a run was started in it, but has saved nothing yet",
         "empty": "no complete checkpoint",
     }
@@ -428,15 +429,15 @@ def test_what_is_not_a_checkpoint_is_named(tmp_path):
             with pytest.raises(UserError, match=text):
                 load(tmp_path / name)
     save(tmp_path / "run", 3, 6)
-    with pytest.raises(UserError, match="no checkpoint of step 5; there are 3, 6"):
+    with pytest.raises(UserError, match="at step 5; there are checkpoints at 3, 6"):
         load_params(tmp_path / "run", step=5)
     with pytest.raises(UserError, match="cannot be written to"):
         Checkpoints(tmp_path / "file", keep=1)
 
 
 def test_damage_is_named(tmp_path):
-    # One array: where several cannot be read, TensorStore's threads report the others
-    # to an event loop that the first has ended.
+    # One array only: if several cannot be read, the first error ends the event loop to
+    # which TensorStore's threads then report the others.
     state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         checkpoints.save(1, items(*state), describe(1))
@@ -444,7 +445,7 @@ def test_damage_is_named(tmp_path):
     for data in (tmp_path / "checkpoints/2/params").rglob("d/*"):
         data.write_bytes(b"")
     (tmp_path / "checkpoints/2/metadata/metadata").write_text("{")
-    # With checksums, and as it is without.
+    # First with checksums, then without.
     for _ in range(2):
         with pytest.raises(UserError, match="checkpoints/2 is damaged"):
             load_params(tmp_path, step=2)
@@ -455,23 +456,23 @@ def test_damage_is_named(tmp_path):
 
 
 def damage(file):
-    """Changes one bit of the last byte but one."""
+    """Flips one bit of the second to last byte."""
     content = bytearray(file.read_bytes())
     content[-2] ^= 4
     file.write_bytes(content)
 
 
-def test_the_newest_sound_one_is_used_and_the_damaged_are_said(tmp_path, caplog):
+def test_the_newest_undamaged_checkpoint_is_used(tmp_path, caplog):
     params, opt_state = save(tmp_path, 1, 2, 3)
     folder = tmp_path / "checkpoints"
     damage(folder / "3/params/_METADATA")
     damage(next((folder / "2/optimizer/d").iterdir()))
-    # Of what is read, a reader takes the newest; it changes nothing.
+    # A reader looks for damage only in the parts that it reads, and changes nothing.
     assert load_description(tmp_path).step == 3
     assert_identical(load_params(tmp_path), params)
     assert load_checkpoint(tmp_path)[0].step == 2
     assert "checkpoints/3 is damaged (params/_METADATA has changed" in caplog.text
-    assert "The one before it, step 2, is used" in caplog.text
+    assert "Using the one before it, step 2" in caplog.text
     assert sorted(os.listdir(folder)) == ["1", "2", "3"]
     caplog.clear()
     targets = abstract((params, opt_state), on_one)
@@ -484,25 +485,25 @@ def test_the_newest_sound_one_is_used_and_the_damaged_are_said(tmp_path, caplog)
         assert "2 is damaged (optimizer/d/" in caplog.text
         assert "moved to" in caplog.text
         assert sorted(os.listdir(folder)) == ["1", "2.damaged", "3.damaged"]
-        # These steps can be saved again, and a damaged one never counts as kept.
+        # The steps can be saved again; damaged checkpoints do not count towards `keep`.
         checkpoints.save(2, items(params, opt_state), describe(2))
         checkpoints.wait()
     assert sorted(os.listdir(folder)) == ["1", "2", "2.damaged", "3.damaged"]
 
 
-def test_without_any_sound_one_nothing_is_started_anew(tmp_path):
+def test_without_an_undamaged_checkpoint_nothing_is_restored_or_moved(tmp_path):
     params, opt_state = save(tmp_path, 1, 2)
     for step in (1, 2):
         damage(tmp_path / f"checkpoints/{step}/params/_sharding")
     targets = abstract((params, opt_state), on_one)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        with pytest.raises(UserError, match="There is no sound checkpoint") as error:
+        with pytest.raises(UserError, match=r"All checkpoints in .* are da") as error:
             checkpoints.restore_newest(items(*targets))
         assert str(error.value).count("is damaged (params/_sharding") == 2
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
 
 
-def test_what_fails_for_want_of_memory_is_no_damage(tmp_path, monkeypatch):
+def test_running_out_of_memory_does_not_count_as_damage(tmp_path, monkeypatch):
     params, opt_state = save(tmp_path, 1, 2)
 
     def full(*_, **__):
@@ -515,9 +516,9 @@ def test_what_fails_for_want_of_memory_is_no_damage(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
 
 
-def test_the_best_stays(tmp_path):
+def test_the_best_checkpoint_is_kept(tmp_path):
     state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
-    with Checkpoints(tmp_path, keep=1, best="loss") as checkpoints:
+    with Checkpoints(tmp_path, keep=1, best="loss", better=-1.0) as checkpoints:
         assert checkpoints.best_step() is None
         for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 1.0)):
             checkpoints.note(step, {"loss": loss})
@@ -529,13 +530,13 @@ def test_the_best_stays(tmp_path):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "5"]
 
 
-def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+def test_an_inaccessible_checkpoint_is_not_called_damaged(tmp_path, monkeypatch):
     state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, items(*state), describe(1))
     closed = tmp_path / "checkpoints/1/params"
     for data in closed.rglob("d/*"):
-        data.write_bytes(b"")  # not what the message is to speak of
+        data.write_bytes(b"")  # damage that the message must not mention
 
     def access(path, mode):
         return not str(path).startswith(str(closed))  # permissions do not bind root
@@ -548,7 +549,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monke
 
 
 @pytest.mark.parametrize("in_its_place", ["nothing", "a file"])
-def test_a_folder_that_vanishes_is_said_and_not_made_anew(tmp_path, in_its_place):
+def test_a_vanished_folder_is_reported_and_not_created(tmp_path, in_its_place):
     state = {"kernel": jnp.ones(8)}, optax.sgd(0.1).init({})
     folder = tmp_path / "run/checkpoints"
     with Checkpoints(tmp_path / "run", keep=1) as checkpoints:

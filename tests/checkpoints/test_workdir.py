@@ -23,7 +23,7 @@ def test_the_first_run_writes_the_config(tmp_path, monkeypatch):
     assert written == {**CONFIG, "image_size": [32, 48]}
 
 
-def test_the_same_config_goes_on(tmp_path):
+def test_the_same_config_continues(tmp_path):
     claim(tmp_path, CONFIG)
     claim(tmp_path, {**CONFIG, "image_size": [32, 48]})
     assert sorted(os.listdir(tmp_path)) == [".lock", "config.json"]
@@ -39,8 +39,8 @@ def test_one_run_at_a_time(tmp_path):
         pass
 
 
-def test_the_other_processes_see_what_the_first_has_claimed(tmp_path):
-    with pytest.raises(UserError, match="must be on a file system that all proc"):
+def test_the_other_processes_check_the_claim_of_the_first(tmp_path):
+    with pytest.raises(UserError, match=r"put .* on a file system that all processes"):
         check_shared(tmp_path, CONFIG)
     with claim(tmp_path, CONFIG):
         check_shared(tmp_path, CONFIG)
@@ -48,7 +48,7 @@ def test_the_other_processes_see_what_the_first_has_claimed(tmp_path):
             check_shared(tmp_path, {**CONFIG, "lr": 0.2})
 
 
-def test_a_directory_without_any_training_may_be_claimed_anew(tmp_path):
+def test_a_directory_without_any_training_may_be_claimed_again(tmp_path):
     claim(tmp_path, CONFIG)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").touch()
@@ -78,7 +78,7 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
     claim(tmp_path, {**CONFIG, "old": None, "flag": True})  # nothing was overwritten
 
 
-def test_free_keys_may_change_and_are_told(tmp_path, caplog):
+def test_free_keys_may_change_and_are_logged(tmp_path, caplog):
     caplog.set_level("INFO")
     old = {**CONFIG, "mesh": {"data": 1, "fsdp": 8}}
     claim(tmp_path, old)
@@ -90,12 +90,12 @@ def test_free_keys_may_change_and_are_told(tmp_path, caplog):
         claim(tmp_path, {**new, "lr": 0.2}, {"mesh.data", "mesh.fsdp"})
     assert not caplog.messages
     claim(tmp_path, new, {"mesh.data", "mesh.fsdp"})
-    told = "going on with other values: mesh.data: 1 → 4, mesh.fsdp: 8 → 1"
-    assert caplog.messages == [told]
-    check_shared(tmp_path, new)  # it is what the file has now
+    logged = "continuing with changed values: mesh.data: 1 → 4, mesh.fsdp: 8 → 1"
+    assert caplog.messages == [logged]
+    check_shared(tmp_path, new)  # config.json has the new values
 
 
-def test_what_an_older_version_did_not_write_was_at_its_default(tmp_path, caplog):
+def test_keys_that_an_older_version_lacked_had_their_defaults(tmp_path, caplog):
     caplog.set_level("INFO")
     claim(tmp_path, CONFIG)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
@@ -107,11 +107,11 @@ def test_what_an_older_version_did_not_write_was_at_its_default(tmp_path, caplog
     same = {**CONFIG, "model": {**model, "gap": False}}
     claim(tmp_path, same, (), defaults)
     assert not caplog.messages
-    check_shared(tmp_path, same)  # it is what the file has now
+    check_shared(tmp_path, same)  # config.json has the new keys
 
 
 @pytest.mark.parametrize(("count", "last"), [(10, "k9: 0 → 1"), (13, "… and 3 more")])
-def test_ten_differences_are_listed(tmp_path, count, last):
+def test_at_most_ten_differences_are_listed(tmp_path, count, last):
     keys = [f"k{i}" for i in range(count)]
     claim(tmp_path, dict.fromkeys(keys, 0))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
@@ -122,7 +122,7 @@ def test_ten_differences_are_listed(tmp_path, count, last):
     assert lines[-1].strip() == last
 
 
-def test_what_cannot_be_a_work_directory(tmp_path):
+def test_unsuitable_work_directories_are_refused(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/config.json").write_text('{"lr": ')
@@ -133,7 +133,7 @@ def test_what_cannot_be_a_work_directory(tmp_path):
         tmp_path / "file/run": "cannot be written to.*Not a directory",
         tmp_path / "torn": "is not the config of a run",
         tmp_path / "stray": "holds checkpoints but no config.json",
-        "/proc/run": "cannot be written to",  # for root, too
+        "/proc/run": "cannot be written to",  # not even by root
         "az://bucket/run": "expected the path of a folder, gs://BUCKET/FOLDER",
         "gs://": "expected the path of a folder, gs://BUCKET/FOLDER",
         "": "is empty",

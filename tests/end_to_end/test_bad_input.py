@@ -167,7 +167,7 @@ def test_all_problems_are_in_one_message(recipe, call, tmp_path, monkeypatch):
         ),
         (
             {"pretrained": "ViT-B_16.npz", "model.variant": "", "loss": "x"},
-            r"(?s)ViT-B_16 is not in the cache, and nothing is downloaded .*https://"
+            r"(?s)ViT-B_16 is not in the cache, and downloads are disabled .*https://"
             r"storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz belongs at .*"
             r"loss='x'",
         ),
@@ -214,7 +214,7 @@ def test_a_mistake_in_a_recipe_names_its_line(recipe, call, before, after, text)
 @pytest.mark.parametrize(
     ("workdir", "text"),
     [
-        ("file", "file is a file, and a folder is needed; pass another --workdir"),
+        ("file", "file is a file, expected a folder; pass another --workdir"),
         ("file/run", r"file/run cannot be written to \(Not a directory\)"),
         ("/proc/nobody/run", r"/proc/nobody/run cannot be written to \("),
         ("gs://bucket/run", r"gs:// needs gcsfs; pip install 'vit_jax\[gcs\]'"),
@@ -251,7 +251,7 @@ def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(recipe, tmp_path
     assert done.returncode == 1
     assert "error: checkpoint at step 4 was not saved (File too large)" in done.stderr
     assert f"the last good one is step 2 at {full}/checkpoints/2." in done.stderr
-    assert "run the same command again to go on from there" in done.stderr
+    assert "run the same command again to continue from there" in done.stderr
     assert "Traceback" not in done.stderr
     assert load_description(full).step == 2
     assert vit_jax.load(full).step == 2
@@ -447,7 +447,7 @@ def test_pretrained_weights_of_another_architecture(
     refused_here, tiny, start, values, parts
 ):
     message = refused_here(tiny(pretrained=str(start), **values))
-    for part in ("of another architecture than the model", *parts):
+    for part in ("have another architecture than the model", *parts):
         assert part in message
 
 

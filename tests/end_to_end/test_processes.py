@@ -223,7 +223,7 @@ def test_two_processes_with_damage_and_every_optional_feature(
     assert ended == [0, 0], errors
     for said in errors:
         assert "checkpoints/40 is damaged" in said
-        assert "The one before it, step 32, is used" in said
+        assert "Using the one before it, step 32" in said
     assert "going on from the checkpoint of step 32" in errors[0]
     assert_same(two, one, evaluations=6)
     jax.tree.map(

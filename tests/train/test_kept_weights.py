@@ -132,7 +132,7 @@ def test_runs_with_averages_resume_exactly_and_past_damage(
     # The averaged weights are preferred, which is logged; the others are available.
     caplog.clear()
     model = vit_jax.load(whole)
-    assert f"{whole}, step 6: the averaged weights" in caplog.text
+    assert f"{whole}, step 6: averaged weights used" in caplog.text
     assert jax.tree.all(
         jax.tree.map(np.array_equal, model.params, load_params(whole, ema=True))
     )

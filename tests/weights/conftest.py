@@ -1,4 +1,4 @@
-"""Files of random weights in the published layouts, and what loads and checks them."""
+"""Fixtures that make, load and check files of random weights in all formats."""
 
 import functools
 import json
@@ -27,21 +27,21 @@ _LINEN = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
 
 
 def _arrays(path):
-    """All arrays of an .npz; the file does not stay open."""
+    """Reads all arrays of an .npz and closes the file."""
     with np.load(path) as file:
         return dict(file)
 
 
 @pytest.fixture(scope="session")
 def reference():
-    """tests/weights/numpy_reference.py, as a namespace."""
+    """Runs tests/weights/numpy_reference.py and returns it as a namespace."""
     path = pathlib.Path(__file__).with_name("numpy_reference.py")
     return types.SimpleNamespace(**runpy.run_path(str(path)))
 
 
 @pytest.fixture(scope="session")
 def published():
-    """Functions of a model's sizes: names and shapes in its file, written by hand."""
+    """Returns functions from a model's sizes to the names and shapes in its file."""
     return types.SimpleNamespace(
         google=_google, mixer=_mixer, old_mixer=_old_mixer, big_vision=_big_vision
     )
@@ -49,14 +49,17 @@ def published():
 
 @pytest.fixture(scope="session")
 def random_arrays():
-    """Arrays of given shapes, of which none is zero or one, so that each matters."""
+    """Returns a function that makes arrays of given shapes.
+
+    No array is constant zero or one, so that an array that is ignored is noticed.
+    """
 
     def arrays(shapes, seed=0):
         rng = np.random.default_rng(seed)
 
         def draw(name, shape):
             if name.endswith("kernel") or name[-7:-1] == "kernel":
-                # Of results about as large as what goes in.
+                # Outputs have about the scale of the inputs.
                 spread = np.sqrt(shape[-1] / np.prod(shape))
             else:
                 spread = 0.3
@@ -69,10 +72,11 @@ def random_arrays():
 
 @pytest.fixture(scope="session")
 def golden():
-    """A function: "timm/NAME" → what the library wrote (tests/golden/make_timm_hf.py).
+    """Returns a function that loads "timm/NAME" or "huggingface/NAME".
 
-    `arrays` by name, `hints` of the companion files, and what the library computes:
-    `reference`, and for some models `resized`, with images and logits.
+    tests/golden/make_timm_hf.py made these with the library. A model has `arrays` by
+    name, `hints` from the companion files, and images with the library's logits:
+    `reference`, and for some models `resized`.
     """
 
     def golden(name):
@@ -93,7 +97,7 @@ def golden():
 
 @pytest.fixture
 def read(tmp_path):
-    """A function: format, arrays of a file, hints → Reading, parameters by path."""
+    """Returns a function: format, arrays, hints → Reading, parameters by path."""
 
     def read(format, arrays, *, recognised=True, **hints):
         path = tmp_path / "weights.npz"
@@ -111,7 +115,7 @@ def read(tmp_path):
 
 @pytest.fixture(scope="session")
 def write():
-    """A function: format, architecture, parameters by path → arrays of a file."""
+    """Returns a function: format, architecture, parameters by path → arrays."""
 
     def write(format, architecture, params):
         assert not format.inexpressible(architecture)
@@ -123,7 +127,7 @@ def write():
 
 @pytest.fixture(scope="session")
 def shapes_in_file():
-    """A function: format, architecture → shapes in its file; nothing is allocated."""
+    """Returns a function: format, architecture → shapes in its file, unallocated."""
 
     def shapes(format, architecture):
         expected = _expected(architecture)
@@ -141,7 +145,7 @@ def shapes_in_file():
 
 @pytest.fixture(scope="session")
 def random_params(random_arrays):
-    """Parameters of an architecture by path."""
+    """Returns a function: architecture → random parameters by path."""
     return lambda architecture, seed=0: random_arrays(_expected(architecture), seed)
 
 
@@ -167,7 +171,7 @@ def model_logits():
 
 @pytest.fixture(scope="session")
 def assert_same():
-    """Fails unless both hold the same names, with arrays equal bit for bit."""
+    """Returns a function that asserts equal names, and arrays equal bit for bit."""
 
     def check(found, expected):
         assert sorted(found) == sorted(expected)
@@ -209,7 +213,7 @@ def _google(
 
 
 def _resnet(units, channels):
-    """The trunk's shapes and the channels that it gives."""
+    """Returns the trunk's shapes and its number of output channels."""
     shapes = {"conv_root/kernel": (7, 7, channels, 64)} | _group_norm("gn_root", 64)
     c = 64
     for stage, count in enumerate(units, 1):
@@ -254,7 +258,7 @@ def _big_vision(
     if class_token:
         shapes["cls"] = (1, 1, d)
     if map_head is not None:
-        # Layers like those of a block, but attention comes first, then its only norm.
+        # The layers are those of a block, but attention comes before the only norm.
         names = ["MultiHeadDotProductAttention_0", "LayerNorm_0", "MlpBlock_0"]
         if not linen:
             names[1:] = ["LayerNorm_1", "MlpBlock_2"]
@@ -355,7 +359,7 @@ def _mixer(*, width=16, tokens=4, hidden=6, mlp_dim=24, depth=2, num_classes=5):
 
 
 def _old_mixer(**sizes):
-    """The same model in the first layout: {name: (shape, name in the newer layout)}."""
+    """Lists {name: (shape, newer name)} of `_mixer` in the oldest layout."""
     renames = [
         ("stem/", "embedding/"),
         ("pre_head_layer_norm/", "Mixer/encoder_norm/"),

@@ -1,7 +1,7 @@
-"""What Google's and big_vision's files compute, in NumPy and float64.
+"""A reference in NumPy and float64 for the models in Google's and big_vision's files.
 
-Written from the published names and shapes, and from the papers (arXiv:2010.11929,
-arXiv:2105.01601, arXiv:2106.04560); of vit_jax it uses nothing.
+It follows the published names and shapes and the papers (arXiv:2010.11929,
+arXiv:2105.01601, arXiv:2106.04560), and uses nothing of vit_jax.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ EPSILON = 1e-6
 
 
 def logits(arrays, images):
-    """Logits [b, k] of the model in a file.
+    """Computes the logits [b, k] of the model in a file.
 
     Args:
-      arrays: what the file holds, by name, without an outer prefix.
+      arrays: the file's arrays by name, without an outer prefix.
       images: [b, h, w, c] in the model's value range.
     """
     tree = nest({k: np.asarray(v, np.float64) for k, v in arrays.items()})
@@ -24,9 +24,9 @@ def logits(arrays, images):
 
 
 def resized_positions(table, new):
-    """Positions [1, n, d] of a square grid (n a square, or one more) on a grid `new`.
+    """Resizes positions [1, n, d] of a square grid (n a square, or one more) to `new`.
 
-    As the published code: the class token's row stays, the others are zoomed into.
+    This follows the published code: the class token's row stays, the others are zoomed.
     """
     side = int(np.sqrt(table.shape[1]))
     first, rest = np.split(np.asarray(table, np.float64)[0], [len(table[0]) - side**2])
@@ -110,7 +110,7 @@ def old_mixing(params):
 
 
 def blocks(tree, kind):
-    """The blocks in their order; those of a stack are cut out of it."""
+    """Lists the blocks in order; slices them if they are stacked."""
     if kind in tree:
         stack = tree[kind]
         return [cut(stack, i) for i in range(len(stack["LayerNorm_0"]["scale"]))]
@@ -122,13 +122,13 @@ def cut(tree, i):
 
 
 def of_kind(tree, kind):
-    """Children of a kind of layer in the order of their numbers, however they count."""
+    """Lists the layers of one kind in the order of their numbers, in any numbering."""
     names = [name for name in tree if name.startswith(kind)]
     return [tree[n] for n in sorted(names, key=lambda name: int(name.split("_")[-1]))]
 
 
 def patches(params, image):
-    """Cut into patches that do not overlap, each a token: [gh·gw, d]."""
+    """Embeds non-overlapping patches as tokens [gh·gw, d]."""
     ph, pw, c, d = params["kernel"].shape
     gh, gw = image.shape[0] // ph, image.shape[1] // pw
     cut_up = image.reshape(gh, ph, gw, pw, c).transpose(0, 2, 1, 3, 4)
@@ -195,7 +195,7 @@ def bottleneck(unit, x, stride):
 
 
 def convolve(params, x, stride):
-    """With weights standardised for each output channel; SAME padding."""
+    """Convolves with SAME padding and weights standardised per output channel."""
     kernel = params["kernel"]
     mean, std = kernel.mean(axis=(0, 1, 2)), kernel.std(axis=(0, 1, 2))
     kernel = (kernel - mean) / (std + 1e-5)
@@ -207,7 +207,7 @@ def pool(x):
 
 
 def windows(x, size, stride, fill):
-    """[oh, ow, c, kh, kw]; half of what pads, rounded down, comes before the image."""
+    """Cuts windows [oh, ow, c, kh, kw]; the smaller half of the padding comes first."""
     padding = []
     for length, kernel in zip(x.shape, size, strict=False):
         total = max((-(-length // stride) - 1) * stride + kernel - length, 0)

@@ -50,9 +50,7 @@ def test_nothing_changes_for_the_same_model(params, caplog):
 
 
 @pytest.mark.parametrize("method", ["bicubic", "google"])
-def test_positions_move_to_the_new_grid_and_nothing_else_changes(
-    params, method, caplog
-):
+def test_positions_are_resized_and_nothing_else_changes(params, method, caplog):
     target = dataclasses.replace(SOURCE, image_size=(20, 8))
     with caplog.at_level(logging.INFO):
         found = _adapt(params, target, posemb_resize=method)
@@ -71,12 +69,12 @@ def test_positions_move_to_the_new_grid_and_nothing_else_changes(
     ("fields", "options", "reason"),
     [
         ({"num_classes": 5}, {"target_class_names": ()}, "3 classes before, 5 now"),
-        ({}, {"target_class_names": ("a", "c", "b")}, "3 classes as before, but of"),
-        ({}, {"keep_head": False}, "a new head was asked for"),
-        ({"pre_logits": 0}, {}, "it read another layer"),
+        ({}, {"target_class_names": ("a", "c", "b")}, "3 classes as before, but with"),
+        ({}, {"keep_head": False}, "a new head was requested"),
+        ({"pre_logits": 0}, {}, "it read a different layer"),
     ],
 )
-def test_another_head_starts_at_zero(params, fields, options, reason, caplog):
+def test_a_new_head_is_zero(params, fields, options, reason, caplog):
     target = dataclasses.replace(SOURCE, **fields)
     with caplog.at_level(logging.INFO):
         found = _adapt(params, target, head_bias=-10.0, **options)
@@ -95,7 +93,7 @@ def test_another_head_starts_at_zero(params, fields, options, reason, caplog):
     assert any(reason in line for line in caplog.messages)
 
 
-def test_no_classes_no_head(params, caplog):
+def test_without_classes_the_head_is_removed(params, caplog):
     target = dataclasses.replace(SOURCE, num_classes=0)
     with caplog.at_level(logging.INFO):
         found = _adapt(params, target)
@@ -113,20 +111,20 @@ def test_everything_that_does_not_match_is_listed_at_once(params):
     assert "depth: 2 in the weights, 3 in the model" in message
     assert "gelu: 'tanh' in the weights, 'exact' in the model" in message
     assert "registers: 0 in the weights, 2 in the model" in message
-    # The parameters of a block, and the registers.
+    # 16 parameters of a block, and the registers.
     assert "17 missing" in message
     assert "blocks_02/attention/key/bias" in message
     assert "leave model.variant empty" in message
 
 
-def test_fields_that_leave_the_shapes_alone_are_not_overlooked(params):
+def test_differing_fields_are_refused_even_if_all_shapes_match(params):
     target = dataclasses.replace(SOURCE, num_heads=4)
 
     with pytest.raises(UserError, match="num_heads: 2 in the weights, 4 in the model"):
         _adapt(params, target)
 
 
-def test_a_tanh_layer_that_the_weights_have_not_is_missing(params):
+def test_a_tanh_layer_that_the_weights_lack_is_missing(params):
     source = dataclasses.replace(SOURCE, pre_logits=0)
     weights = {k: v for k, v in params.items() if k != "pre_logits"}
 
@@ -134,14 +132,14 @@ def test_a_tanh_layer_that_the_weights_have_not_is_missing(params):
         adapt(weights, source, SOURCE)
 
 
-def test_weights_that_are_not_what_they_say_are_refused(params):
+def test_weights_that_do_not_fit_their_architecture_are_refused(params):
     weights = params | {"norm": {"scale": np.ones(15), "bias": params["norm"]["bias"]}}
 
     with pytest.raises(UserError, match=r"1 different: norm/scale"):
         _adapt(weights, SOURCE)
 
 
-# Another input: channels, patch size, value range
+# Changes of the input: channels, patch size, value range
 
 
 def _logits(architecture, params, images):
@@ -156,7 +154,7 @@ def images():
 
 
 @pytest.mark.parametrize("channels", [1, 6])
-def test_equal_channels_give_the_same_logits_however_many(
+def test_equal_channels_give_the_same_logits_for_any_number(
     channels, params, images, caplog
 ):
     target = dataclasses.replace(SOURCE, channels=channels)
@@ -169,7 +167,7 @@ def test_equal_channels_give_the_same_logits_however_many(
         _logits(SOURCE, params, np.repeat(grey, 3, axis=-1)),
         atol=1e-5,
     )
-    assert f"made to read {channels} channels instead of 3" in caplog.text
+    assert f"changed to read {channels} channels instead of 3" in caplog.text
 
 
 def test_more_channels_repeat_the_old_ones_in_turn(params):
@@ -180,10 +178,10 @@ def test_more_channels_repeat_the_old_ones_in_turn(params):
     )
 
 
-def test_patches_of_another_size_see_the_same_in_enlarged_images(
+def test_resized_patches_give_the_same_tokens_of_enlarged_images(
     params, images, caplog
 ):
-    """Doubling is invertible: tokens of doubled patches are the tokens of before."""
+    """Doubling is invertible, so tokens of doubled patches equal the old tokens."""
     target = dataclasses.replace(SOURCE, patch_size=(8, 8), image_size=(16, 24))
     with caplog.at_level(logging.INFO):
         found = _adapt(params, target)
@@ -201,14 +199,14 @@ def test_patches_of_another_size_see_the_same_in_enlarged_images(
     assert "resized from 4×4 to 8×8 pixels (pseudo-inverse)" in caplog.text
 
 
-def test_a_new_patch_size_in_the_same_image_moves_the_positions_too(params):
+def test_a_new_patch_size_for_the_same_image_resizes_the_positions_too(params):
     target = dataclasses.replace(SOURCE, patch_size=(2, 4))
     found = _adapt(params, target)
     assert found["patch_embed"]["kernel"].shape == (2, 4, 3, 16)
     assert found["pos_embed"].shape == (1, 4, 3, 16)
 
 
-def test_folding_the_normalisation_leaves_the_function(params, images):
+def test_folding_the_normalisation_keeps_the_function(params, images):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     before = Preprocessing(SOURCE.image_size, mean=mean, std=std)
     folded, after = fold_normalization(params, SOURCE, before)
@@ -225,7 +223,7 @@ def test_folding_the_normalisation_leaves_the_function(params, images):
         fold_normalization(params, hybrid, before)
 
 
-def test_one_mean_for_all_channels_leaves_the_function(params, images):
+def test_one_mean_for_all_channels_keeps_the_function(params, images):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     before = Preprocessing(SOURCE.image_size, mean=mean, std=std)
     evened, after = even_normalization(params, SOURCE, before)
@@ -236,13 +234,13 @@ def test_one_mean_for_all_channels_leaves_the_function(params, images):
     expected = _logits(SOURCE, params, before.normalize(alike))
     found = _logits(SOURCE, evened, after.normalize(alike))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    # And of a single channel.
+    # Likewise with a single channel.
     target = dataclasses.replace(SOURCE, channels=1)
     single = after.for_images(SOURCE.image_size, 1)
     found = _logits(target, _adapt(evened, target), single.normalize(grey))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
-    # Where there is nothing to even out, or it cannot be done, nothing changes.
+    # Nothing changes if the channels agree already, or with a trunk.
     same = Preprocessing(SOURCE.image_size)
     assert even_normalization(params, SOURCE, same) == (params, same)
     hybrid = dataclasses.replace(SOURCE, trunk=(), patch_size=(4, 4))
@@ -269,7 +267,7 @@ def test_both_heads_of_a_distilled_model_are_replaced():
     assert not none.keys() & {"head", "head_distillation"}
 
 
-def test_a_trunk_reads_the_channels():
+def test_channels_are_changed_in_the_trunk_if_there_is_one():
     source = dataclasses.replace(SOURCE, trunk=(), patch_size=(4, 4), pre_logits=0)
     params = _random(source)
     found = adapt(params, source, dataclasses.replace(source, channels=1))

@@ -22,7 +22,7 @@ MEMORY = "FAILED: the peak of memory is 1.70 × the parameters, at most 1.5 × i
         (3.2, 170, [TIME, MEMORY]),
     ],
 )
-def test_exceeded_bounds_fail_it(seconds, peak, failed, monkeypatch, capsys):
+def test_exceeded_bounds_fail_the_benchmark(seconds, peak, failed, monkeypatch, capsys):
     runs = iter([(99.0, 999), (seconds, peak), (0.1, 10), (seconds, peak)])
 
     def measure(path, how):

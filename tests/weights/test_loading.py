@@ -57,8 +57,8 @@ def test_reads_relative_paths(workdir, monkeypatch):
     assert load_weights("..").description.step == 3
 
 
-def test_a_step_that_is_not_there_is_named(workdir):
-    with pytest.raises(UserError, match="no checkpoint of step 4; there are 2, 3"):
+def test_a_missing_step_is_named(workdir):
+    with pytest.raises(UserError, match="at step 4; there are checkpoints at 2, 3"):
         load_weights(workdir / "checkpoints" / "4")
 
 
@@ -83,11 +83,11 @@ def test_another_missing_path_says_what_is_expected(tmp_path):
         load_weights("x" * 5000)
 
 
-def test_a_size_that_a_run_was_not_trained_at(workdir):
+def test_a_size_at_which_a_run_was_not_trained_is_refused(workdir):
     known = load_weights(workdir).description.architecture.image_size
     assert load_weights(workdir, trained_image_size=known).description.step == 3
     with pytest.raises(
-        UserError, match=r"trained_image_size=\(9, 9\), but .*/run says"
+        UserError, match=r"trained_image_size=\(9, 9\), but .*/run records"
     ):
         load_weights(workdir, trained_image_size=(9, 9))
 
@@ -97,7 +97,7 @@ def test_a_size_that_a_run_was_not_trained_at(workdir):
 
 @pytest.fixture
 def model(tmp_path):
-    """A directory of Hugging Face's, with weights of width 64."""
+    """Saves a model directory in Hugging Face's format, with weights of width 64."""
     architecture = Architecture(
         width=64,
         depth=1,
@@ -128,12 +128,12 @@ def test_a_model_directory_is_found_by_its_files(model):
     assert found.class_names == ("cat", "dog")
     assert found.architecture.num_heads == 4
     assert found.step == 0
-    # Nobody trained it here: there is no data set to evaluate it on.
+    # It was not trained here, so there is no dataset to evaluate it on.
     assert found.config["dataset"] == ""
     assert load_weights(model / "model.safetensors").description == found
 
 
-def test_without_its_config_heads_are_assumed_and_said_or_taken_as_told(model, caplog):
+def test_without_a_config_the_number_of_heads_is_assumed_or_passed(model, caplog):
     (model / "config.json").unlink()
     with caplog.at_level(logging.WARNING):
         assert load_weights(model).description.architecture.num_heads == 1
@@ -142,7 +142,7 @@ def test_without_its_config_heads_are_assumed_and_said_or_taken_as_told(model, c
     assert found.description.architecture.num_heads == 2
 
 
-def test_a_config_of_something_else_is_no_companion(model):
+def test_a_config_of_other_software_is_ignored(model):
     (model / "config.json").write_text(json.dumps({"learning_rate": 0.1}))
     assert load_weights(model).description.architecture.num_heads == 1
 
@@ -159,12 +159,12 @@ def test_a_damaged_companion_is_named(model):
     "place",
     ["checkpoints/1000", "checkpoints", "checkpoints/checkpoints", "1000", "run"],
 )
-def test_a_model_is_one_whatever_its_directory_is_called(place, model, tmp_path):
+def test_a_model_directory_may_have_any_name(place, model, tmp_path):
     expected = load_weights(model).description
     path = tmp_path / "place" / place
     path.parent.mkdir(parents=True)
     model.rename(path)
-    # Nor does it matter what else is in it.
+    # Nor do other folders in it matter.
     (path / "checkpoints" / "1000").mkdir(parents=True)
     assert load_weights(path).description == expected
     (path / "config.json").unlink()
@@ -190,9 +190,9 @@ def test_models_in_the_place_of_checkpoints_are_named(model, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     model.rename(tmp_path / "checkpoints" / "1000")
     for path in (tmp_path, tmp_path / "checkpoints"):
-        with pytest.raises(UserError, match="models of others and no checkpoint") as e:
+        with pytest.raises(UserError, match="foreign models but no checkpoint") as e:
             load_weights(path)
-        assert str(e.value).endswith("pass one of them, 1000 in it")
+        assert str(e.value).endswith("pass the path of one, such as 1000 in it")
     assert load_weights(tmp_path / "checkpoints" / "1000").description.step == 0
 
 
@@ -204,19 +204,21 @@ def test_a_file_called_like_a_step(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
-        (["tf_model.h5"], r"formats that are not read here: tf_model\.h5 \(Keras\)"),
-        (["flax_model.msgpack"], r"not read here: flax_model\.msgpack \(Flax\)"),
-        ([], r"holds config\.json: no weights are in it"),
+        (["tf_model.h5"], r"that vit_jax does not read: tf_model\.h5 \(Keras\)"),
+        (["flax_model.msgpack"], r"does not read: flax_model\.msgpack \(Flax\)"),
+        ([], r"holds config\.json: it holds no weights"),
     ],
 )
-def test_a_model_without_readable_weights_is_no_run(files, said, tmp_path):
+def test_a_model_without_readable_weights_is_not_taken_for_a_run(
+    files, message, tmp_path
+):
     config = {"model_type": "vit", "hidden_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for name in files:
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_weights(tmp_path)
     assert "model.safetensors" in str(error.value)
 
@@ -238,7 +240,7 @@ def test_shards_are_read_by_their_index(model):
     parts = list(tensors.items())[:half], list(tensors.items())[half:]
     weight_map = {}
     for number, part in enumerate(parts, 1):
-        # What a file holds says what it is, not its name.
+        # The format is recognised by the content, not by the name.
         name = f"pytorch_model-0000{number}-of-00002.bin"
         save_file(dict(part), model / name)
         weight_map |= {tensor: name for tensor, _ in part}
@@ -259,12 +261,12 @@ def test_a_config_in_the_file_comes_before_one_beside_it(model, tmp_path):
     other = {"architecture": "vit", "model_args": {"num_heads": 2}}
     (tmp_path / "config.json").write_text(json.dumps(other))
     assert load_weights(path).description.architecture.num_heads == 4
-    # One of something else is none.
+    # An embedded config of other software is ignored.
     save_file(load_file(path), path, {"config": json.dumps({"num_heads": 1})})
     assert load_weights(path).description.architecture.num_heads == 2
 
 
-def test_averaged_weights_are_taken_and_said(model, monkeypatch, caplog):
+def test_averaged_weights_are_preferred_and_logged(model, monkeypatch, caplog):
     def as_of_torch(path):
         tensors = open_tensors(path)
         tensors.kind = "torch"
@@ -274,30 +276,28 @@ def test_averaged_weights_are_taken_and_said(model, monkeypatch, caplog):
     monkeypatch.setattr(loading, "open_tensors", as_of_torch)
     with caplog.at_level(logging.WARNING):
         load_weights(model)
-    assert "read the entry model_ema of the file, in which there also is model" in (
-        caplog.text
-    )
+    assert "read the entry model_ema of the file, which also has model" in (caplog.text)
 
 
-def test_several_files_are_a_choice_to_make(tmp_path):
+def test_several_files_are_listed_to_choose_from(tmp_path):
     for name in ("a.npz", "b.npz"):
         np.savez(tmp_path / name, cls=np.zeros((1, 1, 4)))
     with pytest.raises(UserError, match=r"pass one of a\.npz, b\.npz"):
         load_weights(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="an empty directory: no weights are in it"):
+    with pytest.raises(UserError, match="an empty directory: it holds no weights"):
         load_weights(tmp_path / "empty")
 
 
-def test_names_of_no_known_model_are_shown(tmp_path):
+def test_names_that_no_format_knows_are_shown(tmp_path):
     np.savez(tmp_path / "x.npz", layer1=np.zeros(3), layer2=np.zeros(3))
     with pytest.raises(
-        UserError, match=r"2 tensors \(layer1, layer2\) that are named li"
+        UserError, match=r"2 tensors \(layer1, layer2\) whose names are not those"
     ):
         load_weights(tmp_path / "x.npz")
 
 
-def test_what_is_missing_unexpected_and_misshaped_comes_at_once(model, tmp_path):
+def test_missing_unexpected_and_misshaped_tensors_are_reported_at_once(model, tmp_path):
     tensors = load_file(model / "model.safetensors")
     del tensors["classifier.bias"], tensors["vit.encoder.layer.0.layernorm_after.bias"]
     tensors |= {f"vit.extra.{i}": np.zeros(1, np.float32) for i in range(12)}
@@ -328,7 +328,7 @@ def test_texts_are_refused_in_one_message(text, model, tmp_path):
         load_weights(tmp_path / "x.npz", num_heads=4)
 
 
-def test_a_header_damaged_to_texts_is_refused(model, tmp_path):
+def test_a_header_that_was_damaged_to_declare_text_is_refused(model, tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, **load_file(model / "model.safetensors"))
     damaged = io.BytesIO()
@@ -341,7 +341,7 @@ def test_a_header_damaged_to_texts_is_refused(model, tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_none_are_refused(bad, model):
+def test_values_that_are_not_finite_are_refused(bad, model):
     tensors = load_file(model / "model.safetensors")
     tensors["vit.layernorm.weight"][3:5] = bad
     save_file(tensors, model / "model.safetensors")
@@ -352,7 +352,7 @@ def test_numbers_that_are_none_are_refused(bad, model):
         load_weights(model)
 
 
-def test_large_numbers_are_no_mistake(model):
+def test_large_finite_values_are_accepted(model):
     tensors = load_file(model / "model.safetensors")
     tensors["vit.layernorm.weight"][:] = 1e30  # their squares overflow
     save_file(tensors, model / "model.safetensors")

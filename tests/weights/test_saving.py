@@ -108,12 +108,12 @@ EXPRESSIBLE = {
 
 
 @pytest.mark.parametrize("case", EXPRESSIBLE)
-def test_what_is_saved_loads_bit_for_bit(case, tmp_path):
+def test_round_trip_is_bit_exact(case, tmp_path):
     format, name, architecture = EXPRESSIBLE[case]
     description, params = _model(architecture)
 
     assert save_weights(description, params, tmp_path / name, format) == tmp_path / name
-    # Fixed positions tell no image size: it has to be said.
+    # Fixed positions are not in the file, so the image size has to be passed.
     found = load_weights(tmp_path / name, image_size=architecture.image_size)
 
     assert found.description.architecture == architecture
@@ -125,7 +125,7 @@ def test_what_is_saved_loads_bit_for_bit(case, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["timm", "huggingface"])
-def test_labels_and_preprocessing_travel_along(format, tmp_path):
+def test_labels_and_preprocessing_are_saved_too(format, tmp_path):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     description, params = _model(EXACT, mean=mean, std=std)
     save_weights(description, params, tmp_path / "model", format)
@@ -148,7 +148,9 @@ def test_labels_and_preprocessing_travel_along(format, tmp_path):
         ("timm", {"pre_logits": 8}, "pre_logits"),
     ],
 )
-def test_what_a_format_cannot_express_is_named(format, fields, problem, tmp_path):
+def test_features_that_a_format_cannot_express_are_named(
+    format, fields, problem, tmp_path
+):
     description, params = _model(_replace(**fields))
     name = "x.npz" if format in ("google", "big_vision") else "x"
     with pytest.raises(UserError, match="cannot express this model") as error:
@@ -158,14 +160,14 @@ def test_what_a_format_cannot_express_is_named(format, fields, problem, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_what_gets_lost_is_said(tmp_path, caplog):
+def test_lost_information_is_logged(tmp_path, caplog):
     description, params = _model(EXACT)
     with caplog.at_level(logging.WARNING):
         save_weights(description, params, tmp_path / "x.npz", "google")
     assert "GELU" in caplog.text
 
 
-def test_fixed_positions_are_written_out_where_they_have_no_name(tmp_path, caplog):
+def test_timm_gets_fixed_positions_as_numbers(tmp_path, caplog):
     architecture = _replace(gelu="exact", posemb="sincos2d", class_token_position=False)
     description, params = _model(architecture)
     with caplog.at_level(logging.WARNING):
@@ -206,7 +208,7 @@ def test_the_destination_must_suit_the_format(format, name, expected, tmp_path):
         *("here/gs://bucket/x.npz", pathlib.Path("gs://bucket/x.npz")),
     ],
 )
-def test_an_address_is_no_destination(address, tmp_path, monkeypatch):
+def test_addresses_are_refused_as_destinations(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     description, params = _model(PLAIN)
     with pytest.raises(UserError, match=r"is an address, .*path on this machine"):
@@ -245,14 +247,14 @@ def test_parameters_of_another_model_are_refused(format, tmp_path):
         (lambda params: [params], r"\d+ unexpected: 0/blocks_00/"),
     ],
 )
-def test_what_are_no_parameters_is_refused(wrong, problem, tmp_path):
+def test_invalid_parameters_are_refused(wrong, problem, tmp_path):
     description, params = _model(PLAIN)
     with pytest.raises(UserError, match=problem):
         save_weights(description, wrong(params), tmp_path / "x.npz", "google")
     assert not list(tmp_path.iterdir())
 
 
-def test_numbers_of_another_type_are_finite_too(tmp_path):
+def test_parameters_of_other_dtypes_are_saved_and_checked(tmp_path):
     description, params = _model(PLAIN)
     for dtype in (jnp.bfloat16, np.float16, np.int32):
         params["cls"] = np.ones((1, 1, 64), dtype)
@@ -272,7 +274,7 @@ def _head(path):
     ("format", "name"),
     [("google", "x.npz"), ("vit_jax", "x.safetensors"), ("timm", "x.safetensors")],
 )
-def test_an_old_file_is_replaced_also_by_itself(
+def test_an_old_file_is_replaced_even_by_its_own_content(
     format, name, tmp_path, make_workdir, run_command, capsys
 ):
     path = tmp_path / name
@@ -334,13 +336,13 @@ def test_a_file_where_a_directory_should_be_is_left_alone(name, format, tmp_path
     assert (tmp_path / "mine").read_bytes() == b"old"
 
 
-def test_a_directory_with_something_in_it_is_left_alone(tmp_path):
+def test_a_directory_that_is_not_empty_is_left_alone(tmp_path):
     description, params = _model(EXACT)
     (tmp_path / "mine").touch()
     with pytest.raises(UserError, match="is not empty"):
         save_weights(description, params, tmp_path, "huggingface")
     assert [x.name for x in tmp_path.iterdir()] == ["mine"]
-    with pytest.raises(UserError, match="is a file, and a directory"):
+    with pytest.raises(UserError, match="is a file, expected a directory"):
         save_weights(description, params, tmp_path / "mine", "huggingface")
     with pytest.raises(UserError, match="cannot be written"):
         save_weights(description, params, tmp_path / "mine" / "x.npz", "google")

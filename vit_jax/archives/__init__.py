@@ -1,1 +1,1 @@
-"""Archives of unknown origin: .npz and other zip files, written and read safely."""
+"""Safe reading and writing of .npz and other zip archives of unknown origin."""

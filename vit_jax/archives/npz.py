@@ -1,7 +1,7 @@
-"""Reads and writes NumPy archives (.npz); nothing is ever pickled or unpickled.
+"""NumPy archives (.npz), read and written without ever pickling or unpickling.
 
-What an array may hold is up to the caller, who gets the headers first. An array is
-allocated only if the archive has as many bytes as its header declares.
+The caller gets the headers first and decides which arrays to accept. Memory for an
+array is allocated only if the archive holds as many bytes as the header declares.
 """
 
 import io
@@ -19,18 +19,18 @@ from vit_jax.archives.zips import Member, read_members
 from vit_jax.words import one_line, quoted
 
 _SUFFIX = ".npy"
-_LONGEST_HEADER = 10_000  # as numpy.load's own
+_LONGEST_HEADER = 10_000  # bytes; the limit of numpy.load
 _READ_HEADER = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 class Header(NamedTuple):
-    """What an archive declares of one array.
+    """The header of one array, as the archive declares it.
 
     Attributes:
-      shape: may have negative or impossible dimensions, if it is damaged.
+      shape: may have negative or impossible dimensions if the header is damaged.
       dtype: in the file's byte order.
-      fortran_order: its first dimension is the one that varies fastest.
-      start: where its data begins.
+      fortran_order: whether the first dimension varies fastest.
+      start: offset of the data within the member, in bytes.
     """
 
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class Header(NamedTuple):
 
 
 def array_members(members: Mapping[str, Member]) -> dict[str, Member]:
-    """Picks the arrays of an archive, by name; what else it holds is left alone."""
+    """Picks the arrays of an archive, by name, and ignores its other members."""
     return {
         name.removesuffix(_SUFFIX): member
         for name, member in members.items()
@@ -56,11 +56,11 @@ def array_members(members: Mapping[str, Member]) -> dict[str, Member]:
 
 
 def read_header(member: Member) -> Header:
-    """Reads the header of an array, and not more than 10 kB.
+    """Reads the header of an array, of at most 10 kB.
 
     Raises:
-      ValueError: it is damaged; says in one line how.
-      Unreadable: the archive is.
+      ValueError: the header is damaged; the message gives the reason in one line.
+      Unreadable: the archive is damaged.
     """
     begin = io.BytesIO(member.head(_LONGEST_HEADER + npy.MAGIC_LEN + 4))
     try:
@@ -68,12 +68,13 @@ def read_header(member: Member) -> Header:
         if version not in _READ_HEADER:
             raise ValueError(f"version {version} of the format, expected 1.0 or 2.0")
         with warnings.catch_warnings():
-            # Python warns while it parses a damaged header.
+            # Parsing a damaged header makes Python warn.
             warnings.simplefilter("ignore")
             shape, fortran_order, dtype = _READ_HEADER[version](
                 begin, max_header_size=_LONGEST_HEADER
             )
-    # A dozen kinds: the header is Python text, which NumPy hands to Python's parser.
+    # A dozen exception types: NumPy hands the header, which is Python source, to
+    # Python's parser.
     except Exception as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise ValueError(one_line(reason)) from error
@@ -81,15 +82,15 @@ def read_header(member: Member) -> Header:
 
 
 def read_array(member: Member, header: Header) -> np.ndarray:
-    """Reads an array into memory of its own, in this machine's byte order.
+    """Reads an array into newly allocated memory, in native byte order.
 
     Raises:
-      Unreadable: it holds Python objects, or its data is not what the header declares.
+      Unreadable: it holds Python objects, or its data does not match the header.
     """
     shape, dtype, fortran_order, start = header
     held = member.size - start
     if dtype.hasobject or not dtype.itemsize or header.nbytes != held:
-        raise Unreadable(f"{quoted(member.name)} is {header} and holds {held:,} bytes")
+        raise Unreadable(f"{quoted(member.name)} is {header} but holds {held:,} bytes")
     data = member.read(start)
     try:
         array = data.view(dtype).reshape(shape[::-1] if fortran_order else shape)
@@ -97,7 +98,7 @@ def read_array(member: Member, header: Header) -> np.ndarray:
         raise Unreadable(f"the shape of {quoted(member.name)} is damaged") from error
     if not dtype.isnative:
         native = dtype.newbyteorder("=")
-        swap = dtype.names is None  # else only some of its fields may need it
+        swap = dtype.names is None  # structured: perhaps only some fields need it
         array = (
             array.byteswap(inplace=True).view(native) if swap else array.astype(native)
         )
@@ -108,7 +109,7 @@ def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads all arrays of an archive.
 
     Raises:
-      Unreadable, ValueError: it is damaged, or holds something else than plain arrays.
+      Unreadable, ValueError: it is damaged, or an array holds Python objects.
     """
     members = array_members(read_members(file))
     return {
@@ -118,14 +119,14 @@ def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def write_npz(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as `numpy.savez` does, never pickled.
+    """Writes arrays in the format of `numpy.savez`, without pickling.
 
-    Older versions of NumPy take `allow_pickle` for one more array, and leave the
-    archive open when the disk is full.
+    `numpy.savez` itself is not used: older versions of NumPy would save `allow_pickle`
+    as one more array, and leave the archive open when the disk is full.
 
     Raises:
       OSError: they cannot be written.
-      ValueError: an array of objects.
+      ValueError: an array holds Python objects.
     """
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():

@@ -1,10 +1,10 @@
-"""The error of every reader of files of unknown origin."""
+"""The exception that all readers of files of unknown origin raise."""
 
 
 class Unreadable(Exception):
-    """A file cannot be read: `reason` and `remedy` are parts of the user's message.
+    """A file that cannot be read, with the reason and a remedy to show the user.
 
-    The remedy is empty where nothing helps but another copy.
+    The remedy is empty if only another copy of the file would help.
     """
 
     def __init__(self, reason: str, remedy: str = ""):

@@ -1,4 +1,4 @@
-"""Zip archives whose directory is checked before anything of them is read."""
+"""A zip reader that checks the archive's directory before it reads any member."""
 
 import collections
 import struct
@@ -11,16 +11,16 @@ import numpy as np
 from vit_jax.archives.unreadable import Unreadable
 from vit_jax.words import quoted, shortened
 
-# What deflate can at most make of a byte.
+# The highest compression ratio of deflate.
 MOST_INFLATED = 1032
-# Weights hardly shrink; a hundredfold is a bomb.
+# Weights hardly compress; a ratio of 100 is a zip bomb.
 _MOST_EXPANSION = 100
 _ALWAYS_ALLOWED = 32 << 20  # bytes
-# That of the largest published model takes a tenth.
+# In bytes; the directory of the largest published model takes a tenth of this.
 _LARGEST_DIRECTORY = 1 << 20
-# JAX on a CPU uses an array where it lies if it begins at a multiple of this.
+# JAX on a CPU uses an array without copying if its address is a multiple of this.
 _ALIGNMENT = 64
-# Fits into a core's cache: what is read is still there when its checksum is taken.
+# In bytes; fits into a core's cache, so that the checksum reads from the cache.
 _CHUNK = 1 << 18
 _ENCRYPTED = 1
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -31,10 +31,10 @@ class Member:
     """One file of an archive.
 
     Attributes:
-      name: its path there.
-      size: in bytes, unpacked.
-      packed: in bytes, as it is in the archive.
-      checksum: CRC-32 of the unpacked bytes.
+      name: path within the archive.
+      size: uncompressed size in bytes.
+      packed: compressed size in bytes.
+      checksum: CRC-32 of the uncompressed bytes.
     """
 
     def __init__(self, file: BinaryIO, info: zipfile.ZipInfo, end: int):
@@ -48,7 +48,7 @@ class Member:
         self._verified = False
 
     def head(self, count: int) -> bytes:
-        """The first bytes, at most `count`; not checked against the checksum."""
+        """Reads at most the first `count` bytes, without comparing the checksum."""
         buffer = bytearray(min(count, self.size))
         self._stream(0).fill(memoryview(buffer))
         return bytes(buffer)
@@ -56,15 +56,15 @@ class Member:
     def read(
         self, start: int = 0, stop: int | None = None, *, check: bool = True
     ) -> np.ndarray:
-        """The bytes from `start` to `stop`, aligned, read once and not copied.
+        """Reads the bytes from `start` to `stop`, aligned, once and without a copy.
 
         Args:
           start: the first byte.
-          stop: one past the last; the end by default.
+          stop: one past the last byte; the end by default.
           check: compare the checksum, unless that was done before.
 
         Raises:
-          Unreadable: the archive is shorter, or the member's checksum differs.
+          Unreadable: the archive is cut off, or the member's checksum does not match.
         """
         stop = self.size if stop is None else stop
         out = aligned_bytes(stop - start)
@@ -100,12 +100,13 @@ def read_members(
     """Reads the directory of an archive: its files by name, without folders.
 
     Args:
-      file: the archive, which stays open while they are read.
-      most_expansion: see `check_expansion`.
+      file: the archive; it must stay open while members are read.
+      most_expansion: the `most` of `check_expansion`.
 
     Raises:
-      Unreadable: the archive is damaged, holds a name twice or a name that leads out of
-        the archive, is encrypted, packed in an unknown way or far too strongly.
+      Unreadable: the archive is damaged, holds a name twice or a path that leads out of
+        the archive, is encrypted, uses an unknown compression method, or expands too
+        far.
     """
     infos = read_directory(file)
     size = file.seek(0, 2)
@@ -118,21 +119,25 @@ def read_members(
     packed = sum(info.compress_size for info in infos)
     if packed > size:
         raise Unreadable(
-            f"its members claim {packed:,} bytes of a file of {size:,}; it was cut off "
-            "or its directory is damaged"
+            f"its members claim {packed:,} bytes, but the file has {size:,}; it was "
+            "cut off or its directory is damaged"
         )
     check_expansion(sum(info.file_size for info in infos), size, most_expansion)
     return {info.filename: Member(file, info, size) for info in infos}
 
 
 def read_directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
-    """Lists the files of an archive; Unreadable if its directory is damaged."""
+    """Lists the files of an archive.
+
+    Raises:
+      Unreadable: its directory is damaged.
+    """
     try:
         with zipfile.ZipFile(_Bounded(file)) as archive:  # type: ignore[arg-type]
             infos = archive.infolist()
-            # Not is_dir(), which fails on the empty name of a damaged one.
+            # Not is_dir(): it fails on an empty name, which a damaged directory has.
             return [info for info in infos if not info.filename.endswith("/")]
-    # What the standard library raises on damaged directories.
+    # The standard library raises any of these on damaged directories.
     except (
         zipfile.BadZipFile,
         NotImplementedError,
@@ -146,23 +151,33 @@ def read_directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
 
 
 def check_expansion(declared: int, held: int, most: float) -> None:
-    """Refuses more than `most` times the bytes that hold it, if also above 32 MiB."""
+    """Rejects data that expands to more than `most` times its size and 32 MiB.
+
+    Args:
+      declared: uncompressed size in bytes.
+      held: compressed size in bytes.
+      most: the highest ratio of the two that is accepted.
+
+    Raises:
+      Unreadable: both limits are exceeded.
+    """
     if declared > max(_ALWAYS_ALLOWED, most * held):
         raise Unreadable(
-            f"{held:,} bytes claim to be {declared:,}, more than weights can be packed",
+            f"{held:,} bytes claim to expand to {declared:,}; weights never compress "
+            "that far",
             "Do not trust it; use another copy",
         )
 
 
 def aligned_bytes(count: int) -> np.ndarray:
-    """Uninitialised bytes that JAX need not copy."""
+    """Allocates uninitialised bytes, aligned so that JAX need not copy them."""
     block = np.empty(count + _ALIGNMENT, np.uint8)
     start = -block.ctypes.data % _ALIGNMENT
     return block[start : start + count]
 
 
 class _Bounded:
-    """A file of which no directory larger than any honest one can be read."""
+    """A file that refuses to read a directory larger than any honest one."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -171,7 +186,7 @@ class _Bounded:
     def read(self, count: int = -1) -> bytes:
         if count > _LARGEST_DIRECTORY:
             most = f"{_LARGEST_DIRECTORY:,}"
-            raise ValueError(f"a directory of {count:,} bytes, at most {most} are read")
+            raise ValueError(f"a directory of {count:,} bytes, expected at most {most}")
         return self._file.read(count)
 
 
@@ -187,7 +202,7 @@ class _Stored:
             view = view[count:]
 
     def skip(self, count: int, checksum: int) -> int:
-        """The checksum after `count` more bytes."""
+        """Reads over `count` bytes; returns the checksum with these included."""
         scratch = memoryview(bytearray(min(count, _CHUNK)))
         while count:
             part = scratch[:count]
@@ -223,16 +238,16 @@ def _check(info: zipfile.ZipInfo) -> None:
     name = info.filename
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
         raise Unreadable(
-            f"it holds {quoted(name)}, a path that leads out of it",
+            f"it holds {quoted(name)}, a path that leads out of the archive",
             "Do not trust it; use another copy",
         )
     if info.flag_bits & _ENCRYPTED:
         raise Unreadable(
-            f"{quoted(name)} is encrypted", "Unpack it, and pass what it held"
+            f"{quoted(name)} is encrypted", "Unpack the archive and pass its content"
         )
     if info.compress_type not in _COMPRESSIONS:
         raise Unreadable(
-            f"{quoted(name)} is packed in a way (zip method {info.compress_type}) that "
+            f"{quoted(name)} is compressed with zip method {info.compress_type}, which "
             "NumPy and PyTorch never use"
         )
     if (
@@ -243,10 +258,10 @@ def _check(info: zipfile.ZipInfo) -> None:
 
 
 def _data_start(file: BinaryIO, info: zipfile.ZipInfo, end: int) -> int:
-    """Where a member's data begins, behind its local header."""
+    """Returns the offset of a member's data, which follows its local header."""
     damaged = Unreadable(
-        f"{quoted(info.filename)} is not where its directory says; it was cut off or "
-        "damaged"
+        f"{quoted(info.filename)} is not where the directory says; the file was cut "
+        "off or damaged"
     )
     if not 0 <= info.header_offset <= end - _LOCAL_HEADER.size:
         raise damaged

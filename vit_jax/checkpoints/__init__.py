@@ -1,1 +1,1 @@
-"""Work directories: what a run wrote, and how it goes on from there."""
+"""Work directories: the files that a run writes and continues from."""

@@ -1,8 +1,9 @@
-"""Work directories in buckets, gs:// and s3://, by etils' paths.
+"""Work directories in buckets (gs:// and s3://), accessed through etils.epath.
 
-A bucket has no locks, cannot rename and cannot append; but an object is written
-completely or not at all. So Orbax marks a complete checkpoint by a file in it, and a
-run keeps what it appends to in memory and writes it whole before each checkpoint.
+A bucket has no locks and can neither rename nor append, but an object is written
+completely or not at all. Orbax therefore marks a complete checkpoint with a file in it,
+and a run keeps the files that it appends to in memory and rewrites them before each
+checkpoint.
 """
 
 import contextlib
@@ -14,18 +15,18 @@ from typing import Any, cast
 
 from vit_jax.errors import UserError
 
-# Scheme → the package that reads and writes it, and our extra that has it.
+# Scheme → the package that handles it, and our extra that installs that package.
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
-# Orbax writes it last, where a checkpoint has its final name from the start.
+# Orbax writes this file last where a checkpoint has its final name from the start.
 _COMMITTED = "commit_success.txt"
 
 
 def bucket_path(address: str) -> Path:
-    """A path in a bucket; it has most methods of pathlib's.
+    """Returns a path in a bucket, with most methods of pathlib.Path.
 
     Raises:
-      UserError: no such kind of address, its package is not installed, or the bucket
-        cannot be reached.
+      UserError: the scheme is unknown, its package is not installed, or the bucket
+        does not exist or cannot be reached.
     """
     scheme, _, rest = address.partition("://")
     if scheme not in _PACKAGES or not rest.strip("/"):
@@ -41,7 +42,7 @@ def bucket_path(address: str) -> Path:
     import fsspec.config
     from etils import epath
 
-    # Otherwise a process goes on seeing what others have moved away.
+    # With the cache a process would keep seeing files that others have moved away.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     if scheme == "s3":
         from vit_jax.checkpoints import s3
@@ -54,20 +55,21 @@ def bucket_path(address: str) -> Path:
 
 @functools.cache
 def _ask(path: Path) -> None:
-    """Asks the service once, so that it is known before anything is computed.
+    """Contacts the service once, so that a run fails before anything is computed.
 
     Raises:
-      UserError: nobody is there, credentials are missing or wrong, or there is no such
-        bucket, which would be created.
+      UserError: the service does not answer, credentials are missing or wrong, or the
+        bucket does not exist and would be created.
     """
     scheme, _, rest = str(path).partition("://")
     bucket = type(path)(f"{scheme}://{rest.partition('/')[0]}")
     there = True
     try:
         if not path.exists():
-            with contextlib.suppress(PermissionError):  # it has, for what is in it
+            # Access may be granted to the objects of a bucket, not to the bucket.
+            with contextlib.suppress(PermissionError):
                 there = bucket.exists()
-    except Exception as error:  # of botocore, aiohttp, google.auth and others
+    except Exception as error:  # from botocore, aiohttp, google.auth and others
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
             f"{path} cannot be reached ({why}); check the credentials and the "
@@ -75,27 +77,27 @@ def _ask(path: Path) -> None:
         ) from error
     if not there:
         raise UserError(
-            f"{path}: there is no bucket {bucket}; create it, or name another"
+            f"{path}: there is no bucket {bucket}; create it, or pass another"
         )
 
 
 def in_bucket(path: object) -> bool:
-    """Whether a path, or its text, is one of a bucket."""
+    """Returns whether a path, or its text, is in a bucket."""
     return str(path).startswith(tuple(f"{scheme}://" for scheme in _PACKAGES))
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether all of it was written, as far as its name does not say so."""
+    """Returns whether a checkpoint with its final name was written completely."""
     return not in_bucket(checkpoint) or (checkpoint / _COMMITTED).exists()
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is there; in a bucket an empty folder is not, and need not be."""
+    """Returns whether a folder exists; always true in a bucket: it has no folders."""
     return in_bucket(path) or path.is_dir()
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder as far as that is possible."""
+    """Removes a folder as far as possible."""
     if in_bucket(folder):
         cast(Any, folder).rmtree(missing_ok=True)
     else:
@@ -103,7 +105,7 @@ def remove(folder: Path) -> None:
 
 
 def move(folder: Path, target: Path) -> None:
-    """Renames a folder; in a bucket each of its objects is copied."""
+    """Renames a folder; in a bucket, copies each of its objects and removes the old."""
     if in_bucket(folder):
         _copy(folder, target)
         remove(folder)

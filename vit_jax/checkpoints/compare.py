@@ -1,4 +1,4 @@
-"""Whether two parameter trees have the same names and shapes, and where they differ."""
+"""Comparison of two parameter trees by names and shapes."""
 
 from typing import Any
 
@@ -8,19 +8,19 @@ from vit_jax.words import shortened
 
 
 def compare_trees(expected: Any, found: Any, *, dtypes: bool = False) -> str:
-    """Names what differs between two trees; Orbax alone loads silently (orbax #2972).
+    """Lists the differences of two trees, which Orbax would ignore (orbax #2972).
 
-    Names join the keys by "/". Dictionaries, sequences and named tuples are told apart
-    by their keys only, and empty nodes do not count: so a tree read from a file, which
-    has forgotten its classes, equals the one that was saved.
+    Names join the keys with "/". Containers are compared by their keys only, whether
+    dictionary, sequence or named tuple, and empty nodes do not count. A tree that was
+    read from a file, which does not record classes, thus equals the one that was saved.
 
     Args:
-      expected: the tree that is wanted; leaves have `shape` (and `dtype`).
-      found: the tree that is there; the same.
+      expected: the wanted tree; its leaves have `shape` (and `dtype`).
+      found: the tree to check, with leaves of the same kind.
       dtypes: whether dtypes must agree as well.
 
     Returns:
-      "" when they agree; else a line for each kind of difference (missing, unexpected,
+      "" if they agree; otherwise one line per kind of difference (missing, unexpected,
       different) with the count and at most ten names.
     """
     wanted, there = _leaves(expected), _leaves(found)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: everything needed to use it, besides its arrays."""
+"""The description in every checkpoint: everything needed to use it but the arrays."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Saved beside the parameters of every checkpoint."""
+    """The metadata that is saved beside the parameters of every checkpoint."""
 
     architecture: ViTOrMixer
     preprocessing: Preprocessing
-    class_names: tuple[str, ...]  # empty where nobody knows them
-    config: dict[str, Any]  # resolved; as JSON gives it back, so tuples are lists
-    step: int  # finished updates, which is also the number of batches consumed
-    # Split → number of examples that the run was trained and evaluated on.
+    class_names: tuple[str, ...]  # empty if unknown
+    config: dict[str, Any]  # resolved, after a round trip through JSON: no tuples
+    step: int  # completed updates, which is also the number of batches consumed
+    # Split → number of examples that the run trains or evaluates on.
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -29,7 +29,7 @@ class Description:
         object.__setattr__(self, "config", normalised(self.config))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; `from_dict` gives an equal description back."""
+        """Converts to JSON values, which `from_dict` reads back as an equal object."""
         return {
             "schema_version": SCHEMA_VERSION,
             "step": self.step,
@@ -42,7 +42,7 @@ class Description:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` gave.
+        """Restores a description from the values of `to_dict`.
 
         Raises:
           UserError: another schema version, unknown or missing keys, impossible values.
@@ -51,16 +51,16 @@ class Description:
         version = values.pop("schema_version", None)
         if version != SCHEMA_VERSION:
             raise UserError(
-                f"the checkpoint's description has schema version {version!r}, and "
+                f"the checkpoint's description has schema version {version!r}, but "
                 f"this vit_jax reads version {SCHEMA_VERSION}; use the release of "
                 "vit_jax that wrote it, or a newer one."
             )
-        values.setdefault("examples", {})  # the first checkpoints did not say it
+        values.setdefault("examples", {})  # the first checkpoints lack it
         names = {field.name for field in dataclasses.fields(cls)}
         if wrong := sorted(names ^ values.keys()):
             raise UserError(
-                "the checkpoint's description is damaged: it should have the keys "
-                f"{sorted(names)}; missing or unknown are {wrong}."
+                f"the checkpoint's description is damaged: {wrong} are missing or "
+                f"unknown; expected the keys {sorted(names)}."
             )
         try:
             values["architecture"] = architecture_from_dict(values["architecture"])

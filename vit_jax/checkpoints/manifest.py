@@ -1,9 +1,9 @@
-"""Checksums of a checkpoint's files, so that a single changed byte is noticed.
+"""Checksums of a checkpoint's files, which reveal a single changed byte.
 
-Orbax and TensorStore notice a file that is missing or cut short, and not every other
-change: what they then read are wrong numbers. MANIFEST.json, in the checkpoint's own
-folder, has the length and the CRC-32 of every file; no change of up to 32 bits in a row
-keeps a CRC-32.
+Orbax and TensorStore detect a file that is missing or cut short, but not every other
+change, and then read wrong numbers. MANIFEST.json, in the checkpoint's own folder,
+has the length and the CRC-32 of every file; a CRC-32 detects every change that lies
+within 32 consecutive bits.
 """
 
 import concurrent.futures
@@ -14,17 +14,17 @@ from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
 _VERSION = 1
-# What Orbax writes into the folder after the manifest; no number is read from it.
+# Orbax writes these files after the manifest; no numbers are read from them.
 _LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
-_CHUNK = 2**20  # bytes read at once
-_THREADS = 4  # reading and summing leave Python's lock
+_CHUNK = 2**20  # bytes per read
+_THREADS = 4  # reading and computing the CRC release the GIL
 
 
 def write_manifest(folder: Path) -> None:
-    """Sums all files of a checkpoint as they are on the disk.
+    """Writes the checksums of all files of a checkpoint as they are on the disk.
 
     Raises:
-      OSError: a file cannot be read, or the manifest not be written.
+      OSError: a file cannot be read, or the manifest cannot be written.
     """
     names = [
         path.relative_to(folder).as_posix()
@@ -37,15 +37,15 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path, parts: Collection[str]) -> str:
-    """What of some parts of a checkpoint is not as it was written.
+    """Compares the files of some parts of a checkpoint with the manifest.
 
     Args:
       folder: the checkpoint.
-      parts: of its folders those that matter.
+      parts: names of the folders to check.
 
     Returns:
-      "" if all is well; else the first file that differs, and how many more do. Also ""
-      without a manifest: checkpoints did not always have one.
+      "" if all files match; otherwise the first difference, and how many more there
+      are. Also "" without a manifest, which old checkpoints do not have.
 
     Raises:
       OSError: a file cannot be read.
@@ -62,12 +62,12 @@ def check_manifest(folder: Path, parts: Collection[str]) -> str:
             if name.split("/")[0] in parts
         }
     except (ValueError, TypeError, KeyError, AttributeError):
-        return f"{MANIFEST} is no list of checksums"
+        return f"{MANIFEST} is not a list of checksums"
     if version != _VERSION:
         return f"{MANIFEST} has version {version!r}, not {_VERSION}"
-    # A name that was changed in the manifest itself leaves a part without its files.
+    # A changed name in the manifest itself would leave a part without entries.
     problems = [
-        f"{MANIFEST} says nothing of {part}"
+        f"{MANIFEST} lists no files of {part}"
         for part in parts
         if not any(name.split("/")[0] == part for name in expected)
     ]
@@ -78,7 +78,7 @@ def check_manifest(folder: Path, parts: Collection[str]) -> str:
         if found[0] != expected[name][0]:
             problems.append(f"{name} has {found[0]} bytes, not {expected[name][0]}")
         elif tuple(found) != expected[name]:
-            problems.append(f"{name} has changed: its checksum is another")
+            problems.append(f"{name} has changed: its checksum differs")
     more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
     return problems[0] + more if problems else ""
 
@@ -91,7 +91,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _sums(folder: Path, names: list[str]) -> list[list]:
-    """[length in bytes, CRC-32 as eight hexadecimal digits] of each file."""
+    """Returns [length in bytes, CRC-32 as eight hexadecimal digits] for each file."""
 
     def of(name: str) -> list:
         length = crc = 0

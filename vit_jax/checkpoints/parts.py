@@ -1,4 +1,4 @@
-"""The parts of a checkpoint: how Orbax writes and reads them, how that can fail."""
+"""The parts of a checkpoint, Orbax's handlers for them, and the errors these raise."""
 
 import contextlib
 import logging
@@ -18,21 +18,21 @@ from vit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# The parts of a checkpoint: a folder each in WORKDIR/checkpoints/<step>.
+# Each part is a folder of this name in WORKDIR/checkpoints/<step>.
 PARAMS, EMA, OPTIMIZER, OBJECTIVE = "params", "ema", "optimizer", "objective"
 METADATA = "metadata"
-# What Orbax calls a folder until it is complete.
+# Orbax has this in a folder's name until the folder is complete.
 UNFINISHED = ".orbax-checkpoint-tmp"
 _ARRAYS = (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)
 _JSON = (ocp.args.JsonSave, ocp.args.JsonRestore)
 
 
 class DamagedError(UserError):
-    """A checkpoint that is not as it was written; an older one may be used."""
+    """A checkpoint whose files changed after it was saved; an older one may be used."""
 
 
 def handlers(*names: str) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    """Orbax reads and writes the parts named, and leaves the others alone."""
+    """Registers Orbax's handlers for the named parts only; it ignores all others."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for name in names:
         if name == METADATA:
@@ -48,10 +48,10 @@ def handlers(*names: str) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
 
 
 def _array_types() -> Any:
-    """How Orbax writes and reads single arrays."""
+    """Returns Orbax's handlers for single arrays."""
     arrays = ocp.type_handlers.ArrayHandler(
-        # What is smaller is written by one of the devices that hold it: to slice it for
-        # all of them takes longer.
+        # In bytes. Of a smaller replicated array one device writes everything, because
+        # slicing it for all of them takes longer.
         min_slice_bytes_for_replica_parallel=2**20
     )
     return ocp.type_handlers.create_type_handler_registry(
@@ -60,19 +60,20 @@ def _array_types() -> Any:
 
 
 def reader(name: str) -> ocp.Checkpointer:
-    """Reads one part; unlike a manager, it neither owns nor changes the directory."""
+    """Returns a reader of one part, which unlike a manager never changes the folder."""
     handler = ocp.CompositeCheckpointHandler(handler_registry=handlers(name))
     return ocp.Checkpointer(handler)
 
 
 @contextlib.contextmanager
 def sound(folder: Path, *parts: str) -> Iterator[None]:
-    """Around reading parts of a checkpoint, whose checksums are compared first.
+    """Compares the checksums of parts, then explains errors while they are read.
 
     Raises:
-      DamagedError: they are not as they were written; of a checkpoint without checksums
-        also whatever reading it fails with.
-      UserError: this user may not read them, or the like.
+      DamagedError: the files changed after they were written; without checksums, any
+        error while reading.
+      UserError: the user may not read them, or reading fails although the checksums
+        match.
     """
     difference = ""
     try:
@@ -80,8 +81,8 @@ def sound(folder: Path, *parts: str) -> Iterator[None]:
             raise ValueError(difference)
         yield
     except (jax.errors.JaxRuntimeError, MemoryError):
-        raise  # there is no room for it
-    # Orbax and TensorStore raise whatever the damage led to.
+        raise  # out of memory, which says nothing about the files
+    # Damage can surface as any exception of Orbax or TensorStore.
     except Exception as error:
         if closed := _inaccessible(folder):
             raise UserError(
@@ -90,15 +91,17 @@ def sound(folder: Path, *parts: str) -> Iterator[None]:
             ) from error
         why = difference or f"it cannot be read: {reason(error)}"
         if not difference and (folder / MANIFEST).exists():
-            # Its files are as they were written, so no other checkpoint is better.
-            raise UserError(f"of the checkpoint {folder}, {why}.") from error
+            # The files are as they were written, so an older checkpoint is no better.
+            raise UserError(
+                f"the checkpoint {folder} matches its checksums, but {why}."
+            ) from error
         raise DamagedError(f"the checkpoint {folder} is damaged ({why}).") from error
 
 
 def _inaccessible(folder: Path) -> str:
-    """What within (or above) this user may not read, if anything; "" if all may be."""
+    """Finds a path in (or above) the folder that the user may not read; "" if none."""
     if in_bucket(folder):
-        return ""  # its errors speak for themselves
+        return ""  # a bucket's own errors are clear enough
     closed = []
 
     def look(error: OSError) -> None:
@@ -111,24 +114,24 @@ def _inaccessible(folder: Path) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why reading or writing failed, in a few words."""
-    # TensorStore's messages are long; what the operating system said is a number in it.
+    """Summarises in a few words why reading or writing failed."""
+    # TensorStore's messages are long; the operating system's error is a number in them.
     text = str(error)
     if found := re.search(r"os_error_code='(\d+)'", text):
         return os.strerror(int(found[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    # It ends with what was to be done; before that the cause comes last.
+    # The message ends with the specification; the cause is right before that.
     said = " ".join(text.partition("[tensorstore_spec")[0].split())
     return f"{type(error).__name__}: {'…' * (len(said) > 200)}{said[-200:]}"
 
 
 def _keep_quiet(record: logging.LogRecord) -> bool:
-    """Drops what Orbax logs, tracebacks of its threads among it.
+    """Drops Orbax's log records, which include tracebacks of its threads.
 
-    Every failure reaches our callers as an error and is explained once, there.
+    Every failure reaches our callers as an exception, and is explained once, there.
     """
-    # asyncio reports, of all writes that a full disk ends, those nobody awaited.
+    # When a full disk ends several writes, asyncio reports those that nobody awaited.
     said = f"{record.pathname} {record.getMessage()}"
     signs = (f"{os.sep}orbax{os.sep}", UNFINISHED, "tensorstore_spec")
     from_orbax = any(sign in said for sign in signs)

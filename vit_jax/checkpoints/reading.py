@@ -1,4 +1,4 @@
-"""Reading checkpoints without being their run: what they say, and their parameters."""
+"""Reading descriptions and parameters of checkpoints outside of their run."""
 
 import logging
 import os
@@ -30,17 +30,17 @@ T = TypeVar("T")
 
 
 def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
-    """Whether there is a complete checkpoint to go on from."""
+    """Returns whether there is a complete checkpoint to continue from."""
     return bool(saved_steps(locate(workdir) / CHECKPOINTS))
 
 
 def newest_step(workdir: str | os.PathLike[str]) -> int | None:
-    """The newest complete checkpoint; None before the first."""
+    """Returns the step of the newest complete checkpoint; None before the first."""
     return max(saved_steps(locate(workdir) / CHECKPOINTS), default=None)
 
 
 def has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
-    """Whether it holds a checkpoint, complete or not, by what the folders hold."""
+    """Returns whether a numbered folder holds parameters or metadata."""
     directory = locate(workdir) / CHECKPOINTS
     return any(
         (directory / str(step) / part).is_dir()
@@ -52,11 +52,11 @@ def has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
 def load_description(
     workdir: str | os.PathLike[str], step: int | None = None
 ) -> Description:
-    """What a checkpoint says of itself; reads none of its arrays.
+    """Reads the description of a checkpoint, and none of its arrays.
 
     Args:
-      workdir: a run's directory, which a running training may be writing to.
-      step: which checkpoint; by default the newest that is sound.
+      workdir: a run's directory; the run may still be writing to it.
+      step: which checkpoint; by default the newest undamaged one.
 
     Raises:
       UserError: not a work directory, no such checkpoint, or a damaged one.
@@ -67,12 +67,12 @@ def load_description(
 def load_params(
     workdir: str | os.PathLike[str], step: int | None = None, *, ema: bool = False
 ) -> Any:
-    """The parameters as numpy arrays; needs no devices and reads no optimizer state.
+    """Reads the parameters as numpy arrays, without devices or optimizer state.
 
     Args:
-      workdir: a run's directory, which a running training may be writing to.
-      step: which checkpoint; by default the newest that is sound.
-      ema: the averaged ones, if the run has averaged any.
+      workdir: a run's directory; the run may still be writing to it.
+      step: which checkpoint; by default the newest undamaged one.
+      ema: read the averaged parameters if the checkpoint has them.
 
     Returns:
       A nested dict of numpy arrays.
@@ -86,9 +86,10 @@ def load_params(
 def load_checkpoint(
     workdir: str | os.PathLike[str], step: int | None = None, *, ema: bool = False
 ) -> tuple[Description, Any, bool]:
-    """What `load_description` and `load_params` give, of the same step.
+    """Reads the description and the parameters of one checkpoint.
 
-    The third value says whether the parameters are averaged ones.
+    The arguments are those of `load_params`. The third value tells whether the
+    parameters are averaged.
     """
 
     def all_three(folder: Path) -> tuple[Description, Any, bool]:
@@ -119,7 +120,7 @@ def _params(folder: Path, ema: bool) -> Any:
 
 
 def _read(workdir: Path, step: int | None, read: Callable[[Path], T]) -> T:
-    """Of that step, or of the newest that can be read."""
+    """Calls `read` with the folder of a step, by default the newest undamaged one."""
     chosen = choose(workdir, step)
     if step is not None:
         return read(workdir / CHECKPOINTS / str(chosen))
@@ -127,10 +128,10 @@ def _read(workdir: Path, step: int | None, read: Callable[[Path], T]) -> T:
 
 
 def newest_sound(workdir: Path, read: Callable[[int], T]) -> T:
-    """Of the newest checkpoint that is not damaged, saying which are.
+    """Calls `read` with the newest undamaged step; warns about damaged ones.
 
     Raises:
-      UserError: all are.
+      DamagedError: all checkpoints are damaged.
     """
     steps = saved_steps(workdir / CHECKPOINTS)[::-1]
     damages = []
@@ -140,14 +141,15 @@ def newest_sound(workdir: Path, read: Callable[[int], T]) -> T:
         except DamagedError as error:
             damages.append(str(error))
             if older is not None:
-                logger.warning("%s The one before it, step %d, is used", error, older)
+                logger.warning("%s Using the one before it, step %d", error, older)
     raise DamagedError(
-        "\n".join(damages) + f"\nThere is no sound checkpoint in {workdir}. Copy one "
+        "\n".join(damages) + f"\nAll checkpoints in {workdir} are damaged. Copy one "
         "from a backup, or remove that folder to start again."
     )
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
+    """Lists the steps of all complete checkpoints in ascending order."""
     # A save in flight has another name until it is complete.
     if not checkpoints.is_dir():
         return []
@@ -159,6 +161,11 @@ def saved_steps(checkpoints: Path) -> list[int]:
 
 
 def choose(workdir: Path, step: int | None) -> int:
+    """Returns the step to read, by default the newest.
+
+    Raises:
+      UserError: not a work directory, or no such checkpoint.
+    """
     if not (workdir / CHECKPOINTS).is_dir():
         raise UserError(f"{workdir} is not a work directory: {_contents(workdir)}.")
     steps = saved_steps(workdir / CHECKPOINTS)
@@ -169,7 +176,7 @@ def choose(workdir: Path, step: int | None) -> int:
         )
     if step is not None and step not in steps:
         raise UserError(
-            f"{workdir} holds no checkpoint of step {step}; there are "
+            f"{workdir} has no checkpoint at step {step}; there are checkpoints at "
             f"{', '.join(map(str, steps))}."
         )
     return steps[-1] if step is None else step
@@ -177,11 +184,11 @@ def choose(workdir: Path, step: int | None) -> int:
 
 def _contents(path: Path) -> str:
     if not path.exists():
-        return "there is nothing of that name"
+        return "it does not exist"
     if not path.is_dir():
         return "it is a file"
     names = sorted(p.name for p in path.iterdir())
     if CONFIG_FILE in names:
         return "a run was started in it, but has saved nothing yet"
     held = shortened(names, most=5) or "nothing"
-    return f"it holds {held}, and no folder named {CHECKPOINTS}"
+    return f"it holds {held}, but no folder named {CHECKPOINTS}"

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay."""
+"""The policy that decides which checkpoints of a run are kept."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -9,32 +9,33 @@ from orbax.checkpoint import checkpoint_managers
 
 @dataclasses.dataclass
 class Retention(checkpoint_managers.PreservationPolicy):
-    """The newest stay, and the best by a metric of the evaluation at its step.
+    """A policy that keeps the newest checkpoints and the best one by a metric.
 
-    Of equally good ones the oldest is the best. Orbax asks when a save begins, and
-    deletes when it is complete.
+    A checkpoint's metric is the one measured by the evaluation at its step; among
+    equals the oldest is the best. Orbax applies the policy when a save begins, and
+    deletes when that save is complete.
     """
 
-    newest: int  # how many
-    metric: str = ""  # name of a number that is measured; "" = none
-    sign: float = 1.0  # 1 where greater is better, −1 where smaller is
+    newest: int  # number of newest checkpoints to keep
+    metric: str = ""  # name of an evaluated metric; "" = none
+    sign: float = 1.0  # 1 if greater is better, −1 if smaller is
     scores: dict[int, float] = dataclasses.field(default_factory=dict)
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes what was measured at a step, whether that is saved or not."""
-        # Not every evaluation measures everything.
+        """Records the metrics of a step, whether or not that step is saved."""
+        # Evaluations on different schedules have different metrics.
         if self.metric in metrics:
             self.scores[step] = self.sign * float(metrics[self.metric])
 
     def best(self, steps: Collection[int]) -> int | None:
-        """The best of some steps; None if none of them was measured."""
+        """Returns the best of these steps; None if none of them was measured."""
         measured = [step for step in sorted(steps) if step in self.scores]
         return max(measured, key=self.scores.__getitem__, default=None)
 
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: Any
     ) -> Sequence[bool]:
-        """Of Orbax's interface: which of these, oldest first, stay."""
+        """Tells Orbax which of these checkpoints, oldest first, to keep."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {*steps[-self.newest :], self.best(steps)}

@@ -1,4 +1,4 @@
-"""Saving and restoring the state of a run, step by step, with Orbax."""
+"""Saving and restoring the state of a run with Orbax, one checkpoint per step."""
 
 import contextlib
 import errno
@@ -47,22 +47,22 @@ _COMMIT_FILE = ocp.options.AtomicityMode.COMMIT_FILE
 
 
 class Restored(NamedTuple):
-    """Returned by `Checkpoints.restore`: the parts that were asked for, by name."""
+    """The requested parts of a checkpoint, by name, with its description."""
 
     items: dict[str, Any]
     description: Description
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager, to be used by one run at a time.
+    """The checkpoints of one run; a context manager, for one run at a time.
 
-    A checkpoint is written beside its final place, read once for the checksums of its
-    files, and renamed when it is complete, so one that can be seen is whole, whatever
-    happened to the process. Older ones are deleted only after that. All of this but the
-    copy of the arrays happens beside the training.
+    A checkpoint is written under a temporary name, read back once to compute the
+    checksums of its files, and renamed when it is complete. So a visible checkpoint is
+    whole, no matter when the process was killed. Older ones are deleted only after the
+    rename. Training continues meanwhile; it waits only until the arrays are copied.
 
-    Leave it through `with` or `close()`: a save that is in flight when the interpreter
-    exits can no longer finish, and Python waits for it forever.
+    Leave it through `with` or `close()`: a save that is still running when the
+    interpreter exits can never finish, and Python would wait for it forever.
     """
 
     def __init__(
@@ -72,19 +72,19 @@ class Checkpoints:
         best: str = "",
         better: float = 1.0,
     ):
-        """Opens or creates WORKDIR/checkpoints and removes what killed saves left.
+        """Opens or creates WORKDIR/checkpoints and removes the remains of killed saves.
 
         Args:
           workdir: the run's directory.
-          keep: how many of the newest checkpoints stay.
-          best: a metric; the checkpoint that is best by it stays as well.
-          better: 1 where a greater value of it is better, −1 where a smaller one is.
+          keep: number of newest checkpoints to keep.
+          best: name of a metric; the best checkpoint by it is kept as well.
+          better: 1 if greater values of the metric are better, −1 if smaller ones are.
 
         Raises:
           UserError: the directory cannot be written to.
         """
         if keep < 1:
-            raise ValueError(f"keep={keep}; at least one checkpoint has to stay.")
+            raise ValueError(f"keep={keep}, expected at least 1 checkpoint to keep.")
         self._directory = locate(workdir) / CHECKPOINTS
         self._in_flight: int | None = None
         self._closed = False
@@ -113,39 +113,39 @@ class Checkpoints:
             ) from error
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint; None before the first."""
+        """Returns the step of the newest complete checkpoint; None before the first."""
         return max(saved_steps(self._directory), default=None)
 
     def best_step(self) -> int | None:
-        """The checkpoint that is best by the metric; None without one."""
+        """Returns the step of the best checkpoint by the metric; None without one."""
         return self._retention.best(saved_steps(self._directory))
 
     def is_best(self, step: int) -> bool:
-        """Whether what was noted of a step is better than all there are."""
+        """Returns whether a step's noted metric beats those of all checkpoints."""
         there = {*saved_steps(self._directory), self._in_flight or step, step}
         return self._retention.best(there) == step
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """What an evaluation has measured: decides which checkpoint is the best."""
+        """Records the metrics of a step, which decide the best checkpoint."""
         self._retention.note(step, metrics)
 
     def save(
         self, step: int, items: Mapping[str, Any], description: Description
     ) -> None:
-        """Starts saving; returns when the arrays are copied, so they may be donated.
+        """Starts a save; returns once the arrays are copied and so may be donated.
 
-        Waits for an earlier save first. A step that is already saved is left as it is:
-        the state is a function of the step.
+        Waits for an earlier save first. Does nothing if the step is already saved: the
+        state is a function of the step.
 
         Args:
-          step: finished updates.
-          items: trees of arrays by the name of their part: `PARAMS`, `OPTIMIZER` and,
-            where there are such, `EMA` and `OBJECTIVE`.
-          description: what the checkpoint says of itself.
+          step: completed updates.
+          items: part name → tree of arrays: `PARAMS`, `OPTIMIZER` and, if the run has
+            them, `EMA` and `OBJECTIVE`.
+          description: everything else that is needed to use the checkpoint.
 
         Raises:
           UserError: this or an earlier save failed; names the step, the reason and the
-            last good checkpoint, which is still there.
+            last good checkpoint, which still exists.
         """
         self.wait()
         latest = self.latest_step()
@@ -159,7 +159,7 @@ class Checkpoints:
         parts[METADATA] = ocp.args.JsonSave(description.to_dict())
         self._in_flight = step
         with self._failures_explained(OSError):
-            # Orbax would make it anew, wherever that then is, and nobody would know.
+            # Orbax would silently create it again, perhaps on another file system.
             if not is_folder(self._directory):
                 raise NotADirectoryError(
                     errno.ENOTDIR, f"the folder {self._directory} has vanished"
@@ -167,13 +167,13 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**parts), force=True)
 
     def restore_newest(self, abstract: Mapping[str, Any]) -> Restored | None:
-        """Like `restore`, from the newest checkpoint that is sound; None without any.
+        """Restores the newest undamaged checkpoint; returns None if there are none.
 
-        Damaged ones that are newer are moved away, to checkpoints/<step>.damaged, so
-        that these steps can be saved again.
+        Moves newer, damaged checkpoints to checkpoints/<step>.damaged, so that these
+        steps can be saved again.
 
         Raises:
-          UserError: all are damaged; or see `restore`.
+          UserError: all checkpoints are damaged, or `restore` raised it.
         """
         damaged: list[int] = []
 
@@ -192,16 +192,17 @@ class Checkpoints:
         return found
 
     def restore(self, step: int, abstract: Mapping[str, Any]) -> Restored:
-        """Reads a checkpoint onto the devices that the abstract arrays name.
+        """Reads a checkpoint onto the devices given by the abstract arrays' shardings.
 
         Args:
           step: one of the saved steps.
-          abstract: the parts to read, as they were saved: trees of
-            `jax.ShapeDtypeStruct` with shardings; optimiser states in optax's classes.
+          abstract: part name → the tree that was saved, of `jax.ShapeDtypeStruct` with
+            shardings; optimizer states in optax's classes.
 
         Raises:
-          DamagedError: it is not as it was written.
-          UserError: no such step, or another model's or optimizer's tree.
+          DamagedError: the checkpoint changed after it was written.
+          UserError: the step was not saved, or the saved trees belong to another model
+            or optimizer.
         """
         self.wait()
         wanted = dict(abstract)
@@ -216,7 +217,7 @@ class Checkpoints:
             found = {name: saved[name].tree for name in wanted if saved[name]}
         if difference := compare_trees(wanted, found, dtypes=True):
             raise UserError(
-                f"the checkpoint {folder} is not of this model and optimizer:\n"
+                f"the checkpoint {folder} does not fit this model and optimizer:\n"
                 f"{difference}\nPass the config it was trained with, or another "
                 "--workdir; to start from its weights only, pass it as "
                 "--config.pretrained."
@@ -235,17 +236,17 @@ class Checkpoints:
         return Restored({name: state[name] for name in wanted}, description)
 
     def wait(self) -> None:
-        """Returns when the save in flight is complete.
+        """Waits until the save in flight is complete.
 
         Raises:
-          UserError: it failed; see `save`.
+          UserError: the save failed, with the message described in `save`.
         """
         with self._failures_explained(Exception):
             self._manager.wait_until_finished()
         self._in_flight = None
 
     def check(self) -> None:
-        """Raises what `wait` would if the save has failed already; never waits."""
+        """Raises the error of a save that has already failed; never waits."""
         if self._in_flight is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -253,7 +254,7 @@ class Checkpoints:
         """Waits for the save in flight and stops Orbax's threads; may be called twice.
 
         Raises:
-          UserError: the save failed; see `save`.
+          UserError: the save failed, with the message described in `save`.
         """
         if self._closed:
             return
@@ -272,17 +273,18 @@ class Checkpoints:
         except UserError as error:
             if exception_type is None:
                 raise
-            # What ended the run comes first; it must not be hidden by this.
+            # The exception that ended the run matters more and must not be hidden.
             logger.error("%s", error)
 
     def _write_manifest(self) -> None:
-        """Orbax calls it when all files are written and the folder has its old name.
+        """Writes the manifest of the save in flight.
 
-        In one process only, and when all others have written theirs.
+        Orbax calls this before the rename, in one process only, after all processes
+        have written their files.
         """
         step = str(self._in_flight)
         for folder in self._directory.iterdir():
-            # Where nothing can be renamed, it has its final name from the start.
+            # In a bucket, which cannot rename, it has its final name from the start.
             if folder.name == step or folder.name.startswith(step + UNFINISHED):
                 write_manifest(folder)
 
@@ -313,10 +315,12 @@ class Checkpoints:
                     remove(aside)
                 move(folder, aside)
         if jax.process_count() > 1:
-            # All of them are moved before any process looks at the directory again.
+            # All moves must be done before any process looks at the directory again.
             multihost_utils.sync_global_devices(f"set aside {steps}")
         for _, aside in moved:
-            logger.warning("it was moved to %s, which you may delete", aside)
+            logger.warning(
+                "the damaged checkpoint was moved to %s, which you may delete", aside
+            )
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -326,8 +330,8 @@ class Checkpoints:
         except kind as error:
             step, self._in_flight = self._in_flight, None
             with contextlib.suppress(OSError):  # the folder may be gone
-                self._remove_unfinished()  # gives a full disk its space back
-                self._manager.reload()  # Orbax has already forgotten the older steps
+                self._remove_unfinished()  # frees space, for the disk may be full
+                self._manager.reload()  # Orbax has already dropped the older steps
             last = self.latest_step()
             raise UserError(
                 f"checkpoint at step {step} was not saved ({reason(error)}); "
@@ -337,15 +341,15 @@ class Checkpoints:
                     else f"the last good one is step {last} at "
                     f"{self._directory / str(last)}."
                 )
-                + " Mend that and run the same command again to go on from there."
+                + " Fix that and run the same command again to continue from there."
             ) from error
 
     def _remove_unfinished(self) -> None:
-        # Before any of this run's saves and after a failed one, so none is in use.
+        # Called before this run's first save and after a failed one: none is in use.
         if jax.process_index() != 0 or not self._directory.is_dir():
             return
         for folder in self._directory.iterdir():
             cut_off = folder.name.isdecimal() and not is_complete(folder)
             if UNFINISHED in folder.name or cut_off:
-                logger.info("removing %s, a save that was cut off", folder)
+                logger.info("removing %s, left by an interrupted save", folder)
                 remove(folder)

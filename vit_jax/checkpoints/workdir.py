@@ -27,15 +27,16 @@ _LOCK = ".lock"
 
 
 def locate(workdir: str | os.PathLike[str]) -> Path:
-    """The absolute path of a work directory, which may not exist yet.
+    """Returns the absolute path of a work directory, which may not exist yet.
 
-    Orbax takes only absolute paths, and people type relative ones.
+    Orbax accepts only absolute paths, and people type relative ones.
 
     Args:
       workdir: a path, or gs://BUCKET/FOLDER or s3://BUCKET/FOLDER.
 
     Raises:
-      UserError: another address: as a path it would quietly become a local folder.
+      UserError: another kind of address, which as a path would silently become a local
+        folder, or an empty name.
     """
     text = os.fspath(workdir)
     if "://" in text:
@@ -53,41 +54,41 @@ def claim(
     free: Collection[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> contextlib.AbstractContextManager[Any]:
-    """Makes `workdir` the directory of the run that `config` describes.
+    """Claims `workdir` for the run that `config` describes.
 
-    The first run creates it and writes config.json before anything else. A later run
-    must have the same config, but for the keys that are free to change; config.json
-    then gets their new values. Only a directory in which nothing was trained yet (a
-    first try that failed early) may be claimed anew.
+    The first run creates the directory and writes config.json before anything else. A
+    later run must have the same config except for the keys that are free to change;
+    config.json then gets their new values. A directory in which nothing was trained
+    yet (a first try that failed early) may be claimed with any config.
 
     Args:
-      workdir: where it is or will be.
+      workdir: the directory, which may not exist yet.
       config: nested, of values JSON can hold; tuples equal lists.
-      free: dotted names of keys that may have other values than there.
-      defaults: nested too; of keys that older versions did not write.
+      free: dotted names of keys whose values may differ from the saved ones.
+      defaults: nested too; the values of keys that older versions did not write.
 
     Returns:
-      A lock: until it is left, or the process ends, nobody else can claim the
-      directory. Two runs that wrote there would destroy each other's metrics. A bucket
-      has no locks: there nobody notices a second run.
+      A lock. Nobody else can claim the directory until it is released or the process
+      ends: two runs that write there would destroy each other's metrics. A bucket has
+      no locks, so a second run is not noticed there.
 
     Raises:
-      UserError: another run's directory (names the keys that differ), one that a run is
-        writing to, one that cannot be written to, or a file of that name.
+      UserError: the directory belongs to another run (names the keys that differ), is
+        in use by a running one, or cannot be written to; or `workdir` is a file.
     """
     directory = locate(workdir)
     config = normalised(config)
     file = directory / CONFIG_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:  # left at once if anything is wrong
+        with contextlib.ExitStack() as stack:  # releases the lock if anything is wrong
             stack.enter_context(_lock(directory))
             _take(directory, file, config, free, normalised(dict(defaults)))
             return stack.pop_all()
     except FileExistsError as error:
         raise UserError(
-            f"work directory {directory}: {error.filename} is a file, and a folder is "
-            "needed; pass another --workdir."
+            f"work directory {directory}: {error.filename} is a file, expected a "
+            "folder; pass another --workdir."
         ) from None
     except OSError as error:
         raise UserError(
@@ -97,17 +98,17 @@ def claim(
 
 
 def check_shared(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
-    """Of a run's other processes: whether the first has claimed this very directory.
+    """Checks in a run's other processes that the first has claimed this directory.
 
     Raises:
-      UserError: it has not, as seen from here, or for another config.
+      UserError: this process does not see its config.json, or sees another config.
     """
     directory = locate(workdir)
     file = directory / CONFIG_FILE
     if not file.exists():
         raise UserError(
-            f"{file}, which the first process of this run has written, is not there: "
-            "the work directory must be on a file system that all processes share."
+            f"{file}, which the first process of this run wrote, does not exist here; "
+            "put the work directory on a file system that all processes share."
         )
     _compare(directory, _read_config(file), normalised(config))
 
@@ -119,19 +120,19 @@ def _take(
     free: Collection[str],
     defaults: Mapping[str, Any],
 ) -> None:
-    """Writes the config, unless the directory has the same already."""
+    """Checks the directory's config and writes the new one if it differs."""
     if file.exists() and _trained(directory):
         before = _read_config(file)
         changed = _compare(directory, before, config, free, defaults)
         _check_writable(directory)
         if changed:
-            logger.info("going on with other values: %s", ", ".join(changed))
+            logger.info("continuing with changed values: %s", ", ".join(changed))
         if before != config:
             write_atomically(file, json.dumps(config, indent=2) + "\n")
     elif _holds_steps(directory):
         raise UserError(
-            f"{directory} holds checkpoints but no {CONFIG_FILE}, so nobody can tell "
-            "which run they belong to; put the file back or pass another --workdir."
+            f"{directory} holds checkpoints but no {CONFIG_FILE}, so their run is "
+            "unknown; restore the file or pass another --workdir."
         )
     else:
         write_atomically(file, json.dumps(config, indent=2) + "\n")
@@ -143,11 +144,11 @@ def _lock(directory: Path) -> contextlib.AbstractContextManager[Any]:
     lock = filelock.FileLock(directory / _LOCK)
     try:
         return lock.acquire(blocking=False)
-    except NotImplementedError:  # some network file systems know no locks
+    except NotImplementedError:  # some network file systems have no locks
         return contextlib.nullcontext()
     except filelock.Timeout:
         raise UserError(
-            f"{directory} is in use: another run is writing to it. Wait for that one, "
+            f"{directory} is in use: another run is writing to it. Wait for that run, "
             "stop it (it saves on SIGTERM), or pass another --workdir."
         ) from None
 
@@ -156,7 +157,7 @@ def write_atomically(file: Path, text: str) -> None:
     """Writes `text` so that a kill or a full disk leaves the old file or the new one.
 
     Raises:
-      OSError: nothing was changed.
+      OSError: writing failed; the old file is unchanged.
     """
     if in_bucket(file):
         file.write_text(text)
@@ -166,7 +167,7 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` as JSON gives it back: tuples become lists.
+    """Passes `config` through JSON, which turns tuples into lists.
 
     Raises:
       TypeError: a value that JSON cannot hold.
@@ -175,7 +176,7 @@ def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trained(directory: Path) -> bool:
-    """Whether a run has left more here than its config."""
+    """Returns whether a run has written metrics or checkpoints here."""
     metrics = directory / METRICS_FILE
     written = metrics.exists() and metrics.read_bytes() != b""
     return written or _holds_steps(directory)
@@ -194,8 +195,8 @@ def _read_config(file: Path) -> dict[str, Any]:
     except ValueError:
         pass
     raise UserError(
-        f"{file} is not the config of a run (not a JSON object); put the right file "
-        "back or pass another --workdir."
+        f"{file} is not the config of a run (not a JSON object); restore the right "
+        "file or pass another --workdir."
     )
 
 
@@ -206,11 +207,11 @@ def _compare(
     free: Collection[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
-    """What differs among the free keys; anything else raises UserError."""
-    # Compared as text, so that True is not 1 and NaN is NaN.
+    """Lists the free keys that differ; raises UserError if any other key does."""
+    # Compared as text, so that True differs from 1 and NaN equals NaN.
     before = {key: json.dumps(value) for key, value in (*_flat(defaults), *_flat(old))}
     after = {key: json.dumps(value) for key, value in _flat(new)}
-    # A section is told by its keys; as a key itself it is one that has none.
+    # Sections with keys are compared key by key; an empty section counts as a key.
     sections = {
         key[: dot.start()]
         for key in (*before, *after)
@@ -228,13 +229,13 @@ def _compare(
     listed = shortened(fixed, separator="\n  ")
     raise UserError(
         f"{directory} belongs to a run with another config; {count} (there → here):\n"
-        f"  {listed}\nTo go on with that run, give its values; to start this one, pass "
+        f"  {listed}\nTo continue that run, pass its values; to start this one, pass "
         "another --workdir (or remove that directory)."
     )
 
 
 def is_among(key: str, keys: Collection[str]) -> bool:
-    """Whether a dotted key, or a section that it is in, is one of `keys`."""
+    """Returns whether a dotted key, or a section that contains it, is in `keys`."""
     parts = key.split(".")
     return any(".".join(parts[: n + 1]) in keys for n in range(len(parts)))
 

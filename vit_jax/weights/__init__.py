@@ -1,1 +1,1 @@
-"""Weights to start from or to use: read, recognised, adapted to another model."""
+"""Reading, recognising, adapting and writing weights in our own and foreign formats."""

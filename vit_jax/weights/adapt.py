@@ -1,4 +1,4 @@
-"""Fits the weights of one model to another: its input, its grid, and its head."""
+"""Adaptation of one model's weights to another model's input, grid and head."""
 
 import dataclasses
 import logging
@@ -17,8 +17,8 @@ from vit_jax.words import times
 
 logger = logging.getLogger(__name__)
 
-# What may differ. In every other field both must agree: some of them (the kind of GELU,
-# say) leave the shapes alone, and would silently give another function.
+# Fields that may differ. All others must agree: some of them (such as the kind of GELU)
+# do not affect the shapes and would silently change the function.
 _ADAPTABLE = ("image_size", "num_classes", "pre_logits", "channels", "patch_size")
 _HEADS = ("head", "head_distillation")
 
@@ -34,28 +34,28 @@ def adapt(
     head_bias: float = 0.0,
     posemb_resize: str = "bicubic",
 ) -> Any:
-    """The parameters of `source` as parameters of `target`.
+    """Adapts the parameters of `source` to the architecture `target`.
 
     Learned positions are resized to the target's grid (arXiv:2010.11929, section 3.2),
     the patch embedding to its patch size (`resize_patches`) and channels
-    (`change_channels`). The head is kept if both have the same classes and feed it from
-    the same layer, else a zero one takes its place. A tanh layer before the head that
-    the target has not is dropped. Everything else must match. What was changed is
+    (`change_channels`). The head is kept if both models have the same classes and feed
+    it from the same layer; otherwise a zero head replaces it. A tanh layer before the
+    head is dropped if the target has none. Everything else must match. Changes are
     logged.
 
     Args:
       params: nested dict of arrays.
-      source: what they compute.
-      target: what the result computes.
+      source: architecture of `params`.
+      target: architecture of the result.
       source_class_names: in the order of the head's outputs; () = unknown.
-      target_class_names: the same for the target.
-      keep_head: False replaces the head even if the classes agree, as the paper
-        fine-tunes.
+      target_class_names: class names of the target, in the same form.
+      keep_head: False replaces the head even if the classes agree, which is how the
+        paper fine-tunes.
       head_bias: initial bias of a new head.
       posemb_resize: a method of `vit_jax.models.positions.METHODS`.
 
     Returns:
-      A nested dict of float32 numpy arrays; what was not changed is not copied.
+      A nested dict of float32 numpy arrays; unchanged arrays are not copied.
 
     Raises:
       UserError: lists every field and parameter that does not match.
@@ -87,16 +87,17 @@ def adapt(
 
     _check(source, target, expected, adapted)
     for line in done:
-        # Warnings, so that a notebook that has set up no logging shows them.
+        # Warnings, because these show in a notebook even if logging is not set up.
         logger.warning("pretrained weights: %s", line)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), adapted)
 
 
 def resize_patches(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A patch embedding's kernel for patches of another size.
+    """Resizes a patch embedding's kernel to patches of another size.
 
-    The pseudo-inverse resize of arXiv:2212.08013: of all new kernels the one whose
-    tokens of bilinearly enlarged patches are closest to the old kernel's tokens.
+    This is the pseudo-inverse resize of arXiv:2212.08013: among all new kernels, the
+    result's tokens of bilinearly enlarged patches are closest to the old kernel's
+    tokens of the original patches.
 
     Args:
       kernel: [h, w, channels, d].
@@ -111,15 +112,16 @@ def resize_patches(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def change_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """The first layer's kernel for another number of channels.
+    """Converts the first layer's kernel to another number of channels.
 
-    Averaged over the old channels for one new one, else the old ones repeated in turn,
-    each scaled by old / new number. For one and for whole multiples of the old number,
-    an image whose channels are all equal then gives the same tokens as before.
+    A single new channel gets the sum over the old ones. Otherwise the old channels are
+    repeated in turn and scaled by old / new number. With one channel, or a multiple of
+    the old number, an image whose channels are all equal gives the same tokens as
+    before.
 
     Args:
       kernel: [h, w, old channels, d].
-      channels: the new number.
+      channels: the new number of channels.
     """
     total = kernel.sum(axis=2, keepdims=True)
     if channels == 1:
@@ -131,20 +133,19 @@ def change_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 def fold_normalization(
     params: Any, architecture: ViTOrMixer, preprocessing: Preprocessing
 ) -> tuple[Any, Preprocessing]:
-    """The same function of the image, computed from input in [−1, 1].
+    """Folds the input's mean and standard deviation into the patch embedding.
 
-    The mean and the standard deviation that input was normalised with go into the patch
-    embedding.
+    The result computes the same function of the image from input in [−1, 1].
 
     Raises:
-      UserError: a model with a trunk: its first convolution standardises its weights,
-        which undoes any scale.
+      UserError: the model has a trunk, whose first convolution standardises its weights
+        and so undoes any scale.
     """
     if _has_trunk(architecture):
         raise UserError(
             "the mean and standard deviation of the input cannot be folded into this "
             "model: its first convolution standardises its weights, so their scale "
-            "does not count. Keep its preprocessing"
+            "has no effect. Keep its preprocessing"
         )
     logger.warning("pretrained weights: folded the mean and std of the input into them")
     return _renormalized(params, preprocessing, mean=0.5, std=0.5)
@@ -153,11 +154,12 @@ def fold_normalization(
 def even_normalization(
     params: Any, architecture: ViTOrMixer, preprocessing: Preprocessing
 ) -> tuple[Any, Preprocessing]:
-    """The same function of the image, with one mean and std for all channels.
+    """Changes the normalisation to one mean and std for all channels.
 
-    To be called before the number of channels changes: the new channels are mixtures of
-    the old ones, so that no old channel's mean or deviation suits them. With a trunk,
-    whose first convolution has no scale of its own, nothing changes.
+    The result computes the same function of the image. Call this before the number of
+    channels changes: the new channels mix the old ones, so no old channel's mean or
+    standard deviation fits them. Nothing changes for a model with a trunk, whose first
+    convolution standardises its weights and so undoes any scale.
     """
     mean, std = preprocessing.mean, preprocessing.std
     if _has_trunk(architecture) or len(set(mean)) == len(set(std)) == 1:
@@ -173,24 +175,27 @@ def new_head_because(
     target_names: Sequence[str],
     keep_head: bool = True,
 ) -> str:
-    """Why the source's head cannot stay; "" if it can. Arguments as of `adapt`."""
+    """Gives the reason to replace the source's head; "" if it can be kept.
+
+    The arguments are those of `adapt`.
+    """
     if source.num_classes != target.num_classes:
         return f"{source.num_classes} classes before, {target.num_classes} now"
     if not source.num_classes:
         return ""
     if not keep_head:
-        return "a new head was asked for"
+        return "a new head was requested"
     if tuple(source_names) != tuple(target_names):
-        return f"{source.num_classes} classes as before, but of other names"
+        return f"{source.num_classes} classes as before, but with other names"
     if getattr(source, "pre_logits", 0) != getattr(target, "pre_logits", 0):
-        return "it read another layer"
+        return "it read a different layer"
     return ""
 
 
 def _renormalized(
     params: Any, preprocessing: Preprocessing, mean: float, std: float
 ) -> tuple[Any, Preprocessing]:
-    """The same function of the image, of input normalised with these numbers."""
+    """Changes the patch embedding so that it takes input normalised by mean and std."""
     old_mean, old_std = (
         np.asarray(x, np.float64) for x in (preprocessing.mean, preprocessing.std)
     )
@@ -216,10 +221,10 @@ def _has_trunk(architecture: ViTOrMixer) -> bool:
 def _fit_input(
     adapted: dict[str, Any], source: ViTOrMixer, target: ViTOrMixer
 ) -> list[str]:
-    """Fits channels and patch size in place; says what was done."""
+    """Adapts channels and patch size in place; returns a phrase for each change."""
     done = []
     if source.channels != target.channels:
-        # With a trunk, its first convolution sees the image.
+        # In a model with a trunk, the trunk's first convolution reads the image.
         path = ("trunk", "conv_root") if "trunk" in adapted else ("patch_embed",)
         node = adapted
         for key in path:
@@ -227,7 +232,7 @@ def _fit_input(
             node = node[key]
         node["kernel"] = change_channels(np.asarray(node["kernel"]), target.channels)
         done.append(
-            f"the first layer made to read {target.channels} channels instead of "
+            f"the first layer changed to read {target.channels} channels instead of "
             f"{source.channels}"
         )
     old, new = source.embed_kernel, target.embed_kernel
@@ -248,7 +253,7 @@ def _fit_positions(
     target: ViTOrMixer,
     method: str,
 ) -> list[str]:
-    """Fits learned positions in place; says what was done."""
+    """Resizes learned positions in place; returns a phrase for each change."""
     learned = "pos_embed" in adapted and getattr(target, "posemb", "") == "learned"
     if not learned or source.grid == target.grid:
         return []
@@ -260,22 +265,22 @@ def _fit_positions(
 
 
 def _check(source: ViTOrMixer, target: ViTOrMixer, expected: Any, found: Any):
-    """Raises unless the adapted parameters compute what the target does."""
+    """Raises UserError unless fields and parameters match those of the target."""
     before, now = ({"kind": type(a).__name__} | a.to_dict() for a in (source, target))
     adaptable = set(_ADAPTABLE)
     fixed_grid = isinstance(source, MixerArchitecture) and source.grid != target.grid
     if fixed_grid:
         adaptable -= {"image_size", "patch_size"}
     fields = [
-        f"  {name}: {before.get(name, 'not there')!r} in the weights, "
-        f"{now.get(name, 'not there')!r} in the model"
+        f"  {name}: {before.get(name, 'absent')!r} in the weights, "
+        f"{now.get(name, 'absent')!r} in the model"
         for name in before | now
         if before.get(name) != now.get(name) and name not in adaptable
     ]
     parameters = compare_trees(expected, found)
     if not fields and not parameters:
         return
-    parts = ["the pretrained weights are of another architecture than the model."]
+    parts = ["the pretrained weights have another architecture than the model."]
     if fields:
         parts.append("\n".join(["These fields differ:", *fields]))
     if parameters:
@@ -287,7 +292,7 @@ def _check(source: ViTOrMixer, target: ViTOrMixer, expected: Any, found: Any):
         )
     else:
         parts.append(
-            "Name the weights' own variant and options in the config, or leave "
+            "Set the variant and options of the weights in the config, or leave "
             "model.variant empty to take the architecture from the weights."
         )
     raise UserError("\n".join(parts))

@@ -1,4 +1,4 @@
-"""Reads weights from wherever they are: a work directory, a file, a name, a URL."""
+"""Loading of weights from a work directory, a file, a published name or a URL."""
 
 import json
 import logging
@@ -29,12 +29,12 @@ from vit_jax.words import plain, shortened
 
 logger = logging.getLogger(__name__)
 
-# In a bucket: a file to download, and no work directory.
+# In a bucket, a path that matches is a file to download; others are work directories.
 _WEIGHT_FILE = re.compile(r"\.(npz|safetensors|bin|pth|pt)(#.*)?$")
 
 
 class Weights(NamedTuple):
-    """Parameters, and what they need to be used."""
+    """Parameters, with the description that is needed to use them."""
 
     description: Description
     params: Any  # nested dict of float32 numpy arrays
@@ -48,36 +48,37 @@ def load_weights(
     trained_image_size: tuple[int, int] | None = None,
     ema: bool = True,
 ) -> Weights:
-    """Reads weights; the format is recognised by what the file holds.
+    """Reads weights; recognises the format by the content of the file.
 
     Args:
       source: a work directory (its newest checkpoint) or WORKDIR/checkpoints/STEP,
         also in a bucket (gs://, s3://); a file in our own, Google's, big_vision's,
         timm's or Hugging Face's format; a directory with such a file and its
-        config.json; a published name, see `python -m vit_jax.models`; "hf:owner/name";
-        an https address.
-      num_heads: for a file that does not say it.
-      image_size: (height, width) that they are wanted for. It tells the grid of patches
-        where their number is no square and nothing else does.
-      trained_image_size: (height, width) that the weights were trained at, for a file
-        whose grid is none of what it looks like.
-      ema: the averaged weights of a work directory, if it has any; else the last ones.
+        config.json; a published name, listed by `python -m vit_jax.models`;
+        "hf:owner/name"; an https address.
+      num_heads: needed if the file does not record it.
+      image_size: (height, width) at which the weights will be used. It determines the
+        grid if the number of patches is not a square and nothing else determines it.
+      trained_image_size: (height, width) at which the weights were trained, for a file
+        that suggests a wrong grid.
+      ema: read the averaged weights of a work directory if it has any; otherwise, or
+        with False, the last ones.
 
     Raises:
-      UserError: nothing is there, or it is none of these, or it is damaged, or was not
-        trained at that size.
+      UserError: the source does not exist, is not one of these, is damaged, or was not
+        trained with `num_heads` or at `trained_image_size`.
     """
     workdir = _workdir(source)
     if workdir is not None:
         path, step = workdir
-        # Imported where it is used: Orbax takes longer than all the rest.
+        # Imported here because importing Orbax takes longer than everything else.
         from vit_jax.checkpoints.reading import load_checkpoint
 
         description, params, averaged = load_checkpoint(path, step, ema=ema)
         if averaged:
-            logger.info("%s, step %d: the averaged weights", path, description.step)
+            logger.info("%s, step %d: averaged weights used", path, description.step)
         architecture = description.architecture
-        # An objective may have trained more than the model: a decoder, a second head.
+        # An objective may train more than the model, such as a decoder or second head.
         names = abstract_params(architecture)
         params = {name: value for name, value in params.items() if name in names}
         weights = Weights(description, params)
@@ -94,7 +95,7 @@ def load_weights(
                 resolved.published.check(architecture, file)
             return weights
         hints = Hints(
-            # The file's own first: what lies beside it may be another's.
+            # The embedded config first: one beside the file may be another model's.
             config=_embedded(tensors.metadata) or companion(file, "config.json"),
             preprocessor=companion(file, "preprocessor_config.json"),
             num_heads=num_heads,
@@ -111,7 +112,10 @@ def load_weights(
 
 
 def _described(reading: Reading) -> Description:
-    """As a checkpoint of ours says it, with the defaults for what nobody said."""
+    """Turns what was read into a checkpoint's description; unknown values are defaults.
+
+    The config's dataset is empty, because the weights were not trained here.
+    """
     config = to_plain(default_config()) | {
         "dataset": "",
         "image_size": list(reading.architecture.image_size),
@@ -129,28 +133,28 @@ def _check_told(
     num_heads: int | None,
     trained_image_size: tuple[int, int] | None,
 ) -> None:
-    """Refuses what the caller says otherwise than the weights do."""
+    """Raises UserError if the caller's arguments contradict the weights."""
     heads = getattr(architecture, "num_heads", None)
     if num_heads is not None and num_heads != heads:
         raise UserError(
-            f"num_heads={num_heads}, but {path} is of a model with "
-            f"{heads or 'no'} attention heads; leave num_heads out"
+            f"num_heads={num_heads}, but the model in {path} has {heads or 'no'} "
+            "attention heads; omit num_heads"
         )
     known = architecture.image_size
     if trained_image_size is not None and tuple(trained_image_size) != known:
         raise UserError(
-            f"trained_image_size={trained_image_size}, but {path} says that it was "
-            f"trained at {known}; leave trained_image_size out"
+            f"trained_image_size={trained_image_size}, but {path} records that it was "
+            f"trained at {known}; omit trained_image_size"
         )
 
 
 def _workdir(source: str | pathlib.Path) -> tuple[pathlib.Path, int | None] | None:
-    """The work directory, and the step if the path names one; None if it is none.
+    """Returns the work directory, and the step if any; None for any other source.
 
-    What lies there comes before what it is called.
+    The content of a directory counts more than its name.
 
     Raises:
-      UserError: models of others are in it, called as steps are.
+      UserError: foreign models lie in the place of checkpoints.
     """
     if in_bucket(source) and not _WEIGHT_FILE.search(str(source)):
         path = locate(source)
@@ -160,7 +164,7 @@ def _workdir(source: str | pathlib.Path) -> tuple[pathlib.Path, int | None] | No
     path = pathlib.Path(source).expanduser().absolute()
     is_step = path.parent.name == CHECKPOINTS and path.name.isdecimal()
     workdir = path.parent if path.name == CHECKPOINTS else path
-    # By os.path, which finds nothing at an address that is too long for a path.
+    # os.path and not pathlib, which raises if an address is too long for a path.
     if is_step and os.path.isdir(path.parent):
         foreign = os.path.isfile(path) or holds_model(path)
         return None if foreign else (path.parent.parent, int(path.name))
@@ -169,7 +173,7 @@ def _workdir(source: str | pathlib.Path) -> tuple[pathlib.Path, int | None] | No
     from vit_jax.checkpoints.reading import has_checkpoints
 
     if has_checkpoints(workdir):
-        # Whatever else somebody has put there.
+        # Regardless of other files in it.
         return workdir, None
     if holds_model(path):
         return None
@@ -177,16 +181,16 @@ def _workdir(source: str | pathlib.Path) -> tuple[pathlib.Path, int | None] | No
     if checkpoints.is_dir():
         if models := [f.name for f in sorted(checkpoints.iterdir()) if holds_model(f)]:
             raise UserError(
-                f"{checkpoints} holds models of others and no checkpoint of vit_jax: "
-                f"pass one of them, {shortened(models, plain)} in it"
+                f"{checkpoints} holds foreign models but no checkpoint of vit_jax: "
+                f"pass the path of one, such as {shortened(models, plain)} in it"
             )
         return workdir, None
-    # Claimed by a run that has saved nothing yet: its own error says so.
+    # A run that has saved nothing yet: reading it raises an error that says so.
     return (path, None) if (path / CONFIG_FILE).is_file() else None
 
 
 def _embedded(metadata: Any) -> dict[str, Any]:
-    """The config that our timm export puts into a file that has none beside it."""
+    """Returns the config that our timm export embeds in a single file; {} if none."""
     try:
         found = json.loads(metadata.get("config", "{}"))
     except (ValueError, RecursionError):

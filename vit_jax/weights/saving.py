@@ -1,4 +1,4 @@
-"""Writes weights in our own format or another one, completely or not at all."""
+"""Writing of weights in our own or a foreign format, completely or not at all."""
 
 import json
 import logging
@@ -26,12 +26,12 @@ from vit_jax.words import quoted, shortened
 
 logger = logging.getLogger(__name__)
 
-# Written beside the weights, as JSON: {file name: content}.
+# Format → the JSON files written beside the weights, as {file name: content}.
 _COMPANIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "timm": timm.companions,
     "huggingface": huggingface.companions,
 }
-# What a destination must be called; "" is a directory.
+# Format → suffixes that a destination may have; "" is a directory.
 _SUFFIXES = {
     "vit_jax": (".safetensors",),
     "google": (".npz",),
@@ -47,22 +47,24 @@ def save_weights(
     path: str | pathlib.Path,
     format: str = "vit_jax",
 ) -> pathlib.Path:
-    """Writes a model; an old file is replaced, a directory must be new or empty.
+    """Writes a model; replaces an old file, but a directory must be new or empty.
+
+    Logs what the format's files do not record.
 
     Args:
-      description: what the parameters are of.
+      description: architecture, preprocessing and class names of the model.
       params: nested dict of arrays.
       path: NAME.safetensors for "vit_jax"; NAME.npz for "google" and "big_vision"; a
-        directory for "huggingface", and either for "timm".
-      format: one of these.
+        directory for "huggingface"; NAME.safetensors or a directory for "timm".
+      format: one of these five names.
 
     Returns:
-      The path. What the format's files cannot say is logged.
+      The absolute path.
 
     Raises:
-      UserError: there is no such format, or it cannot express the model (says what);
-        the parameters are not those of the architecture, or not finite; or the path
-        cannot be written. Then nothing has changed.
+      UserError: the format does not exist or cannot express the model (names the
+        reasons); the parameters do not fit the architecture or are not finite; or the
+        path cannot be written. Nothing has changed then.
     """
     if format != "vit_jax":
         find_format(str(format))
@@ -83,7 +85,7 @@ def save_weights(
         companions = make(
             architecture, description.preprocessing, description.class_names
         )
-        # What PyTorch's libraries look for; a timm file alone carries its config.
+        # PyTorch's libraries look for this key. A single timm file embeds its config.
         metadata = {"format": "pt"}
         if suffix and companions:
             metadata["config"] = json.dumps(companions["config.json"])
@@ -97,7 +99,7 @@ def save_weights(
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be written: {error}. Nothing was changed; free some space "
-            "or choose another place"
+            "or choose another path"
         ) from error
     for sentence in lost:
         logger.warning("%s: %s", path.name, sentence)
@@ -105,18 +107,21 @@ def save_weights(
 
 
 def _local(path: str | pathlib.Path) -> pathlib.Path:
-    """The absolute path; UserError of an address, which would become a directory."""
-    # pathlib makes one slash of two.
+    """Returns the absolute path; raises UserError for an address.
+
+    As a path, an address would become a local directory.
+    """
+    # One slash is enough: pathlib reduces two to one.
     if re.search(r"^[\w+.-]+:/|://", os.fspath(path)):
         raise UserError(
-            f"{path} is an address, and weights are written to a path on this machine: "
-            "save them to one, then copy them there"
+            f"{path} is an address, expected a path on this machine: save the weights "
+            "to a local path, then copy them"
         )
     return pathlib.Path(path).expanduser().absolute()
 
 
 def _check_params(architecture: ViTOrMixer, params: Mapping[str, Any]) -> None:
-    """Raises unless what is written could be read again."""
+    """Raises UserError if a reader would reject the parameters."""
     arrays = jax.tree.map(np.asarray, params)
     problems = compare_trees(abstract_params(architecture), arrays).splitlines()
     leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
@@ -131,23 +136,23 @@ def _check_params(architecture: ViTOrMixer, params: Mapping[str, Any]) -> None:
         )
     if problems:
         raise UserError(
-            "the parameters cannot be saved, because not all are what the model's "
-            "architecture has, finite numbers of its shapes:\n"
+            "the parameters cannot be saved: some are missing, unexpected, have the "
+            "wrong shape, or are not finite:\n"
             + "".join(f"  {problem}\n" for problem in problems)
-            + "Save those that were trained with this architecture, from a step before "
-            "the training diverged if it did."
+            + "Save parameters that were trained with this architecture; if the "
+            "training diverged, from a step before that."
         )
 
 
 def _is_finite(array: np.ndarray) -> bool:
     try:
         return bool(np.isfinite(array).all())
-    except TypeError:  # of what is no number
+    except TypeError:  # not numbers
         return False
 
 
 def _suffix(path: pathlib.Path, format: str) -> str:
-    """The kind of destination; UserError unless the format can be written to it."""
+    """Returns the destination's suffix; raises UserError if it is not the format's."""
     choices = _SUFFIXES[format]
     files = [choice for choice in choices if choice]
     suffix = path.suffix if path.suffix in (".npz", ".safetensors") else ""
@@ -163,10 +168,13 @@ def _suffix(path: pathlib.Path, format: str) -> str:
 
 def _check_empty(path: pathlib.Path):
     if not path.is_dir():
-        raise UserError(f"{path} is a file, and a directory is to be written there")
+        raise UserError(
+            f"{path} is a file, expected a directory: remove it, or choose another path"
+        )
     if any(path.iterdir()):
         raise UserError(
-            f"{path} is not empty: remove it, or choose one that is not there yet"
+            f"{path} is not empty: remove it, or choose a directory that does not "
+            "exist yet"
         )
 
 

@@ -313,7 +313,10 @@ def test_what_makes_an_archive_unsafe_is_said(tmp_path, save):
     flags = good.index(b"PK\1\2") + 8
     path.write_bytes(good[:flags] + b"\1" + good[flags + 1 :])
     found = message(path)
-    assert "set.npz cannot be read: 'images.npy' is encrypted. Unpack it, and" in found
+    assert (
+        "set.npz cannot be read: 'images.npy' is encrypted. Unpack the archive and"
+        in found
+    )
     version = good.index(b"PK\1\2") + 6
     path.write_bytes(good[:version] + b"\xff" + good[version + 1 :])
     assert "set.npz cannot be read: zip file version 25.5" in message(path)

@@ -10,7 +10,7 @@ from vit_jax.weights.files.directories import companion, holds_model, weight_fil
 
 @pytest.fixture
 def folder(tmp_path):
-    """A function: names of files to be there, each with its content or none."""
+    """Returns a function that creates empty files and files with content."""
 
     def folder(*names, **contents):
         for name in names:
@@ -43,7 +43,7 @@ BINS = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
             "model.safetensors.index.json",
         ),
         (["vit.safetensors.index.json", *SHARDS], "vit.safetensors.index.json"),
-        # One shard is all of it.
+        # A single shard is the whole model.
         (["model-00001-of-00001.safetensors"], "model-00001-of-00001.safetensors"),
     ],
 )
@@ -61,7 +61,7 @@ def test_the_file_with_the_weights(names, chosen, folder):
     ],
 )
 def test_shards_without_their_index(shards, index, folder):
-    with pytest.raises(UserError, match="2 shards of a model are in it") as error:
+    with pytest.raises(UserError, match="it holds 2 shards of a model, but") as error:
         weight_file(folder(*shards))
     assert str(error.value).endswith(f"Fetch {index} into it")
     with pytest.raises(UserError, match=f"Fetch {index} into it, or pass other.npz$"):
@@ -70,7 +70,9 @@ def test_shards_without_their_index(shards, index, folder):
 
 def test_weights_in_formats_that_are_not_read(folder):
     path = folder("tf_model.h5", "flax_model.msgpack", "x.ckpt.index", "vit.onnx")
-    with pytest.raises(UserError, match="in formats that are not read here: ") as error:
+    with pytest.raises(
+        UserError, match="formats that vit_jax does not read: "
+    ) as error:
         weight_file(path)
     for part in (
         "flax_model.msgpack (Flax), tf_model.h5 (Keras), vit.onnx (ONNX), x.ckpt.index "
@@ -81,7 +83,7 @@ def test_weights_in_formats_that_are_not_read(folder):
         assert part in str(error.value)
 
 
-def test_a_checkpoint_of_lightning_is_pytorchs(folder):
+def test_a_checkpoint_of_lightning_is_read_as_pytorch(folder):
     path = folder(epoch__ckpt="HDF")
     with pytest.raises(UserError, match=r"epoch\.ckpt \(TensorFlow\)"):
         weight_file(path)
@@ -90,7 +92,7 @@ def test_a_checkpoint_of_lightning_is_pytorchs(folder):
     assert weight_file(path) == path / "epoch.ckpt"
 
 
-def test_names_of_files_cannot_break_a_message(folder):
+def test_file_names_cannot_break_a_message(folder):
     path = folder(*(f"\x1b[31m{i}\n.npz" for i in range(12)))
     with pytest.raises(UserError, match=r"'\\x1b\[31m0\\n\.npz', .* and 2 more") as e:
         weight_file(path)
@@ -112,18 +114,18 @@ def test_names_of_files_cannot_break_a_message(folder):
         ({"README__md": ""}, False),
     ],
 )
-def test_what_makes_a_directory_a_models(contents, is_model, folder):
+def test_model_directories_are_recognised(contents, is_model, folder):
     assert holds_model(folder(**contents)) == is_model
 
 
-def test_a_path_that_is_no_directory_holds_no_model(tmp_path):
+def test_a_path_that_is_not_a_directory_holds_no_model(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.zeros(1))
     assert not holds_model(tmp_path / "a.npz")
     assert not holds_model(tmp_path / "absent")
     assert not holds_model(tmp_path / ("x" * 5000))
 
 
-def test_companions_are_objects(folder):
+def test_companions_must_be_json_objects(folder):
     path = folder("a.npz", config__json="[1]", preprocessor_config__json='{"size": 8}')
     assert companion(path / "a.npz", "config.json") == {}
     assert companion(path / "a.npz", "preprocessor_config.json") == {"size": 8}

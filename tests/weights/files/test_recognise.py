@@ -72,14 +72,17 @@ KINDS = {
     "no zip": (lambda p: p.write_bytes(b"PK\5\6"), "a damaged archive of 4 bytes"),
     "npy": (_npy, "a NumPy array (.npy)"),
     "hdf5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n"), "an HDF5"),
-    "other": (lambda p: p.write_bytes(b"hello"), "a file of 5 bytes in no format"),
+    "other": (
+        lambda p: p.write_bytes(b"hello"),
+        "a file of 5 bytes in an unknown form",
+    ),
     "no_entries": (lambda p: p.mkdir(), "an empty directory"),
     "entries": (_full_directory, "a directory that holds a, b, c, d, e, …"),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_says_what_a_file_looks_like(kind, tmp_path):
+def test_describes_a_file(kind, tmp_path):
     write, expected = KINDS[kind]
     path = tmp_path / "x"
     write(path)
@@ -87,7 +90,7 @@ def test_says_what_a_file_looks_like(kind, tmp_path):
     assert expected in recognise(path)
 
 
-def test_a_wrong_header_length_of_safetensors_is_damage(tmp_path):
+def test_a_wrong_header_length_of_safetensors_counts_as_damage(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(struct.pack("<Q", 1 << 40) + b"{ not json")
 

@@ -27,7 +27,7 @@ ARRAYS = {
     "scalar": np.array(2.5, np.float32),
     "empty": np.zeros((0, 3), np.float32),
 }
-# What only an .npz can hold, and what is read of it.
+# Arrays that only an .npz can hold.
 ODD = {
     "fortran": np.asfortranarray(ARRAYS["float64"]),
     "big_endian": ARRAYS["float64"].astype(">f8"),
@@ -65,7 +65,7 @@ def test_reads_npz(save, tmp_path):
 
 def test_reads_npz_written_as_a_stream(tmp_path):
     class Stream(io.RawIOBase):
-        """Cannot seek, so that sizes stand behind the data."""
+        """A stream that cannot seek, so that sizes follow the data."""
 
         def __init__(self, file):
             self.file = file
@@ -82,7 +82,7 @@ def test_reads_npz_written_as_a_stream(tmp_path):
     _assert_same(_read_all(tmp_path / "a.npz")[1], ARRAYS)
 
 
-def test_reads_npz_that_other_files_were_added_to(tmp_path):
+def test_reads_npz_to_which_other_files_were_added(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.arange(3))
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.writestr("__MACOSX/._a", b"x")
@@ -184,14 +184,14 @@ class TestShards:
     @pytest.mark.parametrize(
         "shard", ["../1.safetensors", "/etc/passwd", "a\\b", "..", "", "\0", 3, None]
     )
-    def test_leaves_its_directory_never(self, folder, shard):
+    def test_refuses_shards_outside_of_the_directory(self, folder, shard):
         self.write(folder, a=shard)
-        with pytest.raises(UserError, match="no name of a file beside it"):
+        with pytest.raises(UserError, match="names that are not of files beside it"):
             self.open(folder)
 
     def test_refuses_an_index_of_indices(self, folder):
         self.write(folder, a="model.safetensors.index.json")
-        with pytest.raises(UserError, match="no name of a file beside it"):
+        with pytest.raises(UserError, match="names that are not of files beside it"):
             self.open(folder)
 
     def test_names_the_damaged_shard(self, folder):
@@ -218,7 +218,7 @@ def _zip(*members, method=zipfile.ZIP_STORED):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, content in members:
-            # Twice the same name is what is tested.
+            # A ZipInfo, so that a name may occur twice.
             info = zipfile.ZipInfo(name)
             archive.writestr(info, content, method)
     return file.getvalue()
@@ -264,26 +264,26 @@ def _tensor(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
 
 
-# What is in a file, and what the message must say.
+# (content of the file, pattern of the message)
 BAD = {
     "empty": (b"", "is an empty file. Pass a NumPy archive"),
     "html": (b"<!doctype html>404", "is an HTML or XML page"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-    "text": (b"hello", "in no format that is known"),
+    "text": (b"hello", "in an unknown format"),
     "npy": (_npy(_header(), b"\0" * 8), r"a NumPy array \(.npy\). Pass a NumPy arch"),
-    "cut": (_bytes_of_npz(a=np.ones(99))[:400], "cut off.*Fetch it again"),
-    "cut in front": (_bytes_of_npz(a=np.ones(99))[99:], "no format"),
+    "cut": (_bytes_of_npz(a=np.ones(99))[:400], "incomplete down.*Fetch it again"),
+    "cut in front": (_bytes_of_npz(a=np.ones(99))[99:], "unknown format"),
     "no arrays": (_zip(("a.txt", b"x")), "a zip archive: it holds no arrays"),
     "objects": (
         _bytes_of_npz(a=np.array([{}], object)),
-        "'a.npy' holds Python objects, pickled code. Save plain",
+        "'a.npy' holds pickled Python objects, which may run code. Save plain",
     ),
     "structured": (_bytes_of_npz(a=np.zeros(2, "f4,f4")), "holds elements of type"),
     "void": (_bytes_of_npz(a=np.zeros(2, "V4")), "elements of type"),
     "dates": (_bytes_of_npz(a=np.zeros(2, "M8[s]")), "elements of type"),
     "nothing": (_array("'<U0'", "(2,)", data=b""), "elements of type"),
-    "large shape": (_array(shape="(1000000000,)"), "declares 4,000,000,000 bytes"),
-    "small shape": (_array(shape="(1,)"), "declares 4 bytes .* holds 8"),
+    "large shape": (_array(shape="(1000000000,)"), r"declares 4,000,000,000 \(float"),
+    "small shape": (_array(shape="(1,)"), "holds 8 bytes, but its header declares 4 "),
     "negative": (_array(shape="(-1, -2)"), "shape of its tensor .* damaged"),
     "hollow": (_array(shape="(0, 1 << 70)", data=b""), "damaged"),
     "endless": (_array(shape=f"(0, {1 << 70})", data=b""), "shape .* damaged"),
@@ -296,14 +296,14 @@ BAD = {
     "version": (_zip(("a.npy", _npy(_header(), version=(3, 0)))), "version"),
     "no npy": (_zip(("a.npy", b"hello")), "header of its array 'a.npy' is damaged"),
     "absolute": (_zip(("/etc/a.npy", b"")), "'/etc/a.npy', a path that leads out"),
-    "parent": (_zip(("a/../../b.npy", b"")), "a path that leads out of it"),
+    "parent": (_zip(("a/../../b.npy", b"")), "a path that leads out of the archive"),
     "encrypted": (_encrypted(), "'a.npy' is encrypted"),
-    "renamed": (_renamed(), "'a.npy' is not where its directory says"),
+    "renamed": (_renamed(), "'a.npy' is not where the directory says"),
     "checksum": (_wrong_checksum(), "checksum of 'a.npy' does not match"),
     "lzma": (_zip(("a.npy", b""), method=zipfile.ZIP_LZMA), "zip method 14"),
     "bomb": (
         _bytes_of_npz(np.savez_compressed, a=np.zeros(40_000_000, np.uint8)),
-        "claim to be 40,000,128, more than weights can be packed",
+        "claim to expand to 40,000,128; weights never compress that far",
     ),
     "long directory": (
         _zip(*((f"{i:0>1000}.npy", b"") for i in range(1100))),
@@ -312,7 +312,7 @@ BAD = {
     "safetensors cut": (_safetensors(_tensor(), b"\0" * 7), "of 1 tensors: .*Fetch it"),
     "safetensors length": (
         struct.pack("<Q", 1 << 40) + b"{}",
-        "announces a header of 1,099,511,627,776 bytes",
+        "declares a header of 1,099,511,627,776 bytes",
     ),
     "safetensors type": (
         _safetensors(_tensor("F8_E4M3", (8,))),
@@ -362,17 +362,17 @@ def test_refuses_members_that_overlap(tmp_path):
     entries = b"".join(entry.replace(b"a.npy", b"%d.npy" % i) for i in range(10))
     tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 10, 10, len(entries), directory, 0)
     (tmp_path / "a").write_bytes(content[:directory] + entries + tail)
-    with pytest.raises(UserError, match="members claim 801,200 bytes of a file of"):
+    with pytest.raises(UserError, match="members claim 801,200 bytes, but the file"):
         open_tensors(tmp_path / "a")
 
 
-def test_moderate_expansion_is_none_of_a_bomb(tmp_path):
+def test_moderate_expansion_is_allowed(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(1 << 20, np.float32))
 
     assert not _read_all(tmp_path / "a.npz")[1]["a"].any()
 
 
-def test_missing_file_directory_and_what_cannot_be_read(tmp_path):
+def test_missing_files_directories_and_pipes_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"nothing at .*/gone\. Pass a NumPy archive"):
         open_tensors(tmp_path / "gone")
     with pytest.raises(

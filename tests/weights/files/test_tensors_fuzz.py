@@ -15,6 +15,6 @@ def test_damaged_files_are_read_or_refused(kind):
 
     assert result.failures == []
     assert result.read + result.refused == 100
-    # Otherwise the damages would be too coarse to reach far, or too fine to matter.
+    # Outside these bounds the damage is too coarse to reach deep code, or too slight.
     assert result.read > 2
     assert result.refused > 50

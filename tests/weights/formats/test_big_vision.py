@@ -1,4 +1,4 @@
-"""big_vision's `.npz` files: all generations, both ways, against their arithmetic."""
+"""big_vision's `.npz` files: all generations, both directions, against NumPy."""
 
 import dataclasses
 
@@ -20,8 +20,7 @@ MAP = GAP | {"pooling": "map"}
 CLS = {"pooling": "cls", "class_token": True, "class_token_position": False}
 CLS_WITH_POSITION = CLS | {"class_token_position": True}
 
-# What the file holds, of which architecture it is besides the tiny model's, and whether
-# it is as files are written here.
+# (options of the file, fields of the architecture, whether our writer gives this file)
 FILES = {
     "average": ({}, GAP, True),
     "attention": ({"map_head": "MAPHead_0/"}, MAP, True),
@@ -118,7 +117,7 @@ def test_bfloat16_stored_as_void(published, random_arrays, read, assert_same):
         for name, array in random_arrays(published.big_vision()).items()
     }
     found, params = read(FORMAT, {n: a.astype(np.float32) for n, a in arrays.items()})
-    # As NumPy writes them; a file of both kinds is read too.
+    # NumPy writes bfloat16 as void; a file with both dtypes is read too.
     void = {name: array.view("V2") for name, array in arrays.items()}
     void["head/bias"] = arrays["head/bias"].astype(np.float32)
     again, same_params = read(FORMAT, void)
@@ -128,7 +127,7 @@ def test_bfloat16_stored_as_void(published, random_arrays, read, assert_same):
 
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("prefix", ["params/", "params/img/", "opt/target/"])
-def test_an_outer_prefix_is_undone_and_all_beside_it_left_out(
+def test_an_outer_prefix_is_removed_and_other_names_are_left_out(
     prefix, stacked, published, random_arrays, read, assert_same
 ):
     arrays = random_arrays(
@@ -150,7 +149,7 @@ def test_an_outer_prefix_is_undone_and_all_beside_it_left_out(
     assert_same(same_params, params)
 
 
-def test_a_stack_holds_the_blocks_in_their_order(published, random_arrays, read):
+def test_a_stack_holds_the_blocks_in_order(published, random_arrays, read):
     arrays = random_arrays(published.big_vision(stacked=True, depth=3))
     found, params = read(FORMAT, arrays)
     assert found.architecture.depth == 3
@@ -160,7 +159,9 @@ def test_a_stack_holds_the_blocks_in_their_order(published, random_arrays, read)
         np.testing.assert_array_equal(params[path], arrays[name][i])
 
 
-def test_numbers_that_are_none_are_found_in_a_stack(published, random_arrays, read):
+def test_values_that_are_not_finite_are_found_in_a_stack(
+    published, random_arrays, read
+):
     arrays = random_arrays(published.big_vision(stacked=True))
     name = "Transformer/encoderblock/LayerNorm_1/bias"
     arrays[name][1, 3] = np.nan
@@ -184,10 +185,10 @@ def test_logits_after_the_positions_are_resized(
     )
 
 
-def test_both_places_of_a_class_tokens_position_compute_the_same(
+def test_both_layouts_of_the_class_tokens_position_give_the_same_logits(
     published, random_arrays, random_images, read, model_logits
 ):
-    # As big_vision's own loader: the position may be added to the token.
+    # The position may be added to the token, which big_vision's own loader does.
     apart = random_arrays(
         published.big_vision(class_token=True, class_token_position=True, place=OLDEST)
     )
@@ -221,7 +222,7 @@ def test_rectangular_grids_need_the_image_size(
     assert_same(write(FORMAT, found.architecture, params), arrays)
 
 
-def test_without_a_class_token_five_positions_are_of_five_patches(
+def test_without_a_class_token_five_positions_mean_five_patches(
     published, random_arrays, read, write, assert_same
 ):
     arrays = random_arrays(published.big_vision(grid=(1, 5)))
@@ -230,7 +231,7 @@ def test_without_a_class_token_five_positions_are_of_five_patches(
     assert_same(write(FORMAT, found.architecture, params), arrays)
 
 
-def test_what_images_these_models_expect(published):
+def test_preprocessing(published):
     found = FORMAT.read(published.big_vision(grid=(56, 56)), Hints())
     assert found.preprocessing == Preprocessing(
         (224, 224), eval_transform="resize_small(256)|central_crop"
@@ -254,17 +255,17 @@ def test_what_images_these_models_expect(published):
         (tiny(**CLS, distillation_token=True), "a distillation token"),
         (tiny(layer_scale=True), "LayerScale"),
         (tiny(norm="after_pool"), "the norm after pooling"),
-        (tiny(class_token=True), "a class token beside other pooling"),
+        (tiny(class_token=True), "a class token with pooling that ignores it"),
         (
             tiny(posemb="sincos2d", sincos_denominator="mae"),
             "sin-cos positions with MAE's denominator",
         ),
         (
             tiny(posemb="sincos2d", **CLS_WITH_POSITION),
-            "a position of the class token beside sin-cos ones",
+            "a position of the class token in addition to sin-cos ones",
         ),
-        # A reader would take one of five positions for the class token's, and all of
-        # four for those of a square grid.
+        # A reader would take one of five positions for the class token's, and all four
+        # positions for those of a square grid.
         (
             tiny(**CLS, image_size=(4, 20)),
             "5 positions of a class token and 1×5 patches, which look like those of a "
@@ -281,11 +282,11 @@ def test_what_images_these_models_expect(published):
         ),
         (
             MixerArchitecture(16, 2, 6, 24, (4, 4), (8, 8), 5),
-            "MLP-Mixer (big_vision reads Google's format of it)",
+            "MLP-Mixer (for which big_vision reads Google's format)",
         ),
     ],
 )
-def test_what_cannot_be_expressed(architecture, phrase):
+def test_inexpressible_features_are_named(architecture, phrase):
     assert FORMAT.inexpressible(architecture) == [phrase]
     for fields in GAP, MAP, CLS, CLS_WITH_POSITION, {"posemb": "sincos2d"}:
         assert not FORMAT.inexpressible(tiny(**fields))
@@ -293,19 +294,23 @@ def test_what_cannot_be_expressed(architecture, phrase):
     assert not FORMAT.inexpressible(fixed)
 
 
-def test_what_is_lost():
+def test_lost_facts_are_named():
     architecture = tiny(gelu="exact", posemb="sincos2d", image_size=(8, 12))
     lost = FORMAT.lost(architecture, Preprocessing((8, 12), mean=(0.1,)))
     assert len(lost) == 5
-    for words in "GELU is exact", "mean", "'resize'", "2×3", "image size is not in":
+    for words in (
+        "GELU tanh, where this model has exact",
+        "mean",
+        "'resize'",
+        "2×3",
+        "does not record the image size",
+    ):
         assert sum(words in sentence for sentence in lost) == 1
     expected = Preprocessing((8, 8), eval_transform="resize_small(9)|central_crop")
     assert not FORMAT.lost(tiny(), expected)
 
 
-def test_random_models_survive_writing_and_reading(
-    random_params, read, write, assert_same
-):
+def test_random_models_round_trip(random_params, read, write, assert_same):
     rng = np.random.default_rng(4)
 
     def draw(*choices):

@@ -1,4 +1,4 @@
-"""Names and shapes in big_vision's files: whose a file is, and damaged ones."""
+"""Names and shapes in big_vision's files: recognition, and damaged files."""
 
 import numpy as np
 import pytest
@@ -27,14 +27,13 @@ OLDEST = "Transformer/posembed_input/pos_embedding"
         ),
         ({"linen": False, "place": OLDEST, "map_head": ""}, FORMAT),
         ({"linen": True, "place": None}, FORMAT),
-        # Without its positions it is a damaged file of Google's, whose positions are
-        # never fixed ones.
+        # Positions in Google's files are never fixed, so this is a damaged one.
         ({"linen": False, "place": None}, google.FORMAT),
     ],
 )
-def test_whose_a_file_is(options, format, published):
+def test_google_and_big_vision_are_told_apart(options, format, published):
     names = published.big_vision(**options)
-    # In the order in which they are asked.
+    # In the order in which the formats are tried.
     first = next(f for f in (google.FORMAT, FORMAT) if f.recognises(names))
     assert first.name == format.name
 
@@ -42,7 +41,7 @@ def test_whose_a_file_is(options, format, published):
 @pytest.mark.parametrize(
     "names", [[], ["blocks.0.attn.qkv.weight"], ["head/kernel"], ["pos_embedding"]]
 )
-def test_files_of_others(names):
+def test_other_files_are_not_recognised(names):
     assert not FORMAT.recognises(names)
     assert not google.FORMAT.recognises(names)
 
@@ -55,7 +54,8 @@ def test_parameters_of_the_published_s16(published, shapes_in_file):
     assert sum(map(np.prod, shapes.values())) == 22_122_472
     found = FORMAT.read(shapes, Hints())
     assert found.assumed == (
-        "the image size is 224×224: no positions are in the file to tell",
+        "assumed the image size 224×224: the file has no positions that would "
+        "determine it",
     )
     assert found.architecture == Architecture.from_variant(
         "S/16",

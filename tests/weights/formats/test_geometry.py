@@ -1,4 +1,4 @@
-"""Chains of operations, and the sizes and crops that other libraries speak of."""
+"""Conversion between chains of operations and the resizing of other libraries."""
 
 import pytest
 
@@ -65,11 +65,11 @@ def test_other_spellings(chain, geometry):
         "resize(32)|resize_small|resize",
     ],
 )
-def test_chains_of_another_kind(chain):
+def test_other_chains_are_not_geometries(chain):
     assert from_chain(Preprocessing(SIZE, 3, chain)) is None
 
 
-def test_rounding_that_changes_nothing_is_left_out():
+def test_rounding_without_effect_is_left_out():
     squashed = Geometry(False, (18, 24), "area", "down", "nearest")
     assert to_chain(squashed, SIZE) == "resize((18, 24), 'area')|central_crop"
     assert (
@@ -77,7 +77,7 @@ def test_rounding_that_changes_nothing_is_left_out():
     )
 
 
-def test_spelling():
+def test_usual_spelling():
     spelled = Preprocessing(SIZE, 3, " resize_small | central_crop(size=(16, 24)) ")
     assert usual_spelling(spelled) == "resize_small((16, 24))|central_crop"
     other = Preprocessing(SIZE, 3, "central_crop")

@@ -1,4 +1,4 @@
-"""Google's `.npz` files: every family, both ways, against their own arithmetic."""
+"""Google's `.npz` files: all families, both directions, against a NumPy reference."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from vit_jax.weights.formats import big_vision
 from vit_jax.weights.formats.google import FORMAT
 from vit_jax.weights.formats.layout import Hints
 
-# What the file holds, and what of the architecture it is besides the tiny model's.
+# (options of the file, fields of the architecture that differ from `tiny`)
 VITS = {
     "class token": ({}, {}),
     "many heads": ({"num_heads": 8}, {"num_heads": 8}),
@@ -123,7 +123,7 @@ def test_both_mixer_layouts_and_numberings_hold_the_same(
         again, same_params = read(FORMAT, variant)
         assert again == found
         assert_same(same_params, params)
-    # And the reference reads the old layout by itself.
+    # The reference reads the old layout, too.
     images = random_images(found.architecture)
     np.testing.assert_array_equal(
         reference.logits(old, images), reference.logits(arrays, images)
@@ -140,7 +140,7 @@ def test_both_mixer_layouts_and_numberings_hold_the_same(
         ("opt/target/", "mixer"),
     ],
 )
-def test_an_outer_prefix_is_undone_and_all_beside_it_left_out(
+def test_an_outer_prefix_is_removed_and_other_names_are_left_out(
     prefix, model, published, random_arrays, read, assert_same
 ):
     shapes = (
@@ -182,7 +182,7 @@ def test_linen_numbers_and_group_norms_of_one_dimension(
     assert again == found
     assert_same(same_params, params)
 
-    # Without a trunk they look like big_vision's, yet can be read as Google's.
+    # Without a trunk they look like big_vision's, but can be read as Google's.
     plain = random_arrays(published.google(linen=True))
     assert big_vision.FORMAT.recognises(plain)
     found, _ = read(FORMAT, plain, recognised=False)
@@ -229,8 +229,8 @@ def test_rectangular_grids_need_the_image_size(
     assert_same(write(FORMAT, found.architecture, params), arrays)
 
 
-def test_the_image_size_counts_where_the_grid_is_no_square(published):
-    """Elsewhere it may be the one that the positions are to be resized to."""
+def test_the_image_size_is_used_if_the_grid_is_not_square(published):
+    """For a square it may be the size to which the positions will be resized."""
 
     def grid(stored, size):
         shapes = published.google(grid=stored)
@@ -249,13 +249,13 @@ def test_mixers_of_rectangular_images(published, random_arrays, read):
     assert found.architecture.grid == (3, 2)
 
 
-def test_what_images_these_models_expect(published):
+def test_preprocessing_and_loss(published):
     found = FORMAT.read(published.google(), Hints())
     assert found.preprocessing == Preprocessing((8, 8), eval_transform="resize")
     assert found.posemb_resize == "google"
     assert found.loss == "softmax"
     assert found.assumed == ()
-    # A published row knows better.
+    # The row of a published model takes precedence.
     known = Preprocessing((224, 224), eval_transform="resize_small(9)|central_crop")
     found = FORMAT.read(published.google(), Hints(preprocessing=known))
     assert found.preprocessing == dataclasses.replace(known, image_size=(8, 8))
@@ -271,7 +271,7 @@ def test_what_images_these_models_expect(published):
         ({"qkv_bias": False}, "queries, keys and values without bias"),
         ({"class_token_position": False}, "a class token without a position"),
         ({"norm": "after_pool"}, "the norm after pooling"),
-        ({"pooling": "gap"}, "a class token beside other pooling"),
+        ({"pooling": "gap"}, "a class token with pooling that ignores it"),
         ({"posemb": "sincos2d"}, "fixed sin-cos positions"),
         (
             {"image_size": (8, 32)},
@@ -279,12 +279,12 @@ def test_what_images_these_models_expect(published):
         ),
     ],
 )
-def test_what_cannot_be_expressed(fields, phrase):
+def test_inexpressible_features_are_named(fields, phrase):
     assert phrase in FORMAT.inexpressible(tiny(**fields))
     assert not FORMAT.inexpressible(tiny())
 
 
-def test_a_mixers_grid_must_not_look_like_another():
+def test_a_mixers_grid_must_not_look_square():
     sizes = {"width": 16, "depth": 1, "tokens_mlp_dim": 6, "mlp_dim": 24}
     patch = {"patch_size": (4, 4), "num_classes": 5}
     for size, phrases in ((16, 4), 1), ((8, 8), 0), ((8, 12), 0):
@@ -292,7 +292,7 @@ def test_a_mixers_grid_must_not_look_like_another():
         assert len(FORMAT.inexpressible(architecture)) == phrases
 
 
-def test_all_that_cannot_be_expressed_is_named():
+def test_all_inexpressible_features_are_named_at_once():
     architecture = tiny(pooling="map", registers=1, layer_scale=True)
     assert len(FORMAT.inexpressible(architecture)) == 4
 
@@ -300,20 +300,20 @@ def test_all_that_cannot_be_expressed_is_named():
 @pytest.mark.parametrize(
     ("fields", "preprocessing", "words"),
     [
-        ({"gelu": "exact"}, {}, "GELU is exact"),
-        ({"layernorm_epsilon": 1e-12}, {}, "epsilon is 1e-12"),
-        ({}, {"mean": (0.4, 0.5, 0.5)}, r"mean \(0.4, 0.5, 0.5\)"),
-        ({}, {"std": (0.2,)}, r"deviation \(0.2, 0.2, 0.2\)"),
+        ({"gelu": "exact"}, {}, "GELU tanh, where this model has exact"),
+        ({"layernorm_epsilon": 1e-12}, {}, "epsilon, where this model has 1e-12"),
+        ({}, {"mean": (0.4, 0.5, 0.5)}, r"model has \(0.4, 0.5, 0.5\) and \(0.5"),
+        ({}, {"std": (0.2,)}, r"model has \(0.5.* and \(0.2, 0.2, 0.2\)"),
         ({}, {"eval_transform": "central_crop"}, "'central_crop'"),
         ({"image_size": (8, 4)}, {}, "2×1 patches"),
         (
             {"trunk": (), "trunk_numerics": "timm"},
             {},
-            "the trunk's epsilons are timm's",
+            "Google's epsilons in the trunk, where this model has timm's",
         ),
     ],
 )
-def test_what_is_lost(fields, preprocessing, words):
+def test_lost_facts_are_named(fields, preprocessing, words):
     architecture = tiny(**fields)
     inputs = Preprocessing(architecture.image_size, **preprocessing)
     (sentence,) = FORMAT.lost(architecture, inputs)
@@ -321,9 +321,7 @@ def test_what_is_lost(fields, preprocessing, words):
     assert not FORMAT.lost(tiny(), Preprocessing((8, 8)))
 
 
-def test_random_models_survive_writing_and_reading(
-    random_params, read, write, assert_same
-):
+def test_random_models_round_trip(random_params, read, write, assert_same):
     rng = np.random.default_rng(3)
 
     def draw(*choices):

@@ -1,4 +1,4 @@
-"""Names and shapes in Google's files: those of published models, and damaged ones."""
+"""Names and shapes in Google's files, of published models and damaged ones."""
 
 import re
 
@@ -50,7 +50,7 @@ def test_names_and_shapes_of_the_real_b16(shapes_in_file):
     assert shapes_in_file(FORMAT, architecture) == expected
     found = FORMAT.read(expected, Hints())
     assert found.architecture == architecture
-    assert found.loss == "sigmoid"  # of ImageNet-21k's many labels an image
+    assert found.loss == "sigmoid"  # ImageNet-21k has several labels per image
 
 
 _SIZES = {
@@ -59,7 +59,7 @@ _SIZES = {
     "B": {"width": 768, "depth": 12, "mlp_dim": 3072, "num_heads": 12},
     "L": {"width": 1024, "depth": 24, "mlp_dim": 4096, "num_heads": 16},
 }
-# Units a stage, kernel, grid and number of parameters of 1000 classes at 224 pixels.
+# (units per stage, kernel, grid, parameters) for 1000 classes at 224 pixels.
 HYBRIDS = {
     "R+Ti/16": ((), (8, 8), (7, 7), 6_337_704),
     "R26+S/32": ((2, 2, 2, 2), (1, 1), (7, 7), 36_431_912),
@@ -109,7 +109,7 @@ def test_every_difference_is_reported_at_once(published, random_arrays, read):
     arrays = random_arrays(published.google())
     block = "Transformer/encoderblock_1"
     query = f"{block}/MultiHeadDotProductAttention_1/query/kernel"
-    arrays[query] = arrays[query].reshape(16, 4, 4)  # as many numbers, other heads
+    arrays[query] = arrays[query].reshape(16, 4, 4)  # another number of heads
     del arrays[f"{block}/LayerNorm_2/scale"], arrays["head/bias"]
     arrays["Transformer/encoderblock_1/LayerScale_0/gamma"] = np.ones(16)
     with pytest.raises(UserError) as error:
@@ -121,14 +121,18 @@ def test_every_difference_is_reported_at_once(published, random_arrays, read):
     assert f"1 of another shape: {query} ({expected})" in message
 
 
-def test_a_name_of_both_numberings_hides_nothing(published, random_arrays, read):
+def test_names_of_both_numberings_do_not_hide_each_other(
+    published, random_arrays, read
+):
     arrays = random_arrays(published.google())
     extra = "Transformer/encoderblock_0/LayerNorm_1/scale"
     with pytest.raises(UserError, match=f"1 unexpected: {extra}"):
         read(FORMAT, arrays | {extra: np.ones(16, np.float32)})
 
 
-def test_what_the_sizes_are_read_from_is_missing(published, random_arrays, read):
+def test_missing_tensors_that_determine_the_sizes_are_named(
+    published, random_arrays, read
+):
     arrays = random_arrays(published.google())
     position = "Transformer/posembed_input/pos_embedding"
     arrays[position] = arrays[position][0]
@@ -138,7 +142,7 @@ def test_what_the_sizes_are_read_from_is_missing(published, random_arrays, read)
     assert "embedding/kernel is missing" in str(error.value)
     assert f"{position} has shape (5, 16), expected 3 dimensions" in str(error.value)
 
-    # Of the blocks, any one tells.
+    # Any block determines the sizes, so this one is reported as missing.
     arrays = random_arrays(published.google())
     gone = "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"
     del arrays[gone]

@@ -1,4 +1,4 @@
-"""Hugging Face's layout: what transformers wrote, against what it computes."""
+"""Hugging Face's format: models that transformers wrote, against its logits."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from vit_jax.weights.formats.layout import Hints, flatten, unflatten
 LABELS = ("abacus", "bagel", "canoe", "daisy", "easel")
 ONE_HEAD = {"distillation_token": True, "distillation_head": False}
 HEADLESS = {"num_classes": 0}
-# What transformers wrote, and what of the architecture it is besides the tiny model's.
+# A model that transformers wrote → fields of its architecture that differ from `tiny`.
 MODELS = {
     "vit": {},
     "vit_sharded": {"layernorm_epsilon": 1e-6},
@@ -39,7 +39,7 @@ def tiny(**changes):
 
 
 def described(architecture=None, config=None, processor=None, **hints):
-    """The reading of a model's shapes with other companions."""
+    """Reads a model's shapes with the given companions."""
     found = _shapes(architecture or tiny())
     hints = {"num_heads": 4, **hints}
     return FORMAT.read(
@@ -93,13 +93,13 @@ def test_logits_and_round_trip(name, golden, read, write, model_logits, assert_s
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_companions_say_what_transformers_says(name, golden, read):
+def test_companions_equal_those_of_transformers(name, golden, read):
     stored = golden(f"huggingface/{name}")
     found, _ = read(FORMAT, stored.arrays, **stored.hints)
     written = companions(found.architecture, found.preprocessing, found.class_names)
     config, theirs = written["config.json"], dict(stored.hints["config"])
     theirs["torch_dtype"] = theirs.pop("dtype")
-    # Another name for the same curve.
+    # Another name of the same function.
     theirs["hidden_act"] = theirs["hidden_act"].replace("_new", "_pytorch_tanh")
     assert {key: theirs[key] for key in config} == config
     processor = stored.hints["preprocessor"]
@@ -166,7 +166,9 @@ def test_an_encoder_without_its_head(kind, golden, read):
         assert found.class_names == ()
 
 
-def test_a_wrapper_and_what_pretraining_leaves(golden, read, assert_same):
+def test_a_prefix_is_removed_and_remains_of_pretraining_are_ignored(
+    golden, read, assert_same
+):
     stored = golden("huggingface/vit")
     _, params = read(FORMAT, stored.arrays, **stored.hints)
     rest = {
@@ -196,7 +198,7 @@ def test_numerics_and_sizes_come_from_the_config():
     assert found.architecture.image_size == (8, 32)
     square = described(wide, {"image_size": 16}).architecture
     assert square.image_size == (16, 16)
-    # What the caller says may be the size to go to: a square is one without it.
+    # image_size may be the size to resize to, so a square takes precedence.
     found = described(wide, image_size=(32, 8))
     assert found.architecture.image_size == (16, 16)
     assert described().loss == "softmax"
@@ -205,7 +207,7 @@ def test_numerics_and_sizes_come_from_the_config():
     assert described(num_heads=2).architecture.num_heads == 2
 
 
-def test_without_a_config_the_librarys_own_values():
+def test_without_a_config_the_defaults_of_the_library_are_used():
     found = described()
     assert found.architecture.layernorm_epsilon == 1e-12
     assert found.architecture.gelu == "exact"
@@ -217,7 +219,7 @@ def test_without_a_config_the_librarys_own_values():
     assert any("assumed 2 attention heads of 64" in s for s in found.assumed)
 
 
-def test_labels_that_only_count_are_no_names():
+def test_numbered_labels_are_not_class_names():
     def names(table):
         return described(config={"id2label": table}).class_names
 
@@ -229,17 +231,17 @@ def test_labels_that_only_count_are_no_names():
     assert names({str(i): i for i in range(5)}) == ()
 
 
-def test_labels_that_do_not_fit_the_head_are_said():
-    def said(table):
+def test_labels_that_do_not_fit_the_head_are_reported():
+    def notes(table):
         found = described(config={"id2label": table})
         assert found.class_names == ()
         return [sentence for sentence in found.assumed if "id2label" in sentence]
 
-    (few,) = said({"0": "abacus"})
+    (few,) = notes({"0": "abacus"})
     assert "has 1 labels" in few and "the 5 outputs of the head" in few
-    (gap,) = said({str(i): "x" for i in (0, 1, 2, 3, 5)})
+    (gap,) = notes({str(i): "x" for i in (0, 1, 2, 3, 5)})
     assert "has 5 labels (id2label), 4 of them for the 5 outputs" in gap
-    assert not said({}) + said({str(i): f"LABEL_{i}" for i in range(5)})
+    assert not notes({}) + notes({str(i): f"LABEL_{i}" for i in range(5)})
 
 
 @pytest.mark.parametrize("kind", ["vit", "deit", "vit_mae", "vit_msn"])
@@ -256,19 +258,20 @@ def test_a_config_of_another_model_is_refused():
         "num_channels": 1,
         "patch_size": [4, 8],
     }
-    with pytest.raises(UserError, match=r"config\.json is of another model") as error:
+    message = r"config\.json does not match the weights"
+    with pytest.raises(UserError, match=message) as error:
         described(config=config)
     for difference in (
-        "model_type is 'beit' there and 'vit or deit' in the weights",
-        "hidden_size is 32 there and 16 in the weights",
-        "num_hidden_layers is 12 there and 2 in",
-        "intermediate_size is 25 there and 24 in",
-        "num_channels is 1 there and 3 in",
-        "patch_size is (4, 8) there and (4, 4) in",
-        "Correct it, or take it away",
+        "model_type is 'beit' there but 'vit or deit' in the weights",
+        "hidden_size is 32 there but 16 in the weights",
+        "num_hidden_layers is 12 there but 2 in",
+        "intermediate_size is 25 there but 24 in",
+        "num_channels is 1 there but 3 in",
+        "patch_size is (4, 8) there but (4, 4) in",
+        "Correct it, or remove it",
     ):
         assert difference in str(error.value)
-    # Each alone too, and no other.
+    # Each value alone is refused too, and only that one is named.
     for name, value in config.items():
         with pytest.raises(UserError, match=f": {name} is [^;]*$"):
             described(config={name: value})
@@ -319,10 +322,10 @@ def test_the_processors_geometry(processor, chain):
     assert found.preprocessing == Preprocessing((16, 16), 3, chain, *HALF)
 
 
-def test_a_processor_of_another_size_is_said():
+def test_a_processor_of_another_size_is_reported():
     found = described(processor={"size": SIZE_20})
     assert found.preprocessing.eval_transform == USUAL
-    assert any("20×20, and the model takes 16×16" in s for s in found.assumed)
+    assert any("20×20, but the model takes 16×16" in s for s in found.assumed)
 
 
 def test_the_processors_arithmetic():
@@ -341,7 +344,7 @@ def test_the_processors_arithmetic():
         )
 
 
-def test_preprocessing_that_nothing_tells_is_the_familys(golden, read):
+def test_unknown_preprocessing_is_that_of_the_family(golden, read):
     found = described()
     assert found.preprocessing == Preprocessing((16, 16), 3, USUAL, *HALF)
     assert any("no preprocessor_config.json" in sentence for sentence in found.assumed)
@@ -366,7 +369,7 @@ def test_preprocessing_that_nothing_tells_is_the_familys(golden, read):
     ],
 )
 def test_features_that_are_refused_by_name(name, feature):
-    with pytest.raises(UserError, match="what vit_jax does not compute") as error:
+    with pytest.raises(UserError, match="vit_jax does not support") as error:
         FORMAT.read(_shapes(tiny()) | {name: (1,)}, Hints(num_heads=4))
     assert feature in str(error.value)
 
@@ -390,7 +393,7 @@ def test_features_that_are_refused_by_name(name, feature):
         ({}, {"size": 8, "crop_size": 16}, "cannot cut 16×16 out of 8×8"),
     ],
 )
-def test_companion_files_that_cannot_be_followed(config, processor, complaint):
+def test_unsupported_companion_files_are_refused(config, processor, complaint):
     heads = None if "num_attention_heads" in config else 4
     with pytest.raises(UserError) as error:
         described(config=config, processor=processor, num_heads=heads)
@@ -410,7 +413,7 @@ def test_everything_that_does_not_match_is_reported(golden, read):
     del arrays["vit.layernorm.bias"]
     arrays["vit.encoder.layer.1.gain"] = np.ones(3, np.float32)
     arrays["classifier.bias"] = np.ones(4, np.float32)
-    # A second name for a tensor, of another version.
+    # A second name for a tensor, from another version.
     arrays["vit.layers.0.mlp.fc1.bias"] = np.ones(24, np.float32)
     with pytest.raises(UserError) as error:
         read(FORMAT, arrays, **stored.hints)
@@ -435,16 +438,16 @@ def test_everything_that_does_not_match_is_reported(golden, read):
         ({"distillation_token": True, "num_classes": 0}, "whose head is missing"),
     ],
 )
-def test_what_transformers_cannot_express(fields, phrase):
+def test_features_that_transformers_cannot_express_are_named(fields, phrase):
     assert phrase in "; ".join(FORMAT.inexpressible(tiny(**fields)))
 
 
-def test_a_mixer_is_not_expressed():
+def test_a_mixer_is_inexpressible():
     mixer = MixerArchitecture(8, 1, 4, 8, (4, 4), (8, 8), 2)
     assert FORMAT.inexpressible(mixer) == ["an MLP-Mixer"]
 
 
-def test_what_transformers_does_otherwise_is_said():
+def test_differences_of_transformers_are_named():
     usual = Preprocessing((16, 16), 3, USUAL, *HALF)
     assert FORMAT.lost(tiny(), usual) == []
     assert "untrained pooler" in FORMAT.lost(tiny(num_classes=0), usual)[0]
@@ -452,7 +455,8 @@ def test_what_transformers_does_otherwise_is_said():
     cut = Preprocessing((16, 16), 3, "central_crop", *HALF)
     (sentence,) = FORMAT.lost(tiny(), cut)
     assert (
-        f"'central_crop', and in the processors of transformers {USUAL!r}" in sentence
+        f"preprocess images with {USUAL!r}, where this model was evaluated with "
+        "'central_crop'" in sentence
     )
     processor = companions(tiny(), cut)["preprocessor_config.json"]
     assert processor["size"] == {"height": 16, "width": 16}
@@ -470,13 +474,15 @@ def test_what_transformers_does_otherwise_is_said():
         ),
     ],
 )
-def test_images_that_transformers_resizes_otherwise(chain, theirs):
+def test_images_that_transformers_resizes_differently(chain, theirs):
     images = Preprocessing((16, 16), 3, chain, *HALF)
     (sentence,) = FORMAT.lost(tiny(), images)
-    assert theirs in sentence.partition(", and in the processors of transformers ")[2]
+    in_library, _, here = sentence.partition(", where this model was evaluated with ")
+    assert theirs in in_library.partition("transformers will preprocess images ")[2]
+    assert chain in here
 
 
-def test_a_processor_cannot_keep_the_aspect_on_the_way_to_a_rectangle():
+def test_a_processor_cannot_keep_the_aspect_for_a_rectangle():
     chain = "resize_small((10, 20), 'bicubic_antialias', 'down')|central_crop"
     images = Preprocessing((8, 16), 3, chain, *HALF)
     a = tiny(image_size=(8, 16))

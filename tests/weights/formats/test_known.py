@@ -1,4 +1,4 @@
-"""What is the same for every format: what is refused, left out, and said of a file."""
+"""Behaviour common to all formats: refusals, tensors left out, and assumptions."""
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +12,7 @@ from vit_jax.weights.formats.layout import Hints, flatten
 
 @pytest.fixture
 def load(tmp_path):
-    """A function: arrays of a file, hints → Reading, parameters by path."""
+    """Returns a function: arrays of a file, hints → Reading, parameters by path."""
 
     def load(arrays, **hints):
         np.savez(tmp_path / "weights.npz", **arrays)
@@ -25,7 +25,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def models(golden, published, random_arrays):
-    """{format: (arrays, hints, name of the head's kernel)} of small models."""
+    """Makes small models: {format: (arrays, hints, name of the head's kernel)}."""
     timm, huggingface = golden("timm/vit"), golden("huggingface/vit")
     return {
         "google": (random_arrays(published.google()), {}, "head/kernel"),
@@ -36,7 +36,7 @@ def models(golden, published, random_arrays):
 
 
 FORMATS = ("google", "big_vision", "timm", "huggingface")
-# What wraps the encoder in each, and what its head stands in.
+# (format, prefix of the encoder, prefix of the head)
 PREFIXES = [
     ("google", "params/", ""),
     ("google", "opt/target/params/", "opt/target/"),
@@ -48,7 +48,7 @@ PREFIXES = [
 
 
 def apart(arrays, head, prefix, outer):
-    """The head outside of what wraps the rest."""
+    """Renames the head with the prefix `outer`, all other tensors with `prefix`."""
     heads = head.rpartition("/" if "/" in head else ".")[0]
     return {
         (outer if name.startswith(heads) else prefix) + name: array
@@ -57,7 +57,7 @@ def apart(arrays, head, prefix, outer):
 
 
 @pytest.mark.parametrize(("format", "prefix", "outer"), PREFIXES)
-def test_a_head_beside_the_encoder_is_taken_and_said(
+def test_a_head_outside_of_the_prefix_is_used_and_reported(
     format, prefix, outer, models, load, assert_same
 ):
     arrays, hints, head = models[format]
@@ -69,11 +69,11 @@ def test_a_head_beside_the_encoder_is_taken_and_said(
     bias = head.replace("weight", "bias").replace("kernel", "bias")
     for name in (head, bias):
         assert f"{outer}{name}" in found.assumed[-1]
-    assert "stands beside the model's other names" in found.assumed[-1]
+    assert "lies outside of the model's other names" in found.assumed[-1]
 
 
 @pytest.mark.parametrize(("format", "prefix", "outer"), PREFIXES)
-def test_a_head_beside_the_encoder_that_does_not_fit(
+def test_a_head_outside_of_the_prefix_that_does_not_fit_is_refused(
     format, prefix, outer, models, load
 ):
     arrays, hints, head = models[format]
@@ -84,7 +84,7 @@ def test_a_head_beside_the_encoder_that_does_not_fit(
     assert "found (5, 5))" in str(error.value)
 
 
-def test_of_two_heads_the_inner_one_is_taken(models, load, assert_same):
+def test_the_inner_one_of_two_heads_is_used(models, load, assert_same):
     arrays, hints, _ = models["timm"]
     _, params = load(arrays, **hints)
     wrapped = {f"backbone.{name}": array for name, array in arrays.items()}
@@ -96,13 +96,13 @@ def test_of_two_heads_the_inner_one_is_taken(models, load, assert_same):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_nothing_is_said_of_a_file_that_is_all_read(format, models, load):
+def test_nothing_is_reported_as_left_out_if_everything_is_read(format, models, load):
     arrays, hints, _ = models[format]
     found, _ = load(arrays, **hints)
     assert not any("left out" in sentence for sentence in found.assumed)
 
 
-def test_what_is_left_out_is_counted_and_some_of_it_named(models, load):
+def test_tensors_that_are_left_out_are_counted_and_some_named(models, load):
     arrays, _, _ = models["google"]
     inside = {f"opt/target/{name}": array for name, array in arrays.items()}
     beside = {f"opt/state/{i}": np.ones(1) for i in range(12)}
@@ -117,7 +117,7 @@ def test_what_is_left_out_is_counted_and_some_of_it_named(models, load):
     "kind", ["int8", "uint8", "int64", "bool", "complex64", "longdouble", "<U1", "S4"]
 )
 @pytest.mark.parametrize("format", FORMATS)
-def test_types_that_weights_are_not_saved_in(format, kind, models, load):
+def test_other_dtypes_are_refused(format, kind, models, load):
     arrays, hints, head = models[format]
     changed = dict(arrays)
     changed[head] = np.full(arrays[head].shape, 1).astype(kind)
@@ -127,7 +127,7 @@ def test_types_that_weights_are_not_saved_in(format, kind, models, load):
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64, ml_dtypes.bfloat16])
-def test_types_that_weights_are_saved_in(kind, models, load):
+def test_floating_dtypes_are_read_as_float32(kind, models, load):
     arrays, hints, head = models["timm"]
     stored = arrays[head].astype(kind)
     expected = stored.astype(np.float32)
@@ -149,7 +149,7 @@ def test_names_cannot_break_a_message(format, models, load):
     assert "\x1b" not in message
     assert message.count("\n") == 1
     assert len(message) < 1000
-    # And says what to do.
+    # The message ends with a remedy.
     assert "Use a complete and unchanged copy, or save the model again" in message
 
 
@@ -160,7 +160,7 @@ def test_names_of_no_format_cannot_break_a_message(load):
     assert len(str(error.value)) < 1000
 
 
-def test_a_feature_is_shown_by_a_name_that_cannot_break_a_message(models, load):
+def test_the_name_that_reveals_a_feature_cannot_break_a_message(models, load):
     arrays, hints, _ = models["timm"]
     name = "blocks.0.attn.q_norm.\x1b\n" + "x" * 5000
     with pytest.raises(UserError, match="qk-norm") as error:
@@ -169,7 +169,7 @@ def test_a_feature_is_shown_by_a_name_that_cannot_break_a_message(models, load):
     assert len(str(error.value)) < 500
 
 
-# The size that the weights were trained at
+# trained_image_size
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_a_feature_is_shown_by_a_name_that_cannot_break_a_message(models, load):
     [
         ("pos_embedding", False, False, (1, 4)),
         ("pos_embedding", False, False, (2, 2)),
-        # Which look like 2×2 patches behind a class token, or 3×3 without.
+        # These look like 2×2 patches after a class token, or 3×3 without one.
         ("pos_embedding", True, False, (1, 5)),
         ("pos_embedding", True, False, (5, 2)),
         ("Transformer/posembed_input/pos_embedding", True, True, (2, 4)),
         ("Transformer/posembed_input/pos_embedding", True, True, (3, 1)),
     ],
 )
-def test_big_visions_grid_of_a_known_size(
+def test_the_grid_in_big_vision_follows_a_known_size(
     place, class_token, position, grid, published, random_arrays, load
 ):
     arrays = random_arrays(
@@ -203,11 +203,11 @@ def test_big_visions_grid_of_a_known_size(
     assert params["pos_embed"].shape == (1, *grid, 16)
     stored = arrays[place][0, position:].reshape(1, *grid, 16)
     np.testing.assert_array_equal(params["pos_embed"], stored)
-    with pytest.raises(UserError, match=r"trained_image_size=\(4, 28\) is cut into 1×"):
+    with pytest.raises(UserError, match=r"trained_image_size=\(4, 28\) has 1×7 patch"):
         load(arrays, trained_image_size=(4, 28))
 
 
-def test_what_big_visions_positions_could_also_be(published, random_arrays, load):
+def test_an_ambiguous_grid_in_big_vision_is_reported(published, random_arrays, load):
     place = "Transformer/posembed_input/pos_embedding"
     arrays = random_arrays(
         published.big_vision(
@@ -217,11 +217,11 @@ def test_what_big_visions_positions_could_also_be(published, random_arrays, load
     found, _ = load(arrays, image_size=(8, 16))
     assert found.architecture.grid == (3, 3)
     (sentence,) = found.assumed
-    assert "3×3 patches or of 2×4 patches behind 1 other token" in sentence
+    assert "3×3 patches or 2×4 patches after 1 other token" in sentence
     assert "trained_image_size=(8, 16)" in sentence
 
 
-def test_fixed_positions_of_a_known_size(published, random_arrays, load):
+def test_fixed_positions_follow_a_known_size(published, random_arrays, load):
     arrays = random_arrays(published.big_vision(place=None))
     found, _ = load(arrays, trained_image_size=(8, 12), image_size=(16, 16))
     assert found.architecture.image_size == (8, 12)
@@ -229,7 +229,9 @@ def test_fixed_positions_of_a_known_size(published, random_arrays, load):
 
 
 @pytest.mark.parametrize("model", ["google", "mixer"])
-def test_googles_grid_of_a_known_size(model, published, random_arrays, load):
+def test_the_grid_in_googles_files_follows_a_known_size(
+    model, published, random_arrays, load
+):
     shapes = published.mixer(tokens=9)
     if model == "google":
         shapes = published.google(grid=(1, 9))
@@ -243,7 +245,7 @@ def test_googles_grid_of_a_known_size(model, published, random_arrays, load):
 
 
 @pytest.mark.parametrize("format", ["timm", "huggingface"])
-def test_a_companions_size_yields_to_a_known_one(format, models, load):
+def test_a_known_size_overrides_the_companions(format, models, load):
     arrays, hints, _ = models[format]
     found, _ = load(arrays, **hints, trained_image_size=(8, 32))
     assert found.architecture.grid == (2, 8)

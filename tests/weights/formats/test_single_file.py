@@ -1,4 +1,4 @@
-"""Our own format in one file, whose description may say anything."""
+"""Our own single-file format, including descriptions that do not fit the tensors."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from vit_jax.models import Architecture, MixerArchitecture, abstract_params
 from vit_jax.weights.formats.single_file import as_single_file
 from vit_jax.weights.loading import load_weights
 
-# In a file of 25 tensors.
+# Its file has 25 tensors.
 PLAIN = Architecture(
     width=64,
     depth=1,
@@ -31,28 +31,30 @@ PLAIN = Architecture(
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
-        ({"depth": 1_000_000}, r"1,000,000 tensors or more \(1,000,000 blocks"),
+        ({"depth": 1_000_000}, r"with 1,000,000 or more \(1,000,000 blocks"),
         (
             {"trunk": [3000], "patch_size": [4, 4]},
-            r"27,001 tensors or more .*\(3000,\)",
+            r"with 27,001 or more .*\(3000,\)",
         ),
-        ({"trunk": [25, 25], "patch_size": [8, 8]}, "holds 25"),
-        ({"num_classes": 10**18}, "a tensor of 64,000,000,000,000,000,000 numbers"),
-        ({"mlp_dim": 10**30}, "and it holds [0-9,]* in all. Use another copy"),
+        ({"trunk": [25, 25], "patch_size": [8, 8]}, "holds 25 tensors, but"),
+        ({"num_classes": 10**18}, r"a tensor of 64,000,000,000,000,000,000\. Use"),
+        ({"mlp_dim": 10**30}, r"it holds [0-9,]* numbers in all, .* Use another copy"),
         ({"width": 4 * 10**12}, "a tensor of "),
-        ({"image_size": [4, 4 * 10**15]}, "a tensor of 64,000,000,000,000,000 num"),
+        ({"image_size": [4, 4 * 10**15]}, r"a tensor of 64,000,000,000,000,000\. Use"),
         ({"registers": 10**12}, "a tensor of "),
         ({"pre_logits": 10**12}, "a tensor of "),
         ({"channels": 10**12}, "a tensor of "),
     ],
 )
-def test_our_own_file_that_declares_more_than_it_holds(fields, said, tmp_path):
+def test_a_description_of_more_than_the_file_holds_is_refused(
+    fields, message, tmp_path
+):
     path = _own_file(_weights(PLAIN), fields, tmp_path)
     tracemalloc.start()
     began = time.perf_counter()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_weights(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -60,12 +62,12 @@ def test_our_own_file_that_declares_more_than_it_holds(fields, said, tmp_path):
     assert peak < 4_000_000
 
 
-def test_a_mixers_description_that_declares_more_than_it_holds(tmp_path):
+def test_a_mixers_description_of_more_than_the_file_holds_is_refused(tmp_path):
     sizes = {"width": 16, "depth": 1, "tokens_mlp_dim": 6, "mlp_dim": 24}
     inputs = {"patch_size": (4, 4), "image_size": (8, 8), "num_classes": 5}
     weights = _weights(MixerArchitecture(**sizes, **inputs))
     path = _own_file(weights, {"tokens_mlp_dim": 10**15}, tmp_path)
-    with pytest.raises(UserError, match="a tensor of 4,000,000,000,000,000 numbers"):
+    with pytest.raises(UserError, match=r"a tensor of 4,000,000,000,000,000\. Use"):
         load_weights(path)
     path = _own_file(weights, {"mlp_dim": 25}, tmp_path)
     with pytest.raises(UserError, match="3 of another shape"):
@@ -84,7 +86,7 @@ def test_fixed_positions_of_any_grid_take_no_memory(tmp_path):
     assert peak < 16_000_000
 
 
-def test_whole_numbers_are_written_as_weights(tmp_path):
+def test_integers_are_written_as_float32(tmp_path):
     description, params = _weights(PLAIN)
     params = params | {"cls": np.full((1, 1, 64), 3)}
     path = _own_file((description, params), {}, tmp_path)
@@ -92,10 +94,11 @@ def test_whole_numbers_are_written_as_weights(tmp_path):
     np.testing.assert_array_equal(found, np.full((1, 1, 64), 3, np.float32))
 
 
-def test_our_own_files_size_is_what_it_says(tmp_path):
+def test_a_contradicting_trained_image_size_is_refused(tmp_path):
     path = _own_file(_weights(PLAIN), {}, tmp_path)
     assert load_weights(path, trained_image_size=(8, 8)).params
-    with pytest.raises(UserError, match=r"says that it was trained at \(8, 8\); leave"):
+    message = r"records that it was trained at \(8, 8\); omit"
+    with pytest.raises(UserError, match=message):
         load_weights(path, trained_image_size=(8, 12))
 
 
@@ -109,7 +112,7 @@ def _weights(architecture):
 
 
 def _own_file(weights, fields, tmp_path):
-    """A file of ours whose description has other fields than the weights."""
+    """Writes a file whose description has other fields than the weights."""
     arrays, metadata = as_single_file(*weights)
     description = json.loads(metadata["vit_jax"])
     description["architecture"] |= fields

@@ -1,4 +1,4 @@
-"""timm's layout: models that timm wrote, against the logits that timm computes."""
+"""timm's format: models that timm wrote, against the logits that timm computes."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from vit_jax.weights.formats.timm_config import TimmConfig
 GAP = {"pooling": "gap"}
 NO_TOKEN = {"class_token": False, "class_token_position": False}
 NO_POSITION = {"class_token_position": False}
-# What timm wrote, and what of the architecture it is besides the tiny model's.
+# A model that timm wrote → fields of its architecture that differ from `tiny`.
 MODELS = {
     "vit": {},
     "no_embed_class": NO_POSITION,
@@ -68,7 +68,7 @@ def tiny(**changes):
 
 
 def shapes_with(**names):
-    """Shapes of a plain model of width 16 and depth 1, with other names besides."""
+    """Makes the shapes of a plain model of width 16 and depth 1, with changes."""
     shapes = {
         "cls_token": (1, 1, 16),
         "pos_embed": (1, 17, 16),
@@ -108,17 +108,17 @@ def test_logits_and_round_trip(name, golden, read, write, model_logits, assert_s
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "seeded" not in name])
-def test_the_config_says_what_timm_says(name, golden, read):
+def test_our_config_equals_that_of_timm(name, golden, read):
     stored = golden(f"timm/{name}")
     found, _ = read(FORMAT, stored.arrays, **stored.hints)
     theirs = stored.hints["config"]
     ours = companions(found.architecture, found.preprocessing, found.class_names)
     ours = ours["config.json"]
     for table in ("model_args", "pretrained_cfg"):
-        # We do not say whose weights they are; any initial LayerScale will do.
-        told = {k: v for k, v in theirs[table].items() if k not in ("tag", "license")}
-        told.pop("init_values", None)
-        assert {key: ours[table].get(key, "missing") for key in told} == told
+        # We write neither tag nor license; any initial value of LayerScale will do.
+        wanted = {k: v for k, v in theirs[table].items() if k not in ("tag", "license")}
+        wanted.pop("init_values", None)
+        assert {key: ours[table].get(key, "missing") for key in wanted} == wanted
     assert ours.get("label_names") == theirs.get("label_names")
     assert ours["num_features"] == theirs["num_features"]
     assert ("init_values" in ours["model_args"]) == found.architecture.layer_scale
@@ -145,9 +145,7 @@ def test_positions_resized_as_timm_does(golden, read, model_logits):
 @pytest.mark.parametrize(
     "prefix", ["module.", "model.", "_orig_mod.module.", "encoder."]
 )
-def test_names_inside_of_what_wraps_the_model(
-    prefix, golden, read, assert_same, tmp_path
-):
+def test_prefixes_of_the_model_are_removed(prefix, golden, read, assert_same, tmp_path):
     stored = golden("timm/vit")
     _, params = read(FORMAT, stored.arrays, **stored.hints)
     wrapped = {f"{prefix}{name}": array for name, array in stored.arrays.items()}
@@ -155,12 +153,12 @@ def test_names_inside_of_what_wraps_the_model(
     found, same = read(FORMAT, wrapped | outside, **stored.hints)
     assert found.architecture == tiny()
     assert_same(same, params)
-    # What is left out is said.
+    # Tensors that are left out are reported.
     np.savez(tmp_path / "a.npz", **wrapped, **outside)
     with open_tensors(tmp_path / "a.npz") as tensors:
         found, _ = read_tensors(tensors, Hints(**stored.hints))
     assert found.assumed[-1] == (
-        f"left out 1 of {len(wrapped) + 1} tensors, which are no part of the model: "
+        f"left out 1 of {len(wrapped) + 1} tensors, which are not part of the model: "
         "optimizer.step"
     )
 
@@ -178,7 +176,7 @@ def test_facebooks_names(golden, read, assert_same):
     assert_same(same, params)
 
 
-def test_registers_whose_positions_are_of_the_class_token_alone(golden, read):
+def test_registers_without_positions_beside_a_class_token_with_one(golden, read):
     arrays = dict(golden("timm/vit").arrays)
     arrays["register_tokens"] = np.ones((1, 4, 16), np.float32)
     arrays["mask_token"] = np.ones((1, 16), np.float32)
@@ -192,7 +190,7 @@ def test_registers_whose_positions_are_of_the_class_token_alone(golden, read):
 @pytest.mark.parametrize(
     ("positions", "hints", "config", "grid", "with_positions"),
     [
-        # No published model gives registers positions: of nine, none is theirs.
+        # No published model gives registers positions, so none of the nine is theirs.
         (9, {}, {}, (3, 3), (False, False)),
         (10, {}, {}, (3, 3), (True, False)),
         (14, {}, {}, (3, 3), (True, True)),
@@ -211,16 +209,16 @@ def test_positions_of_small_grids_beside_registers(
     a = found.architecture
     assert a.grid == grid
     assert (a.class_token_position, a.register_positions) == with_positions
-    said = [s for s in found.assumed if "trained_image_size=(height, width)" in s]
-    # Only for nine there are two answers, and here nobody has given one.
-    assert len(said) == (
+    notes = [s for s in found.assumed if "trained_image_size=(height, width)" in s]
+    # Only nine positions are ambiguous, unless the config or the caller decides.
+    assert len(notes) == (
         positions == 9
         and "trained_image_size" not in hints
         and "img_size" not in config
         and config.get("no_embed_class") is not True
     )
-    if said and grid == (3, 3):
-        assert "3×3 patches or of 2×2 patches behind 5 other tokens" in said[0]
+    if notes and grid == (3, 3):
+        assert "3×3 patches or 2×2 patches after 5 other tokens" in notes[0]
 
 
 def test_a_tanh_layer_of_old_files_is_read_and_not_written(golden, read, model_logits):
@@ -249,7 +247,7 @@ def test_a_tanh_layer_of_old_files_is_read_and_not_written(golden, read, model_l
         ((128, 1, 512), {}, 2, True),
     ],
 )
-def test_heads_that_no_shape_tells(size, config, heads, assumed):
+def test_heads_come_from_the_config_or_are_assumed(size, config, heads, assumed):
     width, depth, hidden = size
     shapes = shapes_with(
         cls_token=(1, 1, width),
@@ -263,26 +261,26 @@ def test_heads_that_no_shape_tells(size, config, heads, assumed):
     sentences = [s for s in found.assumed if "attention heads" in s]
     assert len(sentences) == assumed
     assert all(f"assumed {heads} attention heads" in s for s in sentences)
-    told = FORMAT.read(shapes, Hints(config=config, num_heads=8))
-    assert told.architecture.num_heads == 8
+    passed = FORMAT.read(shapes, Hints(config=config, num_heads=8))
+    assert passed.architecture.num_heads == 8
 
 
-def test_heads_must_be_told_or_divide():
+def test_heads_must_be_known_and_divide_the_width():
     with pytest.raises(UserError, match="pass num_heads=") as error:
         described(num_heads=None)
     assert "width 16 is not a multiple of 64" in str(error.value)
     with pytest.raises(
-        UserError, match="num_heads= says 3 attention heads, and the wid"
+        UserError, match="num_heads= says 3 attention heads, but the wid"
     ):
         described(num_heads=3)
     with pytest.raises(UserError, match="companion file says 5 attention heads"):
         described({"model_args": {"num_heads": 5}}, num_heads=None)
 
 
-def test_the_pooling_is_told_by_the_config_or_assumed():
+def test_the_pooling_comes_from_the_config_or_is_assumed():
     assert described({"global_pool": "avg"}).architecture.pooling == "gap"
-    told = described({"global_pool": "token"})
-    assert (told.architecture.pooling, len(told.assumed)) == ("cls", 1)
+    given = described({"global_pool": "token"})
+    assert (given.architecture.pooling, len(given.assumed)) == ("cls", 1)
     guessed = described()
     assert guessed.architecture.pooling == "cls"
     assert any("reads the class token" in sentence for sentence in guessed.assumed)
@@ -292,14 +290,14 @@ def test_the_pooling_is_told_by_the_config_or_assumed():
     assert (by_token.pooling, by_token.norm) == ("cls", "after_pool")
 
 
-def test_a_grid_that_is_no_square(golden, read):
+def test_a_grid_that_is_not_square(golden, read):
     stored = golden("timm/rectangular")
     # 2 × 3 patches and the class token.
     with pytest.raises(UserError, match=r"6 positions .* pass the image size"):
         read(FORMAT, stored.arrays, num_heads=4)
     found, _ = read(FORMAT, stored.arrays, num_heads=4, image_size=(8, 24))
     assert found.architecture.image_size == (8, 24)
-    # The same number of positions: with the class token's, or of the patches alone.
+    # Eight positions may include the class token's or be those of patches only.
     ambiguous = shapes_with(pos_embed=(1, 8, 16))
     sizes = {"model_args": {"img_size": [8, 16]}}
     assert not described(sizes, ambiguous).architecture.class_token_position
@@ -314,9 +312,9 @@ def preprocessing(chain, mean, std, image_size=(16, 16)):
     return Preprocessing(image_size, 3, chain, mean, std)
 
 
-def test_preprocessing_is_read_or_the_familys():
+def test_preprocessing_is_read_or_that_of_the_family():
     half = (0.5,) * 3
-    told = described(
+    given = described(
         {
             "pretrained_cfg": {
                 "mean": [0.1, 0.2, 0.3],
@@ -327,8 +325,8 @@ def test_preprocessing_is_read_or_the_familys():
         }
     )
     chain = USUAL.replace("17, 'bicubic", "20, 'bilinear")
-    assert told.preprocessing == preprocessing(chain, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert not any("preprocessing" in sentence for sentence in told.assumed)
+    assert given.preprocessing == preprocessing(chain, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert not any("preprocessing" in sentence for sentence in given.assumed)
     flat = {"crop_pct": 1.0, "crop_mode": "squash", "mean": [0.5] * 3, "std": [0.5] * 3}
     squashed = described({**flat, "interpolation": "bicubic", "num_heads": 4})
     chain = "resize(interpolation='bicubic_antialias')"
@@ -346,7 +344,7 @@ def test_preprocessing_is_read_or_the_familys():
     assert known == preprocessing("resize", half, half)
 
 
-def test_a_crop_without_counterpart_is_said():
+def test_an_unsupported_crop_mode_is_reported():
     border = {"crop_mode": "border", "interpolation": "bicubic", "crop_pct": 1.0}
     found = described({"pretrained_cfg": border})
     assert any("'border'" in sentence for sentence in found.assumed)
@@ -359,7 +357,7 @@ def test_class_names(golden, read):
     config = stored.hints["config"] | {"label_names": ["a", "b"]}
     found, _ = read(FORMAT, stored.arrays, config=config)
     assert found.class_names == ()
-    assert "names 2 classes and the head has 5" in found.assumed[-1]
+    assert "names 2 classes, but the head has 5" in found.assumed[-1]
 
 
 ARGUMENTS = {
@@ -377,32 +375,33 @@ def test_a_config_of_another_model_is_refused():
     wrong = {name: values[0] for name, values in ARGUMENTS.items()}
     config = {"num_classes": 1000, "model_args": {**wrong, "num_classes": 7}}
     shapes = shapes_with(head__weight=(5, 16), head__bias=(5,))
-    with pytest.raises(UserError, match=r"config\.json is of another model") as error:
+    message = r"config\.json does not match the weights"
+    with pytest.raises(UserError, match=message) as error:
         described(config, shapes)
-    for name, (said, found) in ARGUMENTS.items():
-        assert f"{name} is {said} there and {found} in the weights" in str(error.value)
+    for name, (given, found) in ARGUMENTS.items():
+        assert f"{name} is {given} there but {found} in the weights" in str(error.value)
         with pytest.raises(UserError, match=f": {name} is [^;]*$"):
-            described({"model_args": {name: said}}, shapes)
-    assert "num_classes is 1000 there and 5 in the weights" in str(error.value)
-    assert "num_classes of model_args is 7 there and 5 in" in str(error.value)
+            described({"model_args": {name: given}}, shapes)
+    assert "num_classes is 1000 there but 5 in the weights" in str(error.value)
+    assert "num_classes of model_args is 7 there but 5 in" in str(error.value)
 
     right = {name: values[1] for name, values in ARGUMENTS.items()}
     described({"model_args": {**right, "patch_size": 4}}, shapes)
 
 
-def test_classes_are_those_at_the_top_or_else_of_the_pretrained():
-    """As timm reads them: what stands at the top takes the other's place."""
+def test_num_classes_at_the_top_overrides_pretrained_cfg():
+    """timm gives num_classes at the top precedence, too."""
     shapes = shapes_with(head__weight=(5, 16), head__bias=(5,))
     old = {"pretrained_cfg": {"num_classes": 1000}}
     assert described({"num_classes": 5, **old}, shapes).architecture.num_classes == 5
     for config in (old, {"num_classes": 1000}):
-        with pytest.raises(UserError, match="num_classes is 1000 there and 5 in"):
+        with pytest.raises(UserError, match="num_classes is 1000 there but 5 in"):
             described(config, shapes)
-        with pytest.raises(UserError, match="num_classes is 1000 there and 0 in"):
+        with pytest.raises(UserError, match="num_classes is 1000 there but 0 in"):
             described(config)
 
 
-def test_twenty_one_thousand_classes_were_trained_with_a_sigmoid():
+def test_models_of_imagenet_21k_were_trained_with_a_sigmoid():
     assert described().loss == "softmax"
     many = shapes_with(head__weight=(21843, 16), head__bias=(21843,))
     assert described(shapes=many).loss == "sigmoid"
@@ -432,11 +431,14 @@ def test_twenty_one_thousand_classes_were_trained_with_a_sigmoid():
         ({"fc_norm__weight": (16,)}, "norms before and after pooling"),
         ({"attn_pool__latent": (1, 1, 16)}, "pooling without an MLP"),
         ({"attn_pool__latent": (1, 2, 16)}, "several probes"),
-        ({"patch_embed__backbone__conv1__0__weight": (8, 3, 3, 3)}, "no ResNet with"),
+        (
+            {"patch_embed__backbone__conv1__0__weight": (8, 3, 3, 3)},
+            "other than a ResNet with",
+        ),
     ],
 )
 def test_features_that_are_refused_by_name(names, feature):
-    with pytest.raises(UserError, match="what vit_jax does not compute") as error:
+    with pytest.raises(UserError, match="vit_jax does not support") as error:
         described(shapes=shapes_with(**names))
     assert feature in str(error.value)
     assert len(str(error.value)) < 300
@@ -469,7 +471,7 @@ def test_features_that_are_refused_by_name(names, feature):
         ({"label_names": [1], "num_classes": 1}, "label_names is [1]"),
     ],
 )
-def test_companion_files_that_cannot_be_followed(config, complaint):
+def test_unsupported_companion_files_are_refused(config, complaint):
     shapes = shapes_with(head__weight=(1, 16))
     with pytest.raises(UserError) as error:
         described(config, shapes, num_heads=None if "num_heads" in config else 4)
@@ -488,8 +490,8 @@ def test_companion_files_that_cannot_be_followed(config, complaint):
         ("vit_giantopt_patch16_siglip_256", "tanh"),
     ],
 )
-def test_siglips_gelu_is_known_by_its_name(name, gelu):
-    """As the functions of these names set it in timm 1.0.31."""
+def test_the_gelu_of_siglip_follows_from_the_name(name, gelu):
+    """The functions of these names in timm 1.0.31 set this GELU."""
     assert described({"architecture": name}).architecture.gelu == gelu
 
 
@@ -522,32 +524,35 @@ def test_two_names_for_one_tensor_are_reported(golden, read):
     [
         ({"posemb": "sincos2d", **NO_POSITION}, "sin-cos"),
         ({"pre_logits": 3}, "tanh layer"),
-        ({"registers": 2}, "only some add positions"),
+        ({"registers": 2}, "positions for only one of class token and register tokens"),
         ({"distillation_token": True, **NO_POSITION}, "without positions"),
         ({"distillation_token": True, "registers": 1}, "beside a distillation token"),
         ({"distillation_token": True, "distillation_head": False}, "head of its own"),
     ],
 )
-def test_what_timm_cannot_express(fields, phrase):
+def test_features_that_timm_cannot_express_are_named(fields, phrase):
     assert phrase in "; ".join(FORMAT.inexpressible(tiny(**fields)))
 
 
-def test_a_mixer_is_not_expressed():
+def test_a_mixer_is_inexpressible():
     mixer = MixerArchitecture(8, 1, 4, 8, (4, 4), (8, 8), 2)
     assert FORMAT.inexpressible(mixer) == ["an MLP-Mixer"]
 
 
-def test_what_timm_does_otherwise_is_said():
+def test_differences_of_timm_are_named():
     usual = preprocessing(USUAL, *IMAGENET)
     assert FORMAT.lost(tiny(), usual) == []
     epsilon = FORMAT.lost(tiny(layernorm_epsilon=1e-12), usual)
-    assert epsilon == ["the LayerNorm's epsilon is 1e-12, and timm uses 1e-06"]
+    assert epsilon == [
+        "timm uses 1e-06 as the LayerNorm's epsilon, where this model has 1e-12"
+    ]
     trunk = {"patch_size": (16, 16), "image_size": (32, 32), "trunk": (1, 1, 1)}
     google = FORMAT.lost(tiny(**trunk), usual)
-    assert ["Google's epsilons" in google[0], "(1, 1, 1)" in google[1]] == [True, True]
+    assert google[0].endswith("where this model has Google's")
+    assert "(1, 1, 1)" in google[1]
     cut = preprocessing("central_crop", *IMAGENET)
     (sentence,) = FORMAT.lost(tiny(), cut)
-    assert "'central_crop', which timm cannot do" in sentence
+    assert "timm cannot preprocess images with 'central_crop'" in sentence
 
 
 @pytest.mark.parametrize(
@@ -559,9 +564,11 @@ def test_what_timm_does_otherwise_is_said():
         (USUAL.replace("'down'", "'nearest'"), USUAL),
     ],
 )
-def test_images_that_timm_resizes_otherwise(chain, theirs):
+def test_images_that_timm_resizes_differently(chain, theirs):
     (sentence,) = FORMAT.lost(tiny(), preprocessing(chain, *IMAGENET))
-    assert theirs in sentence.partition(", and in timm ")[2]
+    in_timm, _, here = sentence.partition(", where this model was evaluated with ")
+    assert theirs in in_timm.partition("timm will preprocess images with ")[2]
+    assert chain in here
 
 
 @pytest.mark.parametrize(
@@ -570,11 +577,11 @@ def test_images_that_timm_resizes_otherwise(chain, theirs):
         (USUAL, (16, 16)),
         ("resize(interpolation='bilinear_antialias')", (16, 24)),
         ("resize(18, 'bicubic_antialias')|central_crop", (16, 16)),
-        # timm rounds a rectangle's sides otherwise than a square's.
+        # timm rounds the sides of a rectangle differently from those of a square.
         (f"{COVERED}|central_crop(rounding='nearest')", (16, 24)),
     ],
 )
-def test_images_that_timm_resizes_alike(chain, size):
+def test_images_that_timm_resizes_in_the_same_way(chain, size):
     images = preprocessing(chain, *IMAGENET, image_size=size)
     a = tiny(image_size=size)
     assert FORMAT.lost(a, images) == []
@@ -583,7 +590,7 @@ def test_images_that_timm_resizes_alike(chain, size):
 
 
 @pytest.mark.parametrize("size", [256, 336, 343, 400, 438, 448])
-def test_the_size_before_the_crop_is_the_one_that_timm_computes(size):
+def test_timm_computes_the_same_size_before_the_crop(size):
     images = preprocessing(
         f"resize({size})|central_crop", *IMAGENET, image_size=(224, 224)
     )
@@ -593,10 +600,10 @@ def test_the_size_before_the_crop_is_the_one_that_timm_computes(size):
 
 
 @pytest.mark.parametrize("size", [(20, 32), (32, 20), (20, 35), (17, 18), (3, 5)])
-def test_pixels_of_the_evaluation_are_torchvisions(size):
+def test_pixels_of_the_evaluation_equal_those_of_torchvision(size):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     (height, width), short = size, min(size)
-    # transforms.Resize(17) and transforms.CenterCrop(16) of an image of Pillow's.
+    # transforms.Resize(17) and transforms.CenterCrop(16) of a Pillow image.
     height, width = (int(17 * side / short) for side in (height, width))
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     top, left = (round((side - 16) / 2.0) for side in (height, width))
@@ -624,7 +631,7 @@ def test_the_function_of_timm_that_builds_the_model(fields, name):
 
 
 @pytest.mark.parametrize(("width", "mlp_dim"), [(16, 30), (28, 61), (1152, 4304)])
-def test_timm_multiplies_to_the_mlps_width(width, mlp_dim):
+def test_timm_computes_the_same_width_of_the_mlp(width, mlp_dim):
     a = tiny(width=width, mlp_dim=mlp_dim)
     images = preprocessing("resize", *IMAGENET)
     args = companions(a, images)["config.json"]["model_args"]

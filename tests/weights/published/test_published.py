@@ -31,7 +31,7 @@ B16 = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
 
 
 def small(architecture):
-    """A small model of the same kind."""
+    """Makes a small model of the same kind."""
     a = architecture
     sizes = {"width": 24, "depth": 1, "mlp_dim": 40, "num_classes": 5}
     sizes |= {"gelu": "tanh", "layernorm_epsilon": 1e-6}
@@ -44,7 +44,7 @@ def small(architecture):
     return dataclasses.replace(a, **sizes, image_size=(2 * height, 4 * width))
 
 
-def test_parameters_are_counted_as_the_models_have_them():
+def test_parameter_counts_equal_those_of_the_models():
     architectures = {small(row.architecture) for row in MODELS.values()}
     assert len(architectures) > 12
     for architecture in architectures:
@@ -77,7 +77,7 @@ def test_parameters_are_those_of_the_papers(name, params):
 
 
 @pytest.mark.parametrize("fields", [{"pooling": "map"}, {"qkv_bias": False}])
-def test_what_no_row_has_is_counted(fields):
+def test_options_that_no_row_has_are_counted(fields):
     variant = {"image_size": (32, 32), "num_classes": 10, "depth": 1, **fields}
     architecture = Architecture.from_variant("Ti/16", **variant)
     leaves = jax.tree.leaves(abstract_params(architecture))
@@ -123,7 +123,7 @@ def test_one_model_of_each_variant_is_recommended_for_each_task():
         ("R+ViT-Ti/16", "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),
         ("H/14", "imagenet21k/ViT-H_14"),
         ("Mixer-B/16", "imagenet21k/Mixer-B_16"),
-        # As google-research/vision_transformer calls its files.
+        # File names of google-research/vision_transformer.
         ("ViT-B_16", "imagenet21k/ViT-B_16"),
         ("ViT-B_16.npz", "imagenet21k/ViT-B_16"),
         ("ViT-L_16-224", "imagenet21k+imagenet2012/ViT-L_16-224"),
@@ -140,7 +140,7 @@ def test_names_are_found(name, found, caplog):
     caplog.set_level(logging.INFO, "vit_jax")
     assert find(name).name == found
     spelled = name.removesuffix(".npz").removeprefix("timm/")
-    assert (f"{name} is taken to be {found}" in caplog.text) == (spelled != found)
+    assert (f"{name} is taken as {found}" in caplog.text) == (spelled != found)
 
 
 def test_any_augreg_file_is_known_by_its_name():
@@ -165,7 +165,7 @@ def test_any_augreg_file_is_known_by_its_name():
         B16 + "--imagenet2012-steps_20k-lr_0.03-res_512",
     ],
 )
-def test_a_name_that_is_no_augreg_file_is_refused(name):
+def test_a_name_that_is_not_an_augreg_file_is_refused(name):
     assert augreg(name) is None
     with pytest.raises(UserError, match=f"did you mean .*'{B16}"):
         find(name)
@@ -188,7 +188,7 @@ def test_an_unknown_name_gets_the_nearest(name, nearest):
     assert "hf:OWNER/NAME" in message
 
 
-def test_recommended_files_are_asked_of_the_bucket_and_then_of_the_hub():
+def test_mirrors_of_recommended_files_are_the_bucket_and_then_the_hub():
     urls = [mirror.url for mirror in find("B/16").mirrors]
     assert urls == [
         f"{BUCKET}/augreg/{B16}.npz",
@@ -200,7 +200,7 @@ def test_recommended_files_are_asked_of_the_bucket_and_then_of_the_hub():
     )
 
 
-def test_facebooks_files_say_how_their_checksum_begins():
+def test_names_of_facebooks_files_give_the_beginning_of_the_checksum():
     mirror = find("deit_base_patch16_224").mirrors[1]
     assert mirror.url.endswith("/deit/deit_base_patch16_224-b5f2ef4d.pth")
     assert mirror.sha256 == "b5f2ef4d"
@@ -227,7 +227,7 @@ def test_models_of_the_hub():
             find(wrong)
 
 
-def test_like_weights_elsewhere():
+def test_similar_weights_on_other_hosts():
     assert alternatives(find("L/16")) == [
         "imagenet21k/ViT-L_16",
         "vit_large_patch16_224.augreg_in21k",
@@ -239,7 +239,7 @@ CACHED = pathlib.Path("cache/host/model.npz")
 
 
 def reading(architecture, **fields):
-    """As if a file had been read that is of this architecture but for some fields."""
+    """Makes the reading of a file with this architecture, except for some fields."""
     found = dataclasses.replace(architecture, **fields)
     return Reading(found, Preprocessing(found.image_size, mean=(0.1,), std=(0.2,)))
 
@@ -276,8 +276,8 @@ def reading(architecture, **fields):
         ),
     ],
 )
-def test_a_row_completes_what_its_files_do_not_say(name, expected):
-    # As if read from a mirror in another family's format.
+def test_a_row_adds_facts_that_its_files_do_not_record(name, expected):
+    # This is what a mirror in another family's format would give.
     other = "exact" if expected[0] == "tanh" else "tanh"
     row = find(name)
     before = reading(row.architecture, gelu=other, layernorm_epsilon=1e-12)
@@ -291,7 +291,7 @@ def test_a_row_completes_what_its_files_do_not_say(name, expected):
     assert a.num_classes == row.architecture.num_classes
 
 
-def test_what_a_row_knows_needs_no_assumption():
+def test_facts_that_a_row_has_need_no_assumption():
     row = find("B/16")
     before = reading(row.architecture, num_heads=2)._replace(assumed=("2 heads",))
     assert row.complete(before, CACHED).assumed == ("2 heads",)
@@ -300,7 +300,7 @@ def test_what_a_row_knows_needs_no_assumption():
 
 
 @pytest.mark.parametrize("name", ["google/vit-base-patch16-224", "hf:a/b"])
-def test_companions_are_believed(name):
+def test_companions_take_precedence(name):
     row = find(name)
     architecture = row.architecture or find("S/16").architecture
     before = reading(architecture, gelu="exact", layernorm_epsilon=1e-12)
@@ -371,10 +371,10 @@ def test_the_file_of_the_other_kind_of_model_is_refused():
         hybrid.complete(reading(mixer.architecture, **same), CACHED)
 
 
-def test_what_only_the_file_says_is_not_compared():
+def test_facts_that_only_the_file_has_are_not_compared():
     small = reading(Architecture(**SMALL))
     assert find("hf:a/b").complete(small, CACHED) is small
-    # Of these only the layer before the head, and the resolution, are not known.
+    # This row lacks only the layer before the head and the resolution.
     row = find("S_16-i1k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0")
     with pytest.raises(UserError) as caught:
         row.complete(small, CACHED)
@@ -388,13 +388,13 @@ def test_what_only_the_file_says_is_not_compared():
     row.complete(reading(architecture), CACHED)
 
 
-def test_fixed_positions_tell_no_grid():
+def test_the_grid_is_not_compared_with_fixed_positions():
     row = find("i1k-s16-90ep")
     completed = row.complete(reading(row.architecture, image_size=(64, 64)), CACHED)
     assert completed.architecture.image_size == (64, 64)
 
 
-def test_copies_without_the_head_are_the_same_model():
+def test_copies_without_a_head_are_accepted():
     row = find("imagenet21k/ViT-B_16")
     assert [mirror.headless for mirror in row.mirrors] == [False, True, True]
     row.complete(reading(row.architecture, num_classes=0), CACHED)
@@ -403,7 +403,7 @@ def test_copies_without_the_head_are_the_same_model():
 
 
 def format_at(url):
-    """The format that is published there."""
+    """Returns the format of the files at an address."""
     places = {
         "/big_vision/": "big_vision",
         "googleapis.com/": "google",
@@ -430,7 +430,7 @@ def smallest_of_each_kind():
     return found.values()
 
 
-def test_files_at_every_kind_of_mirror_are_those_of_their_rows(shapes_in_file):
+def test_files_at_every_kind_of_mirror_match_their_rows(shapes_in_file):
     kinds = smallest_of_each_kind()
     assert len(kinds) > 25
     for row, format, headless in kinds:
@@ -451,7 +451,7 @@ def test_files_at_every_kind_of_mirror_are_those_of_their_rows(shapes_in_file):
         ("model.safetensors", None),
     ],
 )
-def test_knows_the_address_by_the_file_name(path, address):
+def test_the_address_is_found_by_the_file_name(path, address):
     assert where_published(path) == address
 
 

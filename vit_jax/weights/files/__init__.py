@@ -1,1 +1,1 @@
-"""Files of tensors, opened safely: nothing is executed, everything is bounded."""
+"""Safe readers of tensor files, which execute nothing and bound memory."""

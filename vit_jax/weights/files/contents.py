@@ -1,4 +1,4 @@
-"""Shared by the readers of the single formats: a tensor, and a file of them."""
+"""Types shared by the readers: a tensor's spec, a stored tensor, a file's contents."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,16 +9,16 @@ import numpy as np
 from vit_jax.archives.unreadable import Unreadable
 from vit_jax.words import quoted
 
-# Of NumPy arrays before version 2; no weights have more than six.
+# The limit of NumPy before version 2; no weights have more than six.
 MOST_DIMENSIONS = 32
 
 
 class Spec(NamedTuple):
-    """What a file declares of one tensor.
+    """The shape and dtype that a file declares for one tensor.
 
     Attributes:
       shape: its shape.
-      dtype: as it is read: native byte order, bfloat16 as ml_dtypes.bfloat16.
+      dtype: the dtype after reading: native byte order, bfloat16 from ml_dtypes.
     """
 
     shape: tuple[int, ...]
@@ -26,14 +26,14 @@ class Spec(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """One tensor of a file, and how to read it."""
+    """One tensor of a file, with a function that reads it."""
 
     spec: Spec
     read: Callable[[], np.ndarray]
 
 
 class Contents(NamedTuple):
-    """What a reader found in a file."""
+    """The kind, tensors and metadata of a file."""
 
     kind: str
     tensors: Mapping[str, Stored]
@@ -41,7 +41,7 @@ class Contents(NamedTuple):
 
 
 def make_spec(name: str, shape: Sequence[int], dtype: np.dtype) -> Spec:
-    """Refuses shapes that no array can have, even if it is empty."""
+    """Makes a spec; raises Unreadable for a shape that not even an empty array has."""
     size = math.prod(n for n in shape if n) * dtype.itemsize
     if len(shape) > MOST_DIMENSIONS or min(shape, default=0) < 0 or size >= 1 << 62:
         raise Unreadable(f"the shape of its tensor {quoted(name)} is damaged")

@@ -1,4 +1,4 @@
-"""Directories of somebody's model: the file with its weights, and its companions."""
+"""Model directories: the file with the weights, and its companions."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.weights.files.recognise import is_pickle, is_zip, recognise
 from vit_jax.words import plain, shortened
 
-# What such a directory keeps its weights in, the best first.
+# Usual names of the file with the weights, in order of preference.
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -28,7 +28,7 @@ _SUFFIXES = (
 )
 # One of several shards: model-00001-of-00003.safetensors.
 _SHARD = re.compile(r"(.+)-\d{5}-of-(?!00001\b)\d{5}(\.\w+)$")
-# Weights in formats that are not read, and what writes them.
+# Pattern of weights in formats that are not read → the library that writes them.
 _OTHERS = {
     r"\.(h5|keras)$": "Keras",
     r"\.msgpack$": "Flax",
@@ -39,13 +39,13 @@ _OTHERS = {
     r"\.ot$": "Rust",
     r"\.(mlmodel|mlpackage)$": "Core ML",
 }
-# A companion says at least one of these; config.json is a common name.
+# A model's config.json has one of these; other software uses the name config.json too.
 _COMPANION_KEYS = ("model_type", "architectures", "architecture")
 _LARGEST_COMPANION = 1 << 26  # bytes
 
 
 def says_model(path: pathlib.Path) -> bool:
-    """Whether a directory's config.json is that of a model."""
+    """Returns whether a directory's config.json describes a model."""
     try:
         return is_companion(_read_json(path / "config.json"))
     except (OSError, ValueError, RecursionError):
@@ -53,7 +53,7 @@ def says_model(path: pathlib.Path) -> bool:
 
 
 def holds_model(path: pathlib.Path) -> bool:
-    """Whether that is so, or weights are in the directory, readable here or not."""
+    """Returns whether a directory has a model's config.json, or weights of any kind."""
     try:
         return says_model(path) or bool(_candidates(path) or _unreadable(path))
     except OSError:
@@ -61,10 +61,10 @@ def holds_model(path: pathlib.Path) -> bool:
 
 
 def weight_file(path: pathlib.Path) -> pathlib.Path:
-    """The file with the weights: the path itself, or the one inside a directory.
+    """Finds the file with the weights: the path itself, or one inside a directory.
 
     Raises:
-      UserError: there is none, or there are several, or shards without their index.
+      UserError: there are none, several, or shards without their index.
     """
     if not path.is_dir():
         return path
@@ -73,14 +73,14 @@ def weight_file(path: pathlib.Path) -> pathlib.Path:
     preferred = [path / name for name in _WEIGHT_FILES if path / name in whole]
     if preferred:
         return preferred[0]
-    # Shards are read by their index.
+    # Shards are read through their index.
     if len(whole) == 1 and (whole == candidates or whole[0].suffix == ".json"):
         return whole[0]
     raise UserError(f"{path} is {recognise(path)}: {_advice(path, candidates, whole)}")
 
 
 def companion(file: pathlib.Path, name: str) -> dict[str, Any]:
-    """A JSON file that lies beside the weights; {} if there is none of a model.
+    """Reads a JSON file beside the weights; {} if absent or not a model's.
 
     Raises:
       UserError: it cannot be read.
@@ -92,7 +92,7 @@ def companion(file: pathlib.Path, name: str) -> dict[str, Any]:
         found = _read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} beside the weights cannot be read ({error}); mend it, or move the "
+            f"{path} beside the weights cannot be read ({error}); fix it, or move the "
             "weights to a directory without it"
         ) from error
     if not isinstance(found, dict):
@@ -101,7 +101,7 @@ def companion(file: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def is_companion(config: Any) -> bool:
-    """Whether what a config.json holds is of a model."""
+    """Returns whether the content of a config.json describes a model."""
     return isinstance(config, dict) and not config.keys().isdisjoint(_COMPANION_KEYS)
 
 
@@ -112,7 +112,7 @@ def _read_json(path: pathlib.Path) -> Any:
 
 
 def _candidates(path: pathlib.Path) -> list[pathlib.Path]:
-    """Files that may be the weights."""
+    """Lists the files that may hold the weights."""
     return [
         file
         for file in sorted(path.iterdir())
@@ -121,7 +121,7 @@ def _candidates(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_lightning(file: pathlib.Path) -> bool:
-    """Whether it is called as TensorFlow's are, and PyTorch wrote it."""
+    """Returns whether PyTorch wrote a .ckpt, a suffix that TensorFlow uses as well."""
     if file.suffix != ".ckpt" or not file.is_file():
         return False
     with file.open("rb") as stream:
@@ -130,7 +130,7 @@ def _is_lightning(file: pathlib.Path) -> bool:
 
 
 def _unreadable(path: pathlib.Path) -> list[str]:
-    """Names of weights in other formats, each with what wrote it."""
+    """Lists weights in formats that are not read, each with the library's name."""
     return [
         f"{plain(file.name)} ({maker})"
         for file in sorted(path.iterdir())
@@ -144,7 +144,7 @@ def _advice(
     candidates: Sequence[pathlib.Path],
     whole: Sequence[pathlib.Path],
 ) -> str:
-    """What is the matter with a directory, and what to do."""
+    """Explains why a directory cannot be used, and how to fix that."""
     shards = [match for file in candidates if (match := _SHARD.match(file.name))]
     names = [file.name for file in whole]
     if shards:
@@ -152,18 +152,18 @@ def _advice(
         indices = list(dict.fromkeys(indices))
         other = f", or pass {shortened(names, plain)}" if names else ""
         return (
-            f"{len(shards)} shards of a model are in it, and not the index that says "
-            f"what each of them holds. Fetch {shortened(indices, plain)} into it{other}"
+            f"it holds {len(shards)} shards of a model, but not the index of their "
+            f"tensors. Fetch {shortened(indices, plain)} into it{other}"
         )
     if names:
         return f"pass one of {shortened(names, plain)}. {_EXPECTED}"
     if unreadable := _unreadable(path):
         return (
-            "its weights are in formats that are not read here: "
+            "its weights are in formats that vit_jax does not read: "
             f"{shortened(unreadable)}. Fetch one of {' or '.join(_WEIGHT_FILES)} "
             "of the same model, or convert them with the library that wrote them"
         )
-    return f"no weights are in it. {_EXPECTED}"
+    return f"it holds no weights. {_EXPECTED}"
 
 
 _EXPECTED = (

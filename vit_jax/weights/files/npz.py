@@ -1,4 +1,4 @@
-"""Reads tensors from NumPy archives (.npz)."""
+"""A reader of tensors in NumPy archives (.npz)."""
 
 from collections.abc import Mapping
 
@@ -12,18 +12,18 @@ from vit_jax.weights.files.contents import Contents, Stored, make_spec
 from vit_jax.words import quoted
 
 _REMEDY = "Save plain numbers with numpy.savez"
-# Booleans, integers, floating point and texts; numbers up to eight bytes.
+# Booleans, integers, floating point, complex and text.
 _PLAIN_KINDS = "biufcSU"
-# bfloat16 has no name in NumPy: such arrays are saved as two anonymous bytes.
+# NumPy does not know bfloat16 and saves such arrays as two anonymous bytes.
 _BFLOAT16 = np.dtype("V2")
 
 
 def open_npz(members: Mapping[str, Member]) -> Contents:
-    """Reads the headers of all arrays of an archive; what else it holds is left alone.
+    """Reads the headers of all arrays of an archive and ignores its other members.
 
     Raises:
-      Unreadable: there are none; one is not a plain array, or declares another size
-        than it has.
+      Unreadable: there are no arrays, or one is not plain numbers or text, or its size
+        differs from the declared one.
     """
     tensors = {
         name: _open_array(member) for name, member in array_members(members).items()
@@ -38,15 +38,17 @@ def _open_array(member: Member) -> Stored:
     header = _header(member)
     shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
-        raise Unreadable(f"{array} holds Python objects, pickled code", _REMEDY)
+        raise Unreadable(
+            f"{array} holds pickled Python objects, which may run code", _REMEDY
+        )
     plain = dtype.kind in _PLAIN_KINDS and dtype.itemsize
     if not plain and dtype != _BFLOAT16:
         raise Unreadable(f"{array} holds elements of type {dtype}", _REMEDY)
     held = member.size - header.start
     if header.nbytes != held:
         raise Unreadable(
-            f"{array} declares {header.nbytes:,} bytes ({dtype}, {shape}) and holds "
-            f"{held:,}"
+            f"{array} holds {held:,} bytes, but its header declares {header.nbytes:,} "
+            f"({dtype}, {shape})"
         )
     native = dtype.newbyteorder("=") if plain else np.dtype(ml_dtypes.bfloat16)
     return Stored(

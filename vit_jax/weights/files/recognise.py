@@ -1,4 +1,4 @@
-"""What a file that is no work directory of ours looks like, from its first bytes."""
+"""Recognition of file types from their first bytes, for messages and readers."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from vit_jax.archives.unreadable import Unreadable
 from vit_jax.archives.zips import read_directory
 from vit_jax.words import plain, shortened
 
-# Ten times that of the largest published model.
+# In bytes; ten times the header of the largest published model.
 LONGEST_SAFETENSORS_HEADER = 2 << 20
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -18,7 +18,9 @@ _MARKUP = (b"<!doctype", b"<html", b"<?xml", b"<error")
 
 
 def recognise(path: pathlib.Path) -> str:
-    """A phrase such as "a NumPy archive (.npz) of 12 arrays"; never fails on content.
+    """Describes a path in a phrase; never fails because of its content.
+
+    An example of a phrase is "a NumPy archive (.npz) of 12 arrays".
 
     Args:
       path: an existing file or directory.
@@ -38,27 +40,27 @@ def recognise(path: pathlib.Path) -> str:
     for matches, describe in _KINDS:
         if matches(start):
             return describe(path)
-    return f"a file of {size:,} bytes in no format that is known here"
+    return f"a file of {size:,} bytes in an unknown format"
 
 
 def is_zip(start: bytes) -> bool:
-    """Whether these first bytes of a file are those of a zip archive."""
+    """Returns whether a file starts like a zip archive."""
     return start.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Likewise of a safetensors file."""
-    # Eight bytes of header length, then the header as a JSON object. No text has NULs.
+    """Returns whether a file starts like a safetensors file."""
+    # Eight bytes of header length, then a JSON object. The NULs rule out text files.
     return start[6:9] == b"\0\0{"
 
 
 def is_pickle(start: bytes) -> bool:
-    """Likewise of a pickle, protocol 2 or later."""
+    """Returns whether a file starts like a pickle of protocols 2 to 5."""
     return start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 
 def is_json(start: bytes) -> bool:
-    """Likewise of a JSON object."""
+    """Returns whether a file starts like a JSON object."""
     return start.lstrip().startswith(b"{")
 
 
@@ -68,9 +70,7 @@ def _zip(path: pathlib.Path) -> str:
             names = [info.filename for info in read_directory(file)]
     except Unreadable:
         size = path.stat().st_size
-        return (
-            f"a damaged archive of {size:,} bytes, such as a download that was cut off"
-        )
+        return f"a damaged archive of {size:,} bytes, such as an incomplete download"
     if any(name.endswith("data.pkl") for name in names):
         return "a PyTorch checkpoint"
     if names and all(name.endswith(".npy") for name in names):
@@ -81,7 +81,7 @@ def _zip(path: pathlib.Path) -> str:
 def _safetensors(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
-        # The header is small in every real file; a wrong length must not fill memory.
+        # Real headers are small; a wrong length must not exhaust memory.
         header = file.read(min(length, LONGEST_SAFETENSORS_HEADER))
     try:
         names = json.loads(header).keys() - {"__metadata__"}
@@ -90,7 +90,7 @@ def _safetensors(path: pathlib.Path) -> str:
     return f"a safetensors file of {len(names)} tensors"
 
 
-# First match wins: what the file's first bytes look like, and what to say of it.
+# (test of the first bytes, description of the file); the first match wins.
 _KINDS: list[tuple[Callable[[bytes], bool], Callable[[pathlib.Path], str]]] = [
     (
         lambda start: start.startswith(_LFS_POINTER),

@@ -1,11 +1,12 @@
-"""Reads safetensors files through the library, each tensor when it is asked for."""
+"""A lazy reader of safetensors files, based on the safetensors library."""
 
 import functools
 import pathlib
 import struct
 from contextlib import ExitStack
 
-# Imported for its effect too: the library finds bfloat16 once NumPy knows it.
+# Also imported for its effect: it registers bfloat16 with NumPy, where the library
+# looks it up.
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -36,16 +37,16 @@ def open_safetensors(path: pathlib.Path, stack: ExitStack) -> Contents:
     """Reads the header; the file stays open until the stack is closed.
 
     Raises:
-      Unreadable: the header is damaged or does not describe the rest of the file
-        exactly, or a tensor's type is none of NumPy's.
+      Unreadable: the header is damaged or does not match the rest of the file exactly,
+        or NumPy has no such type as a tensor's.
     """
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
     if length > min(LONGEST_SAFETENSORS_HEADER, path.stat().st_size - 8):
-        raise Unreadable(f"it announces a header of {length:,} bytes")
+        raise Unreadable(f"it declares a header of {length:,} bytes")
     try:
         handle = stack.enter_context(safe_open(path, framework="np"))
-        # In the order of the data, which is the order of saving.
+        # Sorted by offset, which is the order in which they were saved.
         names = handle.offset_keys()
         tensors = {name: _open_tensor(handle, name) for name in names}
         return Contents("safetensors", tensors, handle.metadata() or {})

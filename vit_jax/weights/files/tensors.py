@@ -1,5 +1,6 @@
-"""Opens any file of tensors safely: nothing in it is executed, and nothing that it does
-not hold is allocated.
+"""Safe access to any file of tensors.
+
+Nothing in a file is executed, and no memory is allocated for data that it lacks.
 """
 
 import json
@@ -36,18 +37,18 @@ _LARGEST_INDEX = 2 << 20
 
 
 class Tensors:
-    """The tensors of one opened file, or of the shards of one model; read one by one.
+    """The tensors of an open file or of one model's shards, each read on request.
 
-    A context manager. Not for several threads at once.
+    A context manager. Not thread-safe.
 
     Attributes:
-      path: what was opened.
+      path: the path that was opened.
       kind: "npz", "safetensors" or "torch".
-      specs: shape and dtype by name, in the file's order.
-      metadata: the texts that a safetensors file carries along; of a torch file
-        "wrapper", the "/"-joined keys under which its state dict was found ("" if it is
-        the whole file), and "others", those of state dicts beside it, if there are any;
-        of an npz nothing.
+      specs: name → shape and dtype, in the file's order.
+      metadata: for safetensors, the strings in the header. For torch, "wrapper": the
+        "/"-joined keys under which the state dict was found ("" if it is the whole
+        file), and "others": the keys of other state dicts, if there are any. Empty for
+        npz.
     """
 
     def __init__(self, path: pathlib.Path, contents: Contents, stack: ExitStack):
@@ -59,10 +60,10 @@ class Tensors:
         self._stack = stack
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor in memory of its own, of the shape and dtype of its spec.
+        """Reads a tensor into new memory, with the shape and dtype of its spec.
 
         Raises:
-          KeyError: no tensor is called that.
+          KeyError: there is no tensor of that name, or the file was closed.
           UserError: the file is damaged there.
         """
         try:
@@ -71,7 +72,7 @@ class Tensors:
             raise UserError(_message(self.path, error)) from error
 
     def close(self) -> None:
-        """Closes the files; what was read stays."""
+        """Closes the files; arrays that were read stay valid."""
         self._stored = {}
         self._stack.close()
 
@@ -83,15 +84,15 @@ class Tensors:
 
 
 def open_tensors(path: str | pathlib.Path) -> Tensors:
-    """Opens a file of tensors, whatever its name; its content says what it is.
+    """Opens a file of tensors; recognises the format by its content, not its name.
 
     Args:
       path: a NumPy archive, a safetensors file, a PyTorch checkpoint (zip or the format
-        before 1.6), or the index (JSON) of one that was saved in shards, which lie
-        beside it.
+        before 1.6), or the JSON index of a sharded checkpoint whose shards lie beside
+        it.
 
     Raises:
-      UserError: it is missing, damaged, or something else (says what).
+      UserError: it is missing, damaged, or something else (the message says what).
     """
     path = pathlib.Path(path).expanduser()
     with ExitStack() as stack:
@@ -120,7 +121,7 @@ def _open_zip(file: BinaryIO) -> Contents:
 
 
 def _open_index(path: pathlib.Path, stack: ExitStack) -> Contents:
-    """The tensors that an index lists, each in one of the shards beside it."""
+    """Opens the shards beside an index and selects the tensors that it lists."""
     weight_map = _read_index(path)
     names = dict.fromkeys(weight_map.values())
     paths = {name: path.parent / name for name in names}
@@ -157,17 +158,20 @@ def _open_index(path: pathlib.Path, stack: ExitStack) -> Contents:
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:
-    """{tensor: name of the file that holds it}."""
+    """Reads {tensor: name of the file that holds it}."""
     size = path.stat().st_size
     if size > _LARGEST_INDEX:
-        raise Unreadable(f"an index of {size:,} bytes is none", f"Pass {_READABLE}")
+        raise Unreadable(
+            f"it has {size:,} bytes, too many for the index of a sharded checkpoint",
+            f"Pass {_READABLE}",
+        )
     try:
         index = json.loads(path.read_bytes())
         weight_map = index["weight_map"]
         shards = list(weight_map.values())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Unreadable(
-            "it has no weight_map, so it is no index of a sharded checkpoint",
+            "it has no weight_map, so it is not the index of a sharded checkpoint",
             f"Pass {_READABLE}",
         ) from error
     odd = [
@@ -176,12 +180,12 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
         if not isinstance(shard, str)
         or shard in ("", ".", "..")
         or any(mark in shard for mark in "/\\\0")
-        # An index that lists an index would have no end.
+        # An index that lists an index could recurse forever.
         or shard.endswith(".json")
     ]
     if odd or not shards:
         raise Unreadable(
-            f"it lists what is no name of a file beside it: {shortened(odd, quoted)}"
+            f"it lists names that are not of files beside it: {shortened(odd, quoted)}"
             if odd
             else "it lists no tensors",
             "Do not trust it; use another copy",
@@ -205,7 +209,7 @@ _READABLE = (
 )
 
 _Reader = Callable[[pathlib.Path, BinaryIO, ExitStack], Contents]
-# First match wins: what the first bytes look like, and what reads it.
+# (test of the first bytes, reader); the first match wins.
 _READERS: list[tuple[Callable[[bytes], bool], _Reader]] = [
     (is_safetensors, lambda path, file, stack: open_safetensors(path, stack)),
     (is_zip, lambda path, file, stack: _open_zip(file)),

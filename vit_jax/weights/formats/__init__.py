@@ -1,1 +1,1 @@
-"""The formats of others, a table each, and our own single file."""
+"""Foreign formats of weights, one table each, and our own single-file format."""

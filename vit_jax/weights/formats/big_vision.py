@@ -1,7 +1,8 @@
-"""big_vision's `.npz` files of Vision Transformers, of all generations.
+"""The format of big_vision's `.npz` files of Vision Transformers, of all generations.
 
-Written as its newest code does, except for a class token with a position of its own:
-that is row 0 of the positions in its oldest files, which its loader still splits.
+Files are written in the layout of its newest code, with one exception: if the class
+token has a position, that becomes row 0 of the positions. Its oldest files have this
+layout, and its loader still splits it.
 """
 
 import math
@@ -47,17 +48,17 @@ from vit_jax.words import times
 
 _POSITIONS = "pos_embedding"
 _POSITIONS_WITH_CLASS = "Transformer/posembed_input/pos_embedding"
-# The newest place first.
+# From newest to oldest.
 _PLACES = (_POSITIONS, "Transformer/pos_embedding", _POSITIONS_WITH_CLASS)
 _STACK = "Transformer/encoderblock/"
 _USUAL_SIZE = (224, 224)
-_DEEPEST = 256  # more blocks than any model has: bounds what a damaged file asks for
+_DEEPEST = 256  # more blocks than any model has; bounds the work for a damaged file
 _MAP_HEAD = "MAPHead_0"
 _KINDS = "MultiHeadDotProductAttention|LayerNorm|MlpBlock"
 
 _RENAMES = [
     *renumbering(PRE_LINEN, LINEN),
-    # Early files have the parts of the MAP head at the top, each kind only once there.
+    # Early files have the parts of the MAP head at the top level, once per kind.
     (rf"^(probe$|(?:{_KINDS})_\d/)", rf"{_MAP_HEAD}/\1"),
     (rf"^{_MAP_HEAD}/({_KINDS})_\d/", rf"{_MAP_HEAD}/\1_0/"),
 ]
@@ -96,7 +97,10 @@ def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Pie
 
 
 def _patch_size(kernel: tuple[int, ...]) -> tuple[int, int]:
-    """Of a kernel's shape; of a damaged one such that no image has patches."""
+    """Reads the patch size off a kernel's shape; it is huge if the kernel is damaged.
+
+    No image has a whole patch of the huge size.
+    """
     if len(kernel) == 4 and all(kernel):
         return kernel[0], kernel[1]
     return sys.maxsize, sys.maxsize
@@ -105,21 +109,22 @@ def _patch_size(kernel: tuple[int, ...]) -> tuple[int, int]:
 def _counts_class_token(
     shape: tuple[int, ...], place: str, sure: int = 0, named: int = 0
 ) -> bool:
-    """Whether one of the positions [1, n, d] is that of the class token beside them.
+    """Returns whether one of the positions [1, n, d] belongs to the class token.
 
-    `sure` and `named` are the patches of the caller's two sizes, 0 without one.
+    `sure` and `named` are the numbers of patches for the caller's two image sizes, 0 if
+    not passed.
     """
 
     def square(count):
         return math.isqrt(count) ** 2 == count
 
     count = shape[1] if len(shape) == 3 else 0
-    # In the order of `grid_of`.
+    # The order of precedence is that of `grid_of`.
     for is_grid in (lambda n: n == sure, square, lambda n: n == named):
         for patches_only, with_class in ((count, False), (count - 1, True)):
             if patches_only > 0 and is_grid(patches_only):
                 return with_class
-    # Of no such grid: only the oldest code had one position more than patches.
+    # No grid matches. Only the oldest code had one position more than patches.
     return place == _POSITIONS_WITH_CLASS
 
 
@@ -140,7 +145,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     told = hints.trained_image_size or hints.image_size
     if counted:
         prefix = int(fields["class_token_position"])
-        # Which of the two it is, the pieces were named by.
+        # `_pieces` has chosen the name of the positions by whether one is the class's.
         prefixes = [prefix, 1 - prefix] if fields["class_token"] else [prefix]
         prefix, grid = grid_of(
             places[0], counted[0][1], prefixes, patch_size, hints, None, assumed
@@ -159,15 +164,18 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     )
     if not counted and not told:
         assumed.append(
-            f"the image size is {times(architecture.image_size)}: no positions are in "
-            "the file to tell"
+            f"assumed the image size {times(architecture.image_size)}: the file has no "
+            "positions that would determine it"
         )
     transform = _eval_transform(architecture.image_size)
     return reading(architecture, hints, transform, tuple(assumed))
 
 
 def _eval_transform(image_size: tuple[int, int]) -> str:
-    """As in its configs: 256 before a crop of 224, 448 before 384, others in step."""
+    """Returns the chain in big_vision's configs: resize to 256, then crop to 224.
+
+    For 384 the resize is to 448; other sizes use the ratio 256 / 224.
+    """
     sides = [448 if side == 384 else round(side * 256 / 224) for side in image_size]
     resized = str(sides[0]) if image_size[0] == image_size[1] else str(tuple(sides))
     return f"resize_small({resized})|central_crop"
@@ -175,7 +183,7 @@ def _eval_transform(image_size: tuple[int, int]) -> str:
 
 def _rows(architecture: ViTOrMixer) -> list[Row]:
     a = architecture
-    assert isinstance(a, Architecture)  # a Mixer is inexpressible
+    assert isinstance(a, Architecture)  # `_inexpressible` excludes Mixers
     rows = encoder(a, LINEN)
     if a.posemb == "learned":
         rows.append(position_row(_place(a), a))
@@ -204,7 +212,7 @@ def _map_head(a: Architecture) -> list[Row]:
 
 def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     if isinstance(architecture, MixerArchitecture):
-        return ["MLP-Mixer (big_vision reads Google's format of it)"]
+        return ["MLP-Mixer (for which big_vision reads Google's format)"]
     a = architecture
     (height, width), learned = a.grid, a.posemb == "learned"
     stored = (1, height * width + a.class_token_position, a.width)
@@ -214,7 +222,7 @@ def _inexpressible(architecture: ViTOrMixer) -> list[str]:
         "sin-cos positions with MAE's denominator": (
             not learned and a.sincos_denominator != "big_vision"
         ),
-        "a position of the class token beside sin-cos ones": (
+        "a position of the class token in addition to sin-cos ones": (
             not learned and a.class_token_position
         ),
         f"{stored[1]} positions of a class token and {times(a.grid)} patches, which "
@@ -228,7 +236,10 @@ def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
     transform = _eval_transform(architecture.image_size)
     lost = lost_in_both(architecture, preprocessing, transform)
     if isinstance(architecture, Architecture) and architecture.posemb == "sincos2d":
-        lost.append("the image size is not in the file, since fixed positions are not")
+        lost.append(
+            "the file does not record the image size, because fixed positions are not "
+            "written"
+        )
     return lost
 
 

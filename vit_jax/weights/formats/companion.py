@@ -1,4 +1,4 @@
-"""Values in the JSON files that lie beside other people's weights, checked as read."""
+"""Checked access to the JSON files beside foreign weights (companion files)."""
 
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,14 +9,14 @@ from vit_jax.words import pair
 
 
 class Kind(NamedTuple):
-    """What a value must be: a test, and that in words."""
+    """The kind of value that is expected: a test, and its description for messages."""
 
     holds: Callable[[Any], bool]
     words: str
 
 
 def _is_number(value: Any) -> bool:
-    # Finite, and no whole number that is too large for a float.
+    # Finite, and not an integer too large for a float.
     return type(value) in (int, float) and abs(value) < 1e9
 
 
@@ -61,58 +61,58 @@ INPUT = Kind(
 
 
 def entry(table: Mapping[str, Any], name: str, kind: Kind, default: Any = None) -> Any:
-    """The value of `name`; `default` where it is not there or null.
+    """Returns the value of `name`, or `default` if it is absent or null.
 
     Raises:
-      UserError: it is of another kind.
+      UserError: the value is not of this kind.
     """
     value = table.get(name)
     if value is None:
         return default
     if not kind.holds(value):
         raise UserError(
-            f"the companion file says {name} is {reprlib.repr(value)}, expected "
-            f"{kind.words}: correct it, or take the file away"
+            f"in the companion file, {name} is {reprlib.repr(value)}, expected "
+            f"{kind.words}: correct it, or remove the file"
         )
     return value
 
 
 def check_agreement(told: Iterable[tuple[str, Any, Any]]) -> None:
-    """Refuses a companion that says otherwise than the weights beside it.
+    """Compares a companion file with the shapes of the weights beside it.
 
     Args:
-      told: (what it is called there, the value there or None, what the shapes say).
+      told: (name in the file, value in the file or None, value from the shapes).
 
     Raises:
-      UserError: lists every difference with both values.
+      UserError: some values differ; lists each with both values.
     """
     differences = [
-        f"{name} is {reprlib.repr(value)} there and {found!r} in the weights"
+        f"{name} is {reprlib.repr(value)} there but {found!r} in the weights"
         for name, value, found in told
         if value not in (None, found)
     ]
     if differences:
         raise UserError(
-            "the companion config.json is of another model than the weights: "
-            f"{'; '.join(differences)}. Correct it, or take it away to have the "
-            "weights alone speak"
+            "the companion config.json does not match the weights: "
+            f"{'; '.join(differences)}. Correct it, or remove it to use the weights "
+            "alone"
         )
 
 
 def size_entry(
     table: Mapping[str, Any], name: str, default: Any = None
 ) -> tuple[int, int] | None:
-    """Reads a PAIR as (height, width); the default where it is not there or null.
+    """Reads a PAIR as (height, width), or the default if it is absent or null.
 
     Raises:
-      UserError: it is of another kind.
+      UserError: the value is not of this kind.
     """
     value = entry(table, name, PAIR, default)
     return None if value is None else pair(value)
 
 
 def one_a_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Means or deviations of so many channels; their average if there are others."""
+    """Returns one value per channel: the average for all if the numbers differ."""
     if len(values) == channels:
         return tuple(float(value) for value in values)
     return (sum(values) / max(len(values), 1),) * channels

@@ -1,4 +1,4 @@
-"""What Google's two layouts share: rows of Flax layers, and what their shapes say."""
+"""Rows of Flax layers and readers of their shapes, shared by Google's two formats."""
 
 import collections
 import dataclasses
@@ -30,8 +30,8 @@ DENSE = ("kernel", "bias")
 NORM = ("scale", "bias")
 
 _HEADS = ("head/kernel", "head/bias")
-# What a model's names may stand in: an optimizer, a train state, the image tower of
-# two. Then what stands elsewhere is no part of the model, but for a head.
+# Prefixes of a model's names: an optimizer, a train state, the image tower of two. With
+# a prefix, names without it are not part of the model, except for a head.
 _PREFIX = re.compile(
     r"(?:(?:opt(?:imizer)?/)?target/)?(?:params/)?(?:img/)?"
     r"(?=(?:conv_root|embedding|stem|Transformer|Mixer|MixerBlock_\d+)/)"
@@ -41,7 +41,7 @@ _EPSILON = 1e-6
 
 
 class Numbering(NamedTuple):
-    """What the parts of an encoder block are called."""
+    """The names of the parts of an encoder block."""
 
     norm1: str
     attention: str
@@ -49,7 +49,7 @@ class Numbering(NamedTuple):
     mlp: str
 
 
-# Flax before Linen counted all children of a module together, Linen each kind.
+# Flax before Linen numbered all children of a module together, Linen each kind.
 PRE_LINEN = Numbering(
     "LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"
 )
@@ -59,7 +59,7 @@ LINEN = Numbering(
 
 
 def renumbering(before: Numbering, after: Numbering) -> list[tuple[str, str]]:
-    """What `renamed` takes to change the numbers in encoder blocks."""
+    """Lists the renames that change the numbers in encoder blocks, for `renamed`."""
     return [
         (rf"^({BLOCK}\d+)/{old}/", rf"\1/{new}/")
         for old, new in zip(before, after, strict=True)
@@ -68,7 +68,7 @@ def renumbering(before: Numbering, after: Numbering) -> list[tuple[str, str]]:
 
 
 def inner_pieces(names: Iterable[str]) -> dict[str, Piece]:
-    """What is inside of the outer prefix, by its name there, and a head beside it."""
+    """Removes the outer prefix; finds the names with it, and a head without it."""
     names = dict.fromkeys(names)
     matches = (_PREFIX.match(name) for name in names)
     prefixes = collections.Counter(match[0] for match in matches if match)
@@ -83,9 +83,10 @@ def inner_pieces(names: Iterable[str]) -> dict[str, Piece]:
 def renamed(
     pieces: Mapping[str, Piece], renames: Sequence[tuple[str, str]]
 ) -> dict[str, Piece]:
-    """Pieces with each (pattern, replacement) applied to their names in turn.
+    """Applies each (pattern, replacement) in turn to the names of pieces.
 
-    A name that would hide another stays as it is, and is then reported as unexpected.
+    A name that would collide with another stays unchanged, and is later reported as
+    unexpected.
     """
     result: dict[str, Piece] = {}
     for name, piece in pieces.items():
@@ -102,7 +103,7 @@ def layer(theirs: str, ours: str, leaves: Sequence[str], layout=SAME) -> list[Ro
 
 
 def attention(theirs: str, ours: str, width: int, num_heads: int) -> list[Row]:
-    """Projections into heads [d, h, k] and out of them [h, k, d]."""
+    """Lists the rows of projections into heads [d, h, k] and out of them [h, k, d]."""
     k = width // num_heads
     into, out = (width, num_heads, k), (num_heads, k, width)
     layouts: dict[str, Layout] = {}
@@ -128,7 +129,7 @@ MLPS = {"plain": mlp}
 
 
 def encoder(a: Architecture, numbering: Numbering) -> list[Row]:
-    """Everything but positions, trunk and MAP head."""
+    """Lists the rows of everything but positions, trunk and MAP head."""
     rows = layer("embedding", "patch_embed", DENSE)
     if a.class_token:
         rows.append(Row("cls", ("cls",), SAME))
@@ -147,7 +148,7 @@ def encoder(a: Architecture, numbering: Numbering) -> list[Row]:
 
 
 def position_row(theirs: str, a: Architecture) -> Row:
-    """The positions of all tokens that have one, the class token's first."""
+    """Makes the row of positions, with the class token's first if it has one."""
     prefix = ("pos_embed_prefix",) if a.class_token_position else ()
     return Row(theirs, (*prefix, "pos_embed"), positions(a.grid, len(prefix)))
 
@@ -159,9 +160,9 @@ def head(a: ViTOrMixer) -> list[Row]:
 def encoder_fields(
     shapes: Shapes, numbering: Numbering, kernel: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Fields of `Architecture` that the shapes of an encoder's tensors tell.
+    """Derives fields of `Architecture` from the shapes of an encoder's tensors.
 
-    `kernel` is the shape of the one that makes tokens.
+    `kernel` is the shape of the patch embedding's kernel.
     """
     query, hidden = sizes(
         shapes,
@@ -181,15 +182,16 @@ def encoder_fields(
 
 
 def outputs(shapes: Shapes, name: str) -> int:
-    """The width of a dense layer's result; 0 if there is no such layer."""
+    """Returns the output width of a dense layer; 0 if there is no such layer."""
     shape = shapes.get(f"{name}/kernel") or shapes.get(f"{name}/bias") or (0,)
     return shape[-1]
 
 
 def of_any(shapes: Shapes, start: str, part: str) -> str:
-    """The name of a part in the first block that has it: one tells as much as another.
+    """Returns the name of a part in the first block that has it.
 
-    So that a part missing in one block is reported together with all else.
+    All blocks have the same shapes. A part that is missing in one block is thus
+    reported together with all other problems.
     """
     names = [f"{start}{i}/{part}" for i in numbers(shapes, start, "/")]
     return next((name for name in names if name in shapes), f"{start}0/{part}")
@@ -201,7 +203,7 @@ def reading(
     eval_transform: str,
     assumed: tuple[str, ...] = (),
 ) -> Reading:
-    """Preprocessing, resizing and loss of the families that Google published."""
+    """Adds preprocessing, position resizing and loss of Google's published families."""
     inputs = {
         "image_size": architecture.image_size,
         "channels": architecture.channels,
@@ -210,7 +212,7 @@ def reading(
         preprocessing = dataclasses.replace(hints.preprocessing, **inputs)
     else:
         preprocessing = Preprocessing(**inputs, eval_transform=eval_transform)
-    # ImageNet-21k has several labels an image; its models were trained with a sigmoid.
+    # ImageNet-21k has several labels per image; its models were trained with a sigmoid.
     several = architecture.num_classes == _IMAGENET21K_CLASSES
     return Reading(
         architecture,
@@ -222,21 +224,23 @@ def reading(
 
 
 def inexpressible_in_both(a: Architecture) -> list[str]:
-    """What of a Vision Transformer neither layout has names for."""
+    """Lists phrases for the features that neither of Google's formats can express."""
     has = {
         "a distillation token": a.distillation_token,
         "register tokens": a.registers,
         "LayerScale": a.layer_scale,
         "queries, keys and values without bias": not a.qkv_bias,
         "the norm after pooling": a.norm == "after_pool",
-        "a class token beside other pooling": a.class_token and a.pooling != "cls",
+        "a class token with pooling that ignores it": (
+            a.class_token and a.pooling != "cls"
+        ),
     }
     phrases = [phrase for phrase, present in has.items() if present]
     return phrases + unnamed_kinds(a, MLPS)
 
 
 def looks_square(a: ViTOrMixer) -> list[str]:
-    """What is wrong with a grid of as many patches as a square one has, in words."""
+    """Names a grid that is not square but has as many patches as a square one."""
     height, width = a.grid
     if height == width or math.isqrt(height * width) ** 2 != height * width:
         return []
@@ -246,21 +250,22 @@ def looks_square(a: ViTOrMixer) -> list[str]:
 def lost_in_both(
     a: ViTOrMixer, preprocessing: Preprocessing, eval_transform: str
 ) -> list[str]:
-    """What readers of either layout take for granted, where the model has another."""
+    """Lists sentences about facts that readers of either format assume differently."""
     (height, width), half = a.grid, (0.5,) * a.channels
     differs = {
-        f"GELU is {a.gelu}, and readers of the file use tanh": a.gelu != "tanh",
-        f"the LayerNorm's epsilon is {a.layernorm_epsilon:g}, and readers of the file "
-        f"use {_EPSILON:g}": a.layernorm_epsilon != _EPSILON,
-        f"images are normalised with mean {preprocessing.mean} and standard deviation "
-        f"{preprocessing.std}, and readers of the file use 0.5 and 0.5": (
+        f"readers of the file use GELU tanh, where this model has {a.gelu}": (
+            a.gelu != "tanh"
+        ),
+        f"readers of the file use {_EPSILON:g} as the LayerNorm's epsilon, where this "
+        f"model has {a.layernorm_epsilon:g}": a.layernorm_epsilon != _EPSILON,
+        "readers of the file normalise images with mean 0.5 and standard deviation "
+        f"0.5, where this model has {preprocessing.mean} and {preprocessing.std}": (
             (preprocessing.mean, preprocessing.std) != (half, half)
         ),
-        f"images to evaluate on pass {preprocessing.eval_transform!r}, and readers of "
-        f"the file use {eval_transform!r}": (
-            preprocessing.eval_transform != eval_transform
-        ),
-        f"the grid of {times(a.grid)} patches is not square, and readers of the file "
-        "have to be told the image size": height != width,
+        f"readers of the file preprocess images with {eval_transform!r}, where this "
+        f"model was evaluated with {preprocessing.eval_transform!r}: expect slightly "
+        "different predictions": preprocessing.eval_transform != eval_transform,
+        f"the grid of {times(a.grid)} patches is not square, so readers of the file "
+        "need the image size": height != width,
     }
     return [sentence for sentence, present in differs.items() if present]

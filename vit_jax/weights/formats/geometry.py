@@ -1,4 +1,4 @@
-"""How other libraries say what becomes of an image's size, and our chains, in turn."""
+"""Conversion between our chains of operations and the resizing of other libraries."""
 
 import ast
 import inspect
@@ -8,7 +8,7 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.transforms.chains import OPERATIONS
 from vit_jax.words import pair
 
-# Operations of a chain → whether it keeps the aspect.
+# Operations of a chain → whether it keeps the aspect ratio.
 _CHAINS = {
     ("resize",): False,
     ("resize", "central_crop"): False,
@@ -17,14 +17,15 @@ _CHAINS = {
 
 
 class Geometry(NamedTuple):
-    """A resize, and a crop of the centre unless that has the model's size already.
+    """A resize, then a central crop unless the image has the model's size already.
 
     Attributes:
-      keeps_aspect: whether the resized image covers `size`, or is squashed into it.
+      keeps_aspect: True if the resized image covers `size` and keeps its aspect ratio,
+        False if it is squashed to `size`.
       size: (height, width).
-      interpolation: as in vit_jax/data/transforms/chains.py.
-      side_rounding: of the longer side's length, where the aspect is kept.
-      crop_rounding: of the crop's offset, where there is a crop.
+      interpolation: a name from vit_jax/data/transforms/chains.py.
+      side_rounding: how the longer side's length is rounded if the aspect is kept.
+      crop_rounding: how the crop's offset is rounded if there is a crop.
     """
 
     keeps_aspect: bool
@@ -35,7 +36,7 @@ class Geometry(NamedTuple):
 
 
 def to_chain(geometry: Geometry, image_size: tuple[int, int]) -> str:
-    """The chain of operations that does it, ending at `image_size`."""
+    """Writes a geometry as a chain of operations that ends at `image_size`."""
     keeps_aspect, (height, width), interpolation, side, crop = geometry
     arguments: dict[str, Any] = {"interpolation": interpolation}
     if keeps_aspect:
@@ -45,13 +46,13 @@ def to_chain(geometry: Geometry, image_size: tuple[int, int]) -> str:
     arguments["size"] = height if height == width else (height, width)
     surplus = height - image_size[0], width - image_size[1]
     if not keeps_aspect and all(pixels % 2 == 0 for pixels in surplus):
-        crop = "down"  # or any other: nothing has to be rounded
+        crop = "down"  # has no effect: nothing has to be rounded
     resize = _write("resize_small" if keeps_aspect else "resize", arguments)
     return f"{resize}|{_write('central_crop', {'rounding': crop})}"
 
 
 def from_chain(preprocessing: Preprocessing) -> Geometry | None:
-    """What a chain does, if it is of that kind."""
+    """Reads a chain as a geometry; None if it is not a resize and perhaps a crop."""
     steps = [_read(part.strip()) for part in preprocessing.eval_transform.split("|")]
     keeps_aspect = _CHAINS.get(tuple(name for name, _ in steps))
     if keeps_aspect is None:
@@ -68,7 +69,7 @@ def from_chain(preprocessing: Preprocessing) -> Geometry | None:
 
 
 def usual_spelling(preprocessing: Preprocessing) -> str:
-    """Its chain, as `to_chain` writes it if it is of that kind."""
+    """Returns the evaluation's chain, rewritten by `to_chain` if it is a geometry."""
     geometry = from_chain(preprocessing)
     if geometry is None:
         return preprocessing.eval_transform
@@ -76,19 +77,19 @@ def usual_spelling(preprocessing: Preprocessing) -> str:
 
 
 def _write(name: str, arguments: dict[str, Any]) -> str:
-    """An operation, without the arguments that are so if left out."""
+    """Writes an operation without the arguments that have their defaults."""
     parts, named = [], ""
     for parameter in inspect.signature(OPERATIONS[name]).parameters.values():
         value = arguments.get(parameter.name, parameter.default)
         if value == parameter.default:
-            named = "="  # those after it are not at their place
+            named = "="  # later arguments can no longer be positional
         else:
             parts.append(f"{named and parameter.name + named}{value!r}")
     return name + (f"({', '.join(parts)})" if parts else "")
 
 
 def _read(part: str) -> tuple[str, dict[str, Any]]:
-    """An operation's name and arguments, "" if it is none."""
+    """Parses an operation to its name and arguments; ("", {}) if it is unknown."""
     call = ast.parse(part or "none", mode="eval").body
     if not isinstance(call, ast.Call):
         call = ast.Call(call, [], [])

@@ -1,9 +1,9 @@
-"""Google's `.npz` files: ViT, AugReg, SAM, hybrids and MLP-Mixer.
+"""The format of Google's `.npz` files: ViT, AugReg, SAM, hybrids and MLP-Mixer.
 
-Written by google-research/vision_transformer and its predecessors. Names are those of
-Flax before Linen; Linen's are read too. Files in Linen's names of a plain Vision
-Transformer are taken for big_vision's, whose oldest files look alike and hold the same
-function.
+google-research/vision_transformer and its predecessors wrote these files. Names are
+those of Flax before Linen; those of Linen are read too. A plain Vision Transformer with
+Linen's names is read as big_vision's format, whose oldest files look the same and hold
+the same function.
 """
 
 import math
@@ -52,12 +52,12 @@ _MIXER_BLOCK = "MixerBlock_"
 _MIXER_NAMES = re.compile(r"MixerBlock_\d+/|Mixer/")
 _PRE_LINEN_NAMES = re.compile(rf"{BLOCK}\d+/{PRE_LINEN.attention}/")
 _LINEN_NAMES = re.compile(rf"{BLOCK}\d+/{LINEN.attention}/")
-# No file of Google's has these, but big_vision's with either numbering may.
+# Google's files never have these names; big_vision's may, with either numbering.
 _BIG_VISION_NAMES = re.compile(
     r"(Transformer/)?pos_embedding$|MAPHead_\d+/|probe$|Transformer/encoderblock/"
 )
 
-# The first Mixer files: blocks in a module of their own, and dense layers by number.
+# The first Mixer files have a separate module for the blocks, and number dense layers.
 _OLD_MIXER = [
     (r"^embedding/", "stem/"),
     (r"^Mixer/encoder_norm/", "pre_head_layer_norm/"),
@@ -67,13 +67,13 @@ _OLD_MIXER = [
 ]
 _RENAMES = [
     *renumbering(LINEN, PRE_LINEN),
-    # Mixer's canonical files number like Linen; others count all children of a block.
+    # Mixer's usual files are numbered like Linen; others count all children of a block.
     (rf"^({_MIXER_BLOCK}\d+)/LayerNorm_[2-9]/", r"\1/LayerNorm_1/"),
 ]
 
-# [1, 1, 1, c] in the published files; big_vision's and later code hold [c].
+# The published files have [1, 1, 1, c]; big_vision and later code use [c].
 _GROUP_NORM = one(lambda x: x.reshape(x.shape[-1:]), lambda x: x.reshape(1, 1, 1, -1))
-_EVAL_TRANSFORM = "resize"  # straight to the model's size, bilinear
+_EVAL_TRANSFORM = "resize"  # directly to the model's size, bilinear
 
 
 def _recognises(names: Iterable[str]) -> bool:
@@ -111,7 +111,7 @@ def _read_vit(shapes: Shapes, hints: Hints, assumed: list[str]) -> Architecture:
     if has_trunk:
         stages = numbers(shapes, "block", "/")
         trunk = tuple(len(numbers(shapes, f"block{i}/unit", "/")) for i in stages)
-    # The root divides the image's sides by four, each stage but the first by two.
+    # The root divides the image's sides by 4, and each stage but the first by 2.
     stride = 4 * 2 ** max(len(trunk) - 1, 0) if trunk is not None else 1
     patch_size = kernel[0] * stride, kernel[1] * stride
     class_token = "cls" in shapes
@@ -135,7 +135,7 @@ def _read_mixer(shapes: Shapes, hints: Hints, assumed: list[str]) -> MixerArchit
     def bias(part):
         return of_any(shapes, _MIXER_BLOCK, f"{part}/bias")
 
-    # Biases, because the oldest files have dimensions of one in between.
+    # Biases, because the oldest files have additional dimensions of 1 in between.
     first, second, channels = (
         bias(f"{kind}_mixing/Dense_{i}")
         for kind, i in (("token", 0), ("token", 1), ("channel", 0))
@@ -165,7 +165,7 @@ def _rows(architecture: ViTOrMixer) -> list[Row]:
 
 
 def _trunk(units: tuple[int, ...] | None) -> list[Row]:
-    """Convolutions and their norms, which have the same names in ours."""
+    """Lists the rows of the trunk, whose layers have the same names in our tree."""
     if units is None:
         return []
     places = ["{}_root"]
@@ -219,8 +219,8 @@ def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
         return lost
     if architecture.trunk_numerics != "google":
         lost.append(
-            f"the trunk's epsilons are {architecture.trunk_numerics}'s, and readers of "
-            "the file use Google's"
+            f"readers of the file use Google's epsilons in the trunk, where this model "
+            f"has {architecture.trunk_numerics}'s"
         )
     return lost
 

@@ -1,7 +1,7 @@
-"""Hugging Face's layout: ViT and DeiT of the library transformers.
+"""Hugging Face's format: ViT and DeiT of the library transformers.
 
-Files have the names that version 4 gave to its modules, and version 5 still writes;
-the names of its modules in memory are read too.
+Files have the names of the modules in version 4, which version 5 still writes. The
+names of version 5's modules in memory are read too.
 """
 
 import re
@@ -43,10 +43,10 @@ from vit_jax.weights.formats.torch_layers import (
 
 _PATCHES = "embeddings.patch_embeddings.projection"
 _LAYER = "encoder.layer."
-# What training scripts wrap models in, and then the name of the encoder.
+# Prefixes that training scripts add, then the name of the encoder.
 _WRAPPER = r"(?:(?:module|model|_orig_mod)\.)*"
 _ENCODER = re.compile(rf"({_WRAPPER})((?:vit|deit)\.)?(?={re.escape(_PATCHES)}\.)")
-# Of transformers 5 in memory → of its files.
+# Names in memory in transformers 5 → names in its files.
 _RENAMES = (
     (r"^layers\.(\d+)\.", rf"{_LAYER}\1."),
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
@@ -59,7 +59,7 @@ _RENAMES = (
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier")
 _HEAD_NAMES = [f"{head}.{leaf}" for head in _HEADS for leaf in ("weight", "bias")]
 _QKV_BIAS = re.compile(r"\.attention\.attention\.(query|key|value)\.bias$")
-# Beside the encoder, what it was pretrained with.
+# Parts used only for pretraining, which are not read.
 _LEFT_OUT = re.compile(r"decoder\.")
 _UNSUPPORTED = {
     r".*relative_position": "relative position biases",
@@ -97,14 +97,14 @@ def _pieces(specs: Mapping[str, Spec], _: Hints = NO_HINTS) -> dict[str, Piece]:
             for pattern, replacement in _RENAMES:
                 part = re.sub(pattern, replacement, part)
             table_name = prefix + part
-        # Two names for one tensor: the second stays as it is, and is reported.
+        # If two names mean one tensor, the second stays unchanged and is reported.
         pieces[name if table_name in pieces else table_name] = piece
     return pieces
 
 
 def _read(shapes: Shapes, hints: Hints) -> Reading:
     distillation = any(n.endswith("embeddings.distillation_token") for n in shapes)
-    # The table's names have the prefix that the head asks for.
+    # Whether the table's names have a prefix depends on the head.
     p = _prefix(distillation, any(name.startswith(_HEADS) for name in shapes))
     layers = numbers(shapes, f"{p}{_LAYER}", ".")
     refuse(features(shapes, _UNSUPPORTED))
@@ -248,14 +248,15 @@ _MLPS = {"plain": _mlp}
 
 
 def _prefix(distillation: bool, head: bool) -> str:
-    """Of the encoder's names: a model without a head is the encoder itself."""
+    """Returns the prefix of the encoder's names; without a head they have none."""
     if not head:
         return ""
     return "deit." if distillation else "vit."
 
 
 def _of_any_layer(shapes: Shapes, prefix: str, layers: list[int], part: str) -> str:
-    # If the first layer lacks it, another tells as much, and the report is complete.
+    # All layers have the same shapes. If the first one lacks the part, another one
+    # serves, and the missing part is reported together with all other problems.
     names = [f"{prefix}{_LAYER}{i}.{part}" for i in layers]
     return next(
         (n for n in names if f"{n}.weight" in shapes), f"{prefix}{_LAYER}0.{part}"
@@ -271,7 +272,7 @@ FORMAT = Format(
     rows=_rows,
     inexpressible=_inexpressible,
     lost=lost,
-    # The mask of masked image modelling, and a pooler that classifiers do not use.
+    # The mask token of masked image modelling, and a pooler that classifiers ignore.
     ignored=(
         *(f"{p}embeddings.mask_token" for p in ("", "vit.", "deit.")),
         *(

@@ -1,4 +1,4 @@
-"""Hugging Face's config.json and preprocessor_config.json, read and written."""
+"""Reading and writing of Hugging Face's config.json and preprocessor_config.json."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from vit_jax.weights.formats.geometry import (
 from vit_jax.weights.formats.layout import Hints
 from vit_jax.words import pair, quoted, times
 
-_EPSILON = 1e-12  # of the library where a config says nothing
+_EPSILON = 1e-12  # the library's default
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALF = (0.5,) * 3, (0.5,) * 3
 _GELU = {
@@ -42,9 +42,9 @@ _GELU = {
     "gelu_fast": "tanh",
 }
 _WRITTEN_GELU = {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}
-# Of transformers; the encoders of the last two are those of the first.
+# Model types of transformers; the last two have the same encoder as the first.
 _MODEL_TYPES = ("vit", "deit", "vit_mae", "vit_msn")
-# Numbers of PIL's filters → ours, which has no counterpart of the last two.
+# Numbers of PIL's filters → our names; the last two are the nearest that we have.
 _FILTERS = {
     0: "nearest",
     2: "bilinear_antialias",
@@ -53,7 +53,7 @@ _FILTERS = {
     1: "bicubic_antialias",
     5: "bilinear_antialias",
 }
-# Ours → PIL's, which has none without antialias: `lost` says so.
+# Ours → PIL's. PIL always uses antialiasing; `lost` reports the difference.
 _WRITTEN_FILTERS = {ours: number for number, ours in reversed(_FILTERS.items())} | {
     "bilinear": 2,
     "bicubic": 3,
@@ -66,23 +66,23 @@ _SIZE = Kind(
     lambda value: PAIR.holds(value) or TABLE.holds(value),
     "a number of pixels, or an object with height and width or with shortest_edge",
 )
-# Whose size, when a single number, is that of the shorter edge.
+# Processors for which a single number as size means the shorter edge.
 _SHORTEST = ("CLIP", "Bit", "ConvNext", "LeViT")
 
 
 class HuggingFaceConfig:
-    """A config.json of transformers; an empty one says nothing.
+    """A config.json of transformers; an empty one leaves everything open.
 
     Attributes:
-      image_size: (height, width), None if not told.
-      num_heads: None if not told.
-      gelu: ours.
-      layernorm_epsilon: as told, or the library's own.
-      loss: "sigmoid" where an image has several labels.
-      assumed: what nothing told, a sentence each.
+      image_size: (height, width); None if not given.
+      num_heads: None if not given.
+      gelu: our name of the activation.
+      layernorm_epsilon: the given one, or the library's default.
+      loss: "sigmoid" if an image has several labels, otherwise "softmax".
+      assumed: one sentence per assumption.
 
     Raises:
-      UserError: a value is not of its kind, or asks for a function that no
+      UserError: a value is not of the expected kind, or requires a function that no
         `Architecture` expresses.
     """
 
@@ -93,8 +93,8 @@ class HuggingFaceConfig:
         act = entry(config, "hidden_act", TEXT, "gelu")
         if act not in _GELU:
             raise UserError(
-                f"the activation of this model (hidden_act) is {quoted(act)}, and "
-                f"vit_jax computes {', '.join(_GELU)}"
+                f"the activation of this model (hidden_act) is {quoted(act)}, but "
+                f"vit_jax supports only {', '.join(_GELU)}. Use another model"
             )
         self.gelu = _GELU[act]
         self.layernorm_epsilon = float(
@@ -105,8 +105,8 @@ class HuggingFaceConfig:
         self.assumed: tuple[str, ...] = ()
         if "layer_norm_eps" not in config:
             self.assumed = (
-                "nothing beside the file tells the LayerNorm's epsilon: assumed "
-                f"{_EPSILON:g}, as transformers does",
+                "no config.json gives the LayerNorm's epsilon: assumed "
+                f"{_EPSILON:g}, the default of transformers",
             )
 
     def check(
@@ -118,7 +118,7 @@ class HuggingFaceConfig:
         channels: int,
         patch_size: tuple[int, int],
     ) -> None:
-        """Refuses a config that is not of a model of such shapes."""
+        """Raises UserError if the config does not match these sizes."""
         told = self._config
         kind = entry(told, "model_type", TEXT)
         check_agreement(
@@ -133,16 +133,19 @@ class HuggingFaceConfig:
         )
 
     def check_pooler(self) -> None:
-        """Refuses an activation of the pooler that is no tanh."""
+        """Raises UserError if the pooler's activation is not tanh."""
         act = entry(self._config, "pooler_act", TEXT, "tanh")
         if act != "tanh":
             raise UserError(
-                f"the activation of the pooler (pooler_act) is {quoted(act)}, and "
-                "vit_jax computes tanh"
+                f"the activation of the pooler (pooler_act) is {quoted(act)}, but "
+                "vit_jax supports only tanh. Use another model"
             )
 
     def class_names(self, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
-        """In the order of the head's outputs, () if not told; and what was assumed."""
+        """Reads the class names in the order of the head's outputs; () if unknown.
+
+        Also returns one sentence per assumption.
+        """
         table = entry(self._config, "id2label", TABLE, {})
         if not table or not num_classes:
             return (), []
@@ -152,7 +155,7 @@ class HuggingFaceConfig:
             return (), [
                 f"config.json has {len(table)} labels (id2label), {named} of them for "
                 f"the {num_classes} outputs of the head, which are numbered from 0: "
-                "assumed that the names are unknown"
+                "ignored the labels"
             ]
         numbered = all(name == f"LABEL_{i}" for i, name in enumerate(names))
         return (() if numbered else tuple(map(str, names))), []
@@ -161,7 +164,10 @@ class HuggingFaceConfig:
 def read_preprocessing(
     hints: Hints, architecture: Architecture
 ) -> tuple[Preprocessing, list[str]]:
-    """Of the model's size, as preprocessor_config.json says; and what was assumed."""
+    """Reads the preprocessing from preprocessor_config.json, for the model's size.
+
+    Also returns one sentence per assumption.
+    """
     a, told = architecture, hints.preprocessor
     if hints.preprocessing is not None:
         replaced = dataclasses.replace(
@@ -171,7 +177,8 @@ def read_preprocessing(
     if not told:
         return _usual(a)
     chain, assumed = _chain(told, a.image_size)
-    # It takes image · factor, then off the mean: ours has images in units of 255.
+    # A processor scales by its factor before it normalises. Ours scales by 1 / 255, so
+    # mean and std are converted.
     factor = 1.0
     if entry(told, "do_rescale", FLAG, True):
         factor = float(entry(told, "rescale_factor", FACTOR, 1 / 255))
@@ -192,11 +199,11 @@ def companions(
     preprocessing: Preprocessing,
     class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """config.json and preprocessor_config.json, as `from_pretrained` needs them.
+    """Makes config.json and preprocessor_config.json for `from_pretrained`.
 
     Args:
-      architecture: of the weights beside them.
-      preprocessing: of their input.
+      architecture: the model's architecture.
+      preprocessing: the model's preprocessing.
       class_names: in the order of the head's outputs.
     """
     a = architecture
@@ -236,15 +243,16 @@ def companions(
 
 
 def lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
-    """What transformers does otherwise than the model, a sentence each."""
+    """Lists sentences about what transformers computes differently than the model."""
     a, p = architecture, preprocessing
     assert isinstance(a, Architecture)
     chain, _ = _chain(_processor(p), p.image_size)
     differs = {
-        f"images to evaluate on pass {p.eval_transform!r}, and in the processors of "
-        f"transformers {chain!r}": chain != usual_spelling(p),
-        "transformers puts an untrained pooler on a model without a head; its "
-        "last_hidden_state is as it should be": not a.num_classes and not a.pre_logits,
+        f"transformers will preprocess images with {chain!r}, where this model was "
+        f"evaluated with {p.eval_transform!r}: expect slightly different "
+        "predictions": chain != usual_spelling(p),
+        "transformers adds an untrained pooler to a model without a head; its "
+        "last_hidden_state is still right": not a.num_classes and not a.pre_logits,
     }
     return [sentence for sentence, present in differs.items() if present]
 
@@ -252,7 +260,7 @@ def lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
 def _chain(
     told: Mapping[str, Any], image_size: tuple[int, int]
 ) -> tuple[str, list[str]]:
-    """The chain of operations that a processor does."""
+    """Converts a processor to a chain of operations; also lists assumptions."""
     kind = entry(told, "image_processor_type", TEXT, "") or entry(
         told, "feature_extractor_type", TEXT, ""
     )
@@ -269,18 +277,20 @@ def _chain(
         chain = to_chain(Geometry(False, image_size, interpolation), image_size)
         return chain, [
             f"preprocessor_config.json makes images of {times(final)}"
-            f"{' at least' if keeps and not crop else ''}, and the model takes "
+            f"{' or larger' if keeps and not crop else ''}, but the model takes "
             f"{times(image_size)}: assumed {chain!r}"
         ]
     assumed = []
     if number in (1, 5):
-        assumed.append(f"the filter {number} is not known: assumed {interpolation}")
+        assumed.append(
+            f"the filter {number} (resample) is not supported: assumed {interpolation}"
+        )
     geometry = Geometry(keeps, size, interpolation, side_rounding="down")
     return to_chain(geometry, image_size), assumed
 
 
 def _size(value: Any, kind: str) -> tuple[bool, tuple[int, int]]:
-    """Whether the aspect is kept, and (height, width)."""
+    """Reads whether the aspect ratio is kept, and (height, width)."""
     if isinstance(value, Mapping):
         shortest = entry(value, "shortest_edge", COUNT)
         if shortest:
@@ -288,8 +298,8 @@ def _size(value: Any, kind: str) -> tuple[bool, tuple[int, int]]:
         height, width = (entry(value, side, COUNT) for side in ("height", "width"))
         if not height or not width:
             raise UserError(
-                f"preprocessor_config.json says a size is {dict(value)!r}, expected "
-                f"{_SIZE.words}"
+                f"a size in preprocessor_config.json is {dict(value)!r}, expected "
+                f"{_SIZE.words}: correct it, or remove the file"
             )
         return False, (height, width)
     keeps = isinstance(value, int) and kind.startswith(_SHORTEST)
@@ -297,7 +307,7 @@ def _size(value: Any, kind: str) -> tuple[bool, tuple[int, int]]:
 
 
 def _usual(a: Architecture) -> tuple[Preprocessing, list[str]]:
-    """What the released models of the family expect."""
+    """Returns the preprocessing of the family's released models, as an assumption."""
     mean, std = _IMAGENET if a.distillation_token else _HALF
     geometry = Geometry(False, a.image_size, "bilinear_antialias")
     if a.distillation_token:
@@ -311,22 +321,23 @@ def _usual(a: Architecture) -> tuple[Preprocessing, list[str]]:
         one_a_channel(std, a.channels),
     )
     return preprocessing, [
-        "no preprocessor_config.json tells the preprocessing: assumed mean "
+        "there is no preprocessor_config.json: assumed mean "
         f"{preprocessing.mean}, standard deviation {preprocessing.std} and "
         f"{preprocessing.eval_transform!r}"
     ]
 
 
 def _processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """preprocessor_config.json."""
+    """Makes the content of preprocessor_config.json."""
     p = preprocessing
     geometry = from_chain(p) or Geometry(False, p.image_size, "bilinear_antialias")
     if geometry.keeps_aspect and geometry.size[0] != geometry.size[1]:
-        # Of one edge alone it could be smaller than the crop, which then adds black.
+        # shortest_edge alone could make an image smaller than the crop, which would
+        # then be padded with black.
         geometry = Geometry(False, p.image_size, geometry.interpolation)
     crops = geometry.keeps_aspect or geometry.size != p.image_size
     height, width = geometry.size
-    # Each of these reads every key below; they differ in what older versions took.
+    # These processors read all keys below; older versions accepted different ones.
     kind = "DeiTImageProcessor" if crops else "ViTImageProcessor"
     size: dict[str, int] = {"height": height, "width": width}
     if geometry.keeps_aspect:

@@ -1,4 +1,4 @@
-"""The foreign formats: which one a file is in, and moving parameters in and out."""
+"""Foreign formats by name: recognition, and conversion of parameters in and out."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ from vit_jax.weights.formats.layout import (
 )
 from vit_jax.words import did_you_mean, plain, shortened
 
-# In the order in which a file's names are compared with them.
+# In the order in which they are tried on a file's names.
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (google, big_vision, huggingface, timm)
@@ -34,10 +34,10 @@ FORMATS: dict[str, Format] = {
 
 
 def recognise_format(tensors: Tensors) -> Format:
-    """The format that the names in a file are of.
+    """Finds the format of a file by the names of its tensors.
 
     Raises:
-      UserError: none.
+      UserError: no format recognises the names.
     """
     for format in FORMATS.values():
         if format.recognises(tensors.specs):
@@ -46,20 +46,19 @@ def recognise_format(tensors: Tensors) -> Format:
     shown = shortened(names, plain, most=5)
     titles = ", ".join(format.title for format in FORMATS.values())
     raise UserError(
-        f"{tensors.path} holds {len(names)} tensors ({shown or 'none'}) that are named "
-        f"like no Vision Transformer known here; known are {titles}, and vit_jax's "
-        "own. Pass a file in one of these formats"
+        f"{tensors.path} holds {len(names)} tensors ({shown or 'none'}) whose names "
+        f"are not those of a known format; known are {titles}, and vit_jax's own. "
+        "Pass a file in one of these formats"
     )
 
 
 def read_tensors(
     tensors: Tensors, hints: Hints | None = None
 ) -> tuple[Reading, dict[str, Any]]:
-    """What a file holds, and its parameters: nested dict of float32 numpy arrays.
+    """Reads a model's description and its parameters, a nested dict of float32 arrays.
 
     Raises:
-      UserError: the file is in no known format, or names, shapes or numbers do not make
-        a model.
+      UserError: the format is unknown, or names, shapes or numbers do not make a model.
     """
     format = recognise_format(tensors)
     hints = hints or NO_HINTS
@@ -84,15 +83,15 @@ def to_tensors(
     params: Mapping[str, Any],
     preprocessing: Preprocessing,
 ) -> tuple[ViTOrMixer, dict[str, np.ndarray], list[str]]:
-    """Parameters as a format holds them.
+    """Converts parameters to the tensors of a format.
 
     Returns:
-      The architecture that the file is of (sin-cos positions that the format cannot
-      name are written out as numbers); its arrays by name; and what is lost, a sentence
-      each.
+      The architecture of the file (with learned positions if the format cannot express
+      sin-cos ones, which are then written as numbers); its arrays by name; and a
+      sentence for each fact that is lost.
 
     Raises:
-      UserError: lists what the format cannot express.
+      UserError: lists the features that the format cannot express.
     """
     lost = []
     if _has_sincos(architecture) and format.inexpressible(architecture):
@@ -114,7 +113,7 @@ def to_tensors(
 
 
 def find_format(name: str) -> Format:
-    """The format of this name; UserError with the nearest if there is none."""
+    """Returns the format of this name; raises UserError with the nearest name."""
     if name in FORMATS:
         return FORMATS[name]
     choices = [*FORMATS, "vit_jax"]
@@ -123,9 +122,9 @@ def find_format(name: str) -> Format:
 
 
 def shapes_of(architecture: ViTOrMixer) -> dict[str, tuple[int, ...]]:
-    """Shapes of an architecture's parameters by "/"-joined path."""
+    """Returns the shapes of an architecture's parameters by "/"-joined path."""
     if _has_sincos(architecture):
-        # Fixed positions are none, and need not be computed for a grid of any size.
+        # Fixed positions are not parameters; computing them for a huge grid is avoided.
         one_patch = architecture.patch_size
         architecture = dataclasses.replace(architecture, image_size=one_patch)
     leaves = flatten(abstract_params(architecture))
@@ -133,22 +132,22 @@ def shapes_of(architecture: ViTOrMixer) -> dict[str, tuple[int, ...]]:
 
 
 def _not_read(tensors: Tensors, read: Iterable[Piece]) -> Iterator[str]:
-    """What of a file was read in another's place or not at all, a sentence each."""
+    """Yields sentences about alternatives, heads elsewhere, and tensors left out."""
     others = tensors.metadata.get("others")
     if tensors.kind == "torch" and others:
         yield (
-            f"read the entry {tensors.metadata['wrapper']} of the file, in which there "
-            f"also is {others}"
+            f"read the entry {tensors.metadata['wrapper']} of the file, which also has "
+            f"{others}"
         )
     if beside := [piece.name for piece in read if piece.beside]:
         yield (
-            f"took {shortened(beside, plain)}, which stands beside the model's other "
-            "names, for its head"
+            f"used {shortened(beside, plain)}, which lies outside of the model's other "
+            "names, as its head"
         )
     names = {piece.name for piece in read}
     if left := [name for name in tensors.specs if name not in names]:
         yield (
-            f"left out {len(left)} of {len(tensors.specs)} tensors, which are no part "
+            f"left out {len(left)} of {len(tensors.specs)} tensors, which are not part "
             f"of the model: {shortened(left, plain)}"
         )
 
@@ -160,7 +159,7 @@ def _has_sincos(architecture: ViTOrMixer) -> bool:
 def _written_out(
     architecture: Any, params: Mapping[str, Any]
 ) -> tuple[Architecture, dict[str, Any]]:
-    """The same function with its fixed positions as parameters."""
+    """Turns fixed positions into parameters, which leaves the function unchanged."""
     a = architecture
     positions = {"pos_embed": sincos2d(a.grid, a.width, a.sincos_denominator)}
     learned = dataclasses.replace(

@@ -1,7 +1,7 @@
-"""What the tables of foreign formats are made of, and how they move parameters.
+"""Building blocks of the tables of foreign formats, and their application.
 
-A format is a list of rows, each of which pairs one foreign tensor with the parameters
-of ours that it holds. The same rows read and write.
+A format is a list of rows. Each row pairs one foreign tensor with the parameters of
+ours that it holds. The same rows are used to read and to write.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,16 +16,17 @@ from vit_jax.models import Architecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec, Tensors
 from vit_jax.words import plain, shortened
 
-# What weights are saved in. All else is of another kind, such as quantized numbers.
+# Dtypes of weights; tensors of other dtypes, such as quantized ones, are refused.
 _WEIGHTS = {
     np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
 }
 
 
 class Layout(NamedTuple):
-    """How one foreign array holds one or more of ours; both directions are exact.
+    """An exact conversion between one foreign array and one or more of ours.
 
-    Both must work on shapes alone (reshape, transpose, split, concatenate …).
+    Both directions may only reshape, transpose, split, concatenate and the like, so
+    that they can be tried on shapes alone.
     """
 
     read: Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -33,7 +34,7 @@ class Layout(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One foreign tensor, and the "/"-joined paths of the parameters that it holds."""
+    """A foreign tensor, and the "/"-joined paths of the parameters that it holds."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -41,10 +42,10 @@ class Row(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Where a file holds what a table calls by another name.
+    """The place in a file of a tensor that the table calls by another name.
 
-    `index` picks one block of a tensor that stacks them all on its first axis. `beside`
-    is a head that stands outside of what wraps the model's other names.
+    `index` selects one block of a tensor that stacks all blocks on its first axis.
+    `beside` marks a head outside of the prefix that the model's other names have.
     """
 
     name: str
@@ -53,52 +54,51 @@ class Piece(NamedTuple):
 
 
 class Hints(NamedTuple):
-    """What is known besides the tensors."""
+    """Facts about a model that come from outside of its tensors."""
 
     config: Mapping[str, Any] = {}  # a companion config.json
     preprocessor: Mapping[str, Any] = {}  # a companion preprocessor_config.json
-    num_heads: int | None = None  # what the caller says
-    image_size: tuple[int, int] | None = None  # where the tensors do not tell it
-    preprocessing: Preprocessing | None = None  # of the published row
-    trained_image_size: tuple[int, int] | None = None  # what the caller is sure of
+    num_heads: int | None = None  # passed by the caller
+    image_size: tuple[int, int] | None = None  # used if the tensors do not determine it
+    preprocessing: Preprocessing | None = None  # from the row of a published model
+    trained_image_size: tuple[int, int] | None = None  # passed as certain by the caller
 
 
 NO_HINTS = Hints()
 
 
 class Reading(NamedTuple):
-    """What a file's names and shapes, and the hints, say of the model in it."""
+    """The description of a model, derived from names, shapes and hints."""
 
     architecture: ViTOrMixer
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()  # what nothing told, one sentence each
-    posemb_resize: str = "bicubic"  # as the family's own code does
-    loss: str = "softmax"  # what makes probabilities of the logits
+    assumed: tuple[str, ...] = ()  # one sentence per assumption
+    posemb_resize: str = "bicubic"  # the method of the family's own code
+    loss: str = "softmax"  # "softmax" or "sigmoid": turns logits into probabilities
 
 
-Shapes = Mapping[str, tuple[int, ...]]  # by the table's names
+Shapes = Mapping[str, tuple[int, ...]]  # the table's name → shape
 
 
 class Format(NamedTuple):
     """A published layout of parameters.
 
     Attributes:
-      name: as `--to=` and `save(format=)` take it.
-      title: in messages, such as "Google's .npz".
-      recognises: whether the names in a file are of this format.
-      pieces: the specs of a file, and hints → {the table's name: where the file holds
-        it}. Undoes outer prefixes, older generations of names and stacked blocks. A
-        name that it does not know stays as it is, so that it is reported; what lies
-        beside an outer prefix (optimizer states, a text tower) is left out, but for a
-        head.
-      read: shapes by the table's names → what they are of. Raises UserError if they are
-        of no model that can be expressed, or something must be asked for.
-      rows: the table for an architecture.
-      inexpressible: what of an architecture the format has no place for, a phrase each.
-      ignored: names, by the table, that may be in a file and are not needed.
-      lost: what of an expressible model is not in its files, a sentence each: numerics
-        that readers of the format set themselves.
+      name: the value for `--to=` and `save(format=)`.
+      title: the name in messages, such as "Google's .npz".
+      recognises: names in a file → whether they are of this format.
+      pieces: specs of a file, hints → {the table's name: its place in the file}. Undoes
+        outer prefixes, older generations of names and stacked blocks. Unknown names
+        stay unchanged, so that they are reported; tensors outside of a prefix
+        (optimizer states, a text tower) are left out, except for a head.
+      read: shapes, hints → description of the model. Raises UserError if no
+        `Architecture` expresses the model, or if the user has to pass something.
+      rows: architecture → the table.
+      inexpressible: architecture → a phrase for each part that the format cannot hold.
+      lost: expressible architecture, preprocessing → a sentence for each fact that the
+        files do not record, such as numerics that readers of the format set themselves.
+      ignored: the table's names that may be in a file and are not needed.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Format(NamedTuple):
 
 
 def one(read: Callable, write: Callable) -> Layout:
-    """A layout of a single parameter."""
+    """Makes the layout of a single parameter."""
     return Layout(lambda array: (read(array),), write)
 
 
@@ -125,9 +125,9 @@ OIHW = one(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 
 
 def reshaped(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Layout:
-    """The same numbers in the same order, in another shape.
+    """Makes a layout that changes the shape and keeps the order of the numbers.
 
-    Read with dimensions of one anywhere, which change nothing.
+    Reading accepts additional or missing dimensions of size 1.
     """
 
     def read(x):
@@ -139,7 +139,10 @@ def reshaped(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Layout:
 
 
 def split(parts: int, inner: Layout = SAME) -> Layout:
-    """Several parameters of one shape, each laid out as `inner`, on the first axis."""
+    """Makes the layout of several parameters of one shape, joined on the first axis.
+
+    Each of them has the layout `inner`.
+    """
     return Layout(
         lambda x: [inner.read(part)[0] for part in np.split(x, parts)],
         lambda *xs: np.concatenate([inner.write(x) for x in xs]),
@@ -147,9 +150,10 @@ def split(parts: int, inner: Layout = SAME) -> Layout:
 
 
 def positions(grid: tuple[int, int], prefix: int) -> Layout:
-    """[1, prefix + gh·gw, d] ↔ pos_embed_prefix [1, prefix, d], pos_embed of a grid.
+    """Makes the layout of positions, with those of `prefix` other tokens first.
 
-    With `prefix` 0 there is only pos_embed.
+    It converts [1, prefix + gh·gw, d] to pos_embed_prefix [1, prefix, d] and pos_embed
+    [1, gh, gw, d]. If `prefix` is 0, there is only pos_embed.
     """
 
     def read(x):
@@ -170,22 +174,22 @@ def read_params(
     expected: Mapping[str, tuple[int, ...]],
     ignored: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Reads what the rows name, in float32.
+    """Reads the tensors of all rows, in float32.
 
     Args:
       tensors: the opened file.
-      pieces: where it holds the table's names.
+      pieces: the table's name → its place in the file.
       rows: the table.
-      expected: shapes of our parameters, by "/"-joined path.
+      expected: "/"-joined path → shape of our parameter.
       ignored: the table's names that need no row.
 
     Returns:
-      Arrays by "/"-joined path. They may be views of what was read.
+      "/"-joined path → array. Arrays may be views of those that were read.
 
     Raises:
-      UserError: lists every tensor that is missing, unexpected, of another shape or of
-        no floating type, at most ten each, before anything is read; or names one that
-        is not finite.
+      UserError: before anything is read, if tensors are missing, unexpected, of another
+        shape or not of a floating type (lists at most ten of each); later, if one is
+        not finite (names it).
     """
     _check(tensors, pieces, rows, expected, ignored)
     params: dict[str, np.ndarray] = {}
@@ -195,7 +199,7 @@ def read_params(
         if index is None:
             array = _finite(tensors, name)
         else:
-            # Blocks stay views of their stack: nothing is read or held twice.
+            # Blocks stay views of their stack, so that it is read and held once.
             if name not in stacks:
                 stacks[name] = _finite(tensors, name)
             array = stacks[name][index]
@@ -206,7 +210,7 @@ def read_params(
 def write_tensors(
     params: Mapping[str, np.ndarray], rows: Sequence[Row]
 ) -> dict[str, np.ndarray]:
-    """The inverse of `read_params`: foreign arrays by the table's names, contiguous."""
+    """Inverts `read_params`: returns contiguous foreign arrays by the table's names."""
     return {
         row.theirs: np.ascontiguousarray(
             row.layout.write(*(as_weights(params[path]) for path in row.ours))
@@ -220,12 +224,12 @@ def unnamed_kinds(
     mlps: Collection[str],
     norms: Collection[str] = ("layernorm",),
 ) -> list[str]:
-    """Kinds of layers in a model's blocks that a format has no names for, in words.
+    """Lists phrases for the kinds of layers in the blocks that a format does not name.
 
     Args:
-      architecture: of the model.
-      mlps: kinds of MLPs that the format's tables have.
-      norms: kinds of norms that they have.
+      architecture: the model's architecture.
+      mlps: kinds of MLPs in the format's tables.
+      norms: kinds of norms in the format's tables.
     """
     kinds = (
         ("MLPs", architecture.mlp_type, mlps),
@@ -239,7 +243,7 @@ def unnamed_kinds(
 
 
 def as_weights(array: Any) -> np.ndarray:
-    """The array in a type that weights are saved in, float32 if it is of another."""
+    """Converts an array to float32 unless it has one of the dtypes of weights."""
     array = np.asarray(array)
     return array if array.dtype in _WEIGHTS else array.astype(np.float32)
 
@@ -247,7 +251,7 @@ def as_weights(array: Any) -> np.ndarray:
 def piece_shapes(
     specs: Mapping[str, Spec], pieces: Mapping[str, Piece]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes by the table's names."""
+    """Returns the shapes by the table's names."""
     return {
         theirs: specs[piece.name].shape[0 if piece.index is None else 1 :]
         for theirs, piece in pieces.items()
@@ -255,7 +259,7 @@ def piece_shapes(
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary's leaves by "/"-joined path."""
+    """Flattens a nested dictionary to "/"-joined paths."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -266,7 +270,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Inverts `flatten`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
@@ -305,16 +309,16 @@ def _check(tensors, pieces, rows, expected, ignored):
     if lines:
         raise UserError(
             f"{tensors.path} does not hold the model that it looks like. Use a "
-            "complete and unchanged copy, or save the model again with these put "
-            "right:\n" + "\n".join(lines)
+            "complete and unchanged copy, or save the model again with these "
+            "corrected:\n" + "\n".join(lines)
         )
 
 
 def _difference(row: Row, shape: tuple[int, ...], expected) -> str:
-    """What is wrong with a foreign tensor's shape; "" if nothing is."""
+    """Describes what is wrong with a foreign tensor's shape; "" if nothing is."""
 
     def empty(shape):
-        # Of any shape in no memory: the layout is tried on it.
+        # An array of any shape that takes no memory, to try the layout on.
         return np.broadcast_to(np.zeros((), np.float32), shape)
 
     wanted = row.layout.write(*(empty(expected[path]) for path in row.ours)).shape
@@ -329,8 +333,8 @@ def _difference(row: Row, shape: tuple[int, ...], expected) -> str:
 def _finite(tensors: Tensors, name: str) -> np.ndarray:
     array = np.asarray(tensors.read(name), np.float32)
     flat = array.reshape(-1)
-    # NaN and infinity survive in the sum of squares, which costs no memory; so large
-    # numbers that it overflows are looked at one by one.
+    # NaN and infinity propagate to the sum of squares, which needs no memory. Only if
+    # that is not finite, perhaps because it overflowed, each number is checked.
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(np.dot(flat, flat))
     if suspicious and (count := int(np.count_nonzero(~np.isfinite(flat)))):

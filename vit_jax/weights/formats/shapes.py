@@ -1,4 +1,4 @@
-"""What the shapes in a file tell of the model: its sizes, its blocks, its grid."""
+"""Derivation of a model's sizes, blocks and grid from the shapes in a file."""
 
 import math
 import re
@@ -9,16 +9,21 @@ from vit_jax.weights.formats.layout import Hints, Shapes
 from vit_jax.words import times
 
 Size = tuple[int, int]
-_Found = tuple[int, Size]  # positions of other tokens, and the grid of the others
+_Found = tuple[int, Size]  # number of positions of other tokens, grid of the patches
 
 
 def sizes(
     shapes: Shapes, dimensions: Mapping[str, int | None]
 ) -> list[tuple[int, ...]]:
-    """Shapes of tensors that must be there, by name; None is any number of dimensions.
+    """Returns the shapes of required tensors.
+
+    Args:
+      shapes: the table's name → shape.
+      dimensions: required name → its number of dimensions; None allows any number.
 
     Raises:
-      UserError: lists all that are missing, empty or of another number of dimensions.
+      UserError: lists all tensors that are missing, empty or have another number of
+        dimensions.
     """
     problems = []
     for name, expected in dimensions.items():
@@ -32,15 +37,16 @@ def sizes(
             problems.append(f"{name} is empty")
     if problems:
         raise UserError(
-            f"the sizes of the model cannot be read off: {'; '.join(problems)}. "
-            "The file is incomplete, or of another kind of model"
+            f"the sizes of the model cannot be determined: {'; '.join(problems)}. "
+            "Use another copy if the file is incomplete; it may also hold another "
+            "kind of model"
         )
     return [shapes[name] for name in dimensions]
 
 
 def numbers(names: Iterable[str], start: str, separator: str) -> list[int]:
-    """The n of names that begin with `start`, n and `separator`; each once, sorted."""
-    # No more digits than any model needs: a damaged name must not become a huge number.
+    """Lists the distinct n, sorted, of names that begin with `start`n`separator`."""
+    # At most four digits, so that a damaged name does not become a huge number.
     pattern = re.compile(
         f"{re.escape(start)}(0|[1-9][0-9]{{0,3}}){re.escape(separator)}"
     )
@@ -48,7 +54,7 @@ def numbers(names: Iterable[str], start: str, separator: str) -> list[int]:
 
 
 def patches(size: Size | None, patch_size: Size) -> Size:
-    """The grid that an image of this size is cut into; (0, 0) without one."""
+    """Returns the grid of patches of an image; (0, 0) if the size is None."""
     return (size[0] // patch_size[0], size[1] // patch_size[1]) if size else (0, 0)
 
 
@@ -61,24 +67,26 @@ def grid_of(
     said: Size | None = None,
     assumed: list[str] | None = None,
 ) -> tuple[int, Size]:
-    """How many of the positions belong to no patch, and the grid of the others.
+    """Splits a number of positions into those of other tokens and a grid of patches.
 
-    The size that the caller is sure of counts most, then the one that a companion
-    names, then any square, then the size that the caller names otherwise: that may be
-    another one, to resize the positions to.
+    The order of precedence is: the caller's `trained_image_size`, the companion's size,
+    any square, and the caller's `image_size`. The last comes last because it may be
+    another size, to which the positions will be resized.
 
     Args:
-      name: of the tensor, for messages.
-      positions: how many there are.
-      prefixes: how many may belong to other tokens, the most likely number first.
+      name: name of the tensor, for messages.
+      positions: number of positions.
+      prefixes: possible numbers of positions of other tokens, the most likely first.
       patch_size: in pixels.
-      hints: with the caller's image sizes.
+      hints: has the caller's image sizes.
       said: the companion's image size.
-      assumed: gets a sentence where the number could mean another grid as well.
+      assumed: gets a sentence if another grid would be possible as well.
+
+    Returns:
+      The number of positions of other tokens, and the grid (height, width).
 
     Raises:
-      UserError: none of these explains the number, or the size that the caller is sure
-        of does not.
+      UserError: nothing explains the number, or `trained_image_size` contradicts it.
     """
     counts = {prefix: positions - prefix for prefix in prefixes}
 
@@ -96,10 +104,10 @@ def grid_of(
     if sure:
         expected = " or ".join(str(max(count, 0)) for count in counts.values())
         raise UserError(
-            f"trained_image_size={sure} is cut into "
+            f"trained_image_size={sure} has "
             f"{times(patches(sure, patch_size))} patches of {times(patch_size)} "
-            f"pixels, and {name} has {expected} positions of patches: pass the size "
-            "that the weights were trained at, or leave it out"
+            f"pixels, but {name} has {expected} positions of patches: pass the size "
+            "at which the weights were trained, or omit it"
         )
     squares = [
         (prefix, (side, side))
@@ -108,27 +116,27 @@ def grid_of(
     ]
     named = of_size(hints.image_size)
     if squares:
-        # Of several, the size that the caller names decides.
+        # If several squares are possible, the caller's image_size decides.
         chosen = next((square for square in squares if square in named), squares[0])
         others = [other for other in squares + named if other != chosen]
         if others and assumed is not None:
             size = hints.image_size if set(others) & set(named) else "(height, width)"
             assumed.append(
-                f"{name} may be of {' or of '.join(map(_grid, [chosen, *others]))}: "
-                f"assumed the first; if that is wrong pass trained_image_size={size}"
+                f"{name} may hold {' or '.join(map(_grid, [chosen, *others]))}: "
+                f"assumed the first; if that is wrong, pass trained_image_size={size}"
             )
         return chosen
     if named:
         return named[0]
     raise UserError(
         f"{name} has {max(positions - next(iter(counts)), 0)} positions of patches, "
-        "which is no square grid: pass the image size that the weights were trained "
-        "at, trained_image_size=(height, width), to vit_jax.load, or let "
-        "python -m vit_jax.convert --trained_image_size=… write a file that says it"
+        "which is not a square grid: pass the image size at which the weights were "
+        "trained, trained_image_size=(height, width), to vit_jax.load, or write a file "
+        "that records it with python -m vit_jax.convert --trained_image_size=…"
     )
 
 
 def _grid(found: _Found) -> str:
     prefix, grid = found
-    before = f" behind {prefix} other token{'s' * (prefix > 1)}" if prefix else ""
+    before = f" after {prefix} other token{'s' * (prefix > 1)}" if prefix else ""
     return f"{times(grid)} patches{before}"

@@ -1,7 +1,7 @@
-"""Our own format in one file: safetensors that describe themselves.
+"""Our own single-file format: safetensors with a description.
 
-The tensors have our names, joined by "/"; the metadata's key "vit_jax" holds what the
-checkpoints of a work directory say of themselves, as JSON.
+The tensors have our names, joined by "/". The metadata's key "vit_jax" holds the same
+description as a checkpoint in a work directory, as JSON.
 """
 
 import json
@@ -28,24 +28,25 @@ from vit_jax.weights.formats.layout import (
 from vit_jax.words import one_line
 
 _KEY = "vit_jax"
-_TENSORS_A_UNIT = 9  # of a trunk: three kernels, and three norms with scale and bias
+# A unit of a trunk has three kernels, and three norms with scale and bias.
+_TENSORS_A_UNIT = 9
 
 
 def is_single_file(tensors: Tensors) -> bool:
-    """Whether a file was written in this format."""
+    """Returns whether a file was written in this format."""
     return _KEY in tensors.metadata
 
 
 def read_single_file(tensors: Tensors) -> tuple[Description, dict[str, Any]]:
-    """The description and the parameters, a nested dict of numpy arrays.
+    """Reads the description and the parameters, a nested dict of numpy arrays.
 
     Raises:
-      UserError: the description is damaged, or is not of these tensors.
+      UserError: the description is damaged, or does not match the tensors.
     """
     try:
         description = Description.from_dict(json.loads(tensors.metadata[_KEY]))
     except UserError as error:
-        # Where types are checked, a value of a wrong one has a message of many lines.
+        # With runtime type checks, a wrong type gives a message of many lines.
         reason = str(error).partition("\n")[0]
         raise UserError(f"{tensors.path}: {reason}") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -61,26 +62,26 @@ def read_single_file(tensors: Tensors) -> tuple[Description, dict[str, Any]]:
 
 
 def _check_size(architecture: ViTOrMixer, tensors: Tensors) -> None:
-    """Refuses what the file cannot hold, before shapes of any size are made up."""
+    """Rejects a model that the file cannot hold, before huge shapes are computed."""
     a, trunk = architecture, getattr(architecture, "trunk", None)
     declared = a.depth + _TENSORS_A_UNIT * sum(trunk or ())
     if declared > len(tensors.specs):
         raise UserError(
-            f"{tensors.path}: its description is of a model with {declared:,} tensors "
-            f"or more ({a.depth:,} blocks, trunk {trunk}), and it holds "
-            f"{len(tensors.specs):,}. Use another copy"
+            f"{tensors.path}: it holds {len(tensors.specs):,} tensors, but its "
+            f"description is of a model with {declared:,} or more ({a.depth:,} blocks, "
+            f"trunk {trunk}). Use another copy"
         )
     largest = max(_extents(a))
     held = sum(math.prod(spec.shape) for spec in tensors.specs.values())
     if largest > held:
         raise UserError(
-            f"{tensors.path}: its description is of a model with a tensor of "
-            f"{largest:,} numbers, and it holds {held:,} in all. Use another copy"
+            f"{tensors.path}: it holds {held:,} numbers in all, but its description is "
+            f"of a model with a tensor of {largest:,}. Use another copy"
         )
 
 
 def _extents(a: ViTOrMixer) -> list[int]:
-    """How many numbers are in the tensors that the architecture's fields size."""
+    """Lists the sizes of the tensors whose shapes depend on the architecture."""
     patches = math.prod(a.grid)
     extents = [
         math.prod(a.embed_kernel) * a.embed_channels * a.width,
@@ -100,7 +101,7 @@ def _extents(a: ViTOrMixer) -> list[int]:
 def as_single_file(
     description: Description, params: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the metadata that `read_single_file` reads."""
+    """Makes the arrays and the metadata that `read_single_file` reads."""
     arrays = {
         path: np.ascontiguousarray(as_weights(leaf))
         for path, leaf in flatten(params).items()

@@ -1,7 +1,8 @@
-"""timm's layout: ViT, DeiT, DeiT-III, register tokens, hybrids; also Facebook's files.
+"""timm's format: ViT, DeiT, DeiT-III, register tokens, hybrids; also Facebook's files.
 
-Of pytorch-image-models 1.0 (github.com/huggingface/pytorch-image-models), and of older
-versions and of facebookresearch/deit where their names differ.
+The names are those of pytorch-image-models 1.0
+(github.com/huggingface/pytorch-image-models). Differing names in older versions and in
+facebookresearch/deit are read too.
 """
 
 import re
@@ -41,7 +42,7 @@ from vit_jax.weights.formats.torch_layers import (
 )
 
 _BACKBONE = "patch_embed.backbone"
-# What training scripts wrap models in.
+# Prefixes that training scripts add.
 _PREFIX = re.compile(
     r"(?:(?:module|model|_orig_mod|encoder|backbone|visual|trunk)\.)*"
     r"(?=patch_embed\.|blocks\.\d+\.(?:attn|mlp|norm1)\b)"
@@ -51,7 +52,7 @@ _RENAMES = (
     (r"^register_tokens$", "reg_token"),  # Facebook's DINOv2
 )
 _HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
-# Not of the encoder: what a masked autoencoder was pretrained with.
+# Parts of a masked autoencoder used only for pretraining, which are not read.
 _LEFT_OUT = re.compile(r"decoder_|mask_token$")
 _UNSUPPORTED = {
     r"blocks\.\d+\.attn\.[qk]_norm\.": "normalised queries and keys (qk-norm)",
@@ -70,10 +71,10 @@ _UNSUPPORTED = {
     r"(layers|stages)\.\d+\.": "stages of several resolutions",
     r"attn_pool\.pos_embed$": "positions in the attention pooling",
     rf"{re.escape(_BACKBONE)}\.(?!((stem\.)?(conv|norm)|stages\.\d+\.blocks\.\d+)\.)": (
-        "a trunk that is no ResNet with weight-standardised convolutions"
+        "a trunk other than a ResNet with weight-standardised convolutions"
     ),
 }
-_SIGMOID_CLASSES = 21_843  # ImageNet-21k has several labels an image
+_SIGMOID_CLASSES = 21_843  # ImageNet-21k, which has several labels per image
 
 
 def _recognises(names: Iterable[str]) -> bool:
@@ -90,7 +91,7 @@ def _pieces(specs: Mapping[str, Spec], _: Hints = NO_HINTS) -> dict[str, Piece]:
             continue
         for pattern, replacement in _RENAMES:
             inner = re.sub(pattern, replacement, inner)
-        # Two names for one tensor: the second stays as it is, and is reported.
+        # If two names mean one tensor, the second stays unchanged and is reported.
         pieces[name if inner in pieces else inner] = Piece(name)
     return pieces
 
@@ -232,7 +233,7 @@ def _inexpressible(architecture: ViTOrMixer) -> list[str]:
         "a tanh layer before the head (pre_logits), which timm no longer computes": (
             a.pre_logits
         ),
-        "register tokens of which only some add positions, as the class token does": (
+        "positions for only one of class token and register tokens": (
             a.class_token
             and a.registers
             and a.class_token_position != a.register_positions
@@ -255,7 +256,7 @@ _QKV = ("query", "key", "value")
 
 
 def _fused(theirs: str, ours: str, parts: Sequence[str]) -> list[Row]:
-    """Projections side by side in one tensor."""
+    """Makes the rows of projections that share one tensor."""
 
     def row(name: str, leaf: str, layout: Layout) -> Row:
         paths = tuple(f"{ours}/{part}/{leaf}" for part in parts)
@@ -310,7 +311,7 @@ def _trunk_rows(a: Architecture) -> list[Row]:
 
 
 def _trunk(shapes: Shapes) -> tuple[int, ...] | None:
-    """Residual units a stage; None without a trunk."""
+    """Counts the residual units of each stage; None without a trunk."""
     if not any(name.startswith(f"{_BACKBONE}.") for name in shapes):
         return None
     stages = f"{_BACKBONE}.stages."
@@ -321,7 +322,7 @@ def _trunk(shapes: Shapes) -> tuple[int, ...] | None:
 
 
 def _unusual(shapes: Shapes) -> list[str]:
-    """What is unlike every `Architecture`, though all names may be known."""
+    """Lists features that no `Architecture` has but that names alone do not reveal."""
     fc1, fc2 = (_of_any_block(shapes, f"mlp.fc{i}.weight") for i in (1, 2))
     norms = {"norm.weight", "fc_norm.weight"} & shapes.keys()
     pool = {name for name in shapes if name.startswith("attn_pool.")}
@@ -345,17 +346,17 @@ def _unusual(shapes: Shapes) -> list[str]:
 
 
 def _prefixes(config: TimmConfig, tokens: int, registers: int) -> tuple[int, ...]:
-    """How many tokens before the patches may have positions, the most likely first."""
+    """Lists possible numbers of other tokens with positions, the most likely first."""
     if config.no_embed_class:
         return 0, tokens
-    # Of the published models with registers none gives them positions.
+    # No published model with registers gives them positions.
     if registers and config.no_embed_class is None:
         return 0, tokens, tokens + registers
     return tokens + registers, tokens, 0
 
 
 def _pooling(shapes: Shapes, config: TimmConfig) -> tuple[str, list[str]]:
-    """What reads the tokens, and what was assumed of it."""
+    """Determines the pooling; also lists assumptions."""
     if any(name.startswith("attn_pool.") for name in shapes):
         return "map", []
     if "cls_token" not in shapes:
@@ -386,7 +387,8 @@ def _heads(
 
 
 def _of_any_block(shapes: Shapes, part: str) -> str:
-    # If the first block lacks it, another tells as much, and the report is complete.
+    # All blocks have the same shapes. If the first one lacks the part, another one
+    # serves, and the missing part is reported together with all other problems.
     names = [f"blocks.{i}.{part}" for i in numbers(shapes, "blocks.", ".")]
     return next((name for name in names if name in shapes), f"blocks.0.{part}")
 

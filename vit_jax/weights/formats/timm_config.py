@@ -1,4 +1,4 @@
-"""timm's config.json: what it says of a model, and what we write there."""
+"""Reading and writing of timm's config.json."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ _HALF = (0.5,) * 3, (0.5,) * 3
 _EPSILON = 1e-6
 _POOLING = {"token": "cls", "avg": "gap", "map": "map"}
 _GELU = {"gelu": "exact", "gelu_tanh": "tanh"}
-# timm's interpolation → ours, which has no counterpart of the last three.
+# timm's interpolation → ours; the last three are the nearest that we have.
 _INTERPOLATIONS = {
     "nearest": "nearest",
     "bilinear": "bilinear_antialias",
@@ -49,11 +49,12 @@ _INTERPOLATIONS = {
     "lanczos": "bicubic_antialias",
     "random": "bicubic_antialias",
 }
-# Ours → timm's, which has none without antialias: `lost` says so.
+# Ours → timm's. timm always uses antialiasing; `lost` reports the difference.
 _WRITTEN_INTERPOLATIONS = {
     ours: theirs for theirs, ours in reversed(_INTERPOLATIONS.items())
 } | {"bilinear": "bilinear", "bicubic": "bicubic"}
-# Names whose functions in timm set what neither weights nor arguments show.
+# Model names whose functions in timm set options that neither the weights nor the
+# arguments show.
 _GELU_TANH = re.compile(
     r"_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_"
     r"|_large_patch16_siglip_(gap_)?512"
@@ -73,7 +74,7 @@ _SIZES = {
     "giant": "g",
     "gigantic": "G",
 }
-# Functions of timm that build what the arguments cannot say; all else is in them.
+# Functions of timm for features that no argument expresses; arguments set the rest.
 _PLAIN = "vit_base_patch16_224"
 _DISTILLED = "deit_base_distilled_patch16_224"
 _HYBRIDS = {
@@ -85,23 +86,23 @@ _HYBRIDS = {
 
 
 class TimmConfig:
-    """A config.json of timm, of any age; an empty one says nothing.
+    """A config.json of any version of timm; an empty one leaves everything open.
 
     Attributes:
-      no_embed_class: that positions are of the patches alone; None if not told.
-      image_size: (height, width), None if not told.
-      pooling: ours; "" if not told.
-      gelu: ours.
+      no_embed_class: whether only patches have positions; None if not given.
+      image_size: (height, width); None if not given.
+      pooling: our name of the pooling; "" if not given.
+      gelu: our name of the activation.
 
     Raises:
-      UserError: a value is not of its kind, or asks for a function that no
+      UserError: a value is not of the expected kind, or requires a function that no
         `Architecture` expresses.
     """
 
     def __init__(self, config: Mapping[str, Any]):
         self._config = config
         self._args = entry(config, "model_args", TABLE, {})
-        # Files of before 2023 have all in one table.
+        # Files from before 2023 have everything in one table.
         self._pretrained = entry(config, "pretrained_cfg", TABLE, config)
         self._name = entry(config, "architecture", TEXT, "").partition(".")[0]
         self.no_embed_class: bool | None = entry(self._args, "no_embed_class", FLAG)
@@ -136,11 +137,11 @@ class TimmConfig:
         registers: int,
         num_classes: int,
     ) -> None:
-        """Refuses arguments that are not those of a model of such shapes.
+        """Raises UserError if the config does not match these sizes.
 
-        Two say the number of classes: `num_classes` at the top, or else among
-        pretrained_cfg, is that of the weights, and the argument that of the model timm
-        builds, which drops a head with another number.
+        It gives the number of classes twice. `num_classes` at the top, or otherwise in
+        pretrained_cfg, is that of the weights. The argument in model_args is that of
+        the model that timm builds, which drops a head with another number.
         """
         args, pretrained = self._args, self._pretrained
         ratio = entry(args, "mlp_ratio", FACTOR)
@@ -171,7 +172,7 @@ class TimmConfig:
         )
 
     def num_heads(self, width: int) -> int | None:
-        """As told, or as the model of this name has them."""
+        """Returns the given number of heads, or that of the model's name; else None."""
         told = entry(
             self._args, "num_heads", COUNT, entry(self._config, "num_heads", COUNT)
         )
@@ -184,7 +185,10 @@ class TimmConfig:
         return None
 
     def class_names(self, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
-        """In the order of the head's outputs, () if not told; and what was assumed."""
+        """Reads the class names in the order of the head's outputs; () if unknown.
+
+        Also returns one sentence per assumption.
+        """
         table = self._pretrained
         names = entry(
             self._config, "label_names", TEXTS, entry(table, "label_names", TEXTS)
@@ -193,19 +197,19 @@ class TimmConfig:
             return (), []
         if len(names) != num_classes:
             return (), [
-                f"the companion file names {len(names)} classes and the head has "
-                f"{num_classes}: assumed that their names are unknown"
+                f"the companion file names {len(names)} classes, but the head has "
+                f"{num_classes}: ignored the names"
             ]
         return tuple(names), []
 
     def preprocessing(
         self, architecture: Architecture, published: Preprocessing | None
     ) -> tuple[Preprocessing, list[str]]:
-        """Of the model's size, and what was assumed.
+        """Reads the preprocessing for the model's size; also lists assumptions.
 
         Args:
           architecture: the model.
-          published: what is known of a published model; comes first.
+          published: preprocessing of a published model, which takes precedence.
         """
         a = architecture
         if published is not None:
@@ -232,8 +236,8 @@ class TimmConfig:
             if name not in told
         ]:
             assumed.append(
-                "nothing beside the file tells its preprocessing "
-                f"({', '.join(missing)}): assumed mean {preprocessing.mean}, standard "
+                "no config.json gives the complete preprocessing (missing: "
+                f"{', '.join(missing)}): assumed mean {preprocessing.mean}, standard "
                 f"deviation {preprocessing.std} and {preprocessing.eval_transform!r}"
             )
         mode = entry(told, "crop_mode", TEXT, "center")
@@ -241,20 +245,20 @@ class TimmConfig:
         if mode not in ("center", "squash") or interpolation not in _INTERPOLATIONS:
             assumed.append(
                 f"the crop mode {quoted(mode)} with interpolation "
-                f"{quoted(interpolation)} is not known: assumed "
-                f"{preprocessing.eval_transform!r}, which is near"
+                f"{quoted(interpolation)} is not supported: assumed "
+                f"{preprocessing.eval_transform!r}, which is similar"
             )
         return preprocessing, assumed
 
     def _otherwise(self) -> str | None:
-        """What the model of this name does otherwise, unseen in its weights."""
+        """Returns an unsupported feature that only the model's name reveals, if any."""
         found = (
             does for name, does in _OTHERWISE.items() if re.search(name, self._name)
         )
         return next(found, None)
 
     def _usual_act(self) -> str:
-        """The activation of a model of this name."""
+        """Returns the activation that timm uses for a model of this name."""
         if "quickgelu" in self._name:
             return "quick_gelu"
         return "gelu_tanh" if _GELU_TANH.search(self._name) else "gelu"
@@ -265,11 +269,11 @@ def companions(
     preprocessing: Preprocessing,
     class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """{"config.json": …}, which `timm.create_model("local-dir:…")` makes the model by.
+    """Makes {"config.json": …}, from which `timm.create_model("local-dir:…")` builds.
 
     Args:
-      architecture: of the weights beside it.
-      preprocessing: of their input.
+      architecture: the model's architecture.
+      preprocessing: the model's preprocessing.
       class_names: in the order of the head's outputs.
     """
     a = architecture
@@ -323,23 +327,23 @@ def companions(
 
 
 def lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
-    """What timm does otherwise than the model, a sentence each."""
+    """Lists sentences about what timm computes differently than the model."""
     a, p = architecture, preprocessing
     assert isinstance(a, Architecture)
     written = _crop(p)
     chain = _chain(written, p.image_size)
     differs = {
-        f"the LayerNorm's epsilon is {a.layernorm_epsilon:g}, and timm uses "
-        f"{_EPSILON:g}": a.layernorm_epsilon != _EPSILON,
-        "the trunk's norms have Google's epsilons, and timm uses its own": (
-            a.trunk is not None and a.trunk_numerics != "timm"
+        f"timm uses {_EPSILON:g} as the LayerNorm's epsilon, where this model has "
+        f"{a.layernorm_epsilon:g}": a.layernorm_epsilon != _EPSILON,
+        "timm uses its own epsilons in the trunk's norms, where this model has "
+        "Google's": a.trunk is not None and a.trunk_numerics != "timm",
+        f"timm has no model with the trunk {a.trunk}: build the trunk by hand": (
+            a.trunk is not None and a.trunk not in _HYBRIDS
         ),
-        f"timm has no model with the trunk {a.trunk}: its trunk has to be built by "
-        "hand": a.trunk is not None and a.trunk not in _HYBRIDS,
-        f"images to evaluate on pass {p.eval_transform!r}, which timm cannot do": (
-            not written
-        ),
-        f"images to evaluate on pass {p.eval_transform!r}, and in timm {chain!r}": (
+        f"timm cannot preprocess images with {p.eval_transform!r}, with which this "
+        "model was evaluated": not written,
+        f"timm will preprocess images with {chain!r}, where this model was evaluated "
+        f"with {p.eval_transform!r}: expect slightly different predictions": (
             bool(written) and chain != usual_spelling(p)
         ),
     }
@@ -356,8 +360,8 @@ def _check_choices(
     ]
     if wrong:
         raise UserError(
-            "according to its companion file this model has what vit_jax does not "
-            f"compute: {', '.join(wrong)}. Use another model"
+            "according to its companion file, this model has features that vit_jax "
+            f"does not support: {', '.join(wrong)}. Use another model"
         )
 
 
@@ -367,7 +371,7 @@ def _scaled(image_size: tuple[int, int], crop: float) -> tuple[int, int]:
 
 
 def _chain(told: Mapping[str, Any], image_size: tuple[int, int]) -> str:
-    """The chain of operations that timm's evaluation does."""
+    """Converts timm's evaluation settings to a chain of operations."""
     crop = entry(told, "crop_pct", FRACTION, 0.9 if min(image_size) < 384 else 1.0)
     mode = entry(told, "crop_mode", TEXT, "center")
     interpolation = entry(told, "interpolation", TEXT, "bicubic")
@@ -376,7 +380,7 @@ def _chain(told: Mapping[str, Any], image_size: tuple[int, int]) -> str:
         keeps_aspect=mode != "squash",
         size=(height, width),
         interpolation=_INTERPOLATIONS.get(interpolation, "bicubic_antialias"),
-        # A square's shorter side and a rectangle are not the same function there.
+        # timm rounds differently for a square, where it resizes the shorter side.
         side_rounding="down" if height == width else "nearest",
         crop_rounding="nearest",
     )
@@ -384,13 +388,14 @@ def _chain(told: Mapping[str, Any], image_size: tuple[int, int]) -> str:
 
 
 def _crop(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The evaluation's chain in timm's terms; {} if it has none for it."""
+    """Converts the evaluation's chain to timm's settings; {} if it has none for it."""
     geometry = from_chain(preprocessing)
     if geometry is None:
         return {}
     image_size = preprocessing.image_size
-    # timm rounds down, which must give the size back; the shortest number that does,
-    # near the quotient or below it: 224 / 0.56 is less than 400.
+    # timm divides by crop_pct and rounds down, which must give the size back. This
+    # takes the shortest number that does, near the quotient or below it: 224 / 0.56 is
+    # less than 400 in floating point.
     exact = [
         ours / theirs for ours, theirs in zip(image_size, geometry.size, strict=True)
     ]
@@ -416,7 +421,7 @@ def _crop(preprocessing: Preprocessing) -> dict[str, Any]:
 
 def _entrypoint(a: Architecture) -> str:
     if a.trunk is not None:
-        # timm refuses a name it does not know, as it should one with another trunk.
+        # For any other trunk, an unknown name makes timm fail, as it should.
         return _HYBRIDS.get(a.trunk, f"vit_resnet_{'_'.join(map(str, a.trunk))}")
     return _DISTILLED if a.distillation_token else _PLAIN
 

@@ -1,4 +1,4 @@
-"""What the layouts of PyTorch's libraries share: rows of layers, meaning of shapes."""
+"""Rows and checks shared by the layouts of PyTorch's libraries."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -35,16 +35,16 @@ def norm(theirs: str, ours: str) -> list[Row]:
 
 
 def outputs(shapes: Shapes, name: str) -> int:
-    """The first extent of a tensor, which is a layer's width; 0 if it is not there."""
+    """Returns the first extent of a tensor, which is a layer's width; 0 if absent."""
     return next(iter(shapes.get(name, ())), 0)
 
 
 def features(shapes: Shapes, patterns: Mapping[str, str]) -> list[str]:
-    """What a model has according to its names, each with a name that shows it.
+    """Lists features that parameter names reveal, each with one of these names.
 
     Args:
-      shapes: by the table's names.
-      patterns: {pattern of a name: what has such a parameter}.
+      shapes: the table's name → shape.
+      patterns: {pattern of a name: feature with such a parameter}.
     """
     found = {}
     for pattern, feature in patterns.items():
@@ -55,48 +55,48 @@ def features(shapes: Shapes, patterns: Mapping[str, str]) -> list[str]:
 
 
 def refuse(unsupported: Sequence[str]) -> None:
-    """Raises UserError if there is anything that no `Architecture` expresses."""
+    """Raises UserError if there are features that no `Architecture` expresses."""
     if unsupported:
         raise UserError(
-            f"this model has what vit_jax does not compute: {'; '.join(unsupported)}. "
-            "Use another model"
+            "this model has features that vit_jax does not support: "
+            f"{'; '.join(unsupported)}. Use another model"
         )
 
 
 def heads_by_sizes(width: int, depth: int, mlp_dim: int) -> tuple[int, str]:
-    """The number of attention heads that a model of this size usually has.
+    """Guesses the number of attention heads from the model's size.
 
     Returns:
-      The number, and a sentence that says what was assumed.
+      The number, and a sentence that states the assumption.
 
     Raises:
-      UserError: nothing suggests a number.
+      UserError: neither a known variant nor the width suggests a number.
     """
     for name, size in VARIANTS.items():
         if size[:3] == (width, depth, mlp_dim):
             return size.num_heads, (
-                f"assumed {size.num_heads} attention heads, as ViT-{name} has them; "
-                "if that is wrong pass num_heads="
+                f"assumed {size.num_heads} attention heads, the number in ViT-{name}; "
+                "if that is wrong, pass num_heads="
             )
     if width % _HEAD_WIDTH:
         raise UserError(
-            f"the file does not tell the number of attention heads, and the width "
+            f"the file does not record the number of attention heads, and the width "
             f"{width} is not a multiple of {_HEAD_WIDTH}: pass num_heads= to "
-            "vit_jax.load, put the model's config.json beside the file, or let "
-            "python -m vit_jax.convert --num_heads=… write a file that says it"
+            "vit_jax.load, put the model's config.json beside the file, or write a "
+            "file that records it with python -m vit_jax.convert --num_heads=…"
         )
     heads = width // _HEAD_WIDTH
     return heads, (
         f"assumed {heads} attention heads of {_HEAD_WIDTH} channels each; if that is "
-        "wrong pass num_heads="
+        "wrong, pass num_heads="
     )
 
 
 def check_heads(num_heads: int, width: int, said_by: str) -> int:
-    """The number itself; UserError if the width cannot be divided by it."""
+    """Returns the number; raises UserError if the width is not a multiple of it."""
     if num_heads < 1 or width % num_heads:
         raise UserError(
-            f"{said_by} says {num_heads} attention heads, and the width {width} of the "
+            f"{said_by} says {num_heads} attention heads, but the width {width} of the "
             "weights is not a multiple of that"
         )
     return num_heads

@@ -1,1 +1,1 @@
-"""Published weights: their names, their facts, their mirrors and the cache."""
+"""Published weights: names, facts, mirrors and the download cache."""

@@ -1,9 +1,9 @@
-"""Finds weights by path, address or published name; downloads them into a cache.
+"""Resolution of weights by path, address or published name, with a download cache.
 
-A file lies in the cache (vit_jax/cache.py) under the host and path of its address. With
-VIT_JAX_OFFLINE=1 (or HF_HUB_OFFLINE=1) nothing but the cache is used. HF_ENDPOINT names
-another host that serves the Hugging Face hub, HF_TOKEN opens private models there;
-proxies are those of HTTPS_PROXY and NO_PROXY.
+A file is stored in the cache (vit_jax/cache.py) under the host and path of its address.
+With VIT_JAX_OFFLINE=1 (or HF_HUB_OFFLINE=1) only the cache is used. HF_ENDPOINT selects
+another host that serves the Hugging Face hub, and HF_TOKEN gives access to private
+models there. HTTPS_PROXY and NO_PROXY set the proxies.
 """
 
 import contextlib
@@ -38,13 +38,13 @@ from vit_jax.weights.published.zoo import BUCKETS, HUB
 
 logger = logging.getLogger(__name__)
 
-# What lies beside weights on the hub, and says what they do not.
+# Files beside weights on the hub, with facts that the weights do not record.
 _COMPANIONS = ("config.json", "preprocessor_config.json")
 _PIN = "#sha256="
 
 
 class Resolved(NamedTuple):
-    """Where weights lie on this machine, and which published ones they are, if any."""
+    """The path of weights on this machine, and their row if they are published ones."""
 
     path: pathlib.Path
     published: Published | None
@@ -53,18 +53,18 @@ class Resolved(NamedTuple):
 def resolve(
     source: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None
 ) -> Resolved:
-    """The file or folder that a source names, downloaded if need be.
+    """Finds the file or folder of a source, and downloads it if necessary.
 
     Args:
-      source: a path, a file://, gs:// or https:// address, a published name, or
-        "hf:OWNER/NAME[@REVISION][/FILE]" (see `names.find`). What is downloaded
-        may end in "#sha256=…", and must then have this checksum.
-      cache: folder to download into; default: `vit_jax.cache`.
+      source: a path; a file://, gs:// or https:// address; or a name for `names.find`,
+        such as "hf:OWNER/NAME[@REVISION][/FILE]". An address or a name may end in
+        "#sha256=…", which the file's checksum must then match.
+      cache: folder to download into; by default that of `vit_jax.cache`.
 
     Raises:
-      UserError: nothing is there, the name is not known, or no mirror gives the file.
+      UserError: nothing exists there, the name is unknown, or no mirror has the file.
     """
-    # Unlike pathlib's, these bear names of any length and of no user.
+    # Unlike pathlib, os.path does not raise for very long names or unknown users.
     text = os.path.expanduser(source)
     path = pathlib.Path(text)
     if os.path.exists(text):
@@ -72,7 +72,7 @@ def resolve(
     name, pin, sha256 = os.fspath(source).partition(_PIN)
     if pin and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError(
-            f"{source}: a SHA-256 has 64 hexadecimal digits, {_PIN}{sha256} has not"
+            f"{source}: {_PIN}{sha256} is not a SHA-256, expected 64 hexadecimal digits"
         )
     if name.startswith("file:"):
         address = urllib.parse.urlsplit(name)
@@ -100,25 +100,25 @@ def fetch(
     sha256: str | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
-    """The path of published weights in the cache; downloads them if they are not there.
+    """Returns the path of published weights in the cache; downloads them if necessary.
 
-    The mirrors are tried in order. See `transfer` for how a download is continued and
-    checked. Weights from the Hugging Face hub come with config.json,
-    preprocessor_config.json and all their shards.
+    The mirrors are tried in order; `transfer` resumes and checks downloads. Weights
+    from the Hugging Face hub come with config.json, preprocessor_config.json and all
+    their shards.
 
     Args:
       source: a row of the table, or an https:// address.
-      sha256: the file must have this checksum. That, or else the one in the table, is
-        checked each time, also of what is in the cache already.
-      cache: as of `resolve`.
+      sha256: the expected checksum; by default the one in the table. It is compared
+        each time, even if the file is in the cache already.
+      cache: folder to download into; by default that of `vit_jax.cache`.
 
     Returns:
-      The weights' file, or the index of their shards.
+      The file with the weights, or the index of their shards.
 
     Raises:
-      UserError: each address with its status, where to put its file by hand and what
-        is known of its checksum; the file in the cache has another one; or the cache
-        cannot be written.
+      UserError: no mirror has the file (lists each address with its status, the place
+        for a file fetched by hand, and its checksum); the checksum of the file in the
+        cache differs; or the cache cannot be written.
     """
     mirrors = (Mirror(source),) if isinstance(source, str) else source.mirrors
     folder = pathlib.Path(cache).expanduser() if cache else cache_dir()
@@ -135,7 +135,7 @@ def fetch(
             return path
     if offline():
         raise UserError(
-            f"{name} is not in the cache, and nothing is downloaded because "
+            f"{name} is not in the cache, and downloads are disabled because "
             f"VIT_JAX_OFFLINE or HF_HUB_OFFLINE is set. {_by_hand(places, sha256)}"
         )
     failures: list[str] = []
@@ -144,23 +144,24 @@ def fetch(
             _download(mirror.url, path, sha256 or mirror.sha256)
             return path
         except TransferError as error:
-            if str(error) not in failures:  # files of one repository fail alike
+            # Files of one repository may fail with the same message.
+            if str(error) not in failures:
                 failures.append(str(error))
-                logger.warning("not downloaded from %s", error)
+                logger.warning("download failed: %s", error)
         except OSError as error:
             raise UserError(
                 f"the cache {folder} cannot be written: {error.strerror or error}. "
-                "Make room there, or set VIT_JAX_CACHE to another folder."
+                "Free some space there, or set VIT_JAX_CACHE to another folder."
             ) from error
     listed = "".join(f"\n  {failure}" for failure in failures)
     by_hand = _by_hand(places, sha256)
     others = [] if isinstance(source, str) else alternatives(source)
-    hint = f"\nLike it, and elsewhere: {', '.join(others)}." if others else ""
+    hint = f"\nSimilar weights on other hosts: {', '.join(others)}." if others else ""
     raise UserError(f"{name} could not be downloaded:{listed}\n{by_hand}{hint}")
 
 
 def offline() -> bool:
-    """Whether the environment forbids downloads."""
+    """Returns whether the environment disables downloads."""
     return any(
         os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
         for name in ("VIT_JAX_OFFLINE", "HF_HUB_OFFLINE")
@@ -168,21 +169,22 @@ def offline() -> bool:
 
 
 def _download(url: str, path: pathlib.Path, sha256: str | None) -> None:
-    """Puts a file, and what belongs to it, into the cache."""
+    """Downloads a file into the cache, with its companions and shards."""
     companions = _COMPANIONS if _on_hub(url) else ()
-    for name in companions:  # first: once the weights are there, nothing is asked
+    # Companions first: once the weights are in the cache, nothing else is downloaded.
+    for name in companions:
         with contextlib.suppress(MissingFile):
             _transfer(urllib.parse.urljoin(url, name), path.with_name(name))
     digest = _transfer(url, path, sha256)
     if digest:
-        pin = "" if sha256 else f"; append {_PIN}{digest} to insist on this very file"
+        pin = "" if sha256 else f"; append {_PIN}{digest} to require exactly this file"
         logger.info("downloaded %s from %s%s", path.name, shown(url), pin)
     for shard in _shards(path):
         _transfer(urllib.parse.urljoin(url, shard), path.with_name(shard))
 
 
 def _transfer(url: str, path: pathlib.Path, sha256: str | None = None) -> str:
-    """`transfer`, from where the environment says that the hub is."""
+    """Calls `transfer`, for the hub with HF_ENDPOINT and HF_TOKEN."""
     if not _on_hub(url):
         return transfer(url, path, sha256=sha256)
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
@@ -193,23 +195,25 @@ def _transfer(url: str, path: pathlib.Path, sha256: str | None = None) -> str:
         return transfer(url, path, sha256=sha256, headers=headers)
     except TransferError as error:
         if error.status.startswith(("401", "403")):
-            hint = "private, gated or misspelt; HF_TOKEN opens what you may see"
+            hint = "private, gated or misspelt; set HF_TOKEN if you have access"
             raise TransferError(url, f"{error.status} ({hint})") from None
         raise
 
 
 def _in_cache(path: pathlib.Path) -> bool:
-    """Whether the weights are there, with all their shards."""
+    """Returns whether the weights are in the cache, with all their shards."""
     try:
         return path.is_file() and all(
             path.with_name(shard).is_file() for shard in _shards(path)
         )
     except TransferError as error:
-        raise UserError(f"{path} is damaged ({error.status}); remove it") from None
+        raise UserError(
+            f"{path} is damaged ({error.status}); remove it to download it again"
+        ) from None
 
 
 def _shards(path: pathlib.Path) -> list[str]:
-    """The files that an index names; [] of anything else."""
+    """Lists the files that an index names; [] for any other file."""
     if not path.name.endswith(".index.json"):
         return []
     try:
@@ -218,22 +222,22 @@ def _shards(path: pathlib.Path) -> list[str]:
     except (ValueError, LookupError, TypeError, AttributeError):
         plain = False
     if not plain:  # a path would lead out of the cache
-        raise TransferError(path.as_uri(), "no index of shards that lie beside it")
+        raise TransferError(path.as_uri(), "not an index of shards beside it")
     return names
 
 
 def _place(url: str) -> pathlib.Path:
-    """Where in the cache the file at an address lies."""
+    """Returns the place of an address's file, relative to the cache."""
     try:
         address = urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise UserError(f"{url!r} is no address: {error}") from None
+        raise UserError(f"{url!r} is not an address: {error}") from None
     host = address.netloc.rpartition("@")[2].replace(":", "_")
     parts = [part for part in address.path.split("/") if part]
     if not host or not parts or {".", ".."} & {*parts, host}:
-        raise UserError(f"{shown(url)} is no address of a file")
+        raise UserError(f"{shown(url)} is not the address of a file")
     if address.query:
-        # Files that only their queries distinguish must not take each other's place.
+        # Files whose addresses differ only in the query need different places.
         parts.insert(-1, hashlib.sha256(address.query.encode()).hexdigest()[:8])
     return pathlib.Path(host, *parts)
 
@@ -244,14 +248,14 @@ def _by_hand(places: Sequence[tuple[Mirror, pathlib.Path]], sha256: str | None) 
         for mirror, path in places
     )
     return (
-        "Fetch one by other means and put it into the cache, or pass the path at which "
-        f"you have it:{lines}"
+        "Fetch one of these by other means and put it into the cache, or pass its path "
+        f"if you have it already:{lines}"
     )
 
 
 def _known(sha256: str | None) -> str:
     if not sha256:
-        return "its checksum is not known here"
+        return "its checksum is unknown"
     return f"its SHA-256 {'is' if len(sha256) == 64 else 'begins with'} {sha256}"
 
 

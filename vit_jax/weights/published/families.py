@@ -1,4 +1,4 @@
-"""What published weights are, and what their families do that no file says."""
+"""Descriptions of published weights, and facts about their families not in files."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import MixerArchitecture, ViTOrMixer, parse_variant
 from vit_jax.weights.formats.layout import Reading
 
-# Outputs of a head, by what it tells apart; "": no head.
+# Classes of a head → their number; "" = no head.
 CLASSES = {
     "": 0,
     "i1k": 1000,
@@ -21,16 +21,16 @@ CLASSES = {
     "resisc45": 45,
 }
 PROTOCOLS = {
-    "google": "ImageNet validation as reported by google-research/vision_transformer, "
-    "resized to a square without keeping the aspect",
+    "google": "ImageNet validation as reported by google-research/vision_transformer: "
+    "resized to a square without keeping the aspect ratio",
     "timm": "ImageNet validation as reported by timm: bicubic, centre crop of 0.9 of "
-    "the shorter side, at 384 pixels all of it",
+    "the shorter side, or all of it at 384 pixels",
     "deit": "ImageNet validation as reported by facebookresearch/deit: bicubic, centre "
-    "crop, of 0.875 of the shorter side for DeiT and all of it for DeiT-III",
+    "crop of 0.875 of the shorter side for DeiT, or all of it for DeiT-III",
     "big_vision": "ImageNet validation as reported in arXiv:2205.01580: shorter side "
     "256, centre crop 224",
 }
-# What names and shapes tell of an architecture in every format.
+# Fields of an architecture that names and shapes determine in every format.
 _TOLD = (
     "width",
     "depth",
@@ -47,7 +47,7 @@ _TOLD = (
 )
 _HALVES = (0.5, 0.5, 0.5)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-# As torchvision does.
+# Rounds like torchvision.
 _BICUBIC = (
     "resize_small(interpolation='bicubic_antialias', rounding='down')"
     "|central_crop(rounding='nearest')"
@@ -55,14 +55,15 @@ _BICUBIC = (
 
 
 class Family(NamedTuple):
-    """What a family's own code does and its files do not say.
+    """Settings in a family's own code that its files do not record.
 
     Attributes:
-      title: in words.
-      gelu, layernorm_epsilon, trunk_numerics: of `Architecture`.
-      posemb_resize: how it changes the image size.
-      eval_transform, mean, std: of `Preprocessing`; a row may have another transform.
-      in_files: the files' companions say all of it and are to be believed.
+      title: the name in messages and lists.
+      gelu, layernorm_epsilon, trunk_numerics: fields of `Architecture`.
+      posemb_resize: the method that resizes positions.
+      eval_transform, mean, std: fields of `Preprocessing`; a row may have another
+        transform.
+      in_files: True if companion files record all of this and take precedence.
     """
 
     title: str
@@ -90,13 +91,13 @@ FAMILIES = {
         "Better plain ViT baselines (arXiv:2205.01580)",
         "resize_small(256)|central_crop",
     ),
-    # Their first layer takes [−1, 1] instead of normalised colours.
+    # The converted first layer takes [−1, 1] instead of normalised colours.
     "deit3_big_vision": _of_google("DeiT-III as converted by big_vision", _BICUBIC),
     "timm": Family("ViT as converted by timm"),
     "deit": Family(
         "DeiT and DeiT-III (arXiv:2012.12877, arXiv:2204.07118)", mean=_MEAN, std=_STD
     ),
-    "mae": Family("MAE, pretraining alone (arXiv:2111.06377)", mean=_MEAN, std=_STD),
+    "mae": Family("MAE, pretraining only (arXiv:2111.06377)", mean=_MEAN, std=_STD),
     "dinov2": Family("DINOv2 (arXiv:2304.07193)", mean=_MEAN, std=_STD),
     "huggingface": Family(
         "ViT as converted by Hugging Face",
@@ -118,12 +119,12 @@ FAMILIES = {
 
 
 class Mirror(NamedTuple):
-    """One address.
+    """One address of a file.
 
     Attributes:
-      url: https.
-      sha256: the checksum of the file, or how that begins, if published.
-      headless: the file has no head, even if that at the first mirror has one.
+      url: an https address.
+      sha256: the published checksum of the file, or the beginning of it.
+      headless: the file has no head, even if the one at the first mirror has one.
     """
 
     url: str
@@ -132,7 +133,7 @@ class Mirror(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """Reported top-1 in percent, and the row of `PROTOCOLS` it was measured under."""
+    """A reported top-1 accuracy in percent, and its protocol, a key of `PROTOCOLS`."""
 
     top1: float
     protocol: str
@@ -144,16 +145,16 @@ class Published:
 
     Attributes:
       name: unique in the table.
-      mirrors: where they are, best first. They need not be in the same format.
-      family: a key of `FAMILIES`; "" = only the files say.
-      variant: as `vit_jax.models.parse_variant` reads it; "" = only the files say.
-      architecture: what is in the file at the first mirror; None = only the file says.
+      mirrors: addresses, the best first; their formats may differ.
+      family: a key of `FAMILIES`; "" = known only from the files.
+      variant: for `vit_jax.models.parse_variant`; "" = known only from the files.
+      architecture: of the file at the first mirror; None = known only from the file.
       pretraining: name of the data.
-      classes: a key of `CLASSES`, or a data set's name.
-      accuracy: on ImageNet-1k, None = not reported.
-      eval_transform: "" = the family's.
-      recommended: among its variant's, by those who published them.
-      note: what one should know.
+      classes: a key of `CLASSES`, or the name of a dataset.
+      accuracy: on ImageNet-1k; None = not reported.
+      eval_transform: "" = that of the family.
+      recommended: whether the publishers recommend it among those of its variant.
+      note: a caveat to log.
     """
 
     name: str
@@ -170,7 +171,7 @@ class Published:
 
     @property
     def params(self) -> int | None:
-        """The number of parameters, in the file at the first mirror."""
+        """The number of parameters in the file at the first mirror."""
         return self.architecture and count_params(self.architecture)
 
     @property
@@ -180,21 +181,21 @@ class Published:
 
     @property
     def loss(self) -> str:
-        """What made the head: ImageNet-21k's images have several labels."""
+        """The loss that trained the head: ImageNet-21k has several labels per image."""
         several = self.classes == "i21k" or self.family == "gsam"
         return "sigmoid" if several else "softmax"
 
     def complete(self, reading: Reading, path: pathlib.Path) -> Reading:
-        """What was read off a file, with what only its family knows.
+        """Adds the settings of the family to those that were read from a file.
 
-        The family is the row's, also if the file came from another family's mirror.
+        The family is the row's, even if the file came from another family's mirror.
 
         Args:
-          reading: of the file that was downloaded, or put into the cache.
-          path: where it lies there.
+          reading: description of the file in the cache.
+          path: the file's path in the cache.
 
         Raises:
-          UserError: the file is of another model; lists every difference.
+          UserError: the file holds another model; lists every difference.
         """
         self.check(reading.architecture, path)
         family = FAMILIES.get(self.family)
@@ -213,7 +214,7 @@ class Published:
             family.mean,
             family.std,
         )
-        # What a reader has to assume, the row knows; unless it is another model's.
+        # The row knows what a reader had to assume, unless these fields differ.
         alike = all(
             getattr(architecture, name, None) == getattr(self.architecture, name, None)
             for name in ("pooling", "num_heads")
@@ -227,13 +228,13 @@ class Published:
         )
 
     def check(self, found: ViTOrMixer, path: pathlib.Path) -> None:
-        """Raises UserError unless what a file holds has these weights' shapes."""
+        """Raises UserError if a file's architecture does not match these weights."""
         expected = self._sizes()
         if getattr(found, "posemb", "") == "sincos2d":
-            expected.pop("grid", None)  # such a file does not tell it
+            expected.pop("grid", None)  # not in a file with fixed positions
         if not found.num_classes and any(mirror.headless for mirror in self.mirrors):
             expected.pop("num_classes", None)
-        # What the other kind of model has not, it has none of.
+        # A field that the other kind of model lacks counts as 0 where 0 is expected.
         there = {
             name: getattr(found, name, value if value == 0 else None)
             for name, value in expected.items()
@@ -246,12 +247,11 @@ class Published:
         if lines:
             raise UserError(
                 f"{path} holds another model than {self.name}:{lines}\nRemove the file "
-                "to download it again, in case that another one was put there; or pass "
-                "its path, to load it as what it is."
+                "to download it again, or pass its path to load the model in it."
             )
 
     def _sizes(self) -> dict[str, Any]:
-        """Fields that the names and shapes in any file of these weights tell."""
+        """Collects the fields that names and shapes determine in any file of these."""
         if self.architecture is not None:
             names = [name for name in _TOLD if hasattr(self.architecture, name)]
             return {name: getattr(self.architecture, name) for name in names}
@@ -262,7 +262,7 @@ class Published:
 
 
 def count_params(architecture: ViTOrMixer) -> int:
-    """The number of parameters, by arithmetic alone."""
+    """Computes the number of parameters without building the model."""
     a = architecture
     d, hidden = a.width, a.mlp_dim
     tokens = math.prod(a.grid)
@@ -288,7 +288,7 @@ def count_params(architecture: ViTOrMixer) -> int:
 
 
 def _count_trunk(units: tuple[int, ...]) -> int:
-    """A kernel and a norm for the root, for every convolution, every projection."""
+    """Counts a kernel and a norm for the root, each convolution and each projection."""
     total, channels = 49 * 3 * 64 + 2 * 64, 64
     for stage, count in enumerate(units):
         inner = 64 << stage

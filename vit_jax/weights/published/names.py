@@ -1,4 +1,4 @@
-"""Finds published weights by name or address."""
+"""Lookup of published weights by name or address."""
 
 import dataclasses
 import logging
@@ -13,22 +13,22 @@ from vit_jax.words import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-# On the hub, whichever there is.
+# Files to try on the hub, in this order.
 _HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _HUB_NAME = re.compile(r"hf:(?://)?([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/(.+))?")
 
 
 def find(name: str) -> Published:
-    """The published weights of a name.
+    """Finds published weights by name.
 
     Args:
       name: a row of the table (`python -m vit_jax.models` lists them); any AugReg file
-        name; a bare variant such as "B/16" or "R50+L/32", for which the recommended
-        ImageNet-21k weights are taken; timm's names with or without "timm/" and tag;
-        "ViT-B_16.npz" and the like, Google's files; "hf:OWNER/NAME[@REVISION][/FILE]".
+        name; a bare variant such as "B/16" or "R50+L/32", which means the recommended
+        ImageNet-21k weights; a name of timm with or without "timm/" and tag; one of
+        Google's file names such as "ViT-B_16.npz"; "hf:OWNER/NAME[@REVISION][/FILE]".
 
     Raises:
-      UserError: no such name; the message has the nearest, and other ways to say it.
+      UserError: the name is unknown; lists the nearest names and other kinds of source.
     """
     if name.startswith("hf:"):
         return _in_hub(name)
@@ -39,21 +39,20 @@ def find(name: str) -> Published:
         _RECOMMENDED.get(plain) or _DEFAULT_TAGS.get(plain) or _FILES.get(plain.lower())
     )
     if other:
-        logger.info("%s is taken to be %s", name, other)
+        logger.info("%s is taken as %s", name, other)
         return MODELS[other]
     known = [*_RECOMMENDED, *_DEFAULT_TAGS, *MODELS]
     end = did_you_mean(plain, known, count=5, cutoff=0.5) or "."
     raise UserError(
         f"{name!r} is neither a path on this machine nor published weights known by "
-        f"name{end} python -m vit_jax.models "
-        "lists the names. Weights can also be a work directory of vit_jax, a file or "
-        "directory of weights, hf:OWNER/NAME on the Hugging Face hub, or an https:// "
-        "address."
+        f"name{end} python -m vit_jax.models lists the names. Weights can also be a "
+        "work directory of vit_jax, a file or directory of weights, hf:OWNER/NAME on "
+        "the Hugging Face hub, or an https:// address."
     )
 
 
 def published_at(url: str) -> Published | None:
-    """The published weights at an address; None if they are not in the table."""
+    """Finds published weights by address; None if they are not in the table."""
     address = url.partition("?")[0]
     if address in _ADDRESSES:
         return MODELS[_ADDRESSES[address]]
@@ -62,14 +61,14 @@ def published_at(url: str) -> Published | None:
 
 
 def where_published(path: str | pathlib.Path) -> str | None:
-    """The address of the published file with this file name, in any letter case."""
+    """Finds the address of the published file with this name, ignoring case."""
     stem = pathlib.PurePath(path).name.removesuffix(".npz").removesuffix(".NPZ")
     row = MODELS.get(_FILES.get(stem.lower(), "")) or augreg(stem)
     return row.mirrors[0].url if row else None
 
 
 def alternatives(row: Published) -> list[str]:
-    """Names of like weights that other hosts have, three at most."""
+    """Lists at most three names of similar weights on other hosts."""
 
     def hosts(row: Published) -> set[str]:
         return {urllib.parse.urlsplit(mirror.url).netloc for mirror in row.mirrors}
@@ -95,7 +94,7 @@ def _in_hub(name: str) -> Published:
             "hf:OWNER/NAME/FILE, as in hf:google/vit-base-patch16-224"
         )
     repository, revision, file = match.groups()
-    # A revision may have slashes, written %2F.
+    # Slashes in a revision are written as %2F.
     files = (file,) if file else _HUB_FILES
     mirrors = on_hub(repository, *files, revision=revision or "main")
     row = MODELS.get(repository.removeprefix("timm/"))
@@ -105,7 +104,7 @@ def _in_hub(name: str) -> Published:
 
 
 def _bare_names() -> dict[str, str]:
-    """How people write a variant → the row that is recommended for it."""
+    """Maps common spellings of a variant to the row recommended for it."""
     found: dict[str, str] = {}
     for row in MODELS.values():
         if row.classes == "i21k" and row.family in ("augreg", "google", "mixer"):
@@ -119,7 +118,7 @@ def _bare_names() -> dict[str, str]:
 
 
 def _default_tags() -> dict[str, str]:
-    """Architectures of timm → the row of their default tag, which comes first."""
+    """Maps architectures of timm to the row of their default tag, which comes first."""
     found: dict[str, str] = {}
     for row in MODELS.values():
         if row.mirrors[0].url.startswith(f"{HUB}/timm/"):
@@ -128,7 +127,7 @@ def _default_tags() -> dict[str, str]:
 
 
 def _addresses() -> dict[str, str]:
-    """Address → the first row that is downloaded from there."""
+    """Maps an address to the first row with that mirror."""
     found: dict[str, str] = {}
     for row in MODELS.values():
         found.setdefault(row.mirrors[0].url, row.name)
@@ -139,7 +138,7 @@ def _addresses() -> dict[str, str]:
 
 
 def _files() -> dict[str, str]:
-    """Names of .npz and .pth files in lower case, without ending → the first row."""
+    """Maps lower-case names of .npz and .pth files without suffix to the first row."""
     found: dict[str, str] = {}
     for address, name in _ADDRESSES.items():
         if not address.startswith(HUB):

@@ -1,4 +1,4 @@
-"""Moves the file at one address to one path: retries, resuming, checks."""
+"""Download of one address to one path, with retries, resuming and checks."""
 
 import base64
 import contextlib
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
-# What may pass by itself is tried again. A server's wish to be left alone for an hour
-# is not heeded: there are other mirrors.
+_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of a response
+# Errors that may be temporary are retried. Retry-After is ignored, because there are
+# other mirrors.
 _RETRY = urllib3.Retry(
     total=3,
     connect=1,
@@ -40,9 +40,9 @@ _RETRY = urllib3.Retry(
     raise_on_status=False,
     respect_retry_after_header=False,
 )
-_PIECE = 1 << 16  # bytes; what has come of a piece is lost with the connection
+_PIECE = 1 << 16  # bytes; an incomplete piece is lost with the connection
 _TORCH = ("a PyTorch checkpoint", "a pickle")
-# What a file with this ending is, in the words of `recognise`.
+# Suffix → how the description by `recognise` must begin.
 _KINDS = {
     ".npz": ("a NumPy archive",),
     ".safetensors": ("a safetensors file",),
@@ -53,7 +53,7 @@ _KINDS = {
 
 
 class TransferError(Exception):
-    """An address gave no file: `status` says why, in a few words."""
+    """A failed download; `status` gives the reason in a few words."""
 
     def __init__(self, url: str, status: str):
         super().__init__(f"{shown(url)}: {status}")
@@ -61,15 +61,15 @@ class TransferError(Exception):
 
 
 class MissingFile(TransferError):
-    """The server says that there is no such file."""
+    """A failed download because the server has no such file."""
 
 
 class _Note(NamedTuple):
-    """What must be known of a partial file to continue it; lies beside it as JSON."""
+    """The facts that are needed to resume a partial file, stored beside it as JSON."""
 
-    validator: str = ""  # ETag or date; without one it cannot be continued
+    validator: str = ""  # ETag or date; without one the download cannot be resumed
     length: int | None = None  # of the whole file
-    checksums: Mapping[str, str] = {}  # the server's own, hexadecimal by algorithm
+    checksums: Mapping[str, str] = {}  # algorithm → the server's, in hexadecimal
 
 
 def transfer(
@@ -79,26 +79,26 @@ def transfer(
     sha256: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> str:
-    """Downloads a file unless it is there; it appears only when complete and checked.
+    """Downloads a file unless it exists; it appears only when complete and checked.
 
-    Checked are its length, its SHA-256 if one is given, the checksums that the server
-    names (Google's and Hugging Face's do), whether it is what its ending says, and
-    whether it can be read. A transfer that broke off is continued, also by a later
-    process, if the file is still the same. Of several threads and processes one
-    downloads and the others wait.
+    The checks are: its length, its SHA-256 if one is given, the checksums that the
+    server sends (Google's and Hugging Face's do), whether its content fits its suffix,
+    and whether it can be read. An interrupted download is resumed, even by a later
+    process, if the file has not changed. If several threads or processes want a file,
+    one downloads and the others wait.
 
     Args:
-      url: https; http only to this machine.
-      path: where to put it.
-      sha256: hexadecimal, or how it begins.
-      headers: to send along, to the host of `url` alone.
+      url: an https address; http is allowed only for this machine.
+      path: the destination.
+      sha256: the expected checksum in hexadecimal, or the beginning of it.
+      headers: HTTP headers, sent only to the host of `url`.
 
     Returns:
-      Its SHA-256; "" if it was there.
+      The file's SHA-256; "" if it existed already.
 
     Raises:
-      TransferError: there is no such file (`MissingFile`), the server does not give it,
-        or gives another than it should.
+      TransferError: the file does not exist (`MissingFile`), the server does not send
+        it, or a check fails.
       OSError: the file cannot be written.
     """
     if problem := _insecure(url):
@@ -134,11 +134,11 @@ def transfer(
 
 
 def wrong_checksum(path: pathlib.Path, expected: Mapping[str, str]) -> str:
-    """Which checksum of a file is another than expected; "" if none is.
+    """Describes the first checksum of a file that differs; "" if all match.
 
     Args:
       path: the file.
-      expected: hexadecimal, or how it begins, by algorithm.
+      expected: algorithm → checksum in hexadecimal, or the beginning of it.
     """
     for algorithm, value in expected.items():
         digest = _digest(path, algorithm)
@@ -149,7 +149,7 @@ def wrong_checksum(path: pathlib.Path, expected: Mapping[str, str]) -> str:
 
 
 def shown(url: str) -> str:
-    """An address without what may be secret in it."""
+    """Removes the parts of an address that may be secret: user, password and query."""
     parts = urllib.parse.urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
@@ -157,7 +157,7 @@ def shown(url: str) -> str:
 def _complete(
     session: requests.Session, url: str, file: BinaryIO, note_path: pathlib.Path
 ) -> _Note:
-    """Appends to the file until it holds all that there is."""
+    """Appends to the file until it is complete; retries while it makes progress."""
     note = _read_note(note_path)
     retry, furthest = _RETRY, _size(file)
     with _progress() as progress:
@@ -168,7 +168,7 @@ def _complete(
             if not note.validator:
                 file.truncate(0)
             start = _size(file)
-            if start and start == note.length:  # only the checks were cut off
+            if start and start == note.length:  # complete; only the checks are missing
                 return note
             with _ask(session, url, start, note) as response:
                 if response.status_code != 206:
@@ -183,27 +183,27 @@ def _complete(
                     return note
                 except requests.RequestException as error:
                     cause = _cause(error)
-            if _size(file) > furthest:  # as long as it gets on
+            if _size(file) > furthest:  # progress resets the retries
                 retry, furthest = _RETRY, _size(file)
             try:
                 broken = urllib3.exceptions.ProtocolError(cause)
                 retry = retry.increment("GET", url, error=broken)
             except urllib3.exceptions.HTTPError:
-                raise TransferError(url, f"broke off: {cause}") from None
+                raise TransferError(url, f"interrupted: {cause}") from None
             retry.sleep()
 
 
 def _ask(
     session: requests.Session, url: str, start: int, note: _Note
 ) -> requests.Response:
-    """An answer with the whole file (200), or the rest of the noted one (206)."""
+    """Requests the whole file (status 200), or the rest of the noted one (206)."""
     resume = {"Range": f"bytes={start}-", "If-Range": note.validator} if start else {}
     try:
         response = session.get(url, headers=resume, stream=True, timeout=_TIMEOUT)
     except requests.RequestException as error:
-        raise TransferError(url, f"no answer: {_cause(error)}") from None
+        raise TransferError(url, f"no response: {_cause(error)}") from None
     except ValueError as error:
-        raise TransferError(url, f"leads to no address ({error})") from None
+        raise TransferError(url, f"redirects to an invalid address ({error})") from None
     for step in (*response.history, response):
         if problem := _insecure(step.url):
             response.close()
@@ -218,7 +218,7 @@ def _ask(
     if status == 206 and start and continued:
         return response
     response.close()
-    if start and status in (206, 416):  # the rest of some other file
+    if start and status in (206, 416):  # the range does not fit: another file
         return _ask(session, url, 0, note)
     error = MissingFile if status == 404 else TransferError
     raise error(url, f"{status} {response.reason or ''}{' encoded' * encoded}".strip())
@@ -226,7 +226,7 @@ def _ask(
 
 def _new_note(response: requests.Response) -> _Note:
     etag = response.headers.get("ETag", "")
-    if etag.startswith("W/"):  # says no more than that the files mean the same
+    if etag.startswith("W/"):  # a weak ETag does not guarantee equal bytes
         etag = ""
     length = response.headers.get("Content-Length", "")
     return _Note(
@@ -237,7 +237,7 @@ def _new_note(response: requests.Response) -> _Note:
 
 
 def _checksums(response: requests.Response) -> dict[str, str]:
-    """What the server says of the file: Google's MD5, Hugging Face's SHA-256."""
+    """Reads the server's checksums: Google sends MD5, Hugging Face SHA-256."""
     found = {}
     if md5 := re.search(r"\bmd5=([\w+/]+=*)", response.headers.get("x-goog-hash", "")):
         with contextlib.suppress(ValueError):
@@ -250,7 +250,7 @@ def _checksums(response: requests.Response) -> dict[str, str]:
 
 
 def _read_note(path: pathlib.Path) -> _Note:
-    """What an earlier process noted; an empty note if nothing usable is there."""
+    """Reads the note of an earlier process; returns an empty one if it is unusable."""
     try:
         fields = json.loads(path.read_text("utf-8"))
         note = _Note(**fields)
@@ -264,41 +264,44 @@ def _wrong_length(path: pathlib.Path, length: int | None) -> str:
     size = path.stat().st_size
     if length in (None, size):
         return ""
-    return f"{size:,} bytes came, {length:,} were announced"
+    return f"{size:,} bytes received, expected {length:,}"
 
 
 def _wrong_kind(path: pathlib.Path, name: str) -> str:
-    """What a file is, if it is not what its name says."""
+    """Describes a file whose content does not fit its name; "" if it fits."""
     ending = pathlib.PurePath(name).suffix
     if ending == ".json":
         try:
             json.loads(path.read_bytes())
             return ""
         except (ValueError, RecursionError):
-            return f"what came is {recognise(path)}, not JSON"
+            return f"received {recognise(path)}, expected JSON"
     expected = _KINDS.get(ending) or tuple(sum(_KINDS.values(), ()))
     found = recognise(path)
-    return "" if found.startswith(expected) else f"what came is {found}"
+    if found.startswith(expected):
+        return ""
+    return f"received {found}, expected {' or '.join(dict.fromkeys(expected))}"
 
 
 def _unreadable(path: pathlib.Path, name: str) -> str:
-    """Why what is in a file of the right kind and length cannot be read."""
+    """Explains why a file of the right kind and length cannot be read; "" if it can."""
     if name.endswith(".json"):
         return ""
     try:
         with open_tensors(path) as tensors:
-            # A safetensors file has no checksums, and its header says all its sizes.
+            # Reading a safetensors file would prove nothing more: it has no checksums,
+            # and opening it has compared all sizes.
             for tensor in () if tensors.kind == "safetensors" else tensors.specs:
                 tensors.read(tensor)
     except UserError as error:
-        # The cause does not name the partial file, nor ask to fetch it again.
-        return f"what came cannot be read: {error.__cause__ or error}"
+        # The cause, because the error's text names the partial file and a remedy.
+        return f"the received file cannot be read: {error.__cause__ or error}"
     return ""
 
 
 def _digest(path: pathlib.Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        # MD5 finds damage here, no forgery; where it is forbidden it may do that.
+        # MD5 serves to find damage, not forgery, so it is allowed even in FIPS mode.
         new = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
         return hashlib.file_digest(file, new).hexdigest()
 
@@ -307,7 +310,7 @@ def _insecure(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOCAL):
         return ""
-    return f"{parts.scheme}:// is not secure, only https:// is used"
+    return f"{parts.scheme}:// is not secure, expected https://"
 
 
 def _size(file: BinaryIO) -> int:
@@ -315,7 +318,7 @@ def _size(file: BinaryIO) -> int:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason of a failed request, in one line."""
+    """Returns the innermost reason of a failed request in one line."""
     while True:
         inner = getattr(error, "reason", None) or (
             error.args[0] if error.args else None
@@ -323,14 +326,14 @@ def _cause(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         error = inner
-    # urllib3 puts the connection object in front.
+    # urllib3 prepends the connection object.
     text = re.sub(r"^<?[\w.]*Connection[^:]*: ", "", str(error))
     return " ".join(text.split()) or type(error).__name__
 
 
 @contextlib.contextmanager
 def _alone(path: pathlib.Path) -> Iterator[None]:
-    """While it lasts, no other thread or process is at this file."""
+    """Locks a file against other threads and processes that download it."""
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(blocking=False)
@@ -353,7 +356,7 @@ def _session(headers: Mapping[str, str]) -> requests.Session:
 
 @contextlib.contextmanager
 def _progress() -> Iterator["Progress"]:
-    """A bar on a terminal, nothing elsewhere."""
+    """Shows a progress bar on a terminal, and nothing elsewhere."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

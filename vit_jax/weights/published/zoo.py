@@ -1,7 +1,7 @@
-"""The table of published weights: one row a model, made of small tables of facts.
+"""The table of published weights, one row per model, built from tables of facts.
 
-What is not certain is left out. Accuracies are those reported, under the protocol that
-each one names; none was measured with this package.
+Uncertain facts are left out. Accuracies are the reported ones, each with its protocol;
+none was measured with this package.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ BUCKETS = "https://storage.googleapis.com"
 _VIT_MODELS = f"{BUCKETS}/vit_models"
 _FACEBOOK = "https://dl.fbaipublicfiles.com"
 
-# AugReg's names of files: what it was pretrained with, what it was fine-tuned on.
+# File names of AugReg: pretraining, then fine-tuning if any.
 _AUGREG = re.compile(
     r"(?P<model>\w+)-(?P<data>i1k|i21k)-(?:30|300)ep-lr_0\.001"
     r"-aug_(?:none|light[01]|medium[12]|strong[12])-wd_0\.(?:1|03)-do_0\.[01]-sd_0\.[01]"
@@ -35,7 +35,7 @@ _AUGREG = re.compile(
 
 
 def augreg(name: str) -> Published | None:
-    """The AugReg model of a file name without ending; None if it is no such name.
+    """Makes the row of an AugReg file name without suffix; None for any other name.
 
     There are 52,268 such files (arXiv:2106.10270); the table has only a few.
     """
@@ -47,7 +47,7 @@ def augreg(name: str) -> Published | None:
     classes = (tuned or data).replace("imagenet2012", "i1k")
     path = f"augreg/{name}"
     row = _google(path, "augreg", variant, classes, size, data, name=name)
-    if data == "i1k" and not tuned:  # some have a tanh layer before the head
+    if data == "i1k" and not tuned:  # only some have a tanh layer before the head
         return dataclasses.replace(row, architecture=None)
     return row
 
@@ -55,7 +55,7 @@ def augreg(name: str) -> Published | None:
 def on_hub(
     repository: str, *files: str, revision: str = "main", headless: bool = False
 ) -> tuple[Mirror, ...]:
-    """Addresses of files in a repository of the Hugging Face hub."""
+    """Makes mirrors for files in a repository of the Hugging Face hub."""
     address = f"{HUB}/{repository}/resolve/{revision}"
     return tuple(Mirror(f"{address}/{file}", headless=headless) for file in files)
 
@@ -135,7 +135,7 @@ def _big_vision_rows() -> Iterator[Published]:
 
 
 def _timm_rows() -> Iterator[Published]:
-    # Of each architecture timm's default comes first.
+    # The default of timm comes first for each architecture.
     for arch in facts.TIMM_AUGREG2:
         yield _timm(f"{arch}.augreg2_in21k_ft_in1k", "i1k")
     for arch, tag, *settings, top1 in _table(facts.TIMM_AUGREG):
@@ -238,7 +238,7 @@ def _row(
     eval_transform: str = "",
     **fields: Any,
 ) -> Published:
-    """`fields` are those of the architecture that neither variant nor family says."""
+    """Makes a row; `fields` are those that neither variant nor family determines."""
     numerics = {
         "gelu": FAMILIES[family].gelu,
         "layernorm_epsilon": FAMILIES[family].layernorm_epsilon,
@@ -276,7 +276,7 @@ def _google(
     bucket: str = "vit_models",
     **fields: Any,
 ) -> Published:
-    """A file in one of Google's buckets, and the same weights elsewhere."""
+    """Makes the row of a file in one of Google's buckets, with mirrors elsewhere."""
     folder, _, stem = path.rpartition("/")
     mirrors = (Mirror(f"{BUCKETS}/{bucket}/{path}.npz"),)
     accuracy = None
@@ -288,7 +288,7 @@ def _google(
         "imagenet21k+imagenet2012": facts.ORIGINAL_TUNED.get(stem, (None,))[-1],
     }
     if copy := copies.get(folder):
-        # What Hugging Face has of ImageNet-21k ends with the tanh layer.
+        # The copies of ImageNet-21k models on the hub end with the tanh layer.
         headless = folder == "imagenet21k"
         files = ("model.safetensors", "pytorch_model.bin")
         mirrors += on_hub(copy, *files, headless=headless)
@@ -312,7 +312,7 @@ def _timm(
     family: str = "timm",
     **fields: Any,
 ) -> Published:
-    """What timm has on the hub, and the same weights elsewhere."""
+    """Makes the row of a timm model on the hub, with mirrors elsewhere."""
     arch, _, tag = name.partition(".")
     variant, size = _timm_variant(arch)
     data = "i21k" if "in21k" in tag or "in22k" in tag else "i1k"
@@ -331,7 +331,7 @@ def _timm(
 
 
 def _timm_variant(arch: str) -> tuple[str, int]:
-    """Variant and pixels of a name such as "vit_base_patch16_224"."""
+    """Reads variant and pixels off a name such as "vit_base_patch16_224"."""
     stem, _, last = arch.rpartition("_")
     size = int(last) if last.isdecimal() else 518
     if stem in facts.TIMM_HYBRIDS:
@@ -387,7 +387,7 @@ def _timm_top1(top1: str | None) -> Accuracy | None:
 
 
 def _table(text: str) -> list[list[Any]]:
-    """Rows of words; "-" is None."""
+    """Splits a table into rows of words; "-" becomes None."""
     return [
         [None if word == "-" else word for word in line.split()]
         for line in text.strip().splitlines()
@@ -398,7 +398,7 @@ _AUGREG_VARIANTS = {
     re.sub(r"[+/]", "_", variant): variant for variant, *_ in _table(facts.RECOMMENDED)
 }
 _TIMM_ROWS = {row.name: row for row in _timm_rows()}
-# Google's files that timm has as well: path → timm's name.
+# Path of Google's file → the name in timm, if timm has the same weights.
 _TWINS = {
     mirror.url.removeprefix(f"{_VIT_MODELS}/").removesuffix(".npz"): row.name
     for row in _TIMM_ROWS.values()

@@ -1,14 +1,14 @@
-"""What is known of published weights, as tables of words; `zoo` makes rows of them."""
+"""Facts about published weights as plain text tables, from which `zoo` makes rows."""
 
-# Evaluation that is not its family's: timm's, whose shorter side is 224 / 0.9, and
-# that of Hugging Face's larger DeiT.
+# Evaluation that differs from the family's: timm's, whose shorter side is 224 / 0.9,
+# and that of Hugging Face's larger DeiT.
 CROPPED = (
     "resize_small(248, 'bicubic_antialias', 'down')|central_crop(rounding='nearest')"
 )
 SQUASHED = "resize(interpolation='bicubic_antialias')"
 
-# AugReg, the recommended files: variant, augmentation, weight decay, dropout and
-# stochastic depth; fine-tuned at 384 pixels: learning rate, top-1.
+# The recommended AugReg files: variant, augmentation, weight decay, dropout and
+# stochastic depth; then learning rate and top-1 of fine-tuning at 384 pixels.
 RECOMMENDED = """
 L/16      strong1  0.1   0.0  0.01  85.59
 B/16      medium1  0.1   0.0  0.03  85.49
@@ -21,8 +21,8 @@ R26+S/32  light1   0.1   0.0  0.01  83.85
 R+Ti/16   none     0.03  0.0  0.03  75.40
 B/8       medium2  0.1   0.0  -     -
 """
-# AugReg as timm has it, of each name the default tag first; then the columns above. The
-# files are not always the recommended ones.
+# AugReg in timm: name, tag (the default one first), then the columns above. The files
+# are not always the recommended ones.
 TIMM_AUGREG = """
 vit_tiny_patch16_224    in21k_ft_in1k  none     0.03  0.0  0.03  75.45
 vit_tiny_patch16_224    in21k          none     0.03  0.0  -     -
@@ -60,9 +60,9 @@ vit_large_r50_s32_224   in21k_ft_in1k  medium1  0.1   0.1  0.01  84.43
 vit_large_r50_s32_224   in21k          medium2  0.1   0.0  -     -
 vit_large_r50_s32_384   in21k_ft_in1k  medium2  0.1   0.0  0.01  86.19
 """
-# AugReg that timm fine-tuned again: its default, tagged augreg2_in21k_ft_in1k.
+# AugReg, fine-tuned again by timm: the default, with the tag augreg2_in21k_ft_in1k.
 TIMM_AUGREG2 = ("vit_base_patch8_224", "vit_base_patch16_224")
-# Others that timm has, their top-1, and the file of Google's they were made of where
+# Other models in timm: name, top-1, and the Google file from which they were made if
 # that holds the same parameters.
 TIMM = """
 vit_base_patch16_224.orig_in21k_ft_in1k   81.78  imagenet21k+imagenet2012/ViT-B_16-224
@@ -78,8 +78,8 @@ vit_large_patch32_224.orig_in21k            -    -
 vit_huge_patch14_224.orig_in21k             -    -
 vit_base_r50_s16_224.orig_in21k             -    -
 """
-# DeiT: timm's name (all tagged fb_in1k), top-1, Facebook's file; the end of its name is
-# how its SHA-256 begins. On the hub facebook/deit-… has the same.
+# DeiT: timm's name (the tag is always fb_in1k), top-1, Facebook's file, whose name ends
+# with the beginning of its SHA-256. The hub has copies at facebook/deit-….
 DEIT = """
 deit_tiny_patch16_224             72.2  deit_tiny_patch16_224-a1311bcf
 deit_small_patch16_224            79.8  deit_small_patch16_224-cd65a155
@@ -90,7 +90,7 @@ deit_small_distilled_patch16_224  81.2  deit_small_distilled_patch16_224-649709d
 deit_base_distilled_patch16_224   83.4  deit_base_distilled_patch16_224-df68dfff
 deit_base_distilled_patch16_384   84.5  deit_base_distilled_patch16_384-d0272ac0
 """
-# DeiT-III: size, patch, pixels, top-1 of ImageNet-1k alone and after ImageNet-21k.
+# DeiT-III: size, patch, pixels, top-1 with ImageNet-1k only and after ImageNet-21k.
 DEIT3 = """
 small   16  224  81.4  83.1
 small   16  384  83.4  84.8
@@ -101,7 +101,7 @@ large   16  224  84.9  87.0
 large   16  384  85.8  87.7
 huge    14  224  85.2  87.2
 """
-# The original ViT files on ImageNet-21k; who has them, tanh layer and all, on the hub.
+# The original ViT files, ImageNet-21k → the copy on the hub, which has the tanh layer.
 ORIGINAL = {
     "ViT-B_16": "google/vit-base-patch16-224-in21k",
     "ViT-B_32": "google/vit-base-patch32-224-in21k",
@@ -110,7 +110,7 @@ ORIGINAL = {
     "ViT-H_14": "google/vit-huge-patch14-224-in21k",
     "R50+ViT-B_16": None,
 }
-# They fine-tuned on ImageNet-1k: name → pixels, top-1, who else has it on the hub.
+# The original files fine-tuned on ImageNet-1k → pixels, top-1, the copy on the hub.
 ORIGINAL_TUNED = {
     "ViT-B_16-224": (224, 81.2, "google/vit-base-patch16-224"),
     "ViT-B_16": (384, None, "google/vit-base-patch16-384"),

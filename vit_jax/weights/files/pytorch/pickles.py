@@ -1,5 +1,17 @@
-"""Reads the pickles of PyTorch checkpoints without unpickling: an interpreter that
-knows tensors and containers, and to which everything else is an inert name.
+"""An interpreter for the pickles of PyTorch checkpoints, which never unpickles.
+
+It knows tensors and containers; everything else that a pickle mentions stays an inert
+name. This module exists because `pickle.Unpickler` is not safe even if `find_class`
+accepts a whitelist only. That was tried, and hostile files get past the whitelist:
+
+- A dict with a deeply nested tuple as key crashes Python: hashing it overflows the
+  stack of C.
+- A file of 10 bytes takes 2 GiB of memory: it stores one value in the memo, at an index
+  for which the unpickler makes the memo that large.
+- A file of 58 bytes rewrites the defaults of a whitelisted function: BUILD sets any
+  attribute of any object on the stack.
+
+tests/weights/files/test_pickles.py has all three files.
 """
 
 import pickle
@@ -12,13 +24,13 @@ from typing import Any, BinaryIO, NamedTuple
 from vit_jax.archives.unreadable import Unreadable
 from vit_jax.words import quoted
 
-# Each far above what a checkpoint with the state of its optimizer takes.
-LONGEST_PICKLE = 4 << 20
+# Both far above those of a checkpoint that includes the optimizer's state.
+LONGEST_PICKLE = 4 << 20  # bytes
 _MOST_OPERATIONS = 1 << 18
 
 
 class Global(NamedTuple):
-    """The name of a class or function that a pickle mentions; never looked up."""
+    """The name of a class or function in a pickle, which is never looked up."""
 
     module: str
     name: str
@@ -28,18 +40,18 @@ class Global(NamedTuple):
 
 
 class Inert(NamedTuple):
-    """In place of an object of a class that is not needed: what would have made it."""
+    """A placeholder for an object that is not needed, with the name of its maker."""
 
     maker: Global
 
 
 class Storage(NamedTuple):
-    """The numbers that one or more tensors share.
+    """A reference to the numbers that one or more tensors share.
 
     Attributes:
-      key: what the file calls it.
+      key: its name in the file.
       kind: its class, such as torch.FloatStorage.
-      count: its elements; of an untyped storage, its bytes.
+      count: its number of elements, or of bytes if the storage is untyped.
     """
 
     key: str
@@ -48,22 +60,22 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, in elements; nothing of it is checked yet."""
+    """A view of a storage, in elements, whose fields are not validated yet."""
 
     storage: Any
     offset: Any
     shape: Any
     strides: Any
-    dtype: Global | None = None  # of an untyped storage
+    dtype: Global | None = None  # given if the storage is untyped
 
 
 class Pickle(NamedTuple):
-    """What a pickle holds.
+    """The content of a pickle.
 
     Attributes:
-      value: numbers, texts, bytes, None, lists, tuples, dicts (only items whose keys
-        are texts), `Tensor`, `Storage`, `Global`, and `Inert` for all other objects.
-      storages: all that it mentions, by key.
+      value: numbers, strings, bytes, None, lists, tuples, dicts (only items whose keys
+        are strings), `Tensor`, `Storage`, `Global`, and `Inert` for all other objects.
+      storages: all storages that it mentions, by key.
     """
 
     value: Any
@@ -71,11 +83,11 @@ class Pickle(NamedTuple):
 
 
 def read_pickle(file: BinaryIO) -> Pickle:
-    """Interprets one pickle from where the file stands; executes nothing.
+    """Interprets one pickle from the file's current position; executes nothing.
 
     Raises:
-      Unreadable: it is damaged, too large, of protocol 0 or 1, or mentions what only an
-        attack would, such as os.system.
+      Unreadable: it is damaged, too large, of protocol 0 or 1, or names a function that
+        only an attack needs, such as os.system.
     """
     machine = _Machine()
     bounded = _Bounded(file)
@@ -88,13 +100,13 @@ def read_pickle(file: BinaryIO) -> Pickle:
                 raise ValueError("ends too early")
             if code not in _CODES:
                 raise Unreadable(
-                    f"its pickle has a {code!r}, which PyTorch never writes"
+                    f"its pickle has the opcode {code!r}, which PyTorch never writes"
                 )
-            # Looked up before its argument is read, which some could make expensive.
+            # Unknown opcodes are refused first: reading their argument may be costly.
             read_argument, operate = _CODES[code]
             operate(machine, read_argument(bounded))
         raise Unreadable("its pickle is longer than any state dict's")
-    # Whatever a damaged pickle makes of the stack.
+    # Operations on a damaged pickle's stack can raise any of these.
     except (
         ValueError,
         TypeError,
@@ -108,7 +120,7 @@ def read_pickle(file: BinaryIO) -> Pickle:
 
 
 class _Bounded:
-    """A file that gives no more than a pickle may be long."""
+    """A file that raises ValueError after the longest allowed pickle."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -126,11 +138,11 @@ class _Bounded:
     def _spend(self, count: int) -> None:
         self._left -= count
         if self._left <= 0:
-            raise ValueError("the pickle is too long, or says so")
+            raise ValueError("the pickle is too long, or claims to be")
 
 
 class _Machine:
-    """The stack and the memo of a pickle's interpreter."""
+    """The stack, marks and memo of a pickle's interpreter."""
 
     def __init__(self):
         self.stack: list[Any] = []
@@ -143,7 +155,7 @@ class _Machine:
 
     def pop(self) -> Any:
         if self.marks and len(self.stack) <= self.marks[-1]:
-            raise ValueError("nothing above the mark")
+            raise ValueError("the stack is empty above the mark")
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
@@ -160,8 +172,8 @@ class _Machine:
 
 
 def _items(values: list[Any]) -> dict[str, Any]:
-    # Other keys than texts are in the state of optimizers, which nothing reads; and
-    # their hash could be made to recurse without end, or to collide.
+    # Keys other than strings occur only in optimizer states, which are not read. An
+    # attack can make their hashes collide, or recurse until Python crashes.
     pairs = zip(values[::2], values[1::2], strict=True)
     return {key: value for key, value in pairs if isinstance(key, str)}
 
@@ -177,9 +189,9 @@ def _update(target: Any, values: list[Any]) -> None:
 
 
 def _name(module: str, name: str) -> Global:
-    """A global, if an honest checkpoint could mention it."""
+    """Makes a global; raises Unreadable if no honest checkpoint would mention it."""
     if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("names something by no name")
+        raise ValueError("the name of a global is not a string")
     found = Global(module, name)
     room = found.module.partition(".")[0]
     if room in _STANDARD_LIBRARY and not (
@@ -187,14 +199,14 @@ def _name(module: str, name: str) -> Global:
     ):
         raise Unreadable(
             f"its pickle would run {quoted(str(found))}, which no weights need; "
-            "nothing of it was run",
+            "it was not run",
             "Do not trust the file: get the weights as .safetensors",
         )
     return found
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What a call makes: a tensor, a container, or something inert."""
+    """Returns the result of a call: a tensor, a container, or something inert."""
     inert = _inert(function)
     return _CALLS.get(inert.maker, lambda *_: inert)(*arguments)
 
@@ -202,7 +214,7 @@ def _call(function: Any, arguments: Any) -> Any:
 def _inert(maker: Any) -> Inert:
     # Checked before it is looked up: a tuple's hash can recurse until Python crashes.
     if not isinstance(maker, Global):
-        raise ValueError("calls what is no global")
+        raise ValueError("it calls something other than a global")
     return Inert(maker)
 
 
@@ -224,19 +236,20 @@ _REBUILD: dict[Global, Callable[..., Tensor]] = {
     Global("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Global("torch._utils", "_rebuild_tensor_v3"): _tensor_of_dtype,
 }
-# The only things that a call can make.
+# The only calls with a result; all others give `Inert`.
 _CALLS: dict[Global, Callable[..., Any]] = {
     **_REBUILD,
     Global("torch._tensor", "_rebuild_from_type_v2"): _tensor_of_type,
     Global("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     Global("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
-    # Nothing is copied, or a short pickle could ask for many copies of a long list.
+    # The argument is not copied: a short pickle could demand many long copies.
     Global("torch", "Size"): lambda sizes: sizes,
     Global("collections", "OrderedDict"): lambda *_: {},
 }
 
-# What checkpoints do carry beside their tensors: settings, dates, paths. It stays inert
-# like everything else; all else of the standard library is refused aloud.
+# Modules of settings, dates, paths and the like, which honest checkpoints contain
+# beside the tensors. They stay inert like all globals. The rest of the standard library
+# is refused with a message, because only an attack needs it.
 _STANDARD_LIBRARY = sys.stdlib_module_names | {"__builtin__", "commands"}
 _HARMLESS_MODULES = {
     "_codecs",
@@ -261,7 +274,7 @@ _HARMLESS = {
     for name in (
         *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int"),
         *("list", "long", "object", "range", "set", "slice", "str", "tuple", "unicode"),
-        *("type", "getattr"),  # of enumerations
+        *("type", "getattr"),  # used to pickle enumerations
     )
 } | {Global("types", "SimpleNamespace"), Global("copy_reg", "_reconstructor")}
 
@@ -316,19 +329,19 @@ def _nothing(m: _Machine, _) -> None:
 
 
 def _storage(m: _Machine, _) -> None:
-    # Outside the pickle: ("storage", class, key, device, count). The format before 1.6
-    # adds where it lies in another one, which only PyTorch before 0.4 made use of.
+    # A persistent id: ("storage", class, key, device, count). The format before 1.6
+    # appends the position within another storage, used only by PyTorch before 0.4.
     mark, kind, key, _, count, *rest = m.pop()
     honest = mark == "storage" and isinstance(kind, Global) and isinstance(key, str)
     if not honest or type(count) is not int or count < 0 or rest not in ([], [None]):
-        raise ValueError("no storage")
+        raise ValueError("a persistent id does not describe a storage")
     storage = Storage(key, kind, count)
     if m.storages.setdefault(key, storage) != storage:
-        raise ValueError("one storage in two sizes")
+        raise ValueError("a storage is described in two ways")
     m.push(storage)
 
 
-# What protocols 2 to 5 are made of, but for extensions and buffers outside the pickle.
+# All opcodes of protocols 2 to 5 except extensions and out-of-band buffers.
 _OPERATIONS: dict[str, _Operation] = {
     **dict.fromkeys(
         (
@@ -353,7 +366,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "LIST": lambda m, _: m.push(m.pop_to_mark()),
     "APPEND": _append,
     "APPENDS": _append_many,
-    # Sets are of no use here: a list holds their members without hashing them.
+    # Sets are not needed: lists hold their members without hashing them.
     "EMPTY_SET": lambda m, _: m.push([]),
     "ADDITEMS": _append_many,
     "FROZENSET": lambda m, _: m.push(m.pop_to_mark()),
@@ -371,11 +384,11 @@ _OPERATIONS: dict[str, _Operation] = {
     "REDUCE": _reduce,
     "NEWOBJ": _reduce,
     "NEWOBJ_EX": _reduce_keywords,
-    # The state of an object, such as a state dict's versions of modules.
+    # Drops the state of an object, such as the module versions of a state dict.
     "BUILD": lambda m, _: m.pop(),
     "BINPERSID": _storage,
 }
-# By the byte that stands for it: what reads its argument, and what it does.
+# Opcode byte → (reader of its argument, operation).
 _CODES: dict[bytes, tuple[Callable[[Any], Any], _Operation]] = {
     known.code.encode("latin-1"): (
         known.arg.reader if known.arg else lambda _: None,
@@ -384,7 +397,7 @@ _CODES: dict[bytes, tuple[Callable[[Any], Any], _Operation]] = {
     for known in pickletools.opcodes
     if known.name in _OPERATIONS
 }
-# The library's own unescapes the names, and warns of what it cannot.
+# pickletools' own reader unescapes the names, and warns if it cannot.
 _CODES[pickle.GLOBAL] = (
     lambda file: [file.readline().decode().removesuffix("\n") for _ in range(2)],
     _OPERATIONS["GLOBAL"],

@@ -1,4 +1,8 @@
-"""Reads the state dict of a PyTorch checkpoint without PyTorch and unpickling."""
+"""A reader of PyTorch state dicts that needs neither PyTorch nor unpickling.
+
+Checkpoints that `pickle.Unpickler` would load are read by the interpreter in
+vit_jax/weights/files/pytorch/pickles.py, which says why a whitelist is not enough.
+"""
 
 import io
 import math
@@ -25,8 +29,8 @@ from vit_jax.weights.files.pytorch.pickles import (
 )
 from vit_jax.words import quoted, shortened
 
-# Under which a state dict lies in what training scripts save, the first that is there;
-# a moving average comes before the weights themselves, as in timm's loader.
+# Keys under which training scripts save a state dict, in order of preference; a moving
+# average comes before the weights themselves, which is the order of timm's loader.
 WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -37,10 +41,10 @@ WRAPPERS = (
     "module",
     "net",
 )
-# What else is worth naming where it lies beside that.
+# Keys of further state dicts that a message should name.
 _KNOWN = (*WRAPPERS, "ema", "ema_state_dict", "student", "best")
 _DEEPEST_WRAPPER = 4
-# Tied weights are one storage for several tensors.
+# Tied weights share one storage between several tensors.
 _MOST_SHARING = 4
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -61,7 +65,7 @@ _DTYPES = {
     "Bool": np.bool_,
 }
 _STORAGES = {f"{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()}
-# Of storages without a type.
+# Names of dtypes for untyped storages.
 _NAMED = {np.dtype(dtype).name: np.dtype(dtype) for dtype in _DTYPES.values()} | {
     name: np.dtype(name) for name in ("uint16", "uint32", "uint64")
 }
@@ -71,19 +75,19 @@ class _Held(NamedTuple):
     """The bytes of a storage in the file."""
 
     size: int
-    read: Callable[[int, int], np.ndarray]  # from, to
+    read: Callable[[int, int], np.ndarray]  # (start, stop) in bytes
 
 
 def find_pickles(names: Iterable[str]) -> list[str]:
-    """Those of an archive's names that make it a PyTorch checkpoint."""
+    """Finds the names in an archive that mark it as a PyTorch checkpoint."""
     return [name for name in names if name.rpartition("/")[2] == _PICKLE]
 
 
 def open_torch_zip(members: Mapping[str, Member]) -> Contents:
-    """The state dict of a checkpoint in the format since PyTorch 1.6.
+    """Opens the state dict of a checkpoint in the format since PyTorch 1.6.
 
     Raises:
-      Unreadable: what it holds is no state dict, or something in it is damaged.
+      Unreadable: it does not hold a state dict, or something in it is damaged.
     """
     pickles = find_pickles(members)
     if len(pickles) != 1:
@@ -103,8 +107,8 @@ def open_torch_zip(members: Mapping[str, Member]) -> Contents:
             )
         if member.size != _size(storage):
             raise Unreadable(
-                f"its storage {quoted(storage.key)} declares {_size(storage):,} bytes "
-                f"and holds {member.size:,}"
+                f"its storage {quoted(storage.key)} holds {member.size:,} bytes, but "
+                f"declares {_size(storage):,}"
             )
         return _Held(member.size, partial(_read_member, member))
 
@@ -112,13 +116,14 @@ def open_torch_zip(members: Mapping[str, Member]) -> Contents:
 
 
 def open_torch(file: BinaryIO) -> Contents:
-    """The state dict of a checkpoint in the format before PyTorch 1.6.
+    """Opens the state dict of a checkpoint in the format before PyTorch 1.6.
 
-    It is five pickles (magic number, version, the machine's sizes and byte order, the
-    object, the keys of its storages), then of each storage its count and its elements.
+    The file consists of five pickles (magic number, version, the machine's sizes and
+    byte order, the object, the keys of its storages), followed by the element count and
+    the elements of each storage.
 
     Raises:
-      Unreadable: what it holds is no state dict, or something in it is damaged.
+      Unreadable: it does not hold a state dict, or something in it is damaged.
     """
     file.seek(0)
     if read_pickle(file).value != _LEGACY_MAGIC:
@@ -130,7 +135,7 @@ def open_torch(file: BinaryIO) -> Contents:
     sizes = machine.value
     little = sizes.get("little_endian") if isinstance(sizes, dict) else None
     if version.value != _LEGACY_VERSION or not isinstance(little, bool):
-        raise Unreadable("what it says of its version and byte order is damaged")
+        raise Unreadable("its version or byte order is damaged")
     swapped = little is not (sys.byteorder == "little")
     places = _places(file, keys.value, saved.storages, "little" if little else "big")
 
@@ -146,7 +151,7 @@ def open_torch(file: BinaryIO) -> Contents:
 
 
 def _read_member(member: Member, start: int = 0, stop: int | None = None) -> np.ndarray:
-    # PyTorch notes 0 when it was told to take no checksums.
+    # PyTorch writes 0 if it is configured not to compute checksums.
     return member.read(start, stop, check=member.checksum != 0)
 
 
@@ -156,20 +161,20 @@ def _places(
     storages: Mapping[str, Storage],
     order: Literal["little", "big"],
 ) -> dict[str, tuple[int, int]]:
-    """Where the storages of the old format begin, and their bytes."""
+    """Locates the storages of the old format: key → (start, size) in bytes."""
     end = os.fstat(file.fileno()).st_size
     places = {}
     for key in keys if isinstance(keys, list) else ():
         storage = storages.get(key) if isinstance(key, str) else None
         if storage is None:
-            raise Unreadable("it holds a storage that nothing refers to")
+            raise Unreadable("it holds a storage that no tensor refers to")
         count = int.from_bytes(file.read(8), order)
         size = _size(storage)
         start = file.tell()
         if count != storage.count or size > end - start:
             raise Unreadable(
-                f"its storage {quoted(key)} should hold {storage.count:,} numbers, "
-                "which the file does not; it was cut off or damaged"
+                f"its storage {quoted(key)} does not hold the {storage.count:,} "
+                "numbers that it should; the file was cut off or damaged"
             )
         places[key] = start, size
         file.seek(size, os.SEEK_CUR)
@@ -185,12 +190,12 @@ def _read(file: BinaryIO, start: int, count: int) -> np.ndarray:
 
 
 def _contents(saved: Any, held: Callable[[Storage], _Held], swapped: bool) -> Contents:
-    """The tensors of the state dict within what was saved."""
+    """Finds the state dict in a saved object and opens its tensors."""
     state, metadata = _state_dict(saved)
     unknown = [name for name, value in state.items() if _is_odd_tensor(value)]
     if unknown:
         raise Unreadable(
-            "it holds tensors of kinds that cannot be read: "
+            "it holds tensors of kinds that vit_jax cannot read: "
             f"{shortened(unknown, quoted)}",
             _REMEDY,
         )
@@ -208,17 +213,17 @@ def _contents(saved: Any, held: Callable[[Storage], _Held], swapped: bool) -> Co
 
 
 def _state_dict(saved: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """The dictionary of tensors; the keys that lead to it, and to others beside it."""
+    """Finds the dict of tensors; returns it with `metadata` about its place."""
     found = _search(saved, _DEEPEST_WRAPPER)
     if found is None:
-        what = f"a {type(saved).__name__.lower()}"
+        what = f"a value of type {type(saved).__name__}"
         if isinstance(saved, Inert):
             what = f"an object of {quoted(str(saved.maker))}"
         if isinstance(saved, dict):
-            what = f"no tensors but {shortened(list(saved), quoted) or 'nothing'}"
+            what = f"a dict without tensors ({shortened(list(saved), quoted) or '{}'})"
         raise Unreadable(
             f"it holds {what} instead of a state dict",
-            "Where it was made, save model.state_dict() alone",
+            "Load it where it was made, and save model.state_dict() alone",
         )
     state, keys = found
     metadata = {"wrapper": "/".join(keys)}
@@ -228,7 +233,7 @@ def _state_dict(saved: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _search(node: Any, depth: int) -> tuple[dict[str, Any], list[str]] | None:
-    # Limited, as a pickle may contain itself.
+    # The depth is limited because a pickle may contain itself.
     if not isinstance(node, dict) or not depth:
         return None
     for key in WRAPPERS:
@@ -238,7 +243,7 @@ def _search(node: Any, depth: int) -> tuple[dict[str, Any], list[str]] | None:
 
 
 def _others(saved: Any, keys: Sequence[str]) -> list[str]:
-    """Where state dicts lie beside the one at `keys`: their own keys, "/"-joined."""
+    """Lists the "/"-joined keys of state dicts beside the one at `keys`."""
     others, node = [], saved
     for level, chosen in enumerate(keys):
         others += [
@@ -251,7 +256,10 @@ def _others(saved: Any, keys: Sequence[str]) -> list[str]:
 
 
 def _is_tensor(value: Any) -> bool:
-    """Of any kind, so that what cannot be read is not overlooked."""
+    """Returns whether it is a tensor of any kind, including those that are not read.
+
+    A dict that has only unreadable tensors is then reported and not overlooked.
+    """
     return isinstance(value, Tensor) or _is_odd_tensor(value)
 
 
@@ -270,7 +278,7 @@ def _open_tensor(
     dtype = _dtype(tensor)
     if dtype is None:
         raise Unreadable(
-            f"its tensor {quoted(name)} is of a type that NumPy has not",
+            f"its tensor {quoted(name)} has a type that NumPy lacks",
             f"Convert it to one of {', '.join(_DTYPES)}",
         )
     sizes = (offset, *shape, *strides) if _are_tuples(shape, strides) else (None,)
@@ -278,12 +286,12 @@ def _open_tensor(
         raise Unreadable(f"the shape of its tensor {quoted(name)} is damaged")
     found = held(storage)
     count = math.prod(shape)
-    # One past the last of the elements that it uses.
+    # One past the last element that the tensor uses.
     stop = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
     have = found.size // dtype.itemsize
     if count and (stop > have or count > have):
         raise Unreadable(
-            f"its tensor {quoted(name)} declares {count:,} numbers, and its storage "
+            f"its tensor {quoted(name)} declares {count:,} numbers, but its storage "
             f"holds {have:,}"
         )
 
@@ -296,13 +304,13 @@ def _open_tensor(
         array = data.view(dtype)
         if stop - offset == count and strides == _row_by_row(shape):
             return array.reshape(shape)
-        # The stride of an axis of one element may be anything.
+        # The stride of an axis with one element is arbitrary.
         steps = [
             s * dtype.itemsize if n > 1 else 0
             for n, s in zip(shape, strides, strict=True)
         ]
         view = as_strided(array, shape, steps)
-        # A view of more than it uses would keep all of that in memory.
+        # A view of a larger array would keep all of that array in memory.
         return view if stop - offset == count else view.copy()
 
     return Stored(make_spec(name, shape, dtype), read)
@@ -314,7 +322,7 @@ def _are_tuples(shape: Any, strides: Any) -> bool:
 
 
 def _row_by_row(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a tensor in C order."""
+    """Returns the strides of a tensor in C order."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
@@ -328,10 +336,10 @@ def _dtype(tensor: Tensor) -> np.dtype | None:
 
 
 def _size(storage: Storage) -> int:
-    """The bytes that a storage claims."""
+    """Returns the number of bytes that a storage declares."""
     kind = storage.kind.name
     if kind == _UNTYPED:
         return storage.count
     if kind not in _STORAGES:
-        raise Unreadable(f"it holds a {quoted(kind)}, which cannot be read", _REMEDY)
+        raise Unreadable(f"it holds a {quoted(kind)}, which is not supported", _REMEDY)
     return storage.count * _STORAGES[kind].itemsize
