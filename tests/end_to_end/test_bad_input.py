@@ -386,7 +386,7 @@ def test_evaluation_fails_at_a_bad_image_and_loses_nothing(
 def test_evaluation_leaves_bad_images_out_when_told_to(tiny, folder, tmp_path):
     mend = [damage(path) for path in sorted(folder.glob("val/*/*"))]
     config = tiny(dataset=str(folder), eval_bad_images="skip", total_steps=1)
-    with pytest.raises(UserError, match="none of the 7 images to evaluate on can be"):
+    with pytest.raises(UserError, match="none of the 7 evaluation images can be"):
         train_and_evaluate(config, str(tmp_path / "run"))
     for one in mend[:6]:
         one()
