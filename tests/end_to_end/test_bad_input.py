@@ -115,9 +115,8 @@ def test_everything_wrong_comes_in_one_message(recipe, call, tmp_path, monkeypat
         "loss='sofmax': choose from softmax, sigmoid; did you mean 'softmax'?",
         "learning_rate=-1.0: must be at least 0.0",
         "weight_decay=inf: must be a finite number",
-        "image height 9 is not a multiple of the patch height 4, the nearest that are: "
-        "8 and 12; image width 13 is not a multiple of the patch width 4, the nearest "
-        "that are: 12 and 16",
+        "image height 9 is not a multiple of the patch height 4 (nearest: 8 and 12); "
+        "image width 13 is not a multiple of the patch width 4 (nearest: 12 and 16)",
         "1 devices × accum_steps=3 = 3: use 18 or 21",
         "augment.train: 'flip_rl' in the chain 'flip_rl': no operation 'flip_rl'; did "
         "you mean 'flip_lr'?",

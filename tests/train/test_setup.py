@@ -202,7 +202,7 @@ def test_attention_that_cannot_run_here_is_refused(tiny_config):
         set_up(tiny_config(**{"model.attention": "cudnn", "batch_size": 9}))
     assert "has 2 problem(s)" in str(error.value)
     assert (
-        "model.attention='cudnn': it runs on NVIDIA GPUs, and the devices are cpu; use "
+        "model.attention='cudnn': it runs on NVIDIA GPUs, but the devices are cpu; use "
         "auto"
     ) in str(error.value)
     # The kernels for the TPU are XLA's formulation elsewhere.
