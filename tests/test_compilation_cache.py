@@ -90,4 +90,4 @@ def test_a_place_that_cannot_be_written_is_no_error(updates, tmp_path, caplog):
     (tmp_path / "cache").touch()
     use_compilation_cache()
     assert updates == {}
-    assert "compiled programs are not kept" in caplog.text
+    assert "compiled programs are not cached" in caplog.text
