@@ -61,7 +61,7 @@ def main() -> None:
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
     said = _train(asked.workdir, asked.processes)
-    for text in ("checkpoints/6 is damaged", "going on from the checkpoint of step 4"):
+    for text in ("checkpoints/6 is damaged", "resuming from the checkpoint of step 4"):
         if text not in said:
             sys.exit(f"{text!r} was not said, but:\n{said}")
     _compare(expected, load_params(asked.workdir), "with damage on the way")

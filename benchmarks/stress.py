@@ -283,7 +283,7 @@ class Stress:
             # 0: had done all its work.
             "unexpected_end": any(
                 status[k] not in (GONE, 0, None)
-                or (status[k] == GONE and "does not answer" not in run.said(k))
+                or (status[k] == GONE and "no longer responds" not in run.said(k))
                 for k in others
             ),
         }
@@ -372,7 +372,7 @@ def newest(workdir: pathlib.Path) -> int:
 
 def went_on(said: str, step: int) -> bool:
     """Whether a run went on from that step, as far as it came to say it."""
-    found = re.findall(r"going on from the checkpoint of step (\d+)", said)
+    found = re.findall(r"resuming from the checkpoint of step (\d+)", said)
     return found in ([], [str(step)])
 
 

@@ -337,7 +337,7 @@ def test_too_many_bad_images_stop_a_run_until_they_are_mended(tiny, folder, tmp_
         train_and_evaluate(config, run)
     text = str(error.value)
     assert re.search(r"1\d of (48|64) training images could not be read", text)
-    assert "max_bad_images=0.1 allows 10%" in text
+    assert "max_bad_images=0.1 allows only 10%" in text
     assert "Stopped at step " in text
     assert load_description(run).step in (3, 4)
     for action in mend:
@@ -468,7 +468,7 @@ def test_a_head_is_kept_only_for_the_same_classes(
 
     folder = make_images(tmp_path / "animals", {"a": 20, "b": 20, "c": 20})
     message = refused_here(tiny(dataset=str(folder), **values))
-    assert "head cannot stay: 10 classes before, 3 now" in message
+    assert "head cannot be kept: 10 classes before, 3 now" in message
     assert "--config.reset_head=true" in message
 
 
@@ -505,8 +505,8 @@ def test_more_images_end_a_resume(tiny, tmp_path, folder):
         (
             # Steps of 1e30: the second loss is beyond float32.
             {"optimizer": "sgd", "learning_rate": 1e30, "grad_clip_norm": 0.0},
-            r"step 2: the loss is .*training stops. The last good checkpoint is that "
-            r"of step 1. A lower learning_rate",
+            r"step 2: the loss is .*training stops. The last good checkpoint is from "
+            r"step 1. A lower learning_rate",
         ),
         (
             # Only the evaluation sees what the last step has done.

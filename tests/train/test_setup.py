@@ -140,7 +140,9 @@ def test_keys_that_a_vision_transformer_has_not_are_listed(tiny_config):
 def test_an_unknown_variant_and_a_size_that_does_not_fit_are_listed(tiny_config):
     with pytest.raises(UserError, match=r"'R50\+B'.* did you mean 'R50\+B/16', "):
         set_up(tiny_config(**{"model.variant": "R50+B"}))
-    with pytest.raises(UserError, match=r"image height 8 is not a multiple .* are: 32"):
+    with pytest.raises(
+        UserError, match=r"image height 8 is not a multiple .* \(nearest: 32"
+    ):
         set_up(tiny_config(**{"model.variant": "R+Ti/16"}))
 
 
