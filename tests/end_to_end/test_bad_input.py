@@ -318,10 +318,8 @@ def test_a_run_that_accepts_no_bad_image_stops_and_goes_on(
         train_and_evaluate(config, str(tmp_path / "run"))
     text = str(error.value)
     assert "cat/0.png cannot be decoded" in text
-    assert "--config.bad_images=skip, in another --workdir" in text
-    match = re.search(
-        r"Stopped at step (\d), which is saved: once that is mended", text
-    )
+    assert "--config.bad_images=skip and another --workdir" in text
+    match = re.search(r"Stopped at step (\d), which is saved. Once that is fixed", text)
     assert match
     assert load_description(tmp_path / "run").step == int(match[1])
     mend()

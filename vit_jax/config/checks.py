@@ -1,4 +1,4 @@
-"""Checks the values of a config one by one: a choice, a range, a form."""
+"""Checks of single config values: choices, ranges, forms."""
 
 import math
 import re
@@ -37,7 +37,7 @@ CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16"),
 }
 
-# Keys with a range: (smallest, largest), both allowed.
+# Keys with a range: (smallest, largest), inclusive.
 RANGES = {
     "seed": (0, 2**32 - 1),
     "batch_size": (1, math.inf),
@@ -92,7 +92,7 @@ RANGES = {
 
 
 def wrong_values(config: Config) -> dict[str, str]:
-    """Keys whose value can never be right, whatever the others are, and why not."""
+    """Finds keys whose value is invalid, whatever the other values are, and why."""
     found = wrong_choices(config) | out_of_range(config)
     size = config.image_size
     whole = all(type(side) is int and side > 0 for side in size)
@@ -109,21 +109,21 @@ def wrong_values(config: Config) -> dict[str, str]:
         )
     if 0 < config.max_loss_spike <= 1:
         found["max_loss_spike"] = (
-            f"max_loss_spike={config.max_loss_spike}: a loss at its mean is no spike; "
-            "give more than 1, such as 3, or 0 for none"
+            f"max_loss_spike={config.max_loss_spike}: a loss at its mean is not a "
+            "spike; give more than 1, such as 3, or 0 for no limit"
         )
     try:
         re.compile(config.weight_decay_on)
     except re.error as error:
         found["weight_decay_on"] = (
-            f"weight_decay_on={config.weight_decay_on!r} is no regular expression: "
+            f"weight_decay_on={config.weight_decay_on!r} is not a regular expression: "
             f"{error}"
         )
     return found
 
 
 def wrong_choices(config: Config) -> dict[str, str]:
-    """Keys whose value is none of their `CHOICES`, and why not."""
+    """Finds keys whose value is not among their `CHOICES`, with the choices."""
     found = {}
     for key, choices in CHOICES.items():
         value = value_of(config, key)
@@ -135,7 +135,7 @@ def wrong_choices(config: Config) -> dict[str, str]:
 
 
 def out_of_range(config: Config) -> dict[str, str]:
-    """Keys whose value is outside their `RANGES`, and why not."""
+    """Finds keys whose value is outside their `RANGES`, with the range."""
     found = {}
     for key, (low, high) in RANGES.items():
         value = value_of(config, key)
@@ -150,7 +150,7 @@ def out_of_range(config: Config) -> dict[str, str]:
     for axis, size in config.mesh.items():
         if size == 0:
             found[f"mesh.{axis}"] = (
-                f"mesh.{axis}=0: must be -1 (all devices that are left) or at least 1"
+                f"mesh.{axis}=0: must be -1 (all remaining devices) or at least 1"
             )
     return found
 
