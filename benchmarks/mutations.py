@@ -33,9 +33,9 @@ class Mutation(NamedTuple):
 MUTATIONS = {
     # --- The optimiser and its schedule
     "choice_without_optimizer": Mutation(
-        "vit_jax/config/checks.py",
-        '"optimizer": ("adamw", "adafactor", "sgd")',
-        '"optimizer": ("adamw", "adafactor", "sgd", "lion")',
+        "vit_jax/train/choices.py",
+        '"optimizer": OPTIMIZERS',
+        '"optimizer": (*OPTIMIZERS, "lion")',
         "tests/train/test_choices.py",
     ),
     "decay_matches_part_of_a_path": Mutation(
@@ -165,8 +165,8 @@ MUTATIONS = {
     ),
     "smallest_accuracy_is_best": Mutation(
         "vit_jax/checkpoints/retention.py",
-        'METRICS = {"top1": 1.0',
-        'METRICS = {"top1": -1.0',
+        "self.sign * float(",
+        "-self.sign * float(",
         "tests/checkpoints/test_retention.py",
     ),
     # --- Formats

@@ -287,3 +287,22 @@ def test_a_side_of_a_slice_may_be_divided_among_axes():
     mesh = sharding.make_mesh(2, 32, 1, devices=chips)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 32, "tensor": 1}
     assert {chip.id for chip in mesh.devices.flat} == set(range(64))
+
+
+@pytest.mark.parametrize(
+    "path", ["blocks_00/mlp/gate/kernel", "blocks_00/attention/query/lora_a", "x/embed"]
+)
+def test_a_matrix_that_no_row_names_is_refused(path):
+    tree = np.zeros((16, 8))
+    for name in reversed(path.split("/")):
+        tree = {name: tree}
+    tree |= {"cls": np.zeros((1, 1, 8)), "norm": {"scale": np.zeros(8)}}
+    with pytest.raises(UserError, match=rf"{path} \[16, 8\] over the mesh"):
+        sharding.check_known(tree)
+    last = path.split("/")[-1]
+    rules = ((f".*{last}", ("fsdp", None)),)
+    sharding.check_known(tree, rules)
+    mesh = sharding.make_mesh(1, 8, 1)
+    leaves = jax.tree.leaves_with_path(sharding.shardings(tree, mesh, rules))
+    found = {sharding._name(path): where.spec for path, where in leaves}
+    assert found[path] == PartitionSpec("fsdp", None)

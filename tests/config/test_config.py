@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from vit_jax import config as config_lib
 from vit_jax.config import checks
 from vit_jax.errors import UserError
+from vit_jax.train.choices import CHOICES
 
 
 def recipe(**values):
@@ -19,7 +20,7 @@ def recipe(**values):
 
 
 def problems(**values):
-    return config_lib.problems(recipe(**values), num_devices=8)
+    return config_lib.problems(recipe(**values), CHOICES, num_devices=8)
 
 
 def test_the_defaults_with_a_length_are_valid():
@@ -58,7 +59,9 @@ def test_epochs_become_steps():
 def test_an_impossible_length_is_named_once(epochs):
     config = recipe(total_epochs=epochs)
     config.total_steps = None
-    [problem] = config_lib.problems(config_lib.resolve(config, 100), num_devices=1)
+    [problem] = config_lib.problems(
+        config_lib.resolve(config, 100), CHOICES, num_devices=1
+    )
     assert problem.startswith(f"total_epochs={epochs}: must be")
 
 
@@ -124,7 +127,7 @@ def test_a_wrong_value_is_named(values, text):
 def test_no_length_is_a_problem():
     config = recipe()
     config.total_steps = None
-    assert config_lib.problems(config, num_devices=1) == [
+    assert config_lib.problems(config, CHOICES, num_devices=1) == [
         "total_steps and total_epochs are both empty; give one"
     ]
 
@@ -139,7 +142,7 @@ def test_all_problems_come_at_once():
 
 def test_choices_and_ranges_name_existing_keys():
     keys = set(config_lib.flat_keys(config_lib.default_config()))
-    assert keys >= set(checks.CHOICES) | set(checks.RANGES)
+    assert keys >= set(CHOICES) | set(checks.RANGES)
     sections = {"evaluators"}
     assert keys | sections >= set(config_lib.FREE_TO_CHANGE)
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from vit_jax.config.checks import CHOICES
 from vit_jax.data.loading.batches import EVAL_POLICIES, TRAIN_POLICIES
 from vit_jax.data.loading.order import SAMPLING
 from vit_jax.models.attention.formulations import IMPLEMENTATIONS
@@ -13,6 +12,7 @@ from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
 from vit_jax.optim.chain import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES
+from vit_jax.train.choices import CHOICES
 
 TABLES = {
     "bad_images": TRAIN_POLICIES,

@@ -9,6 +9,7 @@ import pytest
 
 from vit_jax.config import checks
 from vit_jax.errors import UserError
+from vit_jax.train.choices import CHOICES
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.reporting import goodput, profiling, wandb_run
 
@@ -102,7 +103,7 @@ def test_a_missing_package_is_one_of_the_problems(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("steps", [(0, 3), (5, 4), (3,), (1, 2, 3), (-1, 2)])
 def test_steps_to_trace_that_cannot_be(tiny, steps):
-    found = checks.wrong_values(tiny(profile_steps=steps))
+    found = checks.wrong_values(tiny(profile_steps=steps), CHOICES)
     assert found["profile_steps"].startswith(f"profile_steps={steps}: give the first")
 
 

@@ -2,40 +2,16 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from vit_jax.config.keys import Config
 from vit_jax.config.values import value_of
 from vit_jax.errors import UserError
 from vit_jax.words import did_you_mean
 
-# Keys with a few valid values.
-CHOICES = {
-    "bad_images": ("replace", "skip", "error"),
-    "eval_bad_images": ("error", "skip"),
-    "bad_update": ("stop", "skip"),
-    "sampling": ("uniform", "balanced", "weighted"),
-    "mixing.form": ("big_vision", "timm"),
-    "mixing.erasing_mode": ("pixel", "rand", "const"),
-    "model.pooling": ("cls", "gap", "map"),
-    "model.posemb": ("learned", "sincos2d"),
-    "model.gelu": ("tanh", "exact"),
-    "model.attention": (
-        "auto",
-        "xla",
-        "pallas",
-        "cudnn",
-        "per_head",
-        "explicit",
-    ),
-    "model.remat": ("none", "attention", "dots", "full", "offload"),
-    "posemb_resize": ("bicubic", "bicubic_torch", "bilinear", "google"),
-    "loss": ("softmax", "sigmoid"),
-    "optimizer": ("adamw", "adafactor", "sgd"),
-    "momentum_dtype": ("float32", "bfloat16"),
-    "schedule": ("constant", "linear", "cosine", "rsqrt"),
-    "compute_dtype": ("auto", "float32", "bfloat16"),
-}
+# Key → its valid values. vit_jax/train/choices.py takes them from the tables that
+# implement them, which vit_jax/config must not import.
+Choices = Mapping[str, Collection[str]]
 
 # Keys with a range: (smallest, largest), inclusive.
 RANGES = {
@@ -91,9 +67,17 @@ RANGES = {
 }
 
 
-def wrong_values(config: Config) -> dict[str, str]:
-    """Finds keys whose value is invalid, whatever the other values are, and why."""
-    found = wrong_choices(config) | out_of_range(config)
+def wrong_values(config: Config, choices: Choices) -> dict[str, str]:
+    """Finds keys whose value is invalid, whatever the other values are.
+
+    Args:
+      config: the config.
+      choices: valid values of the keys that have only a few.
+
+    Returns:
+      Key → why its value is invalid.
+    """
+    found = wrong_choices(config, choices) | out_of_range(config)
     size = config.image_size
     whole = all(type(side) is int and side > 0 for side in size)
     if not 1 <= len(size) <= 2 or not whole:
@@ -122,14 +106,14 @@ def wrong_values(config: Config) -> dict[str, str]:
     return found
 
 
-def wrong_choices(config: Config) -> dict[str, str]:
-    """Finds keys whose value is not among their `CHOICES`, with the choices."""
+def wrong_choices(config: Config, choices: Choices) -> dict[str, str]:
+    """Finds keys whose value is not among their choices, with the reason."""
     found = {}
-    for key, choices in CHOICES.items():
+    for key, valid in choices.items():
         value = value_of(config, key)
-        if value not in choices:
-            listed = ", ".join(choice or '""' for choice in choices)
-            hint = did_you_mean(value, choices)
+        if value not in valid:
+            listed = ", ".join(choice or '""' for choice in valid)
+            hint = did_you_mean(value, valid)
             found[key] = f"{key}={value!r}: choose from {listed}{hint}"
     return found
 

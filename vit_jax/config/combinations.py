@@ -1,19 +1,22 @@
 """Checks of config values that exclude each other, and the list of all problems."""
 
-from vit_jax.config.checks import wrong_values
+from vit_jax.config.checks import Choices, wrong_values
 from vit_jax.config.keys import ARCHITECTURE_KEYS, Config, default_config
 from vit_jax.config.length import wrong_length
 
 
-def problems(config: Config, *, num_devices: int, other_meshes: str = "") -> list[str]:
+def problems(
+    config: Config, choices: Choices, *, num_devices: int, other_meshes: str = ""
+) -> list[str]:
     """Lists all problems with the values of a resolved config, one line each.
 
     Args:
       config: the config.
+      choices: valid values of the keys that have only a few.
       num_devices: number of devices that a batch is sharded over.
       other_meshes: meshes over which the batch could be sharded, as text.
     """
-    found = list(wrong_values(config).values())
+    found = list(wrong_values(config, choices).values())
     found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps

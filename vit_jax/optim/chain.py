@@ -12,6 +12,8 @@ from vit_jax.config import Config
 from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.optim.guard import guarded, is_guarded
 
+MOMENTUM_DTYPES = ("float32", "bfloat16")
+
 
 def make_optimizer(
     config: Config, params: Any, groups: Groups | None = None

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from vit_jax.config import Config
 
+BAD_UPDATES = ("stop", "skip")
 _WINDOW = 100  # good updates in the mean loss; with fewer, no spike is detected
 
 

@@ -15,6 +15,7 @@ from vit_jax.data.decode import DecodeError
 from vit_jax.errors import UserError
 from vit_jax.optim.guard import skipped_updates
 from vit_jax.train.autotune.choice import with_chosen_attention
+from vit_jax.train.choices import CHOICES
 from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.guardrails import DIVERGED, Guardrails
 from vit_jax.train.out_of_memory import out_of_memory_explained
@@ -67,7 +68,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         weights = None
         problems = missing_wandb(config) + untraceable(config, workdir)
         if config.pretrained and earlier is None:
-            sized = "image_size" not in checks.wrong_values(config)
+            sized = "image_size" not in checks.wrong_values(config, CHOICES)
             try:
                 weights = load_weights(
                     config.pretrained,

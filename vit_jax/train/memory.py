@@ -10,6 +10,7 @@ import jax
 from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.config import checks
+from vit_jax.train.choices import CHOICES
 from vit_jax.train.setup import Setup
 
 
@@ -120,7 +121,7 @@ def changed(setup: Setup, values: Mapping[str, Any]) -> Setup:
         mesh = sharding.make_mesh(**config.mesh)
     parts = sharding.batch_parts(mesh)
     checks.check(
-        config_lib.problems(config, num_devices=parts)
+        config_lib.problems(config, CHOICES, num_devices=parts)
         + sharding.misfits(mesh, setup.architecture)
     )
     return dataclasses.replace(

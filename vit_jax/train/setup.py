@@ -39,6 +39,7 @@ from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
 from vit_jax.optim.chain import OPTIMIZERS, make_optimizer
 from vit_jax.optim.groups import Groups, make_groups
+from vit_jax.train.choices import CHOICES
 from vit_jax.train.state import TrainState, new_state
 from vit_jax.train.step import make_train_step
 from vit_jax.words import did_you_mean
@@ -270,8 +271,11 @@ def set_up(
     config = config_lib.resolve(
         config, info.num_examples[info.train_split] if info else 1
     )
+    if dataset:
+        # Absolute, so that the checkpoint finds its data from any current directory.
+        config.dataset, config.data_dir = dataset.location, dataset.data_dir
     # Keys with invalid values are listed now; the rest is checked without them.
-    wrong = checks.wrong_values(config)
+    wrong = checks.wrong_values(config, CHOICES)
     if not any(key.startswith("mesh.") for key in wrong):
         with _noting(found):
             mesh = mesh or sharding.make_mesh(**config.mesh, devices=devices)
@@ -322,16 +326,13 @@ def set_up(
     # Problems of the values alone come first.
     found[first:first] = config_lib.problems(
         config,
+        CHOICES,
         num_devices=sharding.batch_parts(mesh) if mesh else 1,
         other_meshes=other_meshes,
     )
     checks.check(found)
-    # Otherwise, a problem was found.
-    assert setup and dataset and info and preprocessing
-
-    # Absolute, so that the checkpoint finds its data from any current directory.
-    config.dataset, config.data_dir = dataset.location, dataset.data_dir
-    return dataclasses.replace(setup, config=config, dataset=dataset)
+    assert setup  # otherwise a problem was found
+    return setup
 
 
 def _placed(shapes: Any, where: Any) -> Any:

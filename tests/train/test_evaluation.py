@@ -1,0 +1,186 @@
+"""The evaluators of a run: their schedule, names and data, and what they may not be."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UserError
+from vit_jax.evaluators import choosing
+from vit_jax.evaluators.protocol import Evaluator
+from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.setup import set_up
+
+
+class Counting(Evaluator):
+    """Tells how often it was called, and on how many examples."""
+
+    better = {"calls": 1.0, "left": -1.0}  # noqa: RUF012
+
+    def __init__(self, subject, data, start=0):
+        self.calls, self.examples = start, data.examples(subject)
+
+    def compile(self, params):
+        self.compiled = params
+
+    def __call__(self, params, watch=iter):
+        self.calls += 1
+        with self.examples.batches() as batches:
+            counted = sum(rows["mask"].sum() for rows in watch(batches))
+        return {"calls": self.calls, "left": self.calls, "examples": int(counted)}
+
+
+class Failing(Counting):
+    def __call__(self, params, watch=iter):
+        raise self.error
+
+
+@pytest.fixture
+def tiny(tiny_config, monkeypatch):
+    table = {**choosing.EVALUATORS, "counting": Counting, "failing": Failing}
+    monkeypatch.setattr(choosing, "EVALUATORS", table)
+
+    def make(evaluators, **values):
+        config = tiny_config(
+            total_steps=6,
+            log_every=6,
+            eval_split="test[:20]",
+            **{"mesh.data": 1, "model.depth": 1} | values,
+        )
+        config.evaluators = ConfigDict(evaluators)
+        return config
+
+    return make
+
+
+def lines(workdir):
+    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if line["split"] != "train"]
+
+
+def test_each_has_its_schedule_and_its_name(tiny, tmp_path):
+    rows = {
+        "often": {"kind": "counting", "every": 2},
+        "rarely": {"kind": "counting", "every": 3, "start": 10, "split": "test[:7]"},
+        "last": {"kind": "counting", "every": 0, "dataset": "digits"},
+    }
+    train_and_evaluate(tiny(rows, eval_every=4), str(tmp_path))
+    found = lines(tmp_path)
+    assert [(line["step"], line["split"]) for line in found] == [
+        (2, "eval"),
+        (3, "eval"),
+        (4, "eval"),
+        (6, "eval"),
+    ]
+    names = [
+        {key.partition("/")[0] for key in line} - {"step", "split"} for line in found
+    ]
+    own = {"loss", "top1", "top5", "examples", "bad_images"}
+    assert names == [
+        {"often"},
+        {"rarely"},
+        {"often"} | own,
+        {"often", "rarely", "last"} | own,
+    ]
+    assert [line.get("often/calls") for line in found] == [1, None, 2, 3]
+    assert [line.get("rarely/calls") for line in found] == [None, 11, None, 12]
+    last = found[-1]
+    assert (last["often/examples"], last["rarely/examples"]) == (20, 7)
+    assert last["last/examples"] == 360
+    assert last["examples"] == 20
+
+
+@pytest.mark.parametrize(("metric", "best"), [("calls", 6), ("left", 2)])
+def test_the_best_is_by_any_of_them_in_its_direction(tiny, tmp_path, metric, best):
+    rows = {"often": {"kind": "counting", "every": 2}}
+    config = tiny(rows, keep_best=f"often/{metric}", keep_checkpoints=1)
+    train_and_evaluate(config, str(tmp_path))
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best, 6}
+
+
+def test_a_run_continues_with_other_evaluators(tiny, tmp_path):
+    rows = {"often": {"kind": "counting", "every": 2}}
+    train_and_evaluate(tiny(rows), str(tmp_path))
+    train_and_evaluate(tiny({}), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("no such file"), "the evaluator 'mine': no such file"),
+        (ZeroDivisionError("oops"), "oops"),
+    ],
+)
+def test_one_that_fails_is_named(tiny, tmp_path, monkeypatch, error, message):
+    monkeypatch.setattr(Failing, "error", error, raising=False)
+    config = tiny({"mine": {"kind": "failing", "every": 3}})
+    with pytest.raises(type(error)) as caught:
+        train_and_evaluate(config, str(tmp_path))
+    assert message in str(caught.value)
+    notes = getattr(caught.value, "__notes__", [])
+    assert isinstance(error, UserError) or "evaluator 'mine'" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "values", "message"),
+    [
+        ({"x": {"every": 2}}, {}, "evaluators.x: found .*expected `kind`"),
+        ({"x": {"kind": "counting", "every": -1}}, {}, "expected `kind`.*`every`"),
+        ({"a/b": {"kind": "counting"}}, {}, "evaluators.a/b"),
+        ({"x": {"kind": "countin"}}, {}, "evaluators.x='countin'.*'counting'"),
+        ({}, {"keep_best": "top2"}, "keep_best='top2': choose from loss, top1, top5"),
+        (
+            {"x": {"kind": "counting"}},
+            {"keep_best": "x/call"},
+            "choose from loss, top1, top5, x/calls, x/left; did you mean 'x/calls'",
+        ),
+    ],
+)
+def test_rows_that_cannot_work_are_named_before_anything_is_compiled(
+    tiny, evaluators, values, message
+):
+    with pytest.raises(UserError, match=message):
+        set_up(tiny(evaluators, **values))
+
+
+def test_an_option_that_the_class_does_not_take_is_named(tiny, tmp_path):
+    config = tiny({"x": {"kind": "counting", "begin": 3}})
+    with pytest.raises(UserError, match="does not take begin; it takes start"):
+        train_and_evaluate(config, str(tmp_path))
+
+
+def test_both_views_of_an_example_are_drawn_apart_and_again_alike():
+    from vit_jax.data.loading.batches import train_batches
+    from vit_jax.data.sources.datasets import open_dataset
+    from vit_jax.data.transforms.chains import parse_chain
+
+    source = open_dataset("digits").split("train[:32]")
+    chains = {
+        "image": parse_chain("inception_crop", (8, 8)),
+        "large": parse_chain("inception_crop", (16, 16)),
+    }
+
+    def batches(transform, **options):
+        with train_batches(
+            source,
+            batch_size=8,
+            transform=transform,
+            channels=1,
+            seed=0,
+            start=0,
+            stop=3,
+            **options,
+        ) as found:
+            return list(found)
+
+    both, again = batches(chains, num_threads=3), batches(chains, num_threads=0)
+    for one, other in zip(both, again, strict=True):
+        assert one.keys() == {"image", "large", "label", "mask", "bad"}
+        assert one["large"].shape == (8, 16, 16, 1)
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    # The first view is drawn as if it were the only one.
+    for one, other in zip(both, batches(chains["image"]), strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])

@@ -1,0 +1,40 @@
+"""The valid values of config keys, each from the table that implements them.
+
+`vit_jax.config` checks values against these without importing the tables.
+"""
+
+from collections.abc import Collection, Mapping
+
+from vit_jax.data.loading.batches import EVAL_POLICIES, TRAIN_POLICIES
+from vit_jax.data.loading.order import SAMPLING
+from vit_jax.models import architecture
+from vit_jax.models.attention.formulations import IMPLEMENTATIONS
+from vit_jax.models.encoder import REMAT
+from vit_jax.models.positions import METHODS
+from vit_jax.objectives.losses import LOSSES
+from vit_jax.objectives.mixing import FILLS, FORMS
+from vit_jax.optim.chain import MOMENTUM_DTYPES, OPTIMIZERS
+from vit_jax.optim.guard import BAD_UPDATES
+from vit_jax.optim.schedules import SCHEDULES
+
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+
+CHOICES: Mapping[str, Collection[str]] = {
+    "bad_images": TRAIN_POLICIES,
+    "eval_bad_images": EVAL_POLICIES,
+    "bad_update": BAD_UPDATES,
+    "sampling": SAMPLING,
+    "mixing.form": FORMS,
+    "mixing.erasing_mode": FILLS,
+    "model.pooling": architecture.CHOICES["pooling"],
+    "model.posemb": architecture.CHOICES["posemb"],
+    "model.gelu": architecture.CHOICES["gelu"],
+    "model.attention": IMPLEMENTATIONS,
+    "model.remat": REMAT,
+    "posemb_resize": METHODS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "momentum_dtype": MOMENTUM_DTYPES,
+    "schedule": SCHEDULES,
+    "compute_dtype": COMPUTE_DTYPES,
+}
