@@ -283,7 +283,7 @@ class Stress:
             # 0: it had finished all its work.
             "unexpected_end": any(
                 status[k] not in (GONE, 0, None)
-                or (status[k] == GONE and "does not answer" not in run.said(k))
+                or (status[k] == GONE and "no longer responds" not in run.said(k))
                 for k in others
             ),
         }

@@ -4,17 +4,17 @@ Source: "How to train your ViT?" (arXiv:2106.10270), section 3 and appendix B; t
     levels and defaults of each size as in big_vision's vit_i1k.py and vit_i21k.py.
 Command: python -m vit_jax.main --config=configs/augreg.py:B/16,imagenet2012,medium2
     The argument is VARIANT,DATASET,LEVEL. LEVEL is none, light1, light2, medium1,
-    medium2, strong1 or strong2; left out, it is that of big_vision for the variant.
-    With dropout and stochastic depth, which the paper calls regularisation:
+    medium2, strong1 or strong2; by default, big_vision's level for the variant.
+    For dropout and stochastic depth, which the paper calls regularisation, add
     --config.model.dropout_rate=0.1 --config.model.stochastic_depth=0.1
 Hardware: as published, TPUs of 64 cores or more.
-Expected, as published, ImageNet-2012 at 224 after 300 epochs of it alone: B/16 79.84 %,
-    S/16 79.00 %, Ti/16 72.59 %. Not yet measured with this code.
+Expected, as published, on ImageNet-2012 at 224 after 300 epochs on ImageNet-2012 alone:
+    B/16 79.84 %, S/16 79.00 %, Ti/16 72.59 %. Not yet measured with this code.
 """
 
 from vit_jax.config import default_config
 
-# RandAugment's layers and magnitude, mixup's alpha. A magnitude of 0 is not nothing.
+# RandAugment's layers and magnitude, mixup's alpha. A magnitude of 0 still has effects.
 LEVELS = {
     "none": (0, 0, 0.0),
     "light1": (2, 0, 0.0),
@@ -50,7 +50,10 @@ ROWS = {
 
 
 def get_config(argument="B/16,imagenet2012"):
-    """The recipe for `VARIANT,DATASET,LEVEL`; other datasets as ImageNet-2012."""
+    """Makes the recipe for `VARIANT,DATASET,LEVEL`.
+
+    Datasets without a row get the settings of ImageNet-2012.
+    """
     variant, dataset, level = [*argument.split(","), "", ""][:3]
     config = default_config()
     config.name = "augreg-" + variant.replace("/", "")

@@ -1,12 +1,12 @@
 """Fine-tunes ViT-B/16, pretrained on ImageNet-21k, at 384 × 384.
 
 Source: "An Image is Worth 16x16 Words" (arXiv:2010.11929), table 4 and appendix B.1.1,
-with the step counts, warm-up and learning rates of the published JAX code.
+    with the step counts, warm-up and learning rates of the published JAX code.
 Command: python -m vit_jax.main --config=configs/b16.py:cifar100
     The argument is cifar10 (default), cifar100, oxford_iiit_pet, oxford_flowers102,
     imagenet2012, or any other dataset name or folder of images; those others get 500
     steps, the paper's schedule for small sets. --config.total_epochs changes it.
-Weights: the original ImageNet-21k file: ./ViT-B_16.npz if it is there, else downloaded;
+Weights: the original ImageNet-21k file: ./ViT-B_16.npz if it exists, else downloaded;
     or whatever --config.pretrained names (README, "Load weights from anywhere").
 Hardware: as published, 8 TPU cores or GPUs; ImageNet took 6.5 hours on 8 A100.
 Expected, as published for this recipe: CIFAR-10 99.0 %, CIFAR-100 92.1 %, ImageNet
@@ -27,7 +27,7 @@ OTHER = (500, 100, 0.01, "", "")
 
 
 def get_config(dataset="cifar10"):
-    """The recipe for a dataset: a name of tensorflow-datasets or a folder."""
+    """Makes the recipe for a dataset: a tensorflow-datasets name or a folder."""
     config = default_config()
     config.name = "b16"
     config.dataset = dataset
@@ -39,7 +39,7 @@ def get_config(dataset="cifar10"):
     config.model.variant = "B/16"
     config.pretrained = "ViT-B_16.npz"
     config.image_size = (384,)
-    # As the weights were published: align-corners bilinear.
+    # The published code resized positions with align-corners bilinear interpolation.
     config.posemb_resize = "google"
     config.augment.train = "inception_crop|flip_lr"
     config.augment.eval = "resize"

@@ -10,7 +10,7 @@ from vit_jax.config import default_config
 
 
 def get_config(dataset="cifar10"):
-    """The recipe for a dataset of small images."""
+    """Makes the recipe for a dataset of small images."""
     config = default_config()
     config.name = "cifar"
     config.dataset = dataset

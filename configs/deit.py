@@ -1,12 +1,12 @@
 """Trains a ViT from scratch on ImageNet-2012 alone, as DeiT did.
 
 Source: "Training data-efficient image transformers" (arXiv:2012.12877), table 9, and
-    the defaults of its published code. Other than there: the cosine ends at 0 (there
-    1e-5), the warm-up starts at 0 (there 1e-6), and images are scaled to [−1, 1].
+    the defaults of its published code. Differences: the cosine ends at 0 (there 1e-5),
+    the warm-up starts at 0 (there 1e-6), and images are scaled to [−1, 1].
 Command: python -m vit_jax.main --config=configs/deit.py:S/16
     The argument is VARIANT or VARIANT,DATASET.
 Hardware: as published, 8 V100 for 53 hours (B/16).
-Expected, as published, ImageNet-2012 at 224: Ti/16 72.2 %, S/16 79.8 %, B/16 81.8 %.
+Expected, as published, on ImageNet-2012 at 224: Ti/16 72.2 %, S/16 79.8 %, B/16 81.8 %.
     Not yet measured with this code.
 """
 
@@ -14,7 +14,7 @@ from vit_jax.config import default_config
 
 
 def get_config(argument="S/16"):
-    """The recipe for `VARIANT,DATASET`."""
+    """Makes the recipe for `VARIANT,DATASET`."""
     variant, _, dataset = argument.partition(",")
     config = default_config()
     config.name = "deit-" + variant.replace("/", "")
@@ -37,7 +37,7 @@ def get_config(argument="S/16"):
     config.mixing.erasing_prob = 0.25
     config.label_smoothing = 0.1
 
-    # The published rate is 5e-4 for 512 images; repeats need a batch that 3 divides.
+    # The published rate is 5e-4 for 512 images; 3 repeats need a batch divisible by 3.
     config.batch_size = 1008
     config.optimizer = "adamw"
     config.learning_rate = 1e-3

@@ -1,20 +1,21 @@
-"""Pretrains a ViT on a large labelled collection, with one yes-or-no loss a class.
+"""Pretrains a ViT on a large labelled collection, with one yes-or-no loss per class.
 
-Source: "An Image is Worth 16x16 Words" (arXiv:2010.11929), table 3; what it leaves open
-(sigmoid loss, tanh layer before the head, head bias −10, linear decay to 1e-5) as its
-authors explained it in google-research/vision_transformer issues 2, 34 and 62.
+Source: "An Image is Worth 16x16 Words" (arXiv:2010.11929), table 3. The details that it
+    leaves open (sigmoid loss, tanh layer before the head, head bias −10, linear decay
+    to 1e-5) follow its authors' explanations in google-research/vision_transformer
+    issues 2, 34 and 62.
 Command: python -m vit_jax.main --config=configs/pretrain.py:B/16,imagenet2012
     The argument is VARIANT,DATASET. The paper has rows for jft300m, imagenet21k and
     imagenet2012; any other name or folder gets the row DEFAULT below.
 Hardware: ViT-L/16 on ImageNet-21k took about 30 days on 8 TPUv3 cores.
-Expected, as published, ImageNet-2012 after fine-tuning at 384: B/16 84.0 % from
+Expected, as published, on ImageNet-2012 after fine-tuning at 384: B/16 84.0 % from
     ImageNet-21k, 77.9 % from ImageNet-2012 alone. Not yet measured with this code.
 """
 
 from vit_jax.config import default_config
 
-# dataset: {variant: (epochs, learning rate)}, where the first key that the variant's
-# name starts with counts; then decay, weight decay, dropout, gradient clipping.
+# dataset: ({prefix of the variant's name: (epochs, learning rate)}, of which the first
+# match applies; (decay, weight decay, dropout, gradient clipping)).
 ROWS = {
     "jft300m": (
         {
@@ -29,8 +30,8 @@ ROWS = {
     "imagenet21k": ({"": (90, 1e-3)}, ("linear", 0.03, 0.1, 0.0)),
     "imagenet2012": ({"": (300, 3e-3)}, ("cosine", 0.3, 0.1, 1.0)),
 }
-# For any other dataset: ImageNet-2012's regularisation, a gentler rate, and a length in
-# steps, since nothing is known of its size.
+# For any other dataset: ImageNet-2012's regularisation, a lower learning rate, and a
+# length in steps, since its size is unknown.
 DEFAULT = ("cosine", 0.3, 0.1, 1.0)
 DEFAULT_STEPS, DEFAULT_RATE = 100_000, 1e-3
 
@@ -38,7 +39,7 @@ SPLITS = {"imagenet2012": ("train[:99%]", "validation")}
 
 
 def get_config(argument="B/16,imagenet2012"):
-    """The recipe for `VARIANT,DATASET`."""
+    """Makes the recipe for `VARIANT,DATASET`."""
     variant, _, dataset = argument.partition(",")
     config = default_config()
     config.name = "pretrain-" + variant.replace("/", "")

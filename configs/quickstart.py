@@ -1,7 +1,7 @@
-"""The main job in minutes on a laptop: handwritten digits, pretrained, then fine-tuned.
+"""Pretrains on handwritten digits, then fine-tunes, in minutes on a laptop.
 
-Source: the manners of "An Image is Worth 16x16 Words" (arXiv:2010.11929), tables 3 and
-4, at the size of scikit-learn's 1,797 digits.
+Source: the settings of "An Image is Worth 16x16 Words" (arXiv:2010.11929), tables 3 and
+    4, scaled down to scikit-learn's 1,797 digits.
 Command: make quickstart, or one part alone:
     python -m vit_jax.main --config=configs/quickstart.py:pretrain
     python -m vit_jax.main --config=configs/quickstart.py:finetune \
@@ -14,8 +14,10 @@ from vit_jax.config import default_config
 
 
 def get_config(part="pretrain"):
-    """pretrain: Adam, from scratch, 32 × 32. finetune: SGD, 40 × 40. control: the
-    fine-tuning, from random weights.
+    """Makes the recipe for one part of the quickstart.
+
+    pretrain: Adam, from scratch, 32 × 32. finetune: SGD, 40 × 40. control: the same as
+    finetune, from random weights.
     """
     if part not in PARTS:
         raise ValueError(f"quickstart.py:{part}: choose from {', '.join(PARTS)}")
@@ -34,7 +36,7 @@ def get_config(part="pretrain"):
     return config
 
 
-# Crops that leave a digit readable; a mirrored digit would be another sign.
+# Crops that leave a digit readable, and no flips: a mirrored digit is another symbol.
 CROP = "inception_crop(area_min={}, aspect_min={}, aspect_max={})"
 
 

@@ -90,4 +90,4 @@ def test_an_unwritable_folder_is_not_an_error(updates, tmp_path, caplog):
     (tmp_path / "cache").touch()
     use_compilation_cache()
     assert updates == {}
-    assert "compiled programs are not kept" in caplog.text
+    assert "compiled programs are not cached" in caplog.text

@@ -122,10 +122,10 @@ def test_data_of_other_classes_are_refused(workdir, run, tmp_path):
             image.save(tmp_path / name / f"{number}.png")
     with pytest.raises(SystemExit) as error:
         run(f"--checkpoint={workdir}", f"--dataset={tmp_path}")
-    assert "other classes than the model" in str(error.value)
+    assert "different classes from the model" in str(error.value)
     assert "Only in the model: dog. Only in the data: fish." in str(error.value)
 
-    with pytest.raises(SystemExit, match="10 there, 3 in the model"):
+    with pytest.raises(SystemExit, match="10 in the data, 3 in the model"):
         run(f"--checkpoint={workdir}", "--dataset=digits")
 
 

@@ -105,7 +105,7 @@ def test_lines_are_readable_when_piped(workdir, shared, run):
         (["--checkpoint={shared}/none", "{shared}/one.png"], "nothing at"),
         (
             ["--checkpoint={run}", "{shared}/absent.png", "{shared}/empty"],
-            r"absent.png: there is no such file or folder\n.*empty: a folder without",
+            r"absent.png: no such file or folder\n.*empty: the folder contains no",
         ),
     ],
 )

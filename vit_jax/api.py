@@ -1,4 +1,4 @@
-"""What notebooks import: `load` a model, use it, `save` it."""
+"""The interface for notebooks: `load` a model, use it, `save` it."""
 
 import contextlib
 import dataclasses
@@ -27,16 +27,16 @@ from vit_jax.weights.saving import save_weights
 from vit_jax.words import pair, times
 
 Path = str | pathlib.Path
-# Images that go through the model at once in `Model.predict`.
+# Images per forward pass in `Model.predict`.
 _BATCH = 32
 
 
 class Features(NamedTuple):
-    """What `Model.features` returns; layers in the order they were asked for."""
+    """The features that `Model.features` returns, layers in the order requested."""
 
-    patches: Float[Array, "b layers gh gw d"]  # tokens as the grid they lie on
+    patches: Float[Array, "b layers gh gw d"]  # patch tokens on their grid
     prefix: Float[Array, "b layers p d"]  # class token, then registers
-    pooled: Float[Array, "b d"]  # what pooling gives at the end of the model
+    pooled: Float[Array, "b d"]  # result of pooling at the end of the model
 
 
 def load(
@@ -54,41 +54,41 @@ def load(
     dtype: Any = None,
     ema: bool = True,
 ) -> "Model":
-    """Loads a model from wherever it is; what was changed on the way is logged.
+    """Loads a model from any source; logs what was changed while loading.
 
     Args:
       source: a work directory (its newest checkpoint) or WORKDIR/checkpoints/STEP; a
-        file of ours, Google's, big_vision's, timm's or Hugging Face's, or a directory
-        with one; a published name, see `python -m vit_jax.models`; "hf:owner/name"; an
-        https address.
-      image_size: another one, in pixels, or (height, width). Learned positions are
-        resized and the preprocessing gives images of this size.
-      num_classes: another number of classes gets a new zero head without class names; 0
-        removes the head.
-      patch_size: another one, in pixels, or (height, width); the patch embedding is
-        resized (arXiv:2212.08013), and the positions where the grid changes.
-      channels: of the images, if not as before; the first layer is averaged or tiled.
+        file in our own, Google's, big_vision's, timm's or Hugging Face's format, or a
+        directory with one; a published name, see `python -m vit_jax.models`;
+        "hf:owner/name"; an https URL.
+      image_size: new size in pixels, or (height, width). Learned positions are resized,
+        and the preprocessing produces images of this size.
+      num_classes: new number of classes, which get a new zero head without class names;
+        0 removes the head.
+      patch_size: new size in pixels, or (height, width). The patch embedding is resized
+        (arXiv:2212.08013), and so are the positions if the grid changes.
+      channels: new number of image channels; the first layer is averaged or tiled.
       pre_logits: False drops the tanh layer before the head, if there is one, and the
         head that read it.
       posemb_resize: method for learned positions, one of
-        `vit_jax.models.positions.METHODS`; by default the one of the model's config,
-        or of the family's own code.
-      num_heads: for a file that does not say it.
-      trained_image_size: that the positions in a file belong to, where neither the file
-        nor a config beside it says so and the grid is not square.
-      fold_normalization: put the mean and standard deviation of the input into the
+        `vit_jax.models.positions.METHODS`; by default the method in the model's config,
+        or that of the family's own code.
+      num_heads: number of attention heads, for a file that does not record it.
+      trained_image_size: image size that the positions in a file belong to, if the grid
+        is not square and neither the file nor a config beside it records the size.
+      fold_normalization: fold the mean and standard deviation of the input into the
         patch embedding, so that the model reads [−1, 1].
-      dtype: of activations; by default as in training: what its config says, where
-        "auto" is bfloat16 on TPU and GPU and float32 on the CPU.
-      ema: the averaged weights of a work directory that has any (`ema_decay`); False
-        takes those of the last update.
+      dtype: dtype of activations; by default that of the model's config, as in
+        training, where "auto" is bfloat16 on TPU and GPU and float32 on the CPU.
+      ema: use the averaged weights of a work directory that has any (`ema_decay`);
+        False uses those of the last update.
 
     Raises:
-      UserError: there is no such model, or one of the values cannot be.
+      UserError: there is no such model, or an argument is invalid.
     """
     warn_of_untested()
     if not isinstance(source, str | os.PathLike):
-        raise UserError(f"source={source!r}: expected a path, a name or an address")
+        raise UserError(f"source={source!r}: expected a path, a name or a URL")
     sizes = {
         "image_size": image_size,
         "patch_size": patch_size,
@@ -130,7 +130,7 @@ def load(
         target = dataclasses.replace(original, **given)
     except ValueError as error:
         raise UserError(str(error)) from error
-    # The classes are the same ones if the caller did not name another number.
+    # The classes stay the same unless the caller passed another number.
     kept = target.num_classes == original.num_classes
     class_names = description.class_names if kept else ()
     params = adapting.adapt(
@@ -158,19 +158,19 @@ def load(
 
 
 def save(model: "Model", path: Path, format: str = "vit_jax") -> pathlib.Path:
-    """Writes a model; an old file is replaced, a directory must be new or empty.
+    """Writes a model; replaces an old file, but a directory must be new or empty.
 
     Args:
-      model: as `load` gives it; its `params` may have been changed since.
+      model: a model from `load`; its `params` may have been changed since.
       path: NAME.safetensors for "vit_jax"; NAME.npz for "google" and "big_vision"; a
-        directory for "huggingface", and either for "timm".
-      format: one of these.
+        directory for "huggingface"; for "timm", NAME.safetensors or a directory.
+      format: name of the format.
 
     Returns:
-      The absolute path. What the format's files cannot say is logged.
+      The absolute path. Facts that the format cannot record are logged.
 
     Raises:
-      UserError: the format cannot express the model (says what), or the path cannot be
+      UserError: the format cannot express the model (says why), or the path cannot be
         written; then nothing has changed.
     """
     description = Description(
@@ -190,10 +190,10 @@ class Model:
       module: the Linen module; `module.apply({"params": params}, images)`.
       params: nested dict of float32 arrays.
       architecture: the function that they compute.
-      preprocessing: what makes model input of images.
-      class_names: in the order of the logits; () where nobody knows them.
-      config: the resolved config that it was trained with.
-      step: updates it was trained for.
+      preprocessing: turns images into model input.
+      class_names: names in the order of the logits; () if unknown.
+      config: the resolved config that the model was trained with.
+      step: number of updates that it was trained for.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Model:
         config: dict[str, Any],
         step: int,
     ):
-        """See the class; `load` makes one."""
+        """Makes a model from its parts; `load` does that for you."""
         self.module = module
         self.params = jax.device_put(params, jax.devices()[0])
         self.preprocessing = preprocessing
@@ -218,23 +218,23 @@ class Model:
         return self.module.architecture
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
-        """Float32 logits of images in the model's value range.
+        """Computes float32 logits of images in the model's value range.
 
-        `prepare` makes such images of files; `preprocessing.normalize` of uint8 arrays
-        that have the model's size already.
+        `prepare` makes such images from files, `preprocessing.normalize` from uint8
+        arrays that already have the model's size.
 
         Raises:
-          UserError: images of another shape or type.
+          UserError: the images have another shape or type.
         """
         return _logits(self.module, self.params, self._checked(images))
 
     def prepare(
         self, images: Path | UInt8[np.ndarray, "..."] | Sequence[Any]
     ) -> Float[Array, "b h w c"]:
-        """Image files or uint8 arrays of any size as input for the model.
+        """Converts image files or uint8 arrays of any size to input for the model.
 
         Args:
-          images: paths or uint8 arrays [h, w, c], or one of either.
+          images: paths or uint8 arrays [h, w, c], or a single one.
 
         Raises:
           UserError: names every image that cannot be read.
@@ -246,22 +246,22 @@ class Model:
     def predict(
         self, images: Path | UInt8[np.ndarray, "..."] | Sequence[Any], top_k: int = 5
     ) -> list[list[tuple[str, float]]]:
-        """The most probable classes of each image, best first.
+        """Predicts the most probable classes of each image, best first.
 
         Args:
-          images: paths or uint8 arrays [h, w, c] of any size, or one of either.
-          top_k: how many classes; at most all of them.
+          images: paths or uint8 arrays [h, w, c] of any size, or a single one.
+          top_k: number of classes; at most all of them.
 
         Returns:
-          For each image [(class name, probability), …]; a class without a name has its
-          number. A model trained with the sigmoid loss answers yes or no for each
+          For each image [(class name, probability), …]; a class without a name is given
+          by its index. A model trained with the sigmoid loss answers yes or no for each
           class, so its probabilities do not sum to one.
 
         Raises:
           UserError: names every image that cannot be read.
         """
         if not _whole(top_k) or top_k < 1:
-            raise UserError(f"top_k={top_k!r}: expected a whole number, at least 1")
+            raise UserError(f"top_k={top_k!r}: expected a whole number of at least 1")
         if not self.architecture.num_classes:
             raise UserError("this model has no head; load it without num_classes=0")
         found: list[list[tuple[str, float]]] = []
@@ -271,7 +271,7 @@ class Model:
             pixels, unreadable = self._pixels(images[start : start + _BATCH], start)
             problems += unreadable
             if not problems:
-                # All at once or not at all: no forward passes for nothing.
+                # After a problem the result is discarded, so skip the forward passes.
                 found += self._most_probable(pixels, top_k)
         _raise(problems)
         return found
@@ -279,23 +279,24 @@ class Model:
     def features(
         self, images: Float[Array, "b h w c"], layers: Sequence[int] = (-1,)
     ) -> Features:
-        """The tokens after some of the blocks, before the final norm.
+        """Computes the tokens after some of the blocks, before the final norm.
 
         Args:
-          images: as for the call.
-          layers: the numbers of blocks; 0 is the first, −1 the last.
+          images: images as in `__call__`.
+          layers: indices of blocks; 0 is the first, −1 the last.
 
         Raises:
-          UserError: a block that the model has not, or unfit images.
+          UserError: the model has no such block, or the images have another shape or
+            type.
         """
         depth = self.architecture.depth
         if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray):
-            raise UserError(f"layers={layers!r}: expected a list of numbers of blocks")
+            raise UserError(f"layers={layers!r}: expected a list of block indices")
         fits = (_whole(layer) and -depth <= layer < depth for layer in layers)
         if wrong := [layer for layer, fit in zip(layers, fits, strict=True) if not fit]:
             raise UserError(
-                f"layers {wrong}: the model has {depth} blocks, from 0 to {depth - 1} "
-                f"or from {-depth} to -1"
+                f"layers {wrong}: the model has {depth} blocks; expected indices from "
+                f"0 to {depth - 1} or from {-depth} to -1"
             )
         chosen = tuple(int(layer) % depth for layer in layers)
         return _features(self.module, self.params, self._checked(images), chosen)
@@ -303,16 +304,17 @@ class Model:
     def attention(
         self, images: Float[Array, "b h w c"]
     ) -> Float[Array, "b depth heads n n"]:
-        """Attention weights of every block and head, in float32; rows sum to one.
+        """Computes float32 attention weights of every block and head; rows sum to one.
 
-        Row i says where token i reads. Tokens: class token, registers, then the
-        patches row by row, as `architecture` says.
+        Row i has the weights by which token i reads the others. Tokens: class token,
+        registers, then the patches row by row, as in `architecture`.
 
         Raises:
-          UserError: unfit images, or a model without attention.
+          UserError: the images have another shape or type, or the model has no
+            attention.
         """
         if not isinstance(self.architecture, Architecture):
-            raise UserError("an MLP-Mixer has no attention")
+            raise UserError("this model is an MLP-Mixer, which has no attention")
         return _attention(self.module, self.params, self._checked(images))
 
     def __repr__(self) -> str:
@@ -333,20 +335,20 @@ class Model:
         shape, dtype = np.shape(images), getattr(images, "dtype", None)
         if len(shape) != 4 or shape[1:] != expected:
             raise UserError(
-                f"images of shape {shape}, expected (batch, *{expected}); "
-                "model.prepare(images) makes them of files and arrays of any size"
+                f"images have shape {shape}; expected (batch, *{expected}). "
+                "model.prepare(images) makes them from files and arrays of any size"
             )
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise UserError(
-                f"images of type {dtype}, expected floats in the model's value range; "
-                "model.prepare(images) makes them of files and uint8 arrays"
+                f"images have type {dtype}; expected floats in the model's value "
+                "range. model.prepare(images) makes them from files and uint8 arrays"
             )
         return jnp.asarray(images, jnp.float32)
 
     def _pixels(
         self, images: Sequence[Any], first: int = 0
     ) -> tuple[UInt8[np.ndarray, "b h w c"], list[str]]:
-        """The readable images, prepared as evaluation does; the others' problems."""
+        """Prepares images as evaluation does; lists the problems of unreadable ones."""
         a = self.architecture
         pixels, problems = [], []
         for number, image in enumerate(images, first):
@@ -362,7 +364,7 @@ class Model:
     def _most_probable(
         self, pixels: UInt8[np.ndarray, "b h w c"], top_k: int
     ) -> list[list[tuple[str, float]]]:
-        # Padded to a power of two, so that few programs are compiled for many counts.
+        # Pad to a power of two, so that few programs are compiled for many counts.
         count = len(pixels)
         rows = 1 << (count - 1).bit_length()
         pixels = np.pad(pixels, [(0, rows - count), (0, 0), (0, 0), (0, 0)])
@@ -387,13 +389,13 @@ class Model:
         return self.class_names[index] if self.class_names else str(index)
 
 
-# What the losses make of logits.
+# Loss → function from logits to probabilities.
 _PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _logits(module, params, images, preprocessing: Preprocessing | None = None):
-    """With a preprocessing, images are uint8, as in evaluation."""
+    """Computes logits; with a preprocessing, of uint8 images, as in evaluation."""
     if preprocessing is not None:
         images = preprocessing.normalize(images)
     return module.apply({"params": params}, images)
@@ -418,10 +420,10 @@ def _attention(module, params, images):
 
 
 def _moved(params: Any) -> Any:
-    """Nested arrays on the first device; emptied on the way.
+    """Moves nested arrays to the first device, which empties `params`.
 
-    A leaf is given up as soon as it has been copied, so that a large model is never in
-    memory twice.
+    Each leaf is released as soon as it has been copied, so that a large model is never
+    in memory twice.
     """
     if not isinstance(params, dict):
         return jax.device_put(params, jax.devices()[0])
@@ -429,7 +431,7 @@ def _moved(params: Any) -> Any:
 
 
 def _size(name: str, size: Any) -> tuple[int, int] | None:
-    """(height, width) of an argument; None if it was left out."""
+    """Reads (height, width) from an argument; None if it was left out."""
     if size is None:
         return None
     with contextlib.suppress(TypeError, ValueError):
@@ -443,12 +445,12 @@ def _has_pre_logits(architecture: ViTOrMixer) -> bool:
 
 
 def _attention_here(name: str, architecture: ViTOrMixer, dtype: Any) -> str:
-    """The formulation of the config, where it runs on the first device; else XLA's."""
+    """Returns the config's formulation if it runs on the first device, else XLA's."""
     platform = jax.devices()[0].platform
     if name == "cudnn" and isinstance(architecture, Architecture):
         channels = architecture.width // architecture.num_heads
         name = "auto" if why_not_cudnn(platform, channels, dtype) else name
-    if name == "auto":  # a training run would try what is faster
+    if name == "auto":  # only a training run tries out which one is the fastest
         return FASTEST_ON_CPU if platform == "cpu" else "xla"
     return name
 
@@ -470,7 +472,7 @@ def _whole(value: Any) -> bool:
 
 
 def _as_list(images: Any) -> list[Any]:
-    """One image is a list of one; an array [b, h, w, c] is a list of b."""
+    """Makes a list of images: of one from an image, of b from [b, h, w, c]."""
     alone = isinstance(images, str | pathlib.Path)
     alone = alone or (hasattr(images, "ndim") and images.ndim != 4)
     return [images] if alone else list(images)

@@ -1,4 +1,4 @@
-"""What every command shares: flags without tracebacks, errors a user can read."""
+"""The frame of every command: flags without tracebacks, errors a user can read."""
 
 import errno
 import logging
@@ -17,7 +17,7 @@ def run(main: Callable[[list[str]], None], flag_values: flags.FlagValues) -> Non
     """Parses the command line and runs `main(positional arguments)` under `guard`.
 
     Args:
-      main: the command. It reads its flags from `flag_values`.
+      main: the command, which reads its flags from `flag_values`.
       flag_values: a command's own flags, so that two commands can be imported at once.
     """
     usage = sys.modules["__main__"].__doc__ or ""
@@ -27,8 +27,8 @@ def run(main: Callable[[list[str]], None], flag_values: flags.FlagValues) -> Non
 def guard(action: Callable[[], None]) -> None:
     """Runs a command's action and turns its end into an exit status.
 
-    0 = done; 1 = something the user can mend, in one message on standard error; 130 =
-    Ctrl-C; 141 = nobody reads the output any more. Anything else is a bug of ours and
+    0 = done; 1 = an error that the user can fix, in one message on standard error;
+    130 = Ctrl-C; 141 = the output is no longer read. Anything else is a bug of ours and
     shows its traceback.
     """
     logging.basicConfig(
@@ -45,8 +45,8 @@ def guard(action: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
-        # Who read our output has enough. Python would complain once more at the end.
-        # The status is that of SIGPIPE, which not every system has.
+        # The reader of our output is gone. With the output redirected, Python does not
+        # complain again at exit. The status is SIGPIPE's, which not every system has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except PermissionError as error:
@@ -72,9 +72,9 @@ def parse(
 
     Args:
       argv: the program's name and its arguments.
-      flag_values: of the command.
-      usage: what `--help` shows before the flags.
-      known_only: leave flags that are not of `flag_values` among the result.
+      flag_values: the command's flags.
+      usage: text that `--help` shows before the flags.
+      known_only: leave flags that are not in `flag_values` in the result.
 
     Returns:
       The positional arguments.
@@ -95,7 +95,7 @@ def parse(
 
 
 class _ToStandardError(logging.StreamHandler):
-    """Writes to what standard error is at the time, above a progress bar if need be."""
+    """A handler that writes to the current standard error, above any progress bar."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -106,7 +106,7 @@ class _ToStandardError(logging.StreamHandler):
 
 
 def _show(unraisable: Any) -> None:
-    """Shows an exception that nobody can catch, unless it is known to say nothing.
+    """Shows an exception that cannot be caught, unless it is known to be noise.
 
     When a full disk has ended a save, TensorStore's threads report every single write
     to an event loop of Orbax that is gone. The failed save itself is explained.

@@ -1,8 +1,9 @@
 """JAX's cache of compiled programs, on by default in the commands.
 
-A second start of the same program compiles nothing. It is in `vit_jax.cache`'s folder;
-JAX's own variables come first: JAX_COMPILATION_CACHE_DIR names another place, and
-JAX_ENABLE_COMPILATION_CACHE=false turns it off. Importing vit_jax changes no setting.
+A second start of the same program compiles nothing. The cache is in `vit_jax.cache`'s
+folder. JAX's own variables take precedence: JAX_COMPILATION_CACHE_DIR names another
+folder, and JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. Importing vit_jax
+changes no setting.
 """
 
 import contextlib
@@ -17,17 +18,17 @@ from vit_jax.cache import cache_dir
 
 logger = logging.getLogger(__name__)
 
-# Settings of JAX and what the commands want, unless the environment says otherwise.
+# JAX's settings and the commands' values, unless the environment says otherwise.
 _SETTINGS = {
-    # Every program: hundreds of small ones take as long as a large one.
+    # Cache every program: hundreds of small ones take as long as a large one.
     "jax_persistent_cache_min_compile_time_secs": 0.0,
-    # What was not used for longest goes first.
+    # Beyond this size, the least recently used programs are removed.
     "jax_compilation_cache_max_size": 8 * 2**30,
 }
 
 
 def use_compilation_cache() -> None:
-    """Turns it on for this process; one that cannot be written is no error."""
+    """Turns the cache on for this process; logs it if the folder is not writable."""
     import jax
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") is not None:
@@ -38,7 +39,7 @@ def use_compilation_cache() -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         logger.info(
-            "compiled programs are not kept: %s cannot be written (%s)",
+            "compiled programs are not cached: %s cannot be written (%s)",
             folder,
             error.strerror,
         )
@@ -50,9 +51,10 @@ def use_compilation_cache() -> None:
 
 
 def _machine() -> str:
-    """A name for machines with the same processor.
+    """Returns a name shared by machines with the same processor.
 
-    Programs for the CPU use all of its instructions, and home directories are shared.
+    CPU programs use all of a processor's instructions, and machines with different
+    processors may share a home directory.
     """
     text = platform.machine() + platform.processor()
     with contextlib.suppress(OSError):

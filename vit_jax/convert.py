@@ -2,8 +2,9 @@
 
     python -m vit_jax.convert SOURCE DESTINATION --to=FORMAT
 
-SOURCE is what vit_jax.load takes: a work directory, a file, a directory of timm or
-Hugging Face, a published name (python -m vit_jax.models), hf:owner/name, an address.
+SOURCE is anything that vit_jax.load takes: a work directory, a file, a directory in
+timm's or Hugging Face's format, a published name (python -m vit_jax.models),
+hf:owner/name, a URL.
 FORMAT is google or big_vision (DESTINATION is a file NAME.npz), timm (a file
 NAME.safetensors or a directory), huggingface (a directory) or vit_jax (a file
 NAME.safetensors).
@@ -20,24 +21,25 @@ flags.DEFINE_string("to", None, "the format to write", flag_values=FLAGS)
 flags.DEFINE_integer(
     "num_heads",
     None,
-    "attention heads, for a file that does not say it",
+    "number of attention heads, for a file that does not record it",
     lower_bound=1,
     flag_values=FLAGS,
 )
 flags.DEFINE_list(
     "trained_image_size",
     None,
-    "HEIGHT,WIDTH that the positions belong to, for a file whose grid is not square",
+    "HEIGHT,WIDTH of the images that the positions belong to, for a file whose grid is "
+    "not square",
     flag_values=FLAGS,
 )
 
 flags.DEFINE_bool(
-    "raw", False, "the last weights, also where there are averaged ones", FLAGS
+    "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
 
 
 def main(arguments: list[str]) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     if len(arguments) != 2 or not FLAGS.to:
         raise UserError(
             f"expected SOURCE DESTINATION --to=FORMAT, got {len(arguments)} "

@@ -2,6 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message says what was found, what was
-    expected and what to do next.
+    """An error that the user can fix.
+
+    The message says what was found, what was expected and what to do next.
     """

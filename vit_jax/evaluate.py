@@ -3,10 +3,10 @@
   python -m vit_jax.evaluate --checkpoint=MODEL [--dataset=NAME|FOLDER] [--split=…]
       [--per_class] [--json] [--evaluator=KIND --option=NAME=VALUE …]
 
-MODEL is a work directory, or anything else that vit_jax.load takes. Without --dataset
-the data are those that a work directory's config names. Prints top-1 and top-5 accuracy
-and the mean loss, or what another evaluator measures: KIND is a name in
-vit_jax/evaluators/choosing.py, or a class of your own as package.module:Name.
+MODEL is a work directory, or anything else that vit_jax.load takes. By default, the
+data are those in the work directory's config. Prints top-1 and top-5 accuracy and the
+mean loss, or the numbers of another evaluator: KIND is a name in
+vit_jax/evaluators/choosing.py, or your own class as package.module:Name.
 """
 
 import json
@@ -27,10 +27,12 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "dataset", None, "other data than the config's, of the same classes", FLAGS
+    "dataset", None, "data other than the config's, with the same classes", FLAGS
 )
 flags.DEFINE_string("split", None, "default: the evaluation split", FLAGS)
-flags.DEFINE_string("data_dir", None, "where tensorflow-datasets keeps its sets", FLAGS)
+flags.DEFINE_string(
+    "data_dir", None, "where tensorflow-datasets keeps its data sets", FLAGS
+)
 flags.DEFINE_integer(
     "batch_size",
     None,
@@ -38,15 +40,13 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("per_class", False, "also each class's accuracy", FLAGS)
+flags.DEFINE_bool("per_class", False, "also report each class's accuracy", FLAGS)
+flags.DEFINE_bool("allow_bad_images", False, "skip images that cannot be read", FLAGS)
 flags.DEFINE_bool(
-    "allow_bad_images", False, "leave out images that cannot be read", FLAGS
-)
-flags.DEFINE_bool(
-    "raw", False, "the last weights, also where there are averaged ones", FLAGS
+    "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
 flags.DEFINE_string(
-    "evaluator", "classification", "what to measure, as in a recipe's `kind`", FLAGS
+    "evaluator", "classification", "the evaluator, as in a recipe's `kind`", FLAGS
 )
 flags.DEFINE_multi_string(
     "option", [], "an argument of the evaluator: NAME=VALUE", FLAGS
@@ -55,12 +55,12 @@ flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 
 
 def main(arguments: list[str]) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     if arguments:
         raise UserError(f"unexpected arguments: {' '.join(arguments)}. See --help.")
     if not FLAGS.checkpoint:
         raise UserError(
-            "no model; pass its work directory, as in --checkpoint=runs/b16"
+            "no model given; pass its work directory, as in --checkpoint=runs/b16"
         )
     report = measure()
     if FLAGS.json:
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
 
 
 def measure() -> dict[str, Any]:
-    """Evaluates what the flags name; the result is what --json prints."""
+    """Evaluates the model that the flags name; returns the report of --json."""
     import jax
 
     from vit_jax import api, sharding
@@ -89,15 +89,15 @@ def measure() -> dict[str, Any]:
     config = model.config
     if not config["dataset"] and FLAGS.dataset is None:
         raise UserError(
-            f"{FLAGS.checkpoint} was not trained here, so no data belong to it; pass "
-            "--dataset=NAME|FOLDER, with the same classes"
+            f"{FLAGS.checkpoint} was not trained here, so it names no data; pass "
+            "--dataset=NAME|FOLDER with the same classes"
         )
     opened = open_dataset(
         config["dataset"] if FLAGS.dataset is None else FLAGS.dataset,
         config["data_dir"] if FLAGS.data_dir is None else FLAGS.data_dir,
     )
     dataset = opened.location
-    # The splits that the config names are those of its own dataset.
+    # The config's splits apply only to its own dataset.
     same = dataset == config["dataset"]
     split = FLAGS.split or (config["eval_split"] if same else "")
     if not split:
@@ -136,21 +136,21 @@ def measure() -> dict[str, Any]:
             numbers = evaluator(params)
     except DecodeError as error:
         raise UserError(
-            f"{error}. Mend or remove that file, or pass --allow_bad_images to leave "
-            "out all that cannot be read"
+            f"{error}. Repair or remove that file, or pass --allow_bad_images to skip "
+            "all images that cannot be read"
         ) from error
     wrong = {name: x for name, x in numbers.items() if not math.isfinite(x)}
     if wrong:
         raise UserError(
             f"{', '.join(f'{name} is {x}' for name, x in wrong.items())}: the "
-            f"parameters of {FLAGS.checkpoint} at step {model.step} give no finite "
-            "numbers"
+            f"parameters of {FLAGS.checkpoint} at step {model.step} do not give finite "
+            "numbers; evaluate another checkpoint"
         )
     return report | numbers | by_class
 
 
 def _options(texts: list[str]) -> dict[str, Any]:
-    """Arguments of the evaluator: numbers, true and false as in JSON, or else text."""
+    """Parses the evaluator's arguments as JSON values, or else as text."""
     options = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -164,7 +164,7 @@ def _options(texts: list[str]) -> dict[str, Any]:
 
 
 def _by_class(numbers: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Takes the numbers of each class out of those of a classification."""
+    """Moves the per-class numbers out of the numbers of a classification."""
     right = numbers.pop("class_right", ())
     counts = numbers.pop("class_examples", ())
     if not len(counts):
@@ -183,9 +183,9 @@ def _by_class(numbers: dict[str, Any], model: Any) -> dict[str, Any]:
 
 
 def _mesh(model: Any) -> Any:
-    """The recipe's mesh, where these devices form it; otherwise each has all weights.
+    """Makes the recipe's mesh if the devices allow it; otherwise replicates weights.
 
-    A model that needed its weights spread to be trained may need it here too.
+    A model that needed its weights sharded in training may need that here too.
     """
     from vit_jax import sharding
 
@@ -197,7 +197,7 @@ def _mesh(model: Any) -> Any:
 
 
 def _check_classes(model: Any, source: Any, dataset: str):
-    """The head's outputs must mean what the labels do."""
+    """Rejects data whose labels differ from the classes of the head's outputs."""
     expected, found = model.class_names, tuple(source.class_names or ())
     classes = model.architecture.num_classes
     if source.num_classes == classes and (
@@ -205,8 +205,8 @@ def _check_classes(model: Any, source: Any, dataset: str):
     ):
         return
     lines = [
-        f"{dataset} has other classes than the model in {FLAGS.checkpoint}: "
-        f"{source.num_classes} there, {classes} in the model."
+        f"{dataset} has different classes from the model in {FLAGS.checkpoint}: "
+        f"{source.num_classes} in the data, {classes} in the model."
     ]
     for what, names in (
         ("Only in the model", set(expected) - set(found)),
@@ -215,8 +215,8 @@ def _check_classes(model: Any, source: Any, dataset: str):
         if names and expected and found:
             lines.append(f"{what}: {shortened(sorted(names))}.")
     if set(expected) == set(found):
-        lines.append("The names agree, but their order does not.")
-    lines.append("Pass data of the model's classes, or fine-tune the model on these.")
+        lines.append("The names agree, but their order differs.")
+    lines.append("Pass data with the model's classes, or fine-tune the model on these.")
     raise UserError(" ".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""Writes files and folders completely or not at all."""
+"""Atomic writes: files and folders are written completely or not at all."""
 
 import contextlib
 import os
@@ -7,26 +7,26 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
-_LONGEST = 40  # characters of a final name in a temporary one: names have a limit
+_LONGEST = 40  # characters of the final name in the temporary one: names have a limit
 
 
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path, *, sync: bool = True) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`, and renames it at the end of the block.
 
-    The block makes a file there, which may replace an old one, or a folder, which may
-    replace an empty one. If the block fails, what it made is removed. A kill can leave
-    it behind: as a hidden file that ends in .tmp. Several processes may write the same
-    path at once; the last one wins.
+    The block creates a file there, which may replace an old one, or a folder, which may
+    replace an empty one. If the block fails, its file or folder is removed. A kill can
+    leave it behind, hidden and with a name that ends in .tmp. Several processes may
+    write the same path at once; the last one wins.
 
     Args:
-      path: its final place, in a folder that exists.
+      path: the final path, in a folder that exists.
       sync: see `move_into_place`.
 
     Raises:
-      OSError: it cannot be written; what was at `path` is still there.
+      OSError: the file cannot be written; `path` is unchanged.
     """
-    # A random name, for other threads and processes may be at the same path.
+    # A random name, because other threads and processes may write the same path.
     temporary = path.with_name(f".{path.name[:_LONGEST]}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
@@ -43,13 +43,14 @@ def move_into_place(
     """Gives a complete file or folder its final name.
 
     Args:
-      temporary: where it was written, on the same file system.
-      path: its final place; see `atomic_write`.
-      sync: put the content on the disk first. Without it, a power cut may leave a file
-        of that name with other content: only for what is checked when it is read.
+      temporary: its current path, on the same file system.
+      path: its final path; see `atomic_write`.
+      sync: write the content to the disk first. Without it, a power failure may leave a
+        file of that name with other content: only for files that are verified when
+        they are read.
 
     Raises:
-      OSError: that failed; nothing was moved.
+      OSError: the move failed; nothing was moved.
     """
     if sync:
         _sync(temporary)
@@ -69,7 +70,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def _sync_names(folder: pathlib.Path) -> None:
-    """Makes a rename outlive a power cut; not every file system can."""
+    """Makes a rename survive a power failure, if the file system supports that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -5,9 +5,10 @@
 
 A recipe is a file, or the name of one that comes with vit_jax: --config=b16[:ARGUMENT]
 works from anywhere.
-The same command again goes on where the last one stopped. Every key is explained in
-vit_jax/config/keys.py. Several hosts, or processes, run the same command; on Cloud TPU,
-SLURM, Open MPI and Kubernetes they find each other (docs/scaling.md).
+The same command, run again, continues where the last one stopped. Every key is
+explained in vit_jax/config/keys.py. On several hosts, or in several processes, run the
+same command in each; on Cloud TPU, SLURM, Open MPI and Kubernetes they find each other
+(docs/scaling.md).
 
 Exit status: 0 = done, 1 = an error that the message explains, 130 or 143 = stopped by
 Ctrl-C or SIGTERM with everything saved, 75 = another process of the run is gone.
@@ -16,8 +17,8 @@ Ctrl-C or SIGTERM with everything saved, 75 = another process of the run is gone
 import signal
 
 if __name__ == "__main__":
-    # Before training starts there is nothing to save, and Python's own reaction to
-    # Ctrl-C breaks into libraries that are being loaded or compile.
+    # Before training starts there is nothing to save, and Python's own handling of
+    # Ctrl-C would interrupt libraries while they load or compile.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import sys
@@ -29,7 +30,7 @@ from vit_jax.config.recipes import WrongOverrides, load_recipe
 
 
 def main() -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     command.guard(_main)
 
 
@@ -39,7 +40,7 @@ def _main() -> None:
         config, workdir = load_recipe(sys.argv, process_flags, __doc__ or "")
     except WrongOverrides as error:
         config, workdir, wrong = error.config, "", error
-    # Imported only now: flag errors and --help should not wait for JAX.
+    # Imported late: flag errors and --help should not wait for JAX.
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.host_memory import keep_freed_memory
     from vit_jax.train.loop import train_and_evaluate
@@ -56,7 +57,7 @@ def _main() -> None:
             process_flags.process_id,
         ):
             if wrong:
-                # All problems at once: those of values that could be read as well.
+                # Report all problems at once, including those of valid overrides.
                 set_up(config, problems=wrong.problems)
                 raise wrong
             train_and_evaluate(config, workdir)
@@ -67,27 +68,27 @@ def _main() -> None:
 
 
 def _process_flags() -> flags.FlagValues:
-    """Named as the arguments of `jax.distributed.initialize`."""
+    """Defines flags named after the arguments of `jax.distributed.initialize`."""
     own = flags.FlagValues()
     flags.DEFINE_string(
         "coordinator_address",
         None,
-        "of several processes: host:port on which the first one is to listen; where "
-        "the environment tells, as on Cloud TPU or under SLURM, this is not needed",
+        "with several processes, host:port on which the first one listens; not needed "
+        "where the environment provides it, as on Cloud TPU or under SLURM",
         flag_values=own,
     )
     flags.DEFINE_integer(
         "num_processes",
         None,
-        "how many processes train together; 1: none but this one, whatever the "
-        "environment tells",
+        "number of processes that train together; 1: only this one, whatever the "
+        "environment says",
         lower_bound=1,
         flag_values=own,
     )
     flags.DEFINE_integer(
         "process_id",
         None,
-        "which of these this one is, from 0",
+        "index of this process, from 0",
         lower_bound=0,
         flag_values=own,
     )

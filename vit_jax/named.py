@@ -1,4 +1,4 @@
-"""Finds a class by a name in a table, or by `package.module:Name` of the user's own."""
+"""Lookup of classes by a name in a table, or by the user's `package.module:Name`."""
 
 import importlib
 import inspect
@@ -14,34 +14,34 @@ T = TypeVar("T")
 def find_class(
     name: str, table: Mapping[str, type[T]], base: type[T], key: str
 ) -> type[T]:
-    """The class that a config or a command line names.
+    """Finds the class that a config or a command line names.
 
-    Only what the user has typed may be looked up here, never what a checkpoint says:
-    importing a module runs it.
+    Look up only names that the user has typed, never names from a checkpoint: importing
+    a module runs it.
 
     Args:
       name: a name in the table, or package.module:Name.
       table: classes by name.
-      base: what the class has to inherit from.
-      key: what the message calls the setting.
+      base: the class that it has to inherit from.
+      key: name of the setting in error messages.
 
     Raises:
-      UserError: no such name, module or class, or the module fails to import.
+      UserError: there is no such name, module or class, or the module fails to import.
     """
     if name in table:
         return table[name]
     module_name, colon, class_name = name.partition(":")
     if not colon:
         raise UserError(
-            f"{key}={name!r}: choose from {', '.join(table)}, or name a class of your "
-            f"own as package.module:Name{did_you_mean(name, table)}"
+            f"{key}={name!r}: choose from {', '.join(table)}, or name your own class "
+            f"as package.module:Name{did_you_mean(name, table)}"
         )
     try:
         found: Any = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # it is the user's module: whatever it raises
+    except Exception as error:  # the user's module may raise anything
         raise UserError(
             f"{key}={name!r} cannot be imported ({type(error).__name__}: {error}); "
-            "expected package.module:Name of a module on Python's path"
+            "expected package.module:Name with a module on Python's path"
         ) from error
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise UserError(
@@ -52,16 +52,16 @@ def find_class(
 
 
 def check_options(kind: Any, options: Mapping[str, Any], skip: int, key: str) -> None:
-    """Refuses options that a class does not take.
+    """Rejects options that a class does not take.
 
     Args:
       kind: the class.
       options: arguments by name.
-      skip: how many of its first parameters are not options.
-      key: what the message calls the options.
+      skip: number of its leading parameters that are not options.
+      key: name of the options in error messages.
 
     Raises:
-      UserError: names those that it does not take, and those that it does.
+      UserError: names the options that it does not take, and those that it does.
     """
     taken = [*inspect.signature(kind).parameters][skip:]
     if unknown := sorted(options.keys() - set(taken)):

@@ -1,4 +1,4 @@
-"""Says what a trained model sees in image files.
+"""Predicts the classes of image files with a trained model.
 
   python -m vit_jax.predict --checkpoint=MODEL IMAGE… [--top_k=5] [--json]
 
@@ -24,22 +24,22 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-    "top_k", 5, "classes to show for an image", lower_bound=1, flag_values=FLAGS
+    "top_k", 5, "number of classes per image", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_bool(
-    "raw", False, "the last weights, also where there are averaged ones", FLAGS
+    "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 
 
 def main(arguments: list[str]) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     if not FLAGS.checkpoint:
         raise UserError(
-            "no model; pass its work directory, as in --checkpoint=runs/b16"
+            "no model given; pass its work directory, as in --checkpoint=runs/b16"
         )
     if not arguments:
-        raise UserError("no images; pass image files, or folders of them")
+        raise UserError("no images given; pass image files, or folders of them")
     from vit_jax import api
     from vit_jax.compilation_cache import use_compilation_cache
 
@@ -69,10 +69,10 @@ def main(arguments: list[str]) -> None:
 
 
 def expand(arguments: Sequence[str]) -> list[pathlib.Path]:
-    """Files as they are; of folders all images within, at any depth, sorted.
+    """Replaces each folder by the images in it, at any depth, sorted; keeps files.
 
     Raises:
-      UserError: names every path where nothing is, and every folder without images.
+      UserError: names every path that does not exist, and every folder without images.
     """
     found: list[pathlib.Path] = []
     problems = []
@@ -80,9 +80,9 @@ def expand(arguments: Sequence[str]) -> list[pathlib.Path]:
         path = pathlib.Path(argument).expanduser()
         within = _images_within(path) if path.is_dir() else [path]
         if not path.exists():
-            problems.append(f"{argument}: there is no such file or folder")
+            problems.append(f"{argument}: no such file or folder")
         elif not within:
-            problems.append(f"{argument}: a folder without images")
+            problems.append(f"{argument}: the folder contains no images")
         else:
             found += within
     if problems:

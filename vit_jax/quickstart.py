@@ -1,10 +1,10 @@
-"""The main job end to end on real images, through the public commands alone.
+"""Runs the main job end to end on real images, using only the public commands.
 
   python -m vit_jax.quickstart [--workdir=runs/quickstart] [--fresh]
 
 Pretrains on scikit-learn's digits, fine-tunes at a higher resolution, does the same
-from random weights as the control, evaluates all three and predicts a few image files.
-A part that is finished is kept: a second call goes on, or shows the result.
+from random weights as a control, evaluates all three and predicts a few image files.
+Finished parts are kept: a second call continues, or shows the result.
 """
 
 import contextlib
@@ -27,21 +27,23 @@ from vit_jax.checkpoints.workdir import write_atomically
 from vit_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("workdir", "runs/quickstart", "where all goes", flag_values=FLAGS)
+flags.DEFINE_string(
+    "workdir", "runs/quickstart", "directory for all output", flag_values=FLAGS
+)
 flags.DEFINE_bool(
-    "fresh", False, "forget what is there, train again", flag_values=FLAGS
+    "fresh", False, "delete earlier results and train again", flag_values=FLAGS
 )
 
 RECIPE = pathlib.Path("configs/quickstart.py")
 RESULT, FINISHED = "quickstart.json", "finished.json"
 PARTS = ("pretrain", "finetune", "control")
-# What the held-out accuracy of each part is called in quickstart.json.
+# Part → name of its held-out accuracy in quickstart.json.
 NAMES = {"pretrain": "pretrained", "finetune": "finetuned", "control": "control"}
 NUM_IMAGES = 5
 
 
 def main(arguments: list[str]) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     if arguments:
         raise UserError(f"unexpected arguments {arguments}")
     workdir = pathlib.Path(FLAGS.workdir)
@@ -56,7 +58,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _forget(workdir: pathlib.Path) -> None:
-    """Removes what a quickstart writes, and nothing else."""
+    """Removes the files that a quickstart writes, and nothing else."""
     for name in (*PARTS, "images", "compiled", FINISHED, RESULT):
         path = workdir / name
         if path.is_dir():
@@ -66,7 +68,7 @@ def _forget(workdir: pathlib.Path) -> None:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object that was written here before; {} if there is none to read."""
+    """Reads a JSON object that was written before; {} if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -75,14 +77,14 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _run(workdir: pathlib.Path) -> dict[str, float]:
-    """Runs what is not finished yet; returns the content of quickstart.json."""
+    """Runs the parts that are not finished; returns the content of quickstart.json."""
     workdir.mkdir(parents=True, exist_ok=True)
     finished = _Finished(workdir / FINISHED)
     for part in PARTS:
-        # The checkout's, which may have been changed, or else the installed one.
+        # The checkout's recipe, which may have been changed, else the installed one.
         recipe = RECIPE if RECIPE.is_file() else RECIPE.stem
         options = [f"--config={recipe}:{part}", f"--workdir={workdir / part}"]
-        # So small a model needs no accelerator that may be there.
+        # The model is so small that it may ignore an accelerator.
         options.append("--config.allow_cpu=true")
         if part == "finetune":
             options.append(f"--config.pretrained={workdir / 'pretrain'}")
@@ -102,7 +104,7 @@ def _run(workdir: pathlib.Path) -> dict[str, float]:
 
 
 class _Finished:
-    """Results and seconds of the parts that are done, kept in a file."""
+    """The results and durations of finished parts, kept in a file."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -113,36 +115,37 @@ class _Finished:
         return sum(part["seconds"] for part in self._parts.values())
 
     def do(self, name: str, action: Callable[[], Any]) -> Any:
-        """The result of the action, which is done only if it was not done before."""
+        """Runs the action unless it has finished before; returns its result."""
         part = self._parts.setdefault(name, {"seconds": 0.0})
         if "value" not in part:
             start = time.monotonic()
             try:
                 part["value"] = action()
-            finally:  # what was cut off took its time too
+            finally:  # an interrupted part took time too
                 part["seconds"] += time.monotonic() - start
                 write_atomically(self._path, json.dumps(self._parts))
         return part["value"]
 
 
 def _call(module: str, *options: str, show: bool = False) -> str:
-    """Runs one public command, as a user would type it; returns what it prints."""
+    """Runs one public command, as a user would type it; returns its output."""
     words = ["-m", f"vit_jax.{module}", *options]
     print(f"\n$ {_python()} {shlex.join(words)}", file=sys.stderr, flush=True)
-    # The parts share some of their programs: what one compiles the next finds here.
+    # The parts share some of their programs; with a cache each is compiled once.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(FLAGS.workdir, "compiled"))}
     process = subprocess.Popen(
         [sys.executable, *words],
         stdout=subprocess.PIPE,
         text=True,
         env={**cache, **os.environ},
-        # A group of its own: what stops us is passed on, once, and it can save.
+        # A process group of its own, so that a signal reaches it once, from us, and it
+        # can save.
         process_group=0,
     )
     with _passing_on(process):
         output, _ = process.communicate()
     if status := process.returncode:
-        # The command has said why.
+        # The command has printed the reason.
         sys.exit(status if status > 0 else 128 - status)
     if show:
         print(output, file=sys.stderr, flush=True)
@@ -151,7 +154,7 @@ def _call(module: str, *options: str, show: bool = False) -> str:
 
 @contextlib.contextmanager
 def _passing_on(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Meanwhile SIGTERM and Ctrl-C are the process's to heed."""
+    """Passes SIGTERM and Ctrl-C on to the process while inside."""
 
     def pass_on(number: int, _: Any) -> None:
         process.send_signal(number)
@@ -166,7 +169,7 @@ def _passing_on(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def _python() -> str:
-    """What to type for the interpreter that runs this."""
+    """Returns what a user types to run this interpreter."""
     if shutil.which("python") == sys.executable:
         return "python"
     path = pathlib.Path(sys.executable)
@@ -180,7 +183,7 @@ def _evaluate(workdir: pathlib.Path) -> float:
 
 
 def _write_images(folder: pathlib.Path) -> list[str]:
-    """Held-out digits as PNG files, named after what they show."""
+    """Writes held-out digits as PNG files, named after the digit they show."""
     from PIL import Image
 
     from vit_jax.data.sources.datasets import open_dataset

@@ -1,17 +1,17 @@
-"""The device mesh, and how parameters, batches and activations lie on it.
+"""The device mesh, and the sharding of parameters, batches and activations over it.
 
 Nothing else in the package knows how many devices there are. A mesh has three axes:
 
-  data    the batch is spread over it; every part holds the same parameters.
-  fsdp    the batch is spread over it too, and so are the parameters, the gradients and
-          the optimiser's state (ZeRO-3, arXiv:1910.02054): a block's parameters are
+  data    shards the batch; every part holds the same parameters.
+  fsdp    shards the batch too, and also the parameters, the gradients and the
+          optimiser's state (ZeRO-3, arXiv:1910.02054): a block's parameters are
           gathered when it runs, and again when its gradients are computed.
-  tensor  the heads of attention and the hidden units of MLPs are spread over it
-          (arXiv:1909.08053): two layers, the first split by its outputs, the second by
-          its inputs, need one sum over the devices.
+  tensor  shards the attention heads and the hidden units of MLPs (arXiv:1909.08053):
+          two layers, the first split by its outputs, the second by its inputs, need one
+          sum over the devices.
 
-A mesh may lack axes, which then have the size 1. On a mesh where only `data` is larger
-than that, parameters are replicated and nothing is gathered.
+A mesh may lack axes, which then have size 1. If only `data` is larger than 1,
+parameters are replicated and nothing is gathered.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ from vit_jax.models import PatchModel, Placement, ViTOrMixer
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
-_HOST = "pinned_host"  # JAX's name of the memory beside the devices' own
+_HOST = "pinned_host"  # JAX's name for the memory of the hosts
 
-# How the path of an array ends → the axes of the mesh that each of its dimensions is
-# spread over. The first row that matches counts. A matrix that no row names is refused.
-# The optimiser's moments have the endings of their parameters; those that have other
-# shapes, as Adafactor's may, are whole on every device.
+# End of an array's path → mesh axes that each of its dimensions is sharded over. The
+# first row that matches applies. A matrix that no row matches is rejected. The
+# optimiser's moments have the endings of their parameters; moments with other shapes,
+# such as Adafactor's, are replicated.
 PARAMETERS = (
     (r"(query|key|value|fc1)/kernel", ("fsdp", "tensor")),
     (r"(query|key|value|fc1)/bias", (("tensor", "fsdp"),)),
@@ -49,19 +49,19 @@ PARAMETERS = (
     (r"pos_embed", (None, None, None, "fsdp")),
     # A few tokens each.
     (r"cls|distillation|registers|pos_embed_prefix|probe", (None, None, None)),
-    # Other biases, norms, scales: little of a model, but much of what is left of it for
-    # each of many devices.
+    # Other biases, norms, scales: a small part of a model but, with many devices, a
+    # large part of what each device would hold.
     (r"\w+", ("fsdp",)),
 )
 
-# Rows of such a table.
+# Rows like those of `PARAMETERS`.
 Rules = Sequence[tuple[str, tuple[Any, ...]]]
 
-# The name of an activation's axis → the axes of the mesh that it is spread over.
+# Name of an activation's axis → mesh axes that it is sharded over.
 ACTIVATIONS = {"batch": BATCH, "heads": "tensor", "hidden": "tensor"}
 
-# What an axis of the mesh has to divide; of other dimensions those that it does not
-# divide stay whole.
+# (mesh axis, dimension of the model that it must divide). Any other dimension that an
+# axis does not divide is not sharded.
 _DIVIDED = (
     ("fsdp", "width"),
     ("tensor", "num_heads"),
@@ -76,17 +76,19 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[Any] = (),
 ) -> Mesh:
-    """A mesh of the devices of all processes; of one process also of the first of them.
+    """Makes a mesh of the devices of all processes.
+
+    A single process may also use only its first devices.
 
     Args:
-      data: size of the axis; −1, which one of the three may be, = all devices that the
+      data: size of the axis. One of the three sizes may be −1 = all devices that the
         others leave.
-      fsdp: the same.
-      tensor: the same.
-      devices: others than these, to compile for.
+      fsdp: size of the axis.
+      tensor: size of the axis.
+      devices: other devices, to compile for.
 
     Raises:
-      UserError: there are not so many devices, they cannot be divided like that, or a
+      UserError: there are too few devices, they cannot be divided this way, or a
         process would have none of them.
     """
     processes = 1 if devices else jax.process_count()
@@ -110,13 +112,14 @@ def make_mesh(
         )
         raise UserError(
             f"{asked}, but there are {count} {devices[0].platform} devices"
-            + f" of {processes} processes" * (processes > 1)
-            + f"; pass sizes from 1 whose product is {'at most ' * (processes == 1)}"
-            f"{count}, one of them -1 for all that the others leave. All are used by "
+            + f" in {processes} processes" * (processes > 1)
+            + f"; pass sizes of at least 1 with a product of "
+            f"{'at most ' * (processes == 1)}{count}, or -1 for one of them, which "
+            "takes all devices that the others leave. To use all devices, pass "
             f"{_most_like(shape, _shapes(count))}."
         )
-    # On a slice of TPUs neighbours stay together. `jax.make_mesh` does the same, but
-    # refuses shapes for which a side of the slice has to be divided among two axes.
+    # On a TPU slice, neighbours stay together. `jax.make_mesh` does the same, but
+    # rejects shapes for which a side of the slice has to be divided between two axes.
     arranged = mesh_utils.create_device_mesh(
         shape, devices[: math.prod(shape)], allow_split_physical_axes=True
     )
@@ -124,27 +127,27 @@ def make_mesh(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis is spread over data and fsdp."""
+    """Returns the sharding of batches: the leading axis over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(_batch_axes(mesh)))
 
 
 def microbatch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays [accum, b, ...]: each microbatch is spread as a batch is."""
+    """Returns the sharding of arrays [accum, b, ...]: each microbatch like a batch."""
     return NamedSharding(mesh, PartitionSpec(None, _batch_axes(mesh)))
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """In how many parts a batch lies on the mesh."""
+    """Returns the number of shards of a batch on the mesh."""
     return math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
 
 
 def padded_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """The next size that can be spread over the mesh."""
+    """Rounds a batch size up to the next one that can be sharded over the mesh."""
     parts = batch_parts(mesh)
     return -(-batch_size // parts) * parts
 
@@ -152,7 +155,7 @@ def padded_batch_size(batch_size: int, mesh: Mesh) -> int:
 def abstract_batch(
     columns: Mapping[str, tuple[tuple[int, ...], Any]], rows: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a global batch.
+    """Returns the shapes, dtypes and shardings of a global batch.
 
     Args:
       columns: name → shape of one example, and dtype.
@@ -167,13 +170,13 @@ def abstract_batch(
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> range | np.ndarray:
-    """Which rows of a batch lie on this process's devices, ascending.
+    """Returns the rows of a batch on this process's devices, in ascending order.
 
-    Where `tensor` reaches over several processes, these have the same rows.
+    If the axis `tensor` spans several processes, these have the same rows.
 
     Args:
       mesh: the devices.
-      batch_size: of all processes together, a multiple of `batch_parts(mesh)`.
+      batch_size: global batch size, a multiple of `batch_parts(mesh)`.
     """
     if not mesh.is_multi_process:
         return range(batch_size)
@@ -186,10 +189,10 @@ def local_rows(mesh: Mesh, batch_size: int) -> range | np.ndarray:
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Moves this process's rows of a batch to its devices, as one global batch.
 
-    The copy is asynchronous, so the next batch travels while a step runs.
+    The copy is asynchronous, so the next batch is copied while a step runs.
 
     Args:
-      batch: arrays of the `local_rows`.
+      batch: arrays with the `local_rows`.
       mesh: the devices.
     """
     sharding = batch_sharding(mesh)
@@ -214,13 +217,13 @@ def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
-    """Where the parameters of a tree lie, or those and all that is kept for each.
+    """Returns the shardings of parameters, or of a tree with state kept for each.
 
     Args:
       tree: arrays or their shapes: parameters, an optimiser's state, or a whole
         training state.
       mesh: the devices.
-      rules: rows that come before those of `PARAMETERS`.
+      rules: rows that take precedence over `PARAMETERS`.
 
     Returns:
       The tree with `NamedSharding` leaves.
@@ -234,12 +237,12 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
 
 
 def check_known(tree: Any, rules: Rules = ()) -> None:
-    """Refuses a matrix that no row names: it would be whole on every device.
+    """Rejects matrices that no row matches: they would be whole on every device.
 
     Args:
-      tree: parameters, or what is shaped like them; not an optimiser's state, which
-        keeps numbers of other shapes for them.
-      rules: rows that come before those of `PARAMETERS`.
+      tree: parameters, or a tree with their shapes; not an optimiser's state, whose
+        arrays may have other shapes.
+      rules: rows that take precedence over `PARAMETERS`.
 
     Raises:
       UserError: names all such parameters.
@@ -251,14 +254,14 @@ def check_known(tree: Any, rules: Rules = ()) -> None:
     ]
     if unknown:
         raise UserError(
-            f"no rule says how to spread {', '.join(unknown)} over the mesh. Add a row "
-            "to PARAMETERS in vit_jax/sharding.py; an objective of your own names its "
-            "parameters in `sharding_rules`"
+            f"no rule says how to shard {', '.join(unknown)} over the mesh; add a row "
+            "to PARAMETERS in vit_jax/sharding.py or, for your own objective, to its "
+            "`sharding_rules`"
         )
 
 
 def on_host(tree: Any, mesh: Mesh) -> Any:
-    """The same as `shardings`, but in the memory of the devices' hosts.
+    """Returns `shardings` in the memory of the devices' hosts.
 
     Scalars stay on the devices.
     """
@@ -270,7 +273,10 @@ def on_host(tree: Any, mesh: Mesh) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What arrays, or shapes with shardings, take of one device's own memory."""
+    """Sums the bytes that arrays, or shapes with shardings, take on one device.
+
+    Arrays in the memory of the hosts do not count.
+    """
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -280,22 +286,22 @@ def bytes_per_device(tree: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class MeshPlacement(Placement):
-    """The placement of a model's arrays on a mesh; a field of models in steps."""
+    """The placement of a model's arrays on a mesh; steps give it to their models."""
 
     mesh: Mesh
 
     @property
     def gathers(self) -> bool:
-        """Whether parameters are spread over fsdp."""
+        """Whether parameters are sharded over fsdp."""
         return self.mesh.shape.get("fsdp", 1) > 1
 
     @property
     def device_kind(self) -> str:
-        """JAX's name for the kind of the mesh's devices."""
+        """JAX's name for the kind of devices in the mesh."""
         return self.mesh.devices.flat[0].device_kind
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
-        """Spreads activations over the mesh as the names of their axes say."""
+        """Shards activations over the mesh according to the names of their axes."""
         spread = tuple(ACTIVATIONS[axis] if axis else None for axis in axes)
         return _constrain(x, self.mesh, _fitting(spread, x.shape, self.mesh.shape))
 
@@ -307,20 +313,21 @@ class MeshPlacement(Placement):
         def divided(*arrays: Array) -> Array:
             spread = (ACTIVATIONS["batch"], None, ACTIVATIONS["heads"], None)
             spec = _fitting(spread, arrays[0].shape, self.mesh.shape)
-            # A kernel does not say of itself whether its parts differ.
+            # A kernel does not declare whether its results vary over the mesh.
             parts = {"mesh": self.mesh, "in_specs": spec, "out_specs": spec}
             return jax.shard_map(attention, check_vma=False, **parts)(*arrays)
 
         return divided
 
     def gather(self, params: Any, dtype: Any = None) -> Any:
-        """The parameters as they are on a mesh without fsdp.
+        """Gathers parameters over fsdp.
 
-        Their gradients are spread again, each as soon as it is summed over the batch.
+        Their gradients are sharded again, each as soon as it is summed over the batch.
 
         Args:
           params: a block's or any other subtree.
-          dtype: in which matrices travel; by default their own, as norms and biases.
+          dtype: dtype in which matrices are sent; by default their own. Norms and
+            biases are always sent in their own.
         """
         if not self.gathers:
             return params
@@ -330,14 +337,14 @@ class MeshPlacement(Placement):
             whole = _parameter_spec(path, leaf.shape, {**self.mesh.shape, "fsdp": 1})
             if stored == whole:
                 return leaf
-            # A norm is applied in float32, and has as little to send as a bias.
+            # A norm is applied in float32, and is as small as a bias.
             travels = dtype if dtype and leaf.ndim > 1 else leaf.dtype
             return _gather(leaf, self.mesh, stored, whole, travels)
 
         return jax.tree.map_with_path(gathered, params)
 
     def gather_outside_blocks(self, params: Any) -> Any:
-        """A model's parameters, with blocks as stored: they are gathered in turn."""
+        """Gathers a model's parameters except the blocks, which do so when they run."""
         if not self.gathers:
             return params
         return {
@@ -349,11 +356,11 @@ class MeshPlacement(Placement):
 
 
 class PlacedModel:
-    """A model as a function of parameters that lie on a mesh.
+    """A model as a function of parameters that are sharded over a mesh.
 
-    Whoever computes with spread parameters has to do two things, of which either alone
-    is a mistake that nothing shows: give the model the mesh, and gather what stands
-    outside of its blocks. This does both.
+    Computing with sharded parameters takes two things: the model must get the mesh, and
+    the parameters outside its blocks must be gathered. Doing only one of them is a
+    mistake without symptoms, so this class does both.
     """
 
     def __init__(self, model: PatchModel, mesh: Mesh):
@@ -363,12 +370,12 @@ class PlacedModel:
     def __call__(
         self, params: Any, images: Array, *, key: Array | None = None, **how: Any
     ) -> Any:
-        """The model's outputs.
+        """Computes the model's outputs.
 
         Args:
-          params: of the model. Other subtrees are ignored.
-          images: normalised, [b, h, w, c].
-          key: of dropout, in training.
+          params: the model's parameters. Other subtrees are ignored.
+          images: normalised images [b, h, w, c].
+          key: random key for dropout, in training.
           how: arguments of the model's call; or `method=`, with that method's.
         """
         params = self._placement.gather_outside_blocks(params)
@@ -377,7 +384,7 @@ class PlacedModel:
 
 
 def misfits(mesh: Mesh, architecture: ViTOrMixer) -> list[str]:
-    """What of a model the mesh has to divide and does not."""
+    """Lists the model's dimensions that the mesh must divide but does not."""
     return [
         f"mesh.{axis}={parts} must divide the model's {name}={size}"
         for axis, name in _DIVIDED
@@ -390,7 +397,7 @@ def misfits(mesh: Mesh, architecture: ViTOrMixer) -> list[str]:
 def fitting_meshes(
     mesh: Mesh, architecture: ViTOrMixer, batch_size: int, accum_steps: int
 ) -> str:
-    """Meshes of as many devices that divide the model and the batch, nearest first."""
+    """Names meshes of this size that divide the model and the batch, nearest first."""
     fitting = [
         shape
         for shape in _shapes(mesh.size)
@@ -404,7 +411,7 @@ def fitting_meshes(
 
 
 def _local_parts(mesh: Mesh) -> list[int]:
-    """Which of the parts of a batch lie on this process's devices, ascending."""
+    """Returns the batch shards on this process's devices, in ascending order."""
     lies = batch_sharding(mesh).addressable_devices_indices_map((batch_parts(mesh),))
     return sorted({where[0].start or 0 for where in lies.values() if where})
 
@@ -418,7 +425,7 @@ def _name(path: Any) -> str:
 
 
 def _row(name: str, ndim: int, rules: Rules = ()) -> tuple[Any, ...] | None:
-    """The axes of the first row that names an array of so many dimensions."""
+    """Returns the axes of the first row that matches the name and dimensions."""
     for pattern, axes in (*rules, *PARAMETERS):
         if len(axes) == ndim and re.fullmatch(f"(.*/)?({pattern})", name):
             return axes
@@ -428,7 +435,7 @@ def _row(name: str, ndim: int, rules: Rules = ()) -> tuple[Any, ...] | None:
 def _parameter_spec(
     path: Any, shape: tuple[int, ...], sizes: Mapping[Any, int], rules: Rules = ()
 ) -> PartitionSpec:
-    """Of the parameter, or what is kept for it, on a mesh of these sizes."""
+    """Returns the spec of a parameter, or of state kept for it, for a mesh's sizes."""
     axes = _row(_name(path), len(shape), rules)
     return _fitting(axes, shape, sizes) if axes and any(axes) else PartitionSpec()
 
@@ -436,7 +443,7 @@ def _parameter_spec(
 def _fitting(
     axes: tuple[Any, ...], shape: tuple[int, ...], sizes: Mapping[Any, int]
 ) -> PartitionSpec:
-    """Without axes that are not there, and the first ones where all do not divide."""
+    """Drops axes that the mesh lacks, then leading axes until the rest divide."""
 
     def fitting(wanted: Any, size: int) -> Any:
         names = (wanted,) if isinstance(wanted, str) else wanted or ()
@@ -458,7 +465,8 @@ def _gather(
     leaf: Array, mesh: Mesh, stored: PartitionSpec, whole: PartitionSpec, dtype: Any
 ) -> Array:
     def forward(leaf: Array) -> Array:
-        # Said twice, so that a loop does not gather before it starts what it slices.
+        # Constrained twice, so that a loop does not gather, before it starts, the array
+        # that it slices.
         leaf = _constrain(leaf, mesh, stored).astype(dtype)
         return _constrain(leaf, mesh, whole)
 
@@ -472,7 +480,7 @@ def _gather(
 
 
 def _shapes(count: int) -> Iterator[tuple[int, int, int]]:
-    """All (data, fsdp, tensor) of so many devices."""
+    """Yields all (data, fsdp, tensor) for this number of devices."""
     for tensor in range(1, count + 1):
         for fsdp in range(1, count // tensor + 1):
             if count % (fsdp * tensor) == 0:
@@ -482,7 +490,7 @@ def _shapes(count: int) -> Iterator[tuple[int, int, int]]:
 def _most_like(
     asked: Sequence[int], shapes: Iterable[tuple[int, int, int]], most: int = 4
 ) -> str:
-    """Writes the shapes that are most like the one asked for."""
+    """Writes the shapes that are closest to the one asked for."""
 
     def distance(shape: tuple[int, int, int]) -> float:
         pairs = zip(shape, asked, strict=True)
@@ -500,8 +508,8 @@ def _most_like(
     return " or ".join(texts) + (" or others" if len(nearest) > most else "")
 
 
-# PCI identity of accelerators: vendor, and the devices of that vendor that are not
-# network cards and the like (None = any display or 3-D controller).
+# PCI vendor of accelerators → name, how to install support, and the vendor's devices
+# that are not network cards and the like (None = any display or 3-D controller).
 _PCI_ACCELERATORS = {
     "0x10de": ("an NVIDIA GPU", "pip install 'vit_jax[cuda13]' (or [cuda12])", None),
     "0x1ae0": (
@@ -516,17 +524,17 @@ def refuse_idle_accelerator(pci_devices: str = "/sys/bus/pci/devices") -> None:
     """Stops a run that would use the CPU although the machine has an accelerator.
 
     JAX itself falls back to the CPU with a warning, and training is a hundred times
-    slower. Setting JAX_PLATFORMS=cpu says that the CPU is meant.
+    slower. JAX_PLATFORMS=cpu chooses the CPU on purpose.
 
     Raises:
-      UserError: names the accelerator and the line that installs its support.
+      UserError: names the accelerator and the command that installs its support.
     """
     if jax.default_backend() != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
         return
     for name, install in accelerators(pci_devices):
         raise UserError(
             f"this machine has {name}, but JAX found only the CPU. Install its "
-            f"support: {install}. To train on the CPU all the same, pass "
+            f"support: {install}. To train on the CPU anyway, pass "
             "--config.allow_cpu=true or set JAX_PLATFORMS=cpu."
         )
 
@@ -534,7 +542,7 @@ def refuse_idle_accelerator(pci_devices: str = "/sys/bus/pci/devices") -> None:
 def accelerators(
     pci_devices: str = "/sys/bus/pci/devices",
 ) -> Iterator[tuple[str, str]]:
-    """What accelerators the machine has, and how to install support; asks no JAX."""
+    """Finds the machine's accelerators and how to install support, without JAX."""
     for device in pathlib.Path(pci_devices).glob("*"):
         vendor, model, kind = (
             (device / name).read_text().strip()

@@ -1,4 +1,4 @@
-"""Says which versions of Python and of the libraries this package was tested with."""
+"""The versions of Python and the libraries that this package was tested with."""
 
 import contextlib
 import functools
@@ -11,8 +11,8 @@ from packaging.specifiers import SpecifierSet
 
 logger = logging.getLogger(__name__)
 
-# From the oldest to the newest with which the whole test suite has passed; what lies
-# between was not always tried. Tests compare it with setup.py and constraints.txt.
+# The oldest and newest versions with which the whole test suite has passed; not every
+# version in between was tried. Tests compare this with setup.py and constraints.txt.
 TESTED = {
     "Python": ">=3.11,<3.14",
     "jax": ">=0.10.2,<=0.12.0.1",
@@ -26,13 +26,13 @@ TESTED = {
 
 @functools.cache
 def warn_of_untested() -> None:
-    """Logs one line if anything here is a version never tested, once per process."""
+    """Logs one line if any version in use was never tested, once per process."""
     if line := untested(installed()):
         logger.warning("%s", line)
 
 
 def installed() -> dict[str, str]:
-    """The versions in use of everything that `TESTED` names."""
+    """Returns the versions in use of everything that `TESTED` names."""
     found = {"Python": ".".join(map(str, sys.version_info[:3]))}
     for name in TESTED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -44,7 +44,7 @@ def untested(versions: Mapping[str, str]) -> str:
     """Names the versions that this package was never tested with, in one line.
 
     Args:
-      versions: name → version, as `installed` gives them.
+      versions: name → version, as `installed` returns them.
 
     Returns:
       The line; "" if all of them were tested.

@@ -1,4 +1,4 @@
-"""Numbers, sizes and names as people read and write them."""
+"""Text for people: numbers, sizes, lists and names, written and read."""
 
 import difflib
 import operator
@@ -46,8 +46,8 @@ def pair(size: Any) -> tuple[int, int]:
     """Reads (height, width) from one side or both: `pair(16) == (16, 16)`.
 
     Raises:
-      TypeError: a side is not a whole number (those of NumPy are).
-      ValueError: neither one side nor two.
+      TypeError: a side is not a whole number (NumPy integers are).
+      ValueError: there are neither one nor two sides.
     """
     sides = tuple(size) if isinstance(size, tuple | list) else (size,)
     height, width = map(operator.index, sides * 2 if len(sides) == 1 else sides)
@@ -62,13 +62,13 @@ def shortened(
 ) -> str:
     """Lists a few names and counts the rest.
 
-    As in `shortened(["a", "b", "c"], most=2) == "a, b, … and 1 more"`.
+    For example, `shortened(["a", "b", "c"], most=2) == "a, b, … and 1 more"`.
 
     Args:
-      names: all of them.
-      show: how one is written, such as `repr`.
-      most: how many are listed.
-      separator: between two; a line break makes it a list down the page.
+      names: all names.
+      show: function that writes a name, such as `repr`.
+      most: number of names to list.
+      separator: text between two names; a line break puts each on a line of its own.
     """
     listed = [show(name) for name in names[:most]]
     if len(names) > most:
@@ -85,16 +85,15 @@ def either(names: Sequence[str]) -> str:
 def nearest(
     name: str, choices: Iterable[str], count: int = 3, cutoff: float = 0.6
 ) -> list[str]:
-    """Finds the choices that are spelled most like a name, the most alike first.
+    """Finds the choices with the most similar spelling, the most similar first.
 
-    As in `nearest("sead", ["seed", "step"]) == ["seed"]`. Upper and lower case count
-    as the same letter.
+    For example, `nearest("sead", ["seed", "step"]) == ["seed"]`. Case is ignored.
 
     Args:
-      name: what was written.
-      choices: what could have been meant.
-      count: how many are returned at most.
-      cutoff: the least likeness, from 0 (nothing in common) to 1 (the same).
+      name: the name that was written.
+      choices: names that could have been meant.
+      count: maximum number of results.
+      cutoff: minimum similarity, from 0 (nothing in common) to 1 (the same).
     """
     matcher = difflib.SequenceMatcher()
     matcher.set_seq2(name.lower())
@@ -109,32 +108,32 @@ def nearest(
 def did_you_mean(
     name: Any, choices: Iterable[str], count: int = 1, cutoff: float = 0.6
 ) -> str:
-    """Ends a sentence about an unknown name with a question; "" if none is like it.
+    """Suggests similar names as the end of a message; "" if there are none.
 
-    As in `did_you_mean("sead", ["seed", "step"]) == "; did you mean 'seed'?"`.
+    For example, `did_you_mean("sead", ["seed", "step"]) == "; did you mean 'seed'?"`.
 
     Args:
-      name: what was written.
-      choices: what could have been meant.
-      count: how many are asked about at most.
-      cutoff: the least likeness, as in `nearest`.
+      name: the name that was written.
+      choices: names that could have been meant.
+      count: maximum number of suggestions.
+      cutoff: minimum similarity, as in `nearest`.
     """
     found = nearest(str(name), choices, count, cutoff)
     return f"; did you mean {either(found)}?" if found else ""
 
 
 def quoted(name: str) -> str:
-    """Makes a name out of a file fit for one line of a message."""
+    """Quotes a name from a file for one line of a message."""
     return repr(name[:_LONGEST_NAME]) + ("…" if len(name) > _LONGEST_NAME else "")
 
 
 def plain(name: str) -> str:
-    """Makes a name fit for one line of a message, with quotes only if it needs them."""
+    """Writes a name for one line of a message, with quotes only if it needs them."""
     harmless = name.isprintable() and not set(name) & set(" ,'\"")
     return name if harmless and 0 < len(name) <= _LONGEST_NAME else quoted(name)
 
 
 def one_line(text: str) -> str:
-    """Makes another library's words fit for one line of a message."""
+    """Shortens another library's message to one line."""
     words = " ".join(text.split())[:_LONGEST_REASON]
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

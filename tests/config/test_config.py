@@ -111,7 +111,7 @@ def test_a_length_given_as_override_clears_the_recipes_length(given, steps, epoc
         ({"mixing.prob": 0.5}, "'big_vision' mixes every step; use mixing.form=timm"),
         ({"mixing.binary_targets": True}, "binary_targets with loss=softmax"),
         ({"weight_decay_on": "("}, "no regular expression"),
-        ({"model.variant": ""}, "model.variant is empty and so is pretrained"),
+        ({"model.variant": ""}, "model.variant and pretrained are both empty"),
         (
             {"model.variant": "", "pretrained": "x", "model.width": 64},
             "model.width=64: with an empty model.variant",

@@ -105,14 +105,14 @@ def test_all_wrong_arguments_are_reported_at_once(recipe):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((), "no recipe; pass one"),
+        ((), "no recipe given; pass one"),
         (("--config=nowhere/x.py",), "no recipe at nowhere/x.py"),
         (("--config=RECIPE:bad",), "no such argument"),
         (("--config=RECIPE", "stray"), r"unexpected arguments \['stray'\]"),
         (("--config=RECIPE", "--wrkdir=x"), "flag 'wrkdir'. Did you mean: workdir"),
         (
             ("--config=RECIPE", "--config.total_steps=1", "--config.total_epochs=1"),
-            "total_epochs: give one",
+            "total_epochs are both given; give only",
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_invalid_command_lines_are_rejected(recipe, arguments, text):
 
 
 def test_a_missing_recipe_lists_the_existing_ones(recipe):
-    with pytest.raises(UserError, match=r"there are .*recipe\.py"):
+    with pytest.raises(UserError, match=r"found .*recipe\.py"):
         load("--config=" + recipe.replace("recipe.py", "recip.py"))
 
 

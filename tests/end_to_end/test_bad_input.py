@@ -118,9 +118,8 @@ def test_all_problems_are_in_one_message(recipe, call, tmp_path, monkeypatch):
         "loss='sofmax': choose from softmax, sigmoid; did you mean 'softmax'?",
         "learning_rate=-1.0: must be at least 0.0",
         "weight_decay=inf: must be a finite number",
-        "image height 9 is not a multiple of the patch height 4, the nearest that are: "
-        "8 and 12; image width 13 is not a multiple of the patch width 4, the nearest "
-        "that are: 12 and 16",
+        "image height 9 is not a multiple of the patch height 4 (nearest: 8 and 12); "
+        "image width 13 is not a multiple of the patch width 4 (nearest: 12 and 16)",
         "1 devices × accum_steps=3 = 3: use 18 or 21",
         "augment.train: 'flip_rl' in the chain 'flip_rl': no operation 'flip_rl'; did "
         "you mean 'flip_lr'?",
@@ -322,10 +321,8 @@ def test_a_run_that_accepts_no_bad_image_stops_and_can_be_resumed(
         train_and_evaluate(config, str(tmp_path / "run"))
     text = str(error.value)
     assert "cat/0.png cannot be decoded" in text
-    assert "--config.bad_images=skip, in another --workdir" in text
-    match = re.search(
-        r"Stopped at step (\d), which is saved: once that is mended", text
-    )
+    assert "--config.bad_images=skip and another --workdir" in text
+    match = re.search(r"Stopped at step (\d), which is saved. Once that is fixed", text)
     assert match
     assert load_description(tmp_path / "run").step == int(match[1])
     mend()
@@ -341,7 +338,7 @@ def test_too_many_bad_images_stop_a_run_until_they_are_mended(tiny, folder, tmp_
         train_and_evaluate(config, run)
     text = str(error.value)
     assert re.search(r"1\d of (48|64) training images could not be read", text)
-    assert "max_bad_images=0.1 allows 10%" in text
+    assert "max_bad_images=0.1 allows only 10%" in text
     assert "Stopped at step " in text
     assert load_description(run).step in (3, 4)
     for action in mend:
@@ -389,7 +386,7 @@ def test_evaluation_fails_at_a_bad_image_and_loses_nothing(
 def test_evaluation_skips_bad_images_on_request(tiny, folder, tmp_path):
     mend = [damage(path) for path in sorted(folder.glob("val/*/*"))]
     config = tiny(dataset=str(folder), eval_bad_images="skip", total_steps=1)
-    with pytest.raises(UserError, match="none of the 7 images to evaluate on can be"):
+    with pytest.raises(UserError, match="none of the 7 evaluation images can be"):
         train_and_evaluate(config, str(tmp_path / "run"))
     for one in mend[:6]:
         one()
@@ -472,7 +469,7 @@ def test_a_head_is_kept_only_for_the_same_classes(
 
     folder = make_images(tmp_path / "animals", {"a": 20, "b": 20, "c": 20})
     message = refused_here(tiny(dataset=str(folder), **values))
-    assert "head cannot stay: 10 classes before, 3 now" in message
+    assert "head cannot be kept: 10 classes before, 3 now" in message
     assert "--config.reset_head=true" in message
 
 
@@ -509,8 +506,8 @@ def test_more_images_end_a_resume(tiny, tmp_path, folder):
         (
             # Steps of 1e30: the second loss is beyond float32.
             {"optimizer": "sgd", "learning_rate": 1e30, "grad_clip_norm": 0.0},
-            r"step 2: the loss is .*training stops. The last good checkpoint is that "
-            r"of step 1. A lower learning_rate",
+            r"step 2: the loss is .*training stops. The last good checkpoint is from "
+            r"step 1. A lower learning_rate",
         ),
         (
             # Only the evaluation sees the effect of the last step.

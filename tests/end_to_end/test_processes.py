@@ -162,12 +162,12 @@ def test_a_run_continues_in_fewer_processes_after_any_end(recipe, tmp_path):
     ended, errors = run_in(2, 2, recipe, run, DIVIDED, {1: "write:32:train"})
     assert ended == [GONE, -signal.SIGKILL], errors
     assert f"from the checkpoint of step {stopped[1]}" in errors[0]
-    assert "process 1 of 2 does not answer" in errors[0]
-    assert "goes on from step 30" in errors[0]
+    assert "process 1 of 2 no longer responds" in errors[0]
+    assert "continues from step 30" in errors[0]
     for point in ("join", "save:36"):
         ended, errors = run_in(2, 2, recipe, run, DIVIDED, {0: point})
         assert ended == [-signal.SIGKILL, GONE], errors
-        assert "process 1: error: process 0 does not answer" in errors[1]
+        assert "process 1: error: process 0 no longer responds" in errors[1]
 
     run_here(recipe, run, DIVIDED)
     assert_same(run, run_here(recipe, tmp_path / "one", DIVIDED))
@@ -224,7 +224,7 @@ def test_two_processes_with_damage_and_every_optional_feature(
     for said in errors:
         assert "checkpoints/40 is damaged" in said
         assert "Using the one before it, step 32" in said
-    assert "going on from the checkpoint of step 32" in errors[0]
+    assert "resuming from the checkpoint of step 32" in errors[0]
     assert_same(two, one, evaluations=6)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),

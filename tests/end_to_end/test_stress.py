@@ -62,5 +62,5 @@ def test_kills_leave_no_trace_and_traces_would_be_seen(stress, tmp_path):
         **{"step": 25, "newest": 0, "lost": 25},
         **{"older_than_an_interval": True, "mismatch": False},
     }
-    assert stress.went_on("going on from the checkpoint of step 10\n", 10)
-    assert not stress.went_on("going on from the checkpoint of step 10\n", 20)
+    assert stress.went_on("resuming from the checkpoint of step 10\n", 10)
+    assert not stress.went_on("resuming from the checkpoint of step 10\n", 20)

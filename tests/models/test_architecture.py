@@ -171,7 +171,7 @@ def test_all_wrong_values_are_listed_at_once(tiny):
         "gelu is 'relu', expected one of tanh, exact",
         "norm is 'nowhere', expected one of before_pool, after_pool",
         "layernorm_epsilon is 0.0, expected a number between 0 and 1",
-        "trunk is (1, 0), expected None or residual units a stage, such as (3, 4, 9)",
+        "trunk is (1, 0), expected None or residual units per stage, such as (3, 4, 9)",
         "trunk_numerics is 'flax', expected one of google, timm",
     ):
         assert part in message
@@ -212,9 +212,9 @@ def test_all_impossible_combinations_are_listed_at_once(tiny):
         "class_token_position needs class_token",
         "register_positions needs registers",
         "patch_size (16, 7) is not a multiple of 8, the stride of the trunk (2, 2)",
-        "image height 225 is not a multiple of the patch height 16, "
-        "the nearest that are: 224 and 240",
-        "image width 3 is not a multiple of the patch width 7, the nearest that are: 7",
+        "image height 225 is not a multiple of the patch height 16 "
+        "(nearest: 224 and 240)",
+        "image width 3 is not a multiple of the patch width 7 (nearest: 7)",
     ):
         assert part in message
 
@@ -222,7 +222,7 @@ def test_all_impossible_combinations_are_listed_at_once(tiny):
 def test_two_tokens_determine_what_the_heads_read(tiny):
     with pytest.raises(ValueError, match="distillation_token needs pooling cls"):
         tiny(distillation_token=True, pooling="gap")
-    with pytest.raises(ValueError, match="leaves no place for pre_logits"):
+    with pytest.raises(ValueError, match="and pre_logits exclude each other"):
         tiny(distillation_token=True, pre_logits=3)
     assert tiny(distillation_token=True).num_pooled == 2
     with pytest.raises(ValueError, match="distillation_head False needs distillation_"):

@@ -99,7 +99,7 @@ def test_older_releases_can_read_models_they_can_compute(gated, tiny):
 
 
 def test_new_matrices_are_rejected_until_the_mesh_knows_them(gated):
-    expected = r"how to spread blocks_00/mlp/gate/kernel \[16, 24\], "
+    expected = r"how to shard blocks_00/mlp/gate/kernel \[16, 24\], "
     with pytest.raises(UserError, match=expected):
         sharding.check_known(abstract_params(gated()))
 

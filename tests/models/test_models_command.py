@@ -78,13 +78,13 @@ def test_in_a_pipe_each_row_is_a_line(run_command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        (["nothing", "such"], ["no published weights are like this"]),
+        (["nothing", "such"], ["no published weights match"]),
         (
             ["--family=x", "--task=y", "--max_params=many"],
             [
                 "--family=x: choose from google, augreg",
                 "--task=y: choose from i1k, i21k, none",
-                "--max_params=many: a number such as 30M",
+                "--max_params=many: expected a number such as 30M",
             ],
         ),
         (["--resolution=big"], ["resolution"]),

@@ -95,7 +95,7 @@ def test_parameters_of_every_variant(name):
     assert count(name) == with_token
     assert count(name, pooling="gap") == averaged
     if at_384 is None:
-        with pytest.raises(ValueError, match="the nearest that are: 378 and 392"):
+        with pytest.raises(ValueError, match="nearest: 378 and 392"):
             count(name, image_size=384)
     else:
         assert count(name, image_size=384) == at_384

@@ -97,7 +97,7 @@ def test_without_classes_the_output_is_the_heads_input(tiny, apply):
 
 def test_names_of_intermediates(tiny, apply):
     with pytest.raises(
-        ValueError, match=r"'logits', 'x' in .* choose from embedding, "
+        ValueError, match=r"no intermediates 'logits', 'x'; choose from embedding, "
     ):
         apply(tiny(), "logits", "tokens", "x")
     with pytest.raises(ValueError, match=r"no intermediates 'normed'") as error:

@@ -76,7 +76,7 @@ def test_the_first_matching_row_counts_and_unset_values_stay():
         ("head/.*", "expected PATTERN: SETTING"),
         ("head/.*:", "expected PATTERN: SETTING"),
         ("head/(: frozen", "groups: 'head/(: frozen': missing"),
-        ("head/.*: freeze", "no setting 'freeze'; choose from frozen"),
+        ("head/.*: freeze", "unknown setting 'freeze'; choose from frozen"),
         ("head/.*: lr=fast", "lr=fast: expected a number of at least 0"),
         ("head/.*: decay=-1", "decay=-1: expected a number of at least 0"),
         ("head/.*: lr=inf", "lr=inf: expected a number"),

@@ -186,7 +186,7 @@ def test_a_program_that_does_not_fit_is_an_answer(run, compiled):
             ["batch: no such key", "mesh.fsdp=3, but there are 8 cpu devices"],
         ),
         (["--config.batch_size=12"], ["batch_size=12 must be divisible by 8 devices"]),
-        (["--config.model.variant="], ["model.variant is empty and so is pretrained"]),
+        (["--config.model.variant="], ["model.variant and pretrained are both empty"]),
         (
             ["--config.model.variant=", "--config.pretrained=nowhere.npz"],
             ["nowhere.npz"],

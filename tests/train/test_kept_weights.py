@@ -120,7 +120,7 @@ def test_runs_with_averages_resume_exactly_and_past_damage(
     damage(other, 4, "optimizer")
     caplog.set_level(logging.INFO)
     train_and_evaluate(config, other)
-    assert "going on from the checkpoint of step 2" in caplog.text
+    assert "resuming from the checkpoint of step 2" in caplog.text
     assert sorted(os.listdir(f"{other}/checkpoints")) == [
         *("2", "4", "4.damaged", "6", "6.damaged")
     ]

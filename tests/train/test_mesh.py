@@ -324,12 +324,12 @@ def test_evaluation_does_not_move_the_parameters(tiny_config, tmp_path):
     [
         (
             mesh(tensor=4, data=2),
-            r"mesh.tensor=4 must divide the model's num_heads=2: of 8 devices use "
+            r"mesh.tensor=4 must divide the model's num_heads=2: with 8 devices, use "
             r"mesh.data=4 × mesh.tensor=2 or ",
         ),
         (
             mesh(fsdp=3, data=2) | {"batch_size": 18},
-            r"mesh.fsdp=3 must divide the model's width=16: of 6 devices use "
+            r"mesh.fsdp=3 must divide the model's width=16: with 6 devices, use "
             r"mesh.data=3 × mesh.fsdp=2 or mesh.data=6 or ",
         ),
         (
@@ -342,7 +342,7 @@ def test_evaluation_does_not_move_the_parameters(tiny_config, tmp_path):
             r"batch_size=20 must .*: use 16 or 24, or mesh.data=1 × mesh.fsdp=4 × "
             r"mesh.tensor=2 or mesh.data=2 × mesh.fsdp=2 × mesh.tensor=2",
         ),
-        (mesh(fsdp=0), r"mesh.fsdp=0: must be -1 \(all devices that are left\)"),
+        (mesh(fsdp=0), r"mesh.fsdp=0: must be -1 \(all remaining devices\)"),
         (mesh(fsdp=-1, data=-1), r"mesh.data=-1 × mesh.fsdp=-1, but there are 8 cpu"),
     ],
 )

@@ -158,7 +158,7 @@ def test_the_message_in_full(tiny_config, sizes, monkeypatch):
     with pytest.raises(UserError) as error, out_of_memory_explained(setup):
         raise jax.errors.JaxRuntimeError(ERROR)
     assert str(error.value).splitlines() == [
-        "out of memory on cpu, asked for 69.64 GiB; a device has 3.00 GiB. The step "
+        "out of memory on cpu, asked for 69.64 GiB; each device has 3.00 GiB. The step "
         "needs 7.00 GiB per device, which is too much. Each of these changes would "
         "need less:",
         "  --config.model.remat=full (a third more time): 4.00 GiB, too much as well",

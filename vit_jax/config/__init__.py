@@ -1,8 +1,9 @@
-"""Every configuration key, once; what depends on others is derived; all is checked.
+"""Configuration: declared keys, derived values, and checks.
 
 A recipe is a function `get_config(argument)` that starts from `default_config()` and
-sets what differs. The command line overrides it; then `resolve` fills in what depends
-on other keys, and `problems` names everything that cannot work, before any compilation.
+sets the keys that differ. The command line overrides it; then `resolve` fills in the
+keys that depend on others, and `problems` lists everything that cannot work, before
+anything is compiled.
 """
 
 from vit_jax.config.combinations import problems

@@ -1,4 +1,4 @@
-"""Checks the values of a config one by one: a choice, a range, a form."""
+"""Checks of single config values: choices, ranges, forms."""
 
 import math
 import re
@@ -10,10 +10,10 @@ from vit_jax.errors import UserError
 from vit_jax.words import did_you_mean
 
 # Key → its valid values. vit_jax/train/choices.py takes them from the tables that
-# implement them, which this room does not import.
+# implement them, which vit_jax/config must not import.
 Choices = Mapping[str, Collection[str]]
 
-# Keys with a range: (smallest, largest), both allowed.
+# Keys with a range: (smallest, largest), inclusive.
 RANGES = {
     "seed": (0, 2**32 - 1),
     "batch_size": (1, math.inf),
@@ -68,14 +68,14 @@ RANGES = {
 
 
 def wrong_values(config: Config, choices: Choices) -> dict[str, str]:
-    """Finds keys whose value can never be right, whatever the others are.
+    """Finds keys whose value is invalid, whatever the other values are.
 
     Args:
       config: the config.
       choices: valid values of the keys that have only a few.
 
     Returns:
-      Key → why its value is wrong.
+      Key → why its value is invalid.
     """
     found = wrong_choices(config, choices) | out_of_range(config)
     size = config.image_size
@@ -93,21 +93,21 @@ def wrong_values(config: Config, choices: Choices) -> dict[str, str]:
         )
     if 0 < config.max_loss_spike <= 1:
         found["max_loss_spike"] = (
-            f"max_loss_spike={config.max_loss_spike}: a loss at its mean is no spike; "
-            "give more than 1, such as 3, or 0 for none"
+            f"max_loss_spike={config.max_loss_spike}: a loss at its mean is not a "
+            "spike; give more than 1, such as 3, or 0 for no limit"
         )
     try:
         re.compile(config.weight_decay_on)
     except re.error as error:
         found["weight_decay_on"] = (
-            f"weight_decay_on={config.weight_decay_on!r} is no regular expression: "
+            f"weight_decay_on={config.weight_decay_on!r} is not a regular expression: "
             f"{error}"
         )
     return found
 
 
 def wrong_choices(config: Config, choices: Choices) -> dict[str, str]:
-    """Finds keys whose value is none of their choices; says why it is wrong."""
+    """Finds keys whose value is not among their choices, with the reason."""
     found = {}
     for key, valid in choices.items():
         value = value_of(config, key)
@@ -119,7 +119,7 @@ def wrong_choices(config: Config, choices: Choices) -> dict[str, str]:
 
 
 def out_of_range(config: Config) -> dict[str, str]:
-    """Keys whose value is outside their `RANGES`, and why not."""
+    """Finds keys whose value is outside their `RANGES`, with the range."""
     found = {}
     for key, (low, high) in RANGES.items():
         value = value_of(config, key)
@@ -134,7 +134,7 @@ def out_of_range(config: Config) -> dict[str, str]:
     for axis, size in config.mesh.items():
         if size == 0:
             found[f"mesh.{axis}"] = (
-                f"mesh.{axis}=0: must be -1 (all devices that are left) or at least 1"
+                f"mesh.{axis}=0: must be -1 (all remaining devices) or at least 1"
             )
     return found
 

@@ -1,4 +1,4 @@
-"""Finds values that exclude each other; lists everything that is wrong."""
+"""Checks of config values that exclude each other, and the list of all problems."""
 
 from vit_jax.config.checks import Choices, wrong_values
 from vit_jax.config.keys import ARCHITECTURE_KEYS, Config, default_config
@@ -8,13 +8,13 @@ from vit_jax.config.length import wrong_length
 def problems(
     config: Config, choices: Choices, *, num_devices: int, other_meshes: str = ""
 ) -> list[str]:
-    """Finds everything that is wrong with a resolved config, one line for each.
+    """Lists all problems with the values of a resolved config, one line each.
 
     Args:
       config: the config.
       choices: valid values of the keys that have only a few.
-      num_devices: that a batch is spread over.
-      other_meshes: on which the batch could be spread.
+      num_devices: number of devices that a batch is sharded over.
+      other_meshes: meshes over which the batch could be sharded, as text.
     """
     found = list(wrong_values(config, choices).values())
     found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
@@ -39,38 +39,38 @@ def problems(
 
 
 def wrong_mixing(config: Config) -> list[str]:
-    """What of the mixing's keys does not go together, one line each."""
+    """Lists conflicts among the keys of the mixing, one line each."""
     found, mixing = [], config.mixing
     if mixing.form == "big_vision" and mixing.cutmix_alpha > 0:
         found.append(
             f"mixing.cutmix_alpha={mixing.cutmix_alpha}: the form 'big_vision' has no "
-            "CutMix; use mixing.form=timm, or leave it at 0"
+            "CutMix; use mixing.form=timm, or set it to 0"
         )
     if mixing.form == "big_vision" and mixing.prob != 1:
         found.append(
             f"mixing.prob={mixing.prob}: the form 'big_vision' mixes every step; use "
-            "mixing.form=timm, or leave it at 1"
+            "mixing.form=timm, or set it to 1"
         )
     if mixing.binary_targets and config.loss != "sigmoid":
         found.append(
             f"mixing.binary_targets with loss={config.loss}: several classes may be "
-            "right, which only loss=sigmoid can learn"
+            "right, which only the sigmoid loss can learn; use loss=sigmoid"
         )
     return found
 
 
 def wrong_average(config: Config) -> list[str]:
-    """What of the averaged weights' keys does not go together."""
+    """Lists conflicts among the keys of the averaged weights."""
     if config.ema_warmup and not config.ema_decay:
-        return ["ema_warmup without ema_decay: there is no average; set ema_decay"]
+        return ["ema_warmup without ema_decay has no effect; set ema_decay"]
     return []
 
 
 def _architecture_without_variant(config: Config) -> list[str]:
     if not config.pretrained:
         return [
-            "model.variant is empty and so is pretrained: name a variant "
-            '(such as "B/16") or a pretrained checkpoint that has one'
+            "model.variant and pretrained are both empty; name a variant "
+            '(such as "B/16") or a pretrained checkpoint'
         ]
     default = default_config()
     return [
@@ -78,6 +78,6 @@ def _architecture_without_variant(config: Config) -> list[str]:
         "architecture is that of the pretrained file; set "
         f"--config.model.{key}={default.model[key]}, or name the variant"
         for key in ARCHITECTURE_KEYS
-        # Not every file says how many heads there are, so they may be given.
+        # num_heads may be set, because not every file records it.
         if key != "num_heads" and config.model[key] != default.model[key]
     ]

@@ -1,4 +1,4 @@
-"""Derives how long a run is: its steps, from steps or epochs."""
+"""The length of a run in steps, derived from steps or epochs."""
 
 from collections.abc import Collection
 
@@ -7,7 +7,7 @@ from vit_jax.config.keys import Config
 
 
 def override_length(config: Config, overridden: Collection[str]) -> Config:
-    """The length on the command line, in steps or epochs, clears the recipe's other.
+    """Clears the recipe's steps or epochs if the command line sets the other.
 
     Args:
       config: a recipe with the command line's overrides applied.
@@ -23,9 +23,9 @@ def override_length(config: Config, overridden: Collection[str]) -> Config:
 
 
 def resolve(config: Config, num_examples: int) -> Config:
-    """Turns total_epochs into total_steps; the result is what a run is saved with.
+    """Converts total_epochs to total_steps; a run saves the result.
 
-    A length that cannot be is left as it is, for `problems` to name.
+    An invalid length is left as it is, for `problems` to report.
 
     Args:
       config: a complete config.
@@ -41,12 +41,12 @@ def resolve(config: Config, num_examples: int) -> Config:
 
 
 def wrong_length(config: Config) -> list[str]:
-    """Why there is no length, or the schedule does not fit into it."""
+    """Lists why there is no length, or why the schedule does not fit into it."""
     if config.total_steps is not None and config.total_epochs is not None:
-        return ["total_steps and total_epochs are both given; give one"]
+        return ["total_steps and total_epochs are both given; give only one"]
     if config.total_steps is None:
         if config.total_epochs is not None:
-            return []  # out of range, and named as such
+            return []  # out of range, and reported as such
         return ["total_steps and total_epochs are both empty; give one"]
     found = []
     if config.warmup_steps >= config.total_steps:

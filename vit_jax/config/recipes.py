@@ -1,4 +1,4 @@
-"""Reads a command line into a config: a recipe, and the overrides of its keys."""
+"""Parsing of a command line into a config: a recipe and overrides of its keys."""
 
 import contextlib
 import pathlib
@@ -19,7 +19,7 @@ from vit_jax.words import did_you_mean
 
 
 class WrongOverrides(UserError):
-    """Overrides that cannot be applied; `config` has all the others."""
+    """An error that lists overrides that cannot be applied; `config` has the others."""
 
     def __init__(self, problems: list[str], config: Config):
         super().__init__("\n".join(problems))
@@ -35,15 +35,16 @@ def load_recipe(
 
     Args:
       argv: the program's name and its arguments.
-      flag_values: flags that the command has besides; they are set.
-      usage: what --help prints above the flags.
+      flag_values: the command's other flags; they are set.
+      usage: text that --help prints above the flags.
 
     Returns:
       The recipe with the overrides applied, and the work directory ("" = not given).
 
     Raises:
-      UserError: no recipe, or an argument that is none.
-      WrongOverrides: all of those that name no key, or give a value of the wrong type.
+      UserError: there is no recipe, or an unexpected argument.
+      WrongOverrides: lists all overrides with an unknown key or a value of the wrong
+        type.
     """
     flag_values = flag_values or flags.FlagValues()
     flags.DEFINE_string(
@@ -55,7 +56,8 @@ def load_recipe(
     flags.DEFINE_string(
         "workdir",
         "",
-        "where checkpoints and metrics go; empty: runs/NAME, made of the config",
+        "directory for checkpoints and metrics; empty: runs/NAME, derived from the "
+        "config",
         flag_values=flag_values,
     )
     rest, overrides = _split(argv)
@@ -65,12 +67,17 @@ def load_recipe(
             f"unexpected arguments {unexpected}; overrides look like --config.seed=1"
         )
     if not flag_values.config:
-        raise UserError("no recipe; pass one, as in --config=b16 or --config=FILE.py")
+        raise UserError(
+            "no recipe given; pass one, as in --config=b16 or --config=FILE.py"
+        )
     config = _read_recipe(flag_values.config)
     wrong = {key: _override(config, key, token) for key, token in overrides.items()}
     found = [problem for problem in wrong.values() if problem]
     if {"total_steps", "total_epochs"} <= overrides.keys():
-        found.append("--config.total_steps and --config.total_epochs: give one")
+        found.append(
+            "--config.total_steps and --config.total_epochs are both given; give only "
+            "one"
+        )
     applied = [key for key, problem in wrong.items() if not problem]
     config = override_length(config, applied)
     if found:
@@ -82,14 +89,14 @@ _OVERRIDE = re.compile(r"--(?:no)?config\.([\w.]+)")
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes the overrides out of argv: {key: "--config.KEY=VALUE"}.
+    """Separates the overrides from argv: {key: "--config.KEY=VALUE"}.
 
-    "--config.KEY VALUE" means the same, also for what is true or false: to leave the
-    value out, write "--config.KEY" before another flag or at the end.
+    "--config.KEY VALUE" means the same, even for booleans: to leave the value out,
+    write "--config.KEY" before another flag or at the end.
     """
     rest: list[str] = []
     overrides: dict[str, str] = {}
-    waiting = ""  # the key of an override without "=": the value may follow
+    waiting = ""  # key of an override without "=", whose value may follow
     for token in argv:
         if match := _OVERRIDE.match(token):
             overrides[match[1]] = token
@@ -104,9 +111,9 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def named_recipes() -> dict[str, pathlib.Path]:
-    """The recipes that come with vit_jax: name → file.
+    """Finds the recipes that come with vit_jax: name → file.
 
-    In a checkout they are the folder configs/, in an installed package a part of it.
+    In a checkout they are in the folder configs/; an installed package contains them.
     """
     package = pathlib.Path(__file__).parents[1]
     for folder in (package / "configs", package.parent / "configs"):
@@ -116,14 +123,14 @@ def named_recipes() -> dict[str, pathlib.Path]:
 
 
 def _find_recipe(flag: str) -> tuple[pathlib.Path, str]:
-    """The file and the argument of `FILE.py:ARGUMENT` or `NAME:ARGUMENT`."""
-    # The last ".py" ends the file name, so that paths may hold a colon (Windows).
+    """Splits `FILE.py:ARGUMENT` or `NAME:ARGUMENT` into the file and the argument."""
+    # The last ".py" ends the file name, so that paths may contain a colon (Windows).
     if match := re.fullmatch(r"(.*\.py)(?::(.*))?", flag, re.DOTALL):
         path = pathlib.Path(match[1])
         if path.is_file():
             return path, match[2] or ""
         others = sorted(str(file) for file in path.parent.glob("*.py"))
-        there = f"; there are {', '.join(others)}" if others else ""
+        there = f"; found {', '.join(others)}" if others else ""
         raise UserError(
             f"--config={flag}: no recipe at {path}{there}. Expected FILE.py, "
             "FILE.py:ARGUMENT, or the name of a recipe: "
@@ -141,24 +148,26 @@ def _find_recipe(flag: str) -> tuple[pathlib.Path, str]:
 
 
 def _read_recipe(flag: str) -> Config:
-    """Runs `get_config(argument)` of the recipe that the flag names."""
+    """Runs `get_config(argument)` in the recipe that the flag names."""
     path, argument = _find_recipe(flag)
     with _recipe_errors_explained(path):
         get_config = runpy.run_path(str(path)).get("get_config")
         if get_config is None:
-            raise UserError(f"{path} has no function get_config(argument)")
+            raise UserError(
+                f"{path} has no function get_config(argument); a recipe must define one"
+            )
         config = get_config(argument) if argument else get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f"get_config of {path} returns {config!r:.100}; expected the config that "
-            "it has made of vit_jax.config.default_config()"
+            f"get_config in {path} returns {config!r:.100}; expected a config made by "
+            "vit_jax.config.default_config()"
         )
     return config
 
 
 @contextlib.contextmanager
 def _recipe_errors_explained(path: pathlib.Path) -> Iterator[None]:
-    """A recipe is the user's own: its mistakes end in a message that names the line."""
+    """Turns errors in a recipe, the user's own code, into messages with the line."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""Reads and copies the values of a config."""
+"""Access to the values of a config, and copies with other values."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,12 +10,12 @@ from vit_jax.config.keys import Config, default_config
 
 
 def image_size(config: Config) -> tuple[int, int]:
-    """The image size as (height, width)."""
+    """Returns the image size as (height, width)."""
     return (config.image_size[0], config.image_size[-1])
 
 
 def value_of(config: Config, dotted: str) -> Any:
-    """The value of a key by its dotted name."""
+    """Looks up the value of a key by its dotted name."""
     for part in dotted.split("."):
         config = config[part]
     return config
@@ -29,23 +29,23 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def with_defaults(config: Config, keys: Iterable[str]) -> Config:
-    """The config with some of its keys, by dotted name, at their defaults."""
+    """Copies the config with some of its keys, by dotted name, at their defaults."""
     default = default_config()
     return changed(config, {key: value_of(default, key) for key in keys})
 
 
 def as_flags(values: Mapping[str, Any]) -> str:
-    """Writes values by dotted name as on the command line."""
+    """Writes values by dotted name as command-line flags."""
     return " ".join(f"--config.{key}={value}" for key, value in values.items())
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """The config as a nested dict of JSON values."""
+    """Converts the config to a nested dict of JSON values."""
     return json.loads(config.to_json())
 
 
 def flat_keys(config: Config) -> list[str]:
-    """All dotted key names."""
+    """Lists all dotted key names."""
     return [
         f"{key}.{inner}" if inner else key
         for key, value in config.items()

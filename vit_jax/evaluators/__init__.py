@@ -1,1 +1,1 @@
-"""What is measured, on a schedule or by command."""
+"""Evaluators: measurements of a model, on a schedule or by command."""

@@ -21,15 +21,15 @@ class Row(NamedTuple):
     name: str  # its metrics are written as "name/metric"
     kind: str  # a name in `EVALUATORS`, or package.module:Name
     every: int  # steps between two evaluations; 0 = only at the end
-    data: dict[str, Any]  # what differs from the run's: `_DATA_KEYS`
+    data: dict[str, Any]  # the `_DATA_KEYS` that differ from the run's
     options: dict[str, Any]
 
 
 def read_rows(evaluators: Mapping[str, Any]) -> list[Row]:
-    """The rows of `config.evaluators`.
+    """Reads the rows of `config.evaluators`.
 
     Raises:
-      UserError: a row that is not complete, or with a value of the wrong type.
+      UserError: a row is incomplete or has a value of the wrong type.
     """
     rows, problems = [], []
     for name, given in evaluators.items():
@@ -50,14 +50,14 @@ def read_rows(evaluators: Mapping[str, Any]) -> list[Row]:
 
 
 def directions(rows: list[Row], *, labelled: bool) -> dict[str, float]:
-    """Every metric that can be the measure of the best, as metrics.jsonl names it.
+    """Lists the metrics that can decide which checkpoint is best.
 
     Args:
-      rows: those of `config.evaluators`.
+      rows: the rows of `config.evaluators`.
       labelled: whether the run evaluates its own labels.
 
     Returns:
-      Metric → 1.0 where greater is better, −1.0 where smaller is.
+      Metric, named as in metrics.jsonl → 1.0 if larger is better, −1.0 if smaller is.
     """
     found = dict(Classification.better) if labelled else {}
     for row in rows:
@@ -67,10 +67,10 @@ def directions(rows: list[Row], *, labelled: bool) -> dict[str, float]:
 
 
 def evaluator_class(kind: str, name: str = "evaluator") -> type[Evaluator]:
-    """The class of a row of `EVALUATORS`, or of the user's own `package.module:Name`.
+    """Finds a class in `EVALUATORS`, or the user's own by `package.module:Name`.
 
     Raises:
-      UserError: no such row, module or class, or the module fails to import.
+      UserError: there is no such row, module or class, or the module fails to import.
     """
     return find_class(kind, EVALUATORS, Evaluator, name)
 
@@ -78,10 +78,10 @@ def evaluator_class(kind: str, name: str = "evaluator") -> type[Evaluator]:
 def make_evaluator(
     kind: str, subject: Subject, data: Data, options: Mapping[str, Any], name: str = ""
 ) -> Evaluator:
-    """An evaluator of that kind.
+    """Makes an evaluator of the given kind.
 
     Raises:
-      UserError: see `evaluator_class`; or an option that the class does not take.
+      UserError: see `evaluator_class`; or the class does not take one of the options.
     """
     name = f"evaluators.{name}" if name else "evaluator"
     made: Any = evaluator_class(kind, name)

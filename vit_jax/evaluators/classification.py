@@ -1,4 +1,4 @@
-"""Exact evaluation of a classifier: every example counts once, whatever the batches."""
+"""Exact evaluation of a classifier: each example counts once, at any batch size."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -26,24 +26,24 @@ def make_eval_step(
     loss: str,
     per_class: bool = False,
 ) -> jax.stages.Wrapped:
-    """The jitted step (params, batch) → sums over the batch's examples.
+    """Makes the jitted step (params, batch) → sums over the batch's examples.
 
     A batch has `image` uint8 [b, h, w, c], `mask` float32 [b] (0 = padding, or an image
     that could not be read), `bad` int32 [b] (1 = could not be read) and `label`: int32
-    [b], or for several labels an image multi-hot float32 [b, classes]. A prediction is
-    right when its class is among the labels.
+    [b], or multi-hot float32 [b, classes] if an image can have several labels. A
+    prediction is right if its class is among the labels.
 
     Args:
-      model: how its parameters are used; they are an argument of the step.
+      model: the module; its parameters are an argument of the step.
       preprocessing: its `normalize` runs on the device.
-      mesh: the devices that a batch is spread over.
-      loss: a name of `LOSSES`.
+      mesh: the devices that a batch is sharded over.
+      loss: a name in `LOSSES`.
       per_class: also sum by class.
 
     Returns:
       Sums on every device: `loss` float32; `examples`, `bad_images`, `top1`, `top5`
-      int32 (`top5`: one of the five most probable classes is right, or of all if there
-      are fewer);
+      int32 (`top5`: one of the five most probable classes is right; with fewer than
+      five classes, one of them all);
       with `per_class` also `class_examples` and `class_right` int32 [classes] (top-1,
       over the examples that have the class among their labels).
     """
@@ -59,7 +59,7 @@ def make_eval_step(
         right = jnp.take_along_axis(targets, best, axis=-1) > 0
         top1, top5 = right[:, 0] & counts, right.any(axis=-1) & counts
         sums = {
-            # Not a product with the mask: a NaN in a row that does not count is no NaN.
+            # `where` rather than a product: NaN × 0 from a masked row would be NaN.
             "loss": jnp.sum(jnp.where(counts, loss_fn(logits, targets), 0.0)),
             "examples": jnp.sum(counts, dtype=jnp.int32),
             "top1": jnp.sum(top1, dtype=jnp.int32),
@@ -77,9 +77,9 @@ def make_eval_step(
 
 
 class Classification(Evaluator):
-    """Loss, top-1 and top-5 accuracy; with `per_class` each class's accuracy too.
+    """Loss, top-1 and top-5 accuracy; with `per_class`, also each class's accuracy.
 
-    `python -m vit_jax.evaluate` and every training run measure by this.
+    `python -m vit_jax.evaluate` and every training run use this evaluator.
     """
 
     better: ClassVar = {"loss": -1.0, "top1": 1.0, "top5": 1.0}
@@ -101,7 +101,7 @@ class Classification(Evaluator):
         )
 
     def lower(self, params: Params) -> jax.stages.Lowered:
-        """The program, not yet compiled."""
+        """Lowers the step; it is not yet compiled."""
         return self._step.lower(params, self._examples.abstract_batch())
 
     def compile(self, params: Params) -> None:
@@ -109,7 +109,7 @@ class Classification(Evaluator):
         self._step = self.lower(params).compile()
 
     def __call__(self, params: Params, watch: Watch = iter) -> dict[str, Any]:
-        """`loss`, `top1`, `top5`, `examples`, `bad_images` and "top1/CLASS"."""
+        """Returns `loss`, `top1`, `top5`, `examples`, `bad_images`, "top1/CLASS"."""
         numbers = self.measure(params, watch)
         counts = numbers.pop("class_examples", ())
         right = numbers.pop("class_right", ())
@@ -121,12 +121,12 @@ class Classification(Evaluator):
         }
 
     def measure(self, params: Params, watch: Watch = iter) -> dict[str, Any]:
-        """What `means` gives for all examples."""
+        """Evaluates all examples and returns the numbers as `means` does."""
         return means(self._examples.sums(self._step, params, watch))
 
 
 def means(totals: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns the sums of a step of `make_eval_step` over all batches into numbers.
+    """Turns the sums of `make_eval_step` over all batches into means.
 
     Returns:
       `loss` (mean), `top1` and `top5` in [0, 1], `examples` (evaluated) and

@@ -1,4 +1,4 @@
-"""The examples of an evaluation, as batches on the devices: each exactly once."""
+"""The examples of an evaluation, each exactly once, as batches on the devices."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,13 +21,13 @@ Step = Callable[[Params, Mapping[str, Array]], Any]
 
 
 class Data(NamedTuple):
-    """What an evaluator may read: the splits of one data set.
+    """The splits of one data set, which an evaluator may read.
 
     Attributes:
-      open_split: gives the examples of a split.
-      split: what to evaluate on.
-      train_split: what to fit on, for an evaluator that fits something.
-      batch_size: images of a batch, rounded up to a multiple of the devices.
+      open_split: returns the examples of a split.
+      split: split to evaluate on.
+      train_split: split to fit on, for an evaluator that fits something.
+      batch_size: images per batch; rounded up to a multiple of the devices.
       bad_images: "error", or "skip" images that cannot be read.
     """
 
@@ -38,7 +38,7 @@ class Data(NamedTuple):
     bad_images: str = "error"
 
     def examples(self, subject: Subject, split: str = "") -> "Examples":
-        """Those of a split, by default of the one to evaluate on."""
+        """Returns the examples of a split; by default of the one to evaluate on."""
         return Examples(
             self.open_split(split or self.split),
             subject.preprocessing,
@@ -69,7 +69,7 @@ class Examples:
         return len(self.source)
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of a batch."""
+        """Returns the shapes, dtypes and shardings of a batch."""
         source = self.source
         return abstract_batch(
             self._preprocessing,
@@ -80,7 +80,7 @@ class Examples:
 
     @contextlib.contextmanager
     def batches(self) -> Iterator[Iterator[dict[str, np.ndarray]]]:
-        """The rows of each batch that belong to this process; see `eval_batches`."""
+        """Yields the batches, with this process's rows only; see `eval_batches`."""
         with eval_batches(
             self.source,
             batch_size=self._rows,
@@ -91,7 +91,7 @@ class Examples:
             yield batches
 
     def sums(self, step: Step, params: Params, watch: Watch = iter) -> dict[str, Any]:
-        """Adds up what a step gives for every batch; see `add_up`.
+        """Adds up a step's results over all batches; see `add_up`.
 
         Raises:
           UserError: an image cannot be read, or none can.
@@ -102,8 +102,8 @@ class Examples:
             )
         if not totals.get("examples"):
             raise UserError(
-                f"none of the {len(self)} images to evaluate on can be read; check "
-                "that the dataset was copied completely"
+                f"none of the {len(self)} evaluation images can be read; check that "
+                "the dataset was copied completely"
             )
         return totals
 
@@ -116,24 +116,24 @@ def add_up(
     *,
     examples: int,
 ) -> dict[str, Any]:
-    """The sums of a step over all batches, as float64 and int64 of NumPy.
+    """Adds up a step's results over all batches, as NumPy float64 and int64.
 
     Args:
-      step: parameters and a batch on the devices → sums by name, on every device;
-        `examples` (evaluated) and `bad_images` (left out) among them.
-      params: on the devices of the mesh.
-      batches: this process's rows.
+      step: parameters and a batch on the devices → sums by name, on every device,
+        including `examples` (evaluated) and `bad_images` (skipped).
+      params: parameters on the devices of the mesh.
+      batches: this process's rows of each batch.
       mesh: the devices.
-      examples: how many examples the data have. Fewer or more in the batches are a
-        bug, and raise AssertionError.
+      examples: number of examples in the data. If the batches have fewer or more, that
+        is a bug and raises AssertionError.
     """
     totals: dict[str, Any] = {}
     waiting: Any = None
     for rows in batches:
-        # Which examples they are is not the step's concern.
+        # The step does not need to know which examples these are.
         step_rows = {name: x for name, x in rows.items() if name != "index"}
         sums = step(params, sharding.place(step_rows, mesh))
-        # The sums of one batch are fetched while the next is being computed.
+        # Fetch the sums of one batch while the next is being computed.
         _add(totals, waiting)
         waiting = sums
     _add(totals, waiting)
@@ -147,13 +147,13 @@ def add_up(
 def abstract_batch(
     preprocessing: Preprocessing, rows: int, mesh: Mesh, *, num_classes: int = 0
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a batch of an evaluation.
+    """Returns the shapes, dtypes and shardings of an evaluation batch.
 
     Args:
-      preprocessing: of the images.
-      rows: number of examples, padding included.
+      preprocessing: the preprocessing of the images.
+      rows: number of examples, including padding.
       mesh: the devices.
-      num_classes: width of the labels where an image may have several; 0 = one label.
+      num_classes: width of multi-hot labels; 0 = one label per image.
     """
     columns = {
         "image": ((*preprocessing.image_size, preprocessing.channels), jnp.uint8),
@@ -165,7 +165,7 @@ def abstract_batch(
 
 
 def _add(totals: dict[str, Any], sums: Any) -> None:
-    """Adds in float64 and int64: float32 would lose examples of a large set."""
+    """Adds `sums` to `totals` in float64 and int64; float32 would drop examples."""
     for name, value in jax.device_get(sums or {}).items():
         wide = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
         totals[name] = totals.get(name, 0) + value.astype(wide)

@@ -1,4 +1,4 @@
-"""The mathematics: modules and array functions, which import no other room."""
+"""The models: Flax modules and array functions, which import no other room."""
 
 from vit_jax.models.architecture import (
     Architecture,

@@ -3,11 +3,11 @@
   python -m vit_jax.models [TEXT…] [--family=augreg] [--max_params=30M]
       [--resolution=384] [--task=i1k] [--json]
 
-Every TEXT must be part of a name, variant or family, in any letter case; "hybrid" and
-"recommended" are such texts. A star marks what its authors recommend. Top-1 accuracy is
-on ImageNet-1k, as reported under the protocol beside it. Any AugReg file, also one that
-is not listed, can be loaded by its name, and any model of the Hugging Face hub as
-hf:OWNER/NAME.
+Every TEXT must be part of a name, variant or family, ignoring case; "hybrid" and
+"recommended" also work. A star marks weights that their authors recommend. Top-1
+accuracy is on ImageNet-1k, as reported under the protocol beside it. Any AugReg file,
+even if it is not listed, can be loaded by its name, and any model on the Hugging Face
+hub as hf:OWNER/NAME.
 """
 
 import json
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("family", None, "such as augreg, timm or deit", FLAGS)
 flags.DEFINE_string(
-    "max_params", None, "most parameters, as in 30M or 1.1B", flag_values=FLAGS
+    "max_params", None, "upper limit, such as 30M or 1.1B", flag_values=FLAGS
 )
 flags.DEFINE_integer(
     "resolution", None, "height and width in pixels", flag_values=FLAGS
 )
 flags.DEFINE_string(
-    "task", None, "what the head tells apart: i1k, i21k, or none", flag_values=FLAGS
+    "task", None, "classes of the head: i1k, i21k, or none", flag_values=FLAGS
 )
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 
@@ -41,7 +41,7 @@ _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 
 
 def main(arguments: list[str]) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     rows = select(arguments)
     if FLAGS.json:
         from vit_jax.weights.published.families import PROTOCOLS
@@ -51,14 +51,14 @@ def main(arguments: list[str]) -> None:
     elif rows:
         _print(rows)
     else:
-        raise UserError("no published weights are like this; leave out a condition")
+        raise UserError("no published weights match; drop one of the conditions")
 
 
 def select(texts: Sequence[str]) -> "list[Published]":
-    """The rows that fulfil the flags and hold every text, in the table's order.
+    """Selects the rows that match the flags and every text, in the table's order.
 
     Raises:
-      UserError: lists every flag whose value cannot be.
+      UserError: lists every flag with an invalid value.
     """
     from vit_jax.weights.published.families import FAMILIES
     from vit_jax.weights.published.zoo import MODELS
@@ -77,7 +77,7 @@ def select(texts: Sequence[str]) -> "list[Published]":
     )
     if FLAGS.max_params is not None and not most:
         problems.append(
-            f"--max_params={FLAGS.max_params}: a number such as 30M or 1.1B"
+            f"--max_params={FLAGS.max_params}: expected a number such as 30M or 1.1B"
         )
     if problems:
         raise UserError("\n".join(problems))
@@ -99,7 +99,7 @@ def select(texts: Sequence[str]) -> "list[Published]":
 
 
 def _plain(row: "Published") -> dict[str, Any]:
-    """A row as JSON values."""
+    """Converts a row to JSON values."""
     return {
         "name": row.name,
         "family": row.family,
@@ -141,7 +141,7 @@ def _print(rows: "Sequence[Published]") -> None:
             row.classes or "none",
             f"{accuracy.top1:.2f} ({accuracy.protocol})" if accuracy else "",
         )
-    # In a pipe or a file every row is a line.
+    # Wide enough that in a pipe or a file every row takes one line.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
     for protocol in sorted({row.accuracy.protocol for row in rows if row.accuracy}):

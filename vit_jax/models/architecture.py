@@ -1,4 +1,4 @@
-"""The function that a model's parameters compute, as plain data."""
+"""Architectures: the function that a model's parameters compute, as plain data."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -17,7 +17,7 @@ from vit_jax.models.positions import DENOMINATORS
 from vit_jax.models.resnet import NUMERICS
 from vit_jax.models.variants import parse_variant
 
-# Field → names to choose from; where a table implements them, the table.
+# Field → names to choose from; the table that implements them, if there is one.
 CHOICES: dict[str, Collection[str]] = {
     "pooling": ("cls", "gap", "map"),
     "posemb": ("learned", "sincos2d"),
@@ -28,15 +28,15 @@ CHOICES: dict[str, Collection[str]] = {
     "mlp_type": MLPS,
     "norm_type": NORMS,
 }
-# Fields that older releases refuse to read. They are not written where they have their
-# defaults, so that these releases still read what they can compute.
+# Fields that older releases refuse to read. They are not written at their defaults, so
+# that those releases still read the architectures that they can compute.
 _ADDED = ("mlp_type", "norm_type")
 
 Kind = TypeVar("Kind", bound="PatchArchitecture")
 
 
 class PatchArchitecture:
-    """Fields and checks of every architecture that reads a grid of patches."""
+    """The fields and checks shared by architectures that read a grid of patches."""
 
     patch_size: tuple[int, int]
     image_size: tuple[int, int]
@@ -55,14 +55,14 @@ class PatchArchitecture:
         num_classes: int,
         **fields: Any,
     ) -> Kind:
-        """The architecture of a variant such as "B/16".
+        """Makes the architecture of a variant such as "B/16".
 
-        Of `fields` left out, `class_token` is true when the pooling needs it, and
-        `class_token_position` when there is a class token and positions are learned.
+        If `fields` leaves them out, `class_token` is true if the pooling needs it, and
+        `class_token_position` if there is a class token and positions are learned.
 
         Raises:
-          ValueError: an unknown name (says the nearest), a field that this kind of
-            architecture has not, or a value that cannot be.
+          ValueError: the name is unknown (the message has the nearest names), this kind
+            of architecture lacks a field, or a value is impossible.
         """
         given = {"image_size": image_size, "num_classes": num_classes, **fields}
         fields = parse_variant(name) | given
@@ -101,7 +101,7 @@ class PatchArchitecture:
         return self.channels
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold; `from_dict` reads it back."""
+        """Converts the fields to JSON values, which `from_dict` reads back."""
         return {
             field.name: list(value) if isinstance(value, tuple) else value
             for field in _fields(self)
@@ -111,11 +111,13 @@ class PatchArchitecture:
 
     @classmethod
     def from_dict(cls: type[Kind], fields: dict[str, Any]) -> Kind:
-        """Reads what `to_dict` gave, also before a field with a default was added.
+        """Reads the result of `to_dict`, of this or an earlier version.
+
+        Missing fields get their defaults.
 
         Raises:
-          ValueError: an unknown name, one without default is missing, or a value that
-            cannot be.
+          ValueError: a field is unknown, a field without default is missing, or a value
+            is impossible.
         """
         names = {field.name for field in _fields(cls)}
         needed = {
@@ -136,11 +138,11 @@ class PatchArchitecture:
 
     @classmethod
     def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Adds what follows from the fields of a variant."""
+        """Adds the fields that follow from the others."""
         return fields
 
     def _wrong_combinations(self) -> list[str]:
-        """Fields that are impossible together."""
+        """Lists fields that are impossible together."""
         problems = []
         for side, size, patch in zip(
             ("height", "width"), self.image_size, self.patch_size, strict=True
@@ -150,20 +152,20 @@ class PatchArchitecture:
                 nearest = f"{below} and {below + patch}" if below else str(patch)
                 problems.append(
                     f"image {side} {size} is not a multiple of the patch {side} "
-                    f"{patch}, the nearest that are: {nearest}"
+                    f"{patch} (nearest: {nearest})"
                 )
         return problems
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture(PatchArchitecture):
-    """A Vision Transformer: all that its parameters' shapes say, and do not say.
+    """A Vision Transformer's function, whether or not its parameters' shapes show it.
 
-    Published families differ in each field from `pooling` on; the defaults are those of
-    google-research/vision_transformer. Sizes are (height, width) in pixels.
+    Published families differ in every field from `pooling` on; the defaults are those
+    of google-research/vision_transformer. Sizes are (height, width) in pixels.
 
     Raises:
-      ValueError: one message that lists every field whose value cannot be.
+      ValueError: one message that lists every field with an impossible value.
     """
 
     width: int
@@ -172,27 +174,27 @@ class Architecture(PatchArchitecture):
     num_heads: int
     patch_size: tuple[int, int]
     image_size: tuple[int, int]
-    num_classes: int  # 0: no head, the model returns what the head would get
+    num_classes: int  # 0: no head, the model returns the head's input
     channels: int = 3
-    pooling: str = "cls"  # token to head: class token, mean of patches, attention
+    pooling: str = "cls"  # input of the head: class token, mean of patches, attention
     class_token: bool = True
-    class_token_position: bool = True  # the class token adds a position of its own
+    class_token_position: bool = True  # the class token has a position of its own
     registers: int = 0  # extra tokens (arXiv:2309.16588)
     posemb: str = "learned"
     sincos_denominator: str = "big_vision"
     pre_logits: int = 0  # width of a tanh layer before the head; 0: none
     gelu: str = "tanh"
     layernorm_epsilon: float = 1e-6
-    layer_scale: bool = False  # a learned factor a channel on both branches
+    layer_scale: bool = False  # a learned factor per channel on both branches
     norm: str = "before_pool"
-    distillation_token: bool = False  # a second token (arXiv:2012.12877)
-    register_positions: bool = False  # registers add positions of their own
-    # A ResNet makes the features that patches are cut from: residual units a stage; ()
-    # is its root alone, None no trunk. `patch_size` is still in pixels of the image.
+    distillation_token: bool = False  # a second class token (arXiv:2012.12877)
+    register_positions: bool = False  # registers have positions of their own
+    # A ResNet makes the features that patches are cut from: residual units per stage;
+    # () = its root alone, None = no trunk. `patch_size` stays in pixels of the image.
     trunk: tuple[int, ...] | None = None
     trunk_numerics: str = "google"
-    # The second token has a head of its own, and logits are the mean; else it is read
-    # by other tokens alone.
+    # True: the second token has its own head, and the logits are the mean of both
+    # heads. False: only other tokens read it.
     distillation_head: bool = True
     qkv_bias: bool = True  # on the blocks' queries, keys and values
     mlp_type: str = "plain"  # a row of `blocks.MLPS`
@@ -207,7 +209,7 @@ class Architecture(PatchArchitecture):
 
     @property
     def block(self) -> BlockArchitecture:
-        """What the blocks and the MAP head are, as one record."""
+        """The architecture of the blocks and the MAP head, as one record."""
         return BlockArchitecture(
             NormArchitecture(self.layernorm_epsilon, self.norm_type),
             AttentionArchitecture(self.num_heads, self.qkv_bias),
@@ -227,12 +229,12 @@ class Architecture(PatchArchitecture):
 
     @property
     def num_pooled(self) -> int:
-        """Vectors that heads read, a head each."""
+        """Number of pooled vectors, one for each head."""
         return 1 + int(self.distillation_token and self.distillation_head)
 
     @property
     def num_position_prefix(self) -> int:
-        """Rows of `pos_embed_prefix`: tokens before the patches that add positions."""
+        """Rows of `pos_embed_prefix`: tokens before the patches that have positions."""
         position = int(self.class_token_position)
         return (
             position * (1 + int(self.distillation_token))
@@ -241,7 +243,7 @@ class Architecture(PatchArchitecture):
 
     @property
     def trunk_stride(self) -> int:
-        """Pixels of the image a pixel that the trunk gives; 1 without a trunk."""
+        """Image pixels per feature of the trunk, along each side; 1 without a trunk."""
         if self.trunk is None:
             return 1
         return 4 * 2 ** max(len(self.trunk) - 1, 0)
@@ -278,7 +280,7 @@ class Architecture(PatchArchitecture):
         if not self.distillation_token and not self.distillation_head:
             problems.append("distillation_head False needs distillation_token")
         if self.num_pooled > 1 and self.pre_logits:
-            problems.append("distillation_head leaves no place for pre_logits")
+            problems.append("distillation_head and pre_logits exclude each other")
         if self.register_positions and not self.registers:
             problems.append("register_positions needs registers")
         if any(patch % self.trunk_stride for patch in self.patch_size):
@@ -291,19 +293,19 @@ class Architecture(PatchArchitecture):
 
 @dataclasses.dataclass(frozen=True)
 class MixerArchitecture(PatchArchitecture):
-    """An MLP-Mixer (arXiv:2105.01601); the grid of patches is part of its shapes.
+    """An MLP-Mixer (arXiv:2105.01601); its shapes depend on the grid of patches.
 
     Raises:
-      ValueError: one message that lists every field whose value cannot be.
+      ValueError: one message that lists every field with an impossible value.
     """
 
     width: int
     depth: int
     tokens_mlp_dim: int  # hidden width of the MLP across the tokens
-    mlp_dim: int  # and of the one across the channels
+    mlp_dim: int  # hidden width of the MLP across the channels
     patch_size: tuple[int, int]
     image_size: tuple[int, int]
-    num_classes: int  # 0: no head, the model returns what the head would get
+    num_classes: int  # 0: no head, the model returns the head's input
     channels: int = 3
     gelu: str = "tanh"
     layernorm_epsilon: float = 1e-6
@@ -318,14 +320,14 @@ ViTOrMixer = Architecture | MixerArchitecture
 
 
 def architecture_from_dict(fields: dict[str, Any]) -> ViTOrMixer:
-    """Reads what `to_dict` of either kind gave; raises ValueError as `from_dict`."""
+    """Reads either kind's `to_dict` result; raises ValueError like `from_dict`."""
     return _kind(fields).from_dict(fields)
 
 
 def architecture_from_variant(
     name: str, *, image_size: tuple[int, int], num_classes: int, **fields: Any
 ) -> ViTOrMixer:
-    """The architecture of a variant of either kind: "B/16", "R50+B/16", "Mixer-B/16".
+    """Makes the architecture of any variant: "B/16", "R50+B/16", "Mixer-B/16".
 
     Arguments and errors are those of `Architecture.from_variant`.
     """
@@ -359,7 +361,7 @@ _SIZE = (
 )
 _FLAG = (lambda value: type(value) is bool, "True or False")
 
-# Field → what its value must satisfy, and that in words.
+# Field → the condition on its value, and the same in words.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "width": _whole(1),
     "depth": _whole(1),
@@ -385,7 +387,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "qkv_bias": _FLAG,
     "trunk": (
         lambda value: value is None or (_all_whole(value) and len(value) <= 8),
-        "None or residual units a stage, such as (3, 4, 9)",
+        "None or residual units per stage, such as (3, 4, 9)",
     ),
 } | {
     name: (
@@ -397,7 +399,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _wrong_values(architecture: Any) -> list[str]:
-    """Fields whose value alone is impossible."""
+    """Lists fields whose value alone is impossible."""
     return [
         f"{name} is {value!r}, expected {expected}"
         for name in (field.name for field in _fields(architecture))

@@ -1,4 +1,4 @@
-"""The transformer block: a record that says which, tables of kinds, and the modules.
+"""The transformer block: its architecture record, its modules, and tables of kinds.
 
 A new kind of MLP or norm is a row of `MLPS` or `NORMS`, the fields that it needs in the
 record, and a row of `vit_jax.sharding.PARAMETERS` for each new name of a matrix.
@@ -19,13 +19,14 @@ from vit_jax.models.attention.formulations import attend
 from vit_jax.models.dropout import drop
 from vit_jax.models.layers import FLOAT32, GELU, Layers, normal, xavier_uniform
 
-# Names attention's result for rematerialisation policies: kernels are not products.
+# Names attention's result for rematerialisation policies, which recognise matrix
+# products but not kernels.
 ATTENDED = "attended"
 
 
 @dataclasses.dataclass(frozen=True)
 class NormArchitecture:
-    """Which norm: a row of `NORMS` and its numbers."""
+    """The choice of norm: a row of `NORMS` and its numbers."""
 
     epsilon: float = 1e-6
     type: str = "layernorm"
@@ -33,7 +34,7 @@ class NormArchitecture:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionArchitecture:
-    """Which attention between tokens."""
+    """The choice of attention between tokens."""
 
     num_heads: int
     qkv_bias: bool = True  # on queries, keys and values
@@ -41,7 +42,7 @@ class AttentionArchitecture:
 
 @dataclasses.dataclass(frozen=True)
 class MlpArchitecture:
-    """Which MLP: a row of `MLPS` and its numbers."""
+    """The choice of MLP: a row of `MLPS` and its numbers."""
 
     hidden: int  # units between its layers
     gelu: str = "tanh"
@@ -50,7 +51,7 @@ class MlpArchitecture:
 
 @dataclasses.dataclass(frozen=True)
 class BlockArchitecture:
-    """Which block: all that `Block` and `MapHead` read of an architecture."""
+    """The part of an architecture that `Block` and `MapHead` read."""
 
     norm: NormArchitecture
     attention: AttentionArchitecture
@@ -59,13 +60,13 @@ class BlockArchitecture:
 
 
 class Attention(nn.Module):
-    """Multi-head attention; a head's channels lie side by side in the projections.
+    """Multi-head attention; each head's channels are adjacent in the projections.
 
     Attributes:
       architecture: heads and biases.
       layers: constructors of the projections.
       implementation: a row of `attention.formulations.IMPLEMENTATIONS`.
-      remat: compute what lies between the projections once more in the backward pass.
+      remat: recompute everything between the projections in the backward pass.
     """
 
     architecture: AttentionArchitecture
@@ -80,7 +81,7 @@ class Attention(nn.Module):
         source: Float[Array, "b m d"],
         return_weights: bool = False,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n m"] | None]:
-        """What `x` reads from `source`, and the weights it reads with if asked for."""
+        """Attends from `x` to `source`; also returns the weights if asked for."""
         a, placement = self.architecture, self.layers.placement
         dense = partial(self.layers.dense, x.shape[-1], kernel_init=xavier_uniform)
 
@@ -106,7 +107,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with a GELU between them, on each token alone."""
+    """Two dense layers with a GELU between them, applied to each token separately."""
 
     architecture: MlpArchitecture
     layers: Layers = FLOAT32
@@ -118,7 +119,7 @@ class Mlp(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "b n d"]:
-        """The new tokens; without a key nothing is dropped."""
+        """Computes the new tokens; without a key, nothing is dropped."""
         a = self.architecture
         dense = partial(
             self.layers.dense, kernel_init=self.kernel_init, bias_init=self.bias_init
@@ -135,8 +136,8 @@ def _layer_norm(architecture: NormArchitecture, layers: Layers, name: str) -> nn
     return layers.layer_norm(epsilon=architecture.epsilon, name=name)
 
 
-# Kind → constructor of the module, from the kind's record, layers and a name. An MLP
-# also takes the other fields of `Mlp`, and is called as `Mlp` is.
+# Kind → constructor of the module from the kind's record, layers and a name. An MLP
+# also takes the other fields of `Mlp`, and is called like `Mlp`.
 NORMS: dict[str, Callable[..., Any]] = {"layernorm": _layer_norm}
 MLPS: dict[str, Callable[..., Any]] = {"plain": Mlp}
 
@@ -145,12 +146,12 @@ class Block(nn.Module):
     """Attention between tokens, then an MLP on each, both residual (eq. 2, 3).
 
     Attributes:
-      architecture: which block.
+      architecture: the choice of norm, attention, MLP and LayerScale.
       layers: constructors for the dtype and the devices.
       attention: a row of `attention.formulations.IMPLEMENTATIONS`.
-      dropout_rate: after attention and after both layers of the MLP.
-      layer_scale_init: initial LayerScale (arXiv:2103.17239).
-      remat_attention: compute attention once more in the backward pass.
+      dropout_rate: applied after attention and after both layers of the MLP.
+      layer_scale_init: initial value of LayerScale (arXiv:2103.17239).
+      remat_attention: recompute attention in the backward pass.
     """
 
     architecture: BlockArchitecture
@@ -169,9 +170,9 @@ class Block(nn.Module):
         wanted: tuple[str, ...] = (),
         read: int | None = None,
     ) -> tuple[Float[Array, "b r d"], dict[str, Float[Array, "b heads r n"] | None]]:
-        """The first tokens as far as they are `read`, by default all; what is `wanted`.
+        """Computes the first `read` tokens (by default all) and the `wanted` arrays.
 
-        Without a key nothing is dropped.
+        Without a key, nothing is dropped.
         """
         a = self.architecture
         norm = partial(NORMS[a.norm.type], a.norm, self.layers)

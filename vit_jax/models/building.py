@@ -1,4 +1,4 @@
-"""Builds the module of an architecture, and the shapes of its parameters."""
+"""Construction of an architecture's module, and of its parameters' shapes."""
 
 import dataclasses
 import functools
@@ -23,15 +23,15 @@ _MODULES: dict[type, type[PatchModel]] = {
 
 
 def build(architecture: ViTOrMixer, **how: Any) -> PatchModel:
-    """The module of an architecture, whatever its kind.
+    """Builds the module of an architecture of any kind.
 
     Args:
       architecture: the function.
-      **how: other fields of the module. What only another kind of module has, such as
-        an MLP-Mixer's attention, is left out.
+      **how: other fields of the module. Fields that only another kind of module has,
+        such as `attention` for an MLP-Mixer, are ignored.
 
     Raises:
-      TypeError: a field that no module has.
+      TypeError: no module has such a field.
     """
     module = _MODULES[type(architecture)]
     others = {name for other in _MODULES.values() for name in _names(other)}
@@ -40,18 +40,21 @@ def build(architecture: ViTOrMixer, **how: Any) -> PatchModel:
 
 
 def abstract_params(architecture: ViTOrMixer) -> dict[str, Any]:
-    """Shapes and dtypes of an architecture's parameters, of which none is allocated.
+    """Returns the shapes and dtypes of an architecture's parameters; allocates none.
 
     Returns:
-      The nested dict that `init` gives, with `jax.ShapeDtypeStruct` leaves.
+      The nested dict that `init` returns, with `jax.ShapeDtypeStruct` leaves.
     """
     return jax.tree.map(lambda leaf: leaf, _abstract_params(architecture))
 
 
 @functools.lru_cache(maxsize=16)
 def _abstract_params(architecture: ViTOrMixer) -> dict[str, Any]:
-    """Kept, since tracing takes a good part of a load; callers must not change it."""
-    # All blocks are alike: one is traced.
+    """Computes `abstract_params`; callers must not change the cached result.
+
+    It is cached because tracing takes a good part of the time of a load.
+    """
+    # All blocks are alike, so tracing one is enough.
     model = build(dataclasses.replace(architecture, depth=1))
     shape = (1, *architecture.image_size, architecture.channels)
     params = jax.eval_shape(

@@ -1,7 +1,10 @@
-"""Flax's layers rewritten so that XLA compiles them to faster CPU code.
+"""Flax's layers, rewritten so that XLA compiles them to faster CPU code.
 
-They compute the same functions of the same parameters (docs/performance.md);
-`layers.make_layers` chooses them.
+They compute the same functions of the same parameters; `layers.make_layers` chooses
+them. Measured in rounds of one process, on two cores of an AMD EPYC, a training step of
+S/16 (batch 8, 224 pixels, float32, freed memory kept) takes 0.963 of the time that it
+takes with Flax's layers if only `product` is used, 0.982 with only `patches`, 0.966
+with both, and 0.935 with both and `LayerNorm` (docs/performance.md).
 """
 
 from functools import partial
@@ -22,10 +25,10 @@ def product(
 ) -> Float[Array, "... o"]:
     """Replaces `jax.lax.dot_general` in `nn.Dense`: one matrix whose rows are tokens.
 
-    The kernel's gradient sums over all dimensions but the last. If these are several,
-    the compiler copies the operands, transposed, to make them one.
+    The kernel's gradient sums over all dimensions but the last. If there are several,
+    the compiler copies the operands, transposed, to merge them into one.
     """
-    del dimension_numbers  # the last of x with the first of the kernel
+    del dimension_numbers  # always the last of x with the first of the kernel
     rows = x.reshape(-1, x.shape[-1])
     y = lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -38,9 +41,9 @@ def patches(
     *_: Any,
     **options: Any,
 ) -> Float[Array, "b gh gw d"]:
-    """Replaces the convolution in `nn.Conv` for windows that lie side by side.
+    """Replaces the convolution in `nn.Conv` for windows that do not overlap.
 
-    What does not fill a window at the lower and right edge is left out.
+    Pixels that do not fill a window at the lower and right edges are left out.
     """
     (b, h, w, c), (p, q) = images.shape, strides
     grid = h // p, w // q
@@ -53,7 +56,7 @@ def patches(
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm (arXiv:1607.06450) in float32, with a gradient of our own."""
+    """LayerNorm (arXiv:1607.06450) in float32, with a custom gradient."""
 
     epsilon: float = 1e-6
 
@@ -84,7 +87,7 @@ def _backward(_, kept, gradient):
     of_scale = gradient * centred
 
     def mean_times_scale(of):
-        # A product: for a sum the scale would be written out in the shape of x.
+        # A product: as a sum, XLA would write out the scale in the shape of x.
         return (of @ scale.reshape(-1, 1)) / x.shape[-1]
 
     along = mean_times_scale(gradient) + centred * mean_times_scale(of_scale)

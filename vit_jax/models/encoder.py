@@ -1,7 +1,7 @@
-"""Runs the blocks of a model: as a loop or as a scan, with or without recomputation.
+"""The encoder: a model's blocks, run as a loop or a scan, with optional recomputation.
 
-A block is a function of its subtree, `block.apply` over what `model.param("blocks_00",
-…)` holds, and not a Linen submodule. Submodules under `nn.scan` would have stacked
+A block is not a Linen submodule but a function of its subtree: `block.apply` on the
+value of `model.param("blocks_00", …)`. Submodules under `nn.scan` would have stacked
 parameters, those of a loop would not; here both share one tree, and so do all
 checkpoints. The price: `capture_intermediates` and `nn.tabulate` see no blocks. Ask the
 model for `intermediates=("tokens", "attention")` instead.
@@ -26,8 +26,7 @@ _policies = jax.checkpoint_policies
 def _cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
     """Whether this is cuDNN's attention, whose whole result its backward pass needs.
 
-    The result has no name of its own. Should JAX rename the primitive, attention runs
-    twice.
+    The result cannot be named. If JAX renames the primitive, attention will run twice.
     """
     return primitive.name.startswith("dot_product_attention_fwd")
 
@@ -36,18 +35,18 @@ _products = _policies.save_from_both_policies(
     _policies.save_from_both_policies(_policies.dots_saveable, _cudnn_attention),
     _policies.save_only_these_names(ATTENDED),
 )
-# What the backward pass finds of a block; the rest it computes once more. None keeps
-# parameters that were gathered: that they are spread would be for nothing.
+# The results of a block that are kept for the backward pass; it recomputes the others.
+# No policy keeps gathered parameters: that would defeat sharding them.
 REMAT = {
-    # Only where parameters are gathered; otherwise the compiler decides. Keeping what
-    # lies between products as well takes twice the memory (docs/parallelism.md).
+    # Applies only where parameters are gathered; otherwise the compiler decides. Also
+    # keeping the results between products takes twice the memory (docs/parallelism.md).
     "none": _products,
-    # The same; and `Attention` leaves out what lies between its projections.
+    # In addition, `Attention` recomputes everything between its projections.
     "attention": _products,
     # The products with parameters, which are most of the arithmetic.
     "dots": _policies.dots_with_no_batch_dims_saveable,
     "full": _policies.nothing_saveable,
-    # The same as "dots", in the host's memory until they are needed.
+    # The products of "dots", in the host's memory until they are needed.
     "offload": _policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
@@ -65,20 +64,20 @@ def run_blocks(
     """Runs the blocks of a model one after the other.
 
     Args:
-      model: has the parameters, and the fields that say how to run the blocks.
+      model: holds the parameters, and the fields that say how to run the blocks.
       block: called with tokens, key, skip rate, and `wanted`; returns tokens and a
         dictionary.
-      layers: those of the block.
+      layers: the block's layers.
       x: the tokens.
-      example: the fewest tokens that show a block the shapes of its parameters.
-      keys: one for each block, more are ignored; without any nothing is dropped.
-      wanted: names of what to return.
-      read: how many tokens are read of the last block, which then computes only
-        these, and gives nothing that is wanted; by default all.
+      example: the fewest tokens from which a block can infer its parameters' shapes.
+      keys: one for each block, more are ignored; without any, nothing is dropped.
+      wanted: names of the intermediates to return.
+      read: number of tokens of the last block that are read. The last block then
+        computes only these, and none of the intermediates; by default all.
 
     Returns:
-      The tokens after the last block, and what each block gave of `wanted`, stacked:
-      [b, depth, …].
+      The tokens after the last block, and the `wanted` intermediates of each block,
+      stacked: [b, depth, …].
     """
     if model.remat not in REMAT:
         raise ValueError(f"remat is {model.remat!r}, expected {', '.join(REMAT)}")
@@ -87,7 +86,7 @@ def run_blocks(
     depth, placement = model.architecture.depth, layers.placement
     params = [model.param(f"blocks_{i:02d}", init) for i in range(depth)]
     if model.is_initializing():
-        return x, {}  # what follows has no parameters of its own
+        return x, {}  # the rest creates no parameters
     keys = keys[:depth] or (None,) * depth
     rates: Any = [None] * depth
     if model.stochastic_depth:
@@ -110,7 +109,7 @@ def run_blocks(
     inputs = list(zip(params, keys, rates, strict=True))
     last = [] if read is None else [inputs.pop()]
     if model.scan and inputs:
-        # Inside a scan nothing can undo the recomputation, elsewhere XLA would.
+        # Outside a scan XLA's CSE would undo the recomputation; inside it cannot.
         x, given = jax.lax.scan(sparing(step, prevent_cse=False), x, _stack(inputs))
     else:
         given = []

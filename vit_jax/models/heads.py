@@ -1,4 +1,4 @@
-"""Heads: pooling by attention, and the linear layer that gives logits."""
+"""Heads: attention pooling, and the linear layer that computes logits."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from vit_jax.models.layers import FLOAT32, Layers, make_layers, xavier_uniform, 
 
 
 class MapHead(nn.Module):
-    """Pooling by attention: a learned probe reads the patches (arXiv:2106.04560)."""
+    """Attention pooling: a learned probe attends to the patches (arXiv:2106.04560)."""
 
     architecture: BlockArchitecture
     layers: Layers = FLOAT32
@@ -19,11 +19,11 @@ class MapHead(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        """One vector for each image."""
+        """Pools the patches of each image into one vector."""
         a, layers = self.architecture, self.layers
         b, _, d = patches.shape
         probe = self.param("probe", xavier_uniform, (1, 1, d)).astype(layers.dtype)
-        # Published heads have these biases whatever their blocks have.
+        # Published heads have these biases even if their blocks do not.
         heads = dataclasses.replace(a.attention, qkv_bias=True)
         attention = Attention(heads, layers, self.attention, name="attention")
         x, _ = attention(jnp.broadcast_to(probe, (b, 1, d)), patches)
@@ -35,15 +35,15 @@ class MapHead(nn.Module):
 def apply_head(
     x: Float[Array, "b d"], classes: int, bias: float, name: str
 ) -> Float[Array, "b k"]:
-    """Logits, or the vector itself without classes, in float32.
+    """Computes float32 logits; without classes, returns the vector in float32.
 
     Declares the head in the module that is being called.
 
     Args:
-      x: what the head reads.
-      classes: how many; 0 = no head.
+      x: the head's input.
+      classes: number of classes; 0 = no head.
       bias: initial bias.
-      name: of the head's subtree.
+      name: name of the head's subtree.
     """
     x = x.astype(jnp.float32)
     if not classes:

@@ -1,4 +1,4 @@
-"""The layers that models are made of, in the forms that suit their devices."""
+"""The layers of models, in the forms that suit their devices."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,10 +27,10 @@ class Layers:
     """Constructors of layers for one dtype and one placement, from `make_layers`.
 
     Attributes:
-      dtype: of activations; bound in the constructors.
+      dtype: dtype of activations; bound in the constructors.
       placement: where activations lie.
       dense: `nn.Dense`, or its equivalent for these devices.
-      conv: `nn.Conv` or its equivalent, for windows that lie side by side.
+      conv: `nn.Conv` or its equivalent, for windows that do not overlap.
       layer_norm: `nn.LayerNorm` or its equivalent.
     """
 
@@ -45,7 +45,7 @@ def make_layers(
     dtype: Any,
     placement: Placement = Placement(),  # noqa: B008 (it never changes)
 ) -> Layers:
-    """The layers of a model; the only place that tells platforms apart."""
+    """Makes the layers of a model; the only place that distinguishes platforms."""
     dense, conv = nn.Dense, nn.Conv
     layer_norm = partial(nn.LayerNorm, dtype=dtype)
     if placement.device_kind == "cpu":
@@ -62,5 +62,5 @@ def make_layers(
     )
 
 
-# The default of modules: Flax's own layers, in float32.
+# The default in modules: Flax's own layers, in float32.
 FLOAT32 = make_layers(jnp.float32)

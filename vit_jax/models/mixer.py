@@ -28,10 +28,10 @@ HEADS = ("head",)
 
 
 class MlpMixer(PatchModel):
-    """Images to logits, as a whole or in parts; `PatchModel` explains the fields.
+    """An MLP-Mixer from images to logits; `PatchModel` explains the fields.
 
-    Dropout is after both layers of the MLPs. There is no attention to return, and no
-    other number of patches than the architecture's.
+    Dropout is applied after both layers of the MLPs. There is no attention to return,
+    and the number of patches must be the architecture's.
     """
 
     architecture: MixerArchitecture
@@ -44,13 +44,13 @@ class MlpMixer(PatchModel):
         train: bool = False,
         intermediates: tuple[str, ...] = (),
     ) -> Float[Array, "b k"] | tuple[Float[Array, "b k"], dict[str, Array]]:
-        """Float32 logits of a batch of images.
+        """Computes float32 logits of a batch of images.
 
         Args:
-          images: of the architecture's size, in the model's value range.
+          images: images of the architecture's size, in the model's value range.
           train: apply dropout and stochastic depth; a rate above zero then needs
             `rngs={"dropout": key}`.
-          intermediates: names of arrays to return besides, in the model's dtype:
+          intermediates: names of arrays to return as well, in the model's dtype:
             "embedding", the tokens that enter the first block, [b, n, d];
             "tokens", the tokens after each block, [b, depth, n, d];
             "normed", the tokens after the final norm, [b, n, d];
@@ -58,12 +58,12 @@ class MlpMixer(PatchModel):
             "head", the logits. Tokens are the patches row by row.
 
         Returns:
-          The logits, or what the head would read where there are no classes; with
-          `intermediates` also a dictionary of what was asked for.
+          The logits, or the head's input if there are no classes; with `intermediates`
+          also a dictionary of the arrays asked for.
 
         Raises:
-          ValueError: images of another shape or not floating point, or a name or a
-            field with a value that is not one of the choices.
+          ValueError: the images have another shape or are not floating point, or a name
+            or a field is not one of the choices.
         """
         check_images(images, self.architecture)
         check_intermediates(intermediates, (*INTERMEDIATES, *HEADS))
@@ -83,7 +83,7 @@ class MlpMixer(PatchModel):
     def patches(
         self, images: Float[Array | np.ndarray, "b h w c"]
     ) -> Float[Array, "b gh gw d"]:
-        """Patches, each a vector; a Mixer has no positions to add."""
+        """Embeds each patch as a vector; a Mixer has no positions to add."""
         check_images(images, self.architecture)
         x = jnp.asarray(images, self.dtype)
         return embed_patches(x, self.architecture, self._layers)
@@ -92,7 +92,7 @@ class MlpMixer(PatchModel):
     def embed(
         self, images: Float[Array | np.ndarray, "b h w c"], keys: tuple[Any, ...] = ()
     ) -> Float[Array, "b n d"]:
-        """Tokens of images, as they enter the first block; no key of `keys` is used."""
+        """Embeds images as tokens for the first block; `keys` are not used."""
         del keys
         a = self.architecture
         x = self.patches(images)
@@ -107,17 +107,17 @@ class MlpMixer(PatchModel):
         wanted: tuple[str, ...] = (),
         found: dict[str, Array] | None = None,
     ) -> Float[Array, "b n d"]:
-        """Tokens after the last block, before the final norm.
+        """Computes the tokens after the last block, before the final norm.
 
         Args:
           tokens: one for each patch.
-          keys: from `dropout_keys`; without any nothing is dropped.
-          wanted: "tokens", to put those after each block into `found`.
-          found: takes the intermediates by name.
+          keys: from `dropout_keys`; without any, nothing is dropped.
+          wanted: "tokens", to put the tokens after each block into `found`.
+          found: receives the intermediates by name.
         """
         layers = self._layers
         block = MixerBlock(self.architecture, layers, self.dropout_rate, parent=None)
-        # The tokens are a dimension of the parameters.
+        # A whole example: the number of tokens is a dimension of the parameters.
         x, of_blocks = run_blocks(self, block, layers, tokens, tokens[:1], keys, wanted)
         if found is not None:
             found |= of_blocks
@@ -127,13 +127,13 @@ class MlpMixer(PatchModel):
     def pool(
         self, tokens: Float[Array, "b n d"], found: dict[str, Array] | None = None
     ) -> list[Float[Array, "b d"]]:
-        """The one vector that the head reads: the mean of normed tokens.
+        """Pools the tokens into the head's input, the mean of the normed tokens.
 
         Args:
-          tokens: as `encode` gives them.
-          found: takes "normed", "pooled" and "pre_logits".
+          tokens: the result of `encode`.
+          found: receives "normed", "pooled" and "pre_logits".
         """
-        # Outside of blocks the layers are Flax's own on every device.
+        # Outside the blocks, the layers are Flax's own on every device.
         layers = make_layers(self.dtype)
         norm = layers.layer_norm(
             epsilon=self.architecture.layernorm_epsilon, name="norm"
@@ -145,10 +145,10 @@ class MlpMixer(PatchModel):
 
     @nn.compact
     def head(self, vectors: Sequence[Float[Array, "b d"]]) -> list[Float[Array, "b k"]]:
-        """Float32 logits of the one head; without classes the vector itself.
+        """Computes float32 logits; without classes, returns the vector itself.
 
         Args:
-          vectors: as `pool` gives them.
+          vectors: the result of `pool`.
         """
         classes, bias = self.architecture.num_classes, self.head_bias
         return [
@@ -174,9 +174,9 @@ class MixerBlock(nn.Module):
         x: Float[Array, "b n d"],
         key: Key[Array, ""] | None = None,
         skip_rate: Float[Array | np.ndarray, ""] | np.float32 | None = None,
-        wanted: tuple[str, ...] = (),  # noqa: ARG002, nothing but tokens is there
+        wanted: tuple[str, ...] = (),  # noqa: ARG002, a block has only tokens
     ) -> tuple[Float[Array, "b n d"], dict[str, Array]]:
-        """Tokens, and nothing besides; without a key nothing is dropped."""
+        """Computes the new tokens; without a key, nothing is dropped."""
         a = self.architecture
         norm = partial(self.layers.layer_norm, epsilon=a.layernorm_epsilon)
 

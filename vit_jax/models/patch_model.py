@@ -1,4 +1,4 @@
-"""Fields that a Vision Transformer and an MLP-Mixer share, and their first layer."""
+"""The fields and the first layer that a Vision Transformer and an MLP-Mixer share."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,19 +16,20 @@ from vit_jax.models.placement import Placement
 
 
 class PatchModel(nn.Module):
-    """Images to logits; fields after the architecture leave the function as it is.
+    """The base of models from images to logits.
 
-    A model is called as a whole, or in parts: `embed`, `encode`, `pool` and `head`,
-    each with `model.apply(variables, …, method="embed")`.
+    A model can be called as a whole, or in parts: `embed`, `encode`, `pool` and `head`,
+    each with `model.apply(variables, …, method="embed")`. The fields after the
+    architecture do not change the function.
 
     Attributes:
       architecture: the function.
-      dtype: of activations. Parameters, statistics of norms, softmax and logits are
-        float32 whatever it is.
+      dtype: dtype of activations. Parameters, statistics of norms, softmax and logits
+        are always float32.
       scan: run the blocks as one compiled loop, over parameters stacked in the step.
-      remat: what the backward pass recomputes, which saves memory; a name of
+      remat: what the backward pass recomputes to save memory; a name in
         `encoder.REMAT`.
-      dropout_rate: in training only.
+      dropout_rate: dropout rate, in training only.
       stochastic_depth: probability that an example skips a branch of the last block,
         rising linearly from 0 in the first (arXiv:1603.09382); in training only.
       head_bias: initial bias of the head.
@@ -47,10 +48,10 @@ class PatchModel(nn.Module):
     def dropout_keys(self, train: bool) -> tuple[Any, ...]:
         """Draws a key for each block and one for the embedding, which comes last.
 
-        The parts of a model take them together. They are all None where nothing drops;
+        The parts of a model take all of them. If nothing is dropped, they are all None;
         otherwise the call needs `rngs={"dropout": key}`.
         """
-        # Split here, a key a block, so that any way of running the blocks draws alike.
+        # Split into one key per block here, so that a loop and a scan draw the same.
         count = self.architecture.depth + 1
         if train and (self.dropout_rate or self.stochastic_depth):
             return tuple(jax.random.split(self.make_rng("dropout"), count))
@@ -63,12 +64,12 @@ def check_images(
     """Rejects images that an architecture cannot read.
 
     Args:
-      images: in the model's value range.
-      architecture: of the model.
+      images: images in the model's value range.
+      architecture: the model's architecture.
       any_size: accept every size that can be cut into patches.
 
     Raises:
-      ValueError: images of another shape or not floating point.
+      ValueError: the images have another shape or are not floating point.
     """
     a = architecture
     if any_size and images.ndim == 4 and images.shape[3] == a.channels:
@@ -94,19 +95,19 @@ def check_intermediates(wanted: Sequence[str], choices: Sequence[str]) -> None:
     """Rejects names of intermediates that a model does not compute.
 
     Raises:
-      ValueError: lists the names, and those to choose from.
+      ValueError: lists the unknown names and the choices.
     """
     if unknown := [name for name in wanted if name not in choices]:
         raise ValueError(
-            f"no intermediates {', '.join(map(repr, unknown))} in this "
-            f"architecture, choose from {', '.join(choices)}"
+            f"this architecture has no intermediates "
+            f"{', '.join(map(repr, unknown))}; choose from {', '.join(choices)}"
         )
 
 
 def embed_patches(
     x: Float[Array, "b h w c"], architecture: ViTOrMixer, layers: Layers
 ) -> Float[Array, "b gh gw d"]:
-    """Multiplies each patch with one matrix (arXiv:2010.11929, eq. 1).
+    """Multiplies each patch by one matrix (arXiv:2010.11929, eq. 1).
 
     Declares `patch_embed` in the module that is being called.
     """

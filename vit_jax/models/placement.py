@@ -1,4 +1,4 @@
-"""Where a model's arrays lie; by itself a model knows of one device only."""
+"""The placement of a model's arrays; on its own, a model knows only one device."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,28 +9,28 @@ from jaxtyping import Array
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """The placement of a model's arrays on one device: as they are.
+    """The placement of a model's arrays on one device, which changes nothing.
 
-    The steps give a model the placement on their mesh,
-    `vit_jax.sharding.MeshPlacement`.
+    Training and evaluation steps replace it by `vit_jax.sharding.MeshPlacement`.
     """
 
     @property
     def gathers(self) -> bool:
-        """Whether a block's parameters are brought together when it runs."""
+        """Whether a block's parameters are gathered when it runs."""
         return False
 
     @property
     def device_kind(self) -> str:
-        """JAX's name for the kind of device; "" where a model need not know."""
+        """JAX's name for the kind of device; "" if the model need not know."""
         return ""
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
-        """Returns the array, placed as the names of its axes say.
+        """Places an array according to the names of its axes.
 
         Args:
           x: activations.
-          axes: for each axis "batch", "heads", "hidden" (of an MLP), or None: whole.
+          axes: for each axis "batch", "heads", "hidden" (of an MLP), or None, which is
+            not divided.
         """
         del axes
         return x
@@ -38,19 +38,21 @@ class Placement:
     def apart(self, attention: Callable[..., Array]) -> Callable[..., Array]:
         """Makes each device run a function on its own examples and heads.
 
+        Our own kernels need this, because the compiler cannot divide them.
+
         Args:
-          attention: arrays [b, n, heads, k] → an array of this shape, each example and
-            head for itself; for kernels of ours, which the compiler cannot divide.
+          attention: arrays [b, n, heads, k] → an array of this shape, which treats each
+            example and head separately.
         """
         return attention
 
     def gather(self, params: Any, dtype: Any) -> Any:
-        """Returns a block's parameters in the form in which the block computes.
+        """Returns a block's parameters in the form that the block computes with.
 
         Args:
-          params: the block's subtree, as it is stored.
-          dtype: of the block's matrix products; what travels between devices may
-            travel in it.
+          params: the block's subtree, as stored.
+          dtype: dtype of the block's matrix products; arrays may be sent between
+            devices in it.
         """
         del dtype
         return params

@@ -1,8 +1,7 @@
 """Position embeddings: the sin-cos grid, and resizing from one grid to another.
 
-Published checkpoints were resized in four ways that give different numbers; each is a
-row of `METHODS`. A resize is separable: one [new, old] matrix for the height and one
-for the width.
+Published code resizes in four ways with different results; each is a row of `METHODS`.
+A resize is separable: one [new, old] matrix for the height and one for the width.
 """
 
 from collections.abc import Callable
@@ -21,13 +20,15 @@ DENOMINATORS: dict[str, Callable[[int], int]] = {
 def sincos2d(
     grid: tuple[int, int], width: int, denominator: str
 ) -> Float[np.ndarray, "1 gh gw d"]:
-    """Fixed embedding of a (height, width) grid: sin xω, cos xω, sin yω, cos yω.
+    """Computes fixed positions of a grid: sin xω, cos xω, sin yω, cos yω.
 
-    ω runs from 1 down to 1/10000 (`denominator="big_vision"`, arXiv:2205.01580) or
-    stops one step before ("mae", arXiv:2111.06377), in width / 4 frequencies.
+    ω runs over width / 4 frequencies, from 1 down to 1/10000
+    (`denominator="big_vision"`, arXiv:2205.01580), or stops one step before ("mae",
+    arXiv:2111.06377). The grid is (height, width).
 
     Raises:
-      ValueError: `width` not divisible by four, or unknown `denominator`.
+      ValueError: `width` is below 8 or not divisible by four, or `denominator` is
+        unknown.
     """
     if denominator not in DENOMINATORS:
         raise ValueError(
@@ -49,25 +50,28 @@ def resize(
     grid: tuple[int, int],
     method: str = "bicubic",
 ) -> Float[Array | np.ndarray, "1 new_gh new_gw d"]:
-    """`pos_embed` sampled on another grid, in float32; itself when the grids agree.
+    """Resamples `pos_embed` on another grid in float32; unchanged if the grids agree.
 
     Args:
       pos_embed: embeddings of the patches alone.
       grid: new (height, width) in patches.
-      method: "bicubic" as timm resizes (antialiased), "bicubic_torch" as DeiT, MAE and
-        Hugging Face do (not antialiased), "bilinear" (half-pixel centres, not
-        antialiased), or "google" as the published JAX code does (bilinear between
+      method: "bicubic", which timm uses (antialiased); "bicubic_torch", which DeiT, MAE
+        and Hugging Face use (not antialiased); "bilinear" (half-pixel centres, not
+        antialiased); or "google", which the published JAX code uses (bilinear between
         aligned corners; arXiv:2010.11929, section 3.2).
 
     Raises:
-      ValueError: unknown method, or a grid with a side below one.
+      ValueError: the method is unknown, or a side of the grid is below one.
     """
     if method not in METHODS:
         raise ValueError(
             f"posemb resize method is {method!r}, expected one of {', '.join(METHODS)}"
         )
     if min(grid) < 1:
-        raise ValueError(f"cannot resize position embeddings to the grid {grid}")
+        raise ValueError(
+            f"cannot resize position embeddings to the grid {grid}; expected sides of "
+            "at least 1"
+        )
     _, gh, gw, _ = pos_embed.shape
     if (gh, gw) == tuple(grid):
         return pos_embed
@@ -85,7 +89,7 @@ def resize(
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel; `a` is its slope at distance one."""
+    """Evaluates Keys' cubic convolution kernel; `a` is its slope at distance one."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = a * (((x - 5) * x + 8) * x - 4)
@@ -93,13 +97,13 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def _half_pixel(old: int, new: int) -> np.ndarray:
-    """Where the centres of `new` cells lie between the centres of `old` ones."""
+    """Returns the centres of `new` cells in units of `old` cells' centres."""
     return (np.arange(new) + 0.5) * old / new - 0.5
 
 
 def _antialiased_cubic(old: int, new: int) -> np.ndarray:
-    # Shrinking widens the kernel to cover every old cell; what falls outside the grid
-    # is left out and the rest scaled up to sum to one.
+    # Downscaling widens the kernel to cover every old cell. Weights outside the grid
+    # are dropped, and the rest is rescaled to sum to one.
     distance = _half_pixel(old, new)[:, None] - np.arange(old)[None]
     weights = _cubic(distance / max(old / new, 1.0), a=-0.5)
     return weights / weights.sum(axis=1, keepdims=True)
@@ -111,7 +115,7 @@ def _torch_cubic(old: int, new: int) -> np.ndarray:
     for tap in range(-1, 3):
         index = np.floor(positions).astype(int) + tap
         weight = _cubic(positions - index, a=-0.75)
-        # The border cell stands in for cells beyond it.
+        # Cells beyond the border have the value of the border cell.
         matrix[np.arange(new), np.clip(index, 0, old - 1)] += weight
     return matrix
 

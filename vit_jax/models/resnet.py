@@ -20,12 +20,12 @@ _GROUPS = 32
 
 
 class Trunk(nn.Module):
-    """Images to features of a fourth of their size or less.
+    """The whole ResNet, from images to features of a fourth of their size or less.
 
     Attributes:
-      stages: residual units in each; from the second on a stage halves the size.
+      stages: residual units per stage; each stage after the first halves the size.
       numerics: a row of `NUMERICS`.
-      dtype: of activations; statistics are float32 whatever it is.
+      dtype: dtype of activations; statistics are always float32.
       remat: recompute each unit in the backward pass.
     """
 
@@ -36,7 +36,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b fh fw f"]:
-        """Features; their sides are the images' over 4 · 2^(stages − 1), rounded up."""
+        """Computes features, smaller per side by 4 · 2^(stages − 1), rounded up."""
         x = StdConv(_ROOT_WIDTH, 7, 2, self.numerics, self.dtype, name="conv_root")(
             images
         )
@@ -56,7 +56,7 @@ class Trunk(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual units of one size, of which the first brings the input to it."""
+    """Residual units of one size; the first brings the input to that size."""
 
     units: int
     features: int
@@ -76,7 +76,7 @@ class Stage(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """A bottleneck: to fewer channels, among neighbours, to four times as many."""
+    """A bottleneck: 1 × 1 to few channels, 3 × 3, then 1 × 1 to four times as many."""
 
     features: int
     stride: int = 1
@@ -97,13 +97,13 @@ class ResidualUnit(nn.Module):
         y = conv(self.features, 3, self.stride, name="conv2")(y)
         y = nn.relu(_group_norm(self, "gn2")(y))
         y = conv(wide, 1, name="conv3")(y)
-        # Zero: a new unit passes on what it gets.
+        # Zero scale, so that a new unit passes its input on.
         y = _group_norm(self, "gn3", zeros)(y)
         return nn.relu(shortcut + y)
 
 
 class StdConv(nn.Module):
-    """A convolution by weights of mean 0 and spread 1 for each output channel."""
+    """A convolution with weights of mean 0 and deviation 1 per output channel."""
 
     features: int
     kernel_size: int
@@ -128,14 +128,15 @@ class StdConv(nn.Module):
 
 
 class Numerics(NamedTuple):
-    """In what published implementations differ: what keeps divisors from zero."""
+    """The constants that keep divisors from zero; published implementations differ."""
 
-    spread: Callable[[Array], Array]  # of the weights, from their variance
+    spread: Callable[[Array], Array]  # variance of the weights → their divisor
     group_norm_epsilon: float
 
 
 def _google_spread(variance: Array) -> Array:
-    # The root's slope at zero is infinite, and would make constant weights NaN.
+    # The slope of the root is infinite at zero: gradients of constant weights would be
+    # NaN.
     return jnp.sqrt(jnp.maximum(variance, 1e-30)) + 1e-5
 
 

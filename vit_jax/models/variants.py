@@ -1,4 +1,4 @@
-"""Names of published sizes and what they stand for: one row a size."""
+"""Tables of published sizes by name, one row per size."""
 
 import re
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from vit_jax.words import either, nearest
 
 
 class Size(NamedTuple):
-    """What distinguishes one size from another (arXiv:2010.11929, Table 1)."""
+    """The dimensions of a Vision Transformer (arXiv:2010.11929, Table 1)."""
 
     width: int
     depth: int
@@ -19,12 +19,12 @@ class Hybrid(NamedTuple):
     """A Vision Transformer on the features of a ResNet."""
 
     size: str  # a row of `VARIANTS`
-    trunk: tuple[int, ...]  # residual units a stage; () is the root alone
-    patch: int  # pixels of the image that a token covers
+    trunk: tuple[int, ...]  # residual units per stage; () is the root alone
+    patch: int  # image pixels per token, along each side
 
 
 class MixerSize(NamedTuple):
-    """What distinguishes MLP-Mixers (arXiv:2105.01601, Table 1)."""
+    """The dimensions of an MLP-Mixer (arXiv:2105.01601, Table 1)."""
 
     width: int
     depth: int
@@ -46,8 +46,8 @@ VARIANTS: dict[str, Size] = {
 }
 
 HYBRIDS: dict[str, Hybrid] = {
-    # The root halves the image twice before it is cut into 8 × 8, so that a token
-    # covers 32 pixels whatever the published name says: its positions are 7 × 7.
+    # The root halves the image twice before it is cut into 8 × 8 patches, so a token
+    # covers 32 pixels despite the published name: its positions are 7 × 7.
     "R+Ti/16": Hybrid("Ti", (), 32),
     "R26+S/32": Hybrid("S", (2, 2, 2, 2), 32),
     "R26+B/32": Hybrid("B", (2, 2, 2, 2), 32),
@@ -64,16 +64,16 @@ MIXERS: dict[str, MixerSize] = {
 
 
 def parse_variant(name: str) -> dict[str, Any]:
-    """The fields of an architecture that a name stands for.
+    """Parses the name of a variant into fields of its architecture.
 
     A name is SIZE/PATCH, as in "B/16" or "Mixer-B/16", or that of a hybrid, as in
-    "R50+B/16". Upper and lower case differ ("g" is not "G").
+    "R50+B/16". Names are case-sensitive ("g" is not "G").
 
     Returns:
       Fields of `Architecture`, or of `MixerArchitecture` (with `tokens_mlp_dim`).
 
     Raises:
-      ValueError: not such a name; the message has the nearest ones.
+      ValueError: the name is unknown; the message has the nearest ones.
     """
     if name in HYBRIDS:
         size, trunk, patch = HYBRIDS[name]
@@ -91,7 +91,7 @@ def parse_variant(name: str) -> dict[str, Any]:
 
 
 def _nearest(name: str) -> list[str]:
-    # "ViT-b16", "b_16" and "B16" are how others write "B/16".
+    # Other packages write "ViT-b16", "b_16" or "B16" for "B/16".
     letters = re.sub("^vit[-_]?|[-_/]?[0-9]*$", "", name, flags=re.IGNORECASE)
     digits = re.findall("[1-9][0-9]*$", name) or ["16"]
     hybrid = letters[:1] in "Rr" and bool(re.search("[-_+]", letters))

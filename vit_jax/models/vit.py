@@ -1,8 +1,8 @@
 """The Vision Transformer (arXiv:2010.11929): images in, logits out.
 
 Patches become tokens, tokens pass through encoder blocks, and heads read pooled
-vectors. `Architecture` says which function that is; the module's own fields say how to
-compute and how to train it.
+vectors. `Architecture` defines the function; the module's other fields define how to
+compute and train it.
 """
 
 from collections.abc import Sequence
@@ -33,19 +33,19 @@ HEADS = ("head", "head_distillation")
 
 
 class VisionTransformer(PatchModel):
-    """Images to logits, as a whole or in parts.
+    """A Vision Transformer from images to logits, called as a whole or in parts.
 
-    Dropout is after the positions, after attention and after both layers of the MLP
-    (appendix B.1). `remat` recomputes the units of a trunk too. `PatchModel` explains
-    the other fields.
+    Dropout is applied after the positions, after attention and after both layers of the
+    MLP (appendix B.1). `remat` "full" also recomputes the units of a trunk.
+    `PatchModel` explains the other fields.
 
     Attributes:
-      attention: a formulation of `attention.formulations.IMPLEMENTATIONS`.
-      layer_scale_init: initial LayerScale (arXiv:2103.17239).
-      posemb_resize: take images of every size that can be cut into patches, and resize
-        learned positions for them with this method, a row of `positions.METHODS`.
-        Sin-cos positions are computed for their grid. None: images of another size than
-        the architecture's are an error.
+      attention: a row of `attention.formulations.IMPLEMENTATIONS`.
+      layer_scale_init: initial value of LayerScale (arXiv:2103.17239).
+      posemb_resize: accept images of every size that can be cut into patches, and
+        resize learned positions for them with this method, a row of
+        `positions.METHODS`. Sin-cos positions are computed for their grid. None: images
+        must have the architecture's size.
     """
 
     architecture: Architecture
@@ -61,31 +61,31 @@ class VisionTransformer(PatchModel):
         train: bool = False,
         intermediates: tuple[str, ...] = (),
     ) -> Float[Array, "b k"] | tuple[Float[Array, "b k"], dict[str, Array]]:
-        """Float32 logits of a batch of images; the mean where there are two heads.
+        """Computes float32 logits of a batch of images; two heads are averaged.
 
         Args:
-          images: of the architecture's size, in the model's value range.
+          images: images of the architecture's size, in the model's value range.
           train: apply dropout and stochastic depth; a rate above zero then needs
             `rngs={"dropout": key}`.
-          intermediates: names of arrays to return besides, in the model's dtype:
+          intermediates: names of arrays to return as well, in the model's dtype:
             "embedding", the tokens that enter the first block, [b, n, d];
             "tokens", the tokens after each block, [b, depth, n, d];
             "attention", the weights in float32, [b, depth, heads, n, n];
             "normed", the tokens after a final norm that precedes pooling, [b, n, d];
-            "pooled", the vector that pooling gives, [b, d];
-            "pre_logits", what the head reads, [b, d or pre_logits];
+            "pooled", the result of pooling, [b, d];
+            "pre_logits", the input of the head, [b, d or pre_logits];
             "head" and "head_distillation", the logits of each head in float32, [b, k].
             Tokens are in the order class token, distillation token, registers, patches
-            row by row. Where two heads read a token each, "pooled" and "pre_logits" are
-            the mean of what they read.
+            row by row. If two heads read a token each, "pooled" and "pre_logits" are
+            the means over both.
 
         Returns:
-          The logits, or what the head would read where there are no classes; with
-          `intermediates` also a dictionary of what was asked for.
+          The logits, or the head's input if there are no classes; with `intermediates`
+          also a dictionary of the arrays asked for.
 
         Raises:
-          ValueError: images of another shape or not floating point, or a name or a
-            field with a value that is not one of the choices.
+          ValueError: the images have another shape or are not floating point, or a name
+            or a field is not one of the choices.
         """
         check_images(images, self.architecture, self.posemb_resize is not None)
         check_intermediates(intermediates, self._choices())
@@ -107,9 +107,9 @@ class VisionTransformer(PatchModel):
     def patches(
         self, images: Float[Array | np.ndarray, "b h w c"]
     ) -> Float[Array, "b gh gw d"]:
-        """Patches with their positions, before other tokens join them (3.1).
+        """Embeds patches and adds positions, before other tokens join them (3.1).
 
-        Masked pretraining drops some of them here; `add_prefix` takes what is left.
+        Masked pretraining drops some of them here; `add_prefix` takes the rest.
         """
         a = self.architecture
         check_images(images, a, self.posemb_resize is not None)
@@ -123,7 +123,7 @@ class VisionTransformer(PatchModel):
 
     @nn.compact
     def add_prefix(self, patches: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
-        """Puts class token, distillation token and registers before patches."""
+        """Prepends class token, distillation token and registers to patches."""
         a, (b, _, d) = self.architecture, patches.shape
         if not a.num_prefix_tokens:
             return patches
@@ -135,11 +135,11 @@ class VisionTransformer(PatchModel):
     def embed(
         self, images: Float[Array | np.ndarray, "b h w c"], keys: tuple[Any, ...] = ()
     ) -> Float[Array, "b n d"]:
-        """Tokens of images, as they enter the first block.
+        """Embeds images as the tokens that enter the first block.
 
         Args:
-          images: as for the call.
-          keys: from `dropout_keys`; without any nothing is dropped.
+          images: images as in `__call__`.
+          keys: from `dropout_keys`; without any, nothing is dropped.
         """
         x = self.patches(images)
         b, gh, gw, d = x.shape
@@ -156,15 +156,15 @@ class VisionTransformer(PatchModel):
         read: int | None = None,
         found: dict[str, Array] | None = None,
     ) -> Float[Array, "b r d"]:
-        """Tokens after the last block, before the final norm.
+        """Computes the tokens after the last block, before the final norm.
 
         Args:
-          tokens: any number of them.
-          keys: from `dropout_keys`; without any nothing is dropped.
+          tokens: any number of tokens.
+          keys: from `dropout_keys`; without any, nothing is dropped.
           wanted: which of "tokens" and "attention" to put into `found`.
-          read: compute only so many tokens of the last block, the first ones; then
-            nothing can be wanted. By default all.
-          found: takes the intermediates by name.
+          read: compute only this number of tokens, the first ones, in the last block;
+            then `wanted` must be empty. By default all.
+          found: receives the intermediates by name.
         """
         a, layers = self.architecture, self._layers
         block = Block(
@@ -188,15 +188,15 @@ class VisionTransformer(PatchModel):
     def pool(
         self, tokens: Float[Array, "b n d"], found: dict[str, Array] | None = None
     ) -> list[Float[Array, "b r"]]:
-        """The vectors that the heads read, one for each head.
+        """Pools the tokens into the inputs of the heads, one vector for each head.
 
         Args:
-          tokens: as `encode` gives them.
-          found: takes "normed", "pooled" and "pre_logits".
+          tokens: the result of `encode`.
+          found: receives "normed", "pooled" and "pre_logits".
         """
         a = self.architecture
         found = {} if found is None else found
-        # Outside of blocks the layers are Flax's own on every device.
+        # Outside the blocks, the layers are Flax's own on every device.
         norm = NORMS[a.block.norm.type]
         norm = norm(a.block.norm, make_layers(self.dtype), name="norm")
         if a.norm == "before_pool":
@@ -214,12 +214,12 @@ class VisionTransformer(PatchModel):
 
     @nn.compact
     def head(self, vectors: Sequence[Float[Array, "b r"]]) -> list[Float[Array, "b k"]]:
-        """Float32 logits of each head, in the order of `HEADS`.
+        """Computes float32 logits of each head, in the order of `HEADS`.
 
-        Without classes these are the vectors themselves.
+        Without classes, these are the vectors themselves.
 
         Args:
-          vectors: one for each head, as `pool` gives them.
+          vectors: the result of `pool`, one for each head.
         """
         heads = HEADS[: self.architecture.num_pooled]
         return [
@@ -232,20 +232,20 @@ class VisionTransformer(PatchModel):
         return make_layers(self.dtype, self.placement)
 
     def _choices(self) -> list[str]:
-        """Names of the intermediates that this architecture has."""
+        """Lists the names of the intermediates that this architecture has."""
         a = self.architecture
         names = [n for n in INTERMEDIATES if n != "normed" or a.norm == "before_pool"]
         return [*names, *HEADS[: a.num_pooled]]
 
     def _read(self, intermediates: tuple[str, ...]) -> int | None:
-        """How many tokens of the last block have to be computed; None: all."""
+        """Returns how many tokens of the last block must be computed; None: all."""
         all_wanted = {"tokens", "attention", "normed"} & set(intermediates)
         a = self.architecture
         return a.num_pooled if a.pooling == "cls" and not all_wanted else None
 
     @nn.compact
     def _positions(self, grid: tuple[int, ...]) -> Float[Any, "1 gh gw d"]:
-        """Positions of a (height, width) grid of patches."""
+        """Returns the positions of a (height, width) grid of patches."""
         a, (height, width) = self.architecture, grid
         if a.posemb != "learned":
             return sincos2d((height, width), a.width, a.sincos_denominator)
@@ -256,10 +256,10 @@ class VisionTransformer(PatchModel):
 
     @nn.compact
     def _prefix(self) -> Float[Array, "1 p d"]:
-        """Class token, distillation token, registers, with the positions they add."""
+        """Makes class token, distillation token and registers, and adds positions."""
         a, d = self.architecture, self.architecture.width
-        # All but the class token are drawn like positions: equal tokens would get equal
-        # gradients forever.
+        # All but the class token are random, like positions: equal tokens would get
+        # equal gradients forever.
         inits = {
             "registers": (a.registers, normal(0.02)),
             "cls": (int(a.class_token), zeros),
@@ -283,7 +283,7 @@ class VisionTransformer(PatchModel):
 
     @nn.compact
     def _pooled(self, x: Float[Array, "b n d"]) -> list[Float[Array, "b d"]]:
-        """A vector for each head: special tokens, or one made of the patches alone."""
+        """Pools a vector per head: special tokens, or one made of the patches alone."""
         a = self.architecture
         if a.pooling == "cls":
             return [x[:, i] for i in range(a.num_pooled)]

@@ -1,1 +1,1 @@
-"""What a step minimises."""
+"""Objectives: the losses that a training step minimises."""

@@ -10,19 +10,19 @@ OBJECTIVES: dict[str, type[Objective]] = {"classification": Classification}
 
 
 def objective_class(name: str) -> type[Objective]:
-    """The class of a row of `OBJECTIVES`, or of the user's own `package.module:Name`.
+    """Finds a class in `OBJECTIVES`, or the user's own by `package.module:Name`.
 
     Raises:
-      UserError: no such row, module or class, or the module fails to import.
+      UserError: there is no such row, module or class, or the module fails to import.
     """
     return find_class(name, OBJECTIVES, Objective, "objective")
 
 
 def make_objective(given: Given) -> Objective:
-    """The objective that the config names, with `objective_options` as arguments.
+    """Makes the objective that the config names, with `objective_options` as arguments.
 
     Raises:
-      UserError: see `objective_class`; or an option that the class does not take.
+      UserError: see `objective_class`; or the class does not take one of the options.
     """
     kind: Any = objective_class(given.config.objective)
     options = given.config.objective_options.to_dict()

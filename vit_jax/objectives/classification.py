@@ -1,4 +1,4 @@
-"""Supervised classification: one class an image, or several."""
+"""Supervised classification with one or several classes per image."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ from vit_jax.objectives.protocol import (
 
 
 class Classification(Objective):
-    """Minimises the loss of the labels, which mixing and smoothing may change.
+    """An objective: the loss of the labels, after any mixing and label smoothing.
 
-    Besides the loss it reports `accuracy`: the mean of the targets, before smoothing,
-    at the predicted class. For a mixed example that is the share of it with that label.
+    It also reports `accuracy`: the mean of the targets, before smoothing, at the
+    predicted class. For a mixed example, this is the share of the predicted label.
     """
 
     def __init__(self, given: Given):
@@ -39,18 +39,18 @@ class Classification(Objective):
 
     @staticmethod
     def num_classes(config, info) -> int:
-        """The classes of the data."""
+        """Returns the number of classes of the data."""
         del config
         return info.num_classes
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """The model's parameters."""
+        """Draws the model's parameters at random."""
         return init_model(self._given, key)
 
     def prepare(
         self, key: Key[Array, ""], batch: Batch, choice: Any
     ) -> tuple[Batch, Key[Array, ""]]:
-        """Erases and mixes images, where the config asks for it."""
+        """Erases and mixes images if the config asks for it."""
         if self._mixing is None:
             return batch, key
         key, mixing_key = jax.random.split(key)
@@ -67,7 +67,7 @@ class Classification(Objective):
     def loss(
         self, params: Params, batch: Batch, key: Key[Array, ""], context: Context
     ) -> tuple[Sums, Any]:
-        """Loss and accuracy, weighted by `mask`."""
+        """Sums loss and accuracy over the examples, weighted by `mask`."""
         images = normalised(batch["image"], self._given.preprocessing)
         logits = self._given.placed_model(params, images, train=True, key=key)
         targets = self._targets(batch)
@@ -75,7 +75,7 @@ class Classification(Objective):
         right = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
         if self._config.mixing.binary_targets:
             targets = (targets > 0).astype(jnp.float32)
-        # Smoothing a mixture is mixing what was smoothed, so it is done here for both.
+        # Smoothing is linear, so smoothing a mixture equals mixing smoothed targets.
         smooth = smooth_labels(targets, self._config.label_smoothing)
         losses, mask = self._loss(logits, smooth), batch["mask"]
         weight = jnp.sum(mask)
@@ -89,7 +89,7 @@ class Classification(Objective):
 
 
 def init_model(given: Given, key: Key[Array, ""]) -> Params:
-    """Random parameters of the model alone."""
+    """Draws the parameters of the model alone at random."""
     height, width = given.architecture.image_size
     images = jnp.zeros((1, height, width, given.architecture.channels))
     return given.model.init(key, images)["params"]

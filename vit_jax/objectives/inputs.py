@@ -1,4 +1,4 @@
-"""Images on the device: from uint8 pixels to the value range of a model."""
+"""Normalisation of images on the device, from uint8 to the model's value range."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -10,10 +10,11 @@ def normalised(
     images: UInt8[Array, "*b h w c"] | Float[Array, "*b h w c"],
     preprocessing: Preprocessing,
 ) -> Float[Array, "*b h w c"]:
-    """Pixels in the model's value range; floats are in it already.
+    """Converts pixels to the model's value range; floats are in it already.
 
-    A loss calls this for its microbatch, where bytes take a quarter of the memory. What
-    changes the whole batch before that, such as mixup, calls it there.
+    A loss calls this on its microbatch, so that the rest of the batch stays uint8, a
+    quarter of the memory. Code that changes the whole batch before that, such as mixup,
+    calls it there.
     """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images

@@ -1,8 +1,8 @@
 """Mixup, CutMix and random erasing of normalised images, on the device.
 
-Pure functions of the arrays and a random key. They see the whole batch of a step,
-before it is cut into microbatches, so no value depends on the number of devices,
-processes or microbatches.
+All are pure functions of the arrays and a random key. They see the whole batch of a
+step, before it is split into microbatches, so no value depends on the number of
+devices, processes or microbatches.
 """
 
 import functools
@@ -16,15 +16,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.config import Config
 
-# Of timm's random erasing: the share of the image, the ratio of height to width, and
-# how often a rectangle that does not fit is drawn again.
+# The values of timm's random erasing: the share of the image that is erased, the ratio
+# of height to width, and how often a rectangle is drawn before giving up.
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 ERASING_TRIES = 10
 
 
 class Examples(NamedTuple):
-    """A batch on its way into the model."""
+    """A batch of images, targets and weights, before it enters the model."""
 
     images: Float[Array, "b h w c"]
     targets: Float[Array, "b k"]
@@ -32,30 +32,31 @@ class Examples(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What examples keep of themselves, 0 … 1; the rest is their partners'."""
+    """The shares of itself, 0 … 1, that an example keeps; the rest is its partner's."""
 
     pixels: Float[Array, "h w"]
     label: Float[Array, ""]
 
 
 class Span(NamedTuple):
-    """The pixels of a rectangle: first, and after the last, by row and by column."""
+    """The pixels of a rectangle: (row, column) of the first and after the last."""
 
     start: Int[Array, "2"]
     stop: Int[Array, "2"]
 
 
 class Form(NamedTuple):
-    """One published way to mix a batch."""
+    """One published way of mixing a batch."""
 
     draw: Callable[[Array, tuple[int, int], Config], Kept]
-    partner: Callable[[Array], Array]  # rows [b, …] → the row each is mixed with
+    partner: Callable[[Array], Array]  # rows [b, …] → the row that each is mixed with
 
 
 def make_mixing(mixing: Config) -> Callable[[Array, Examples], Examples] | None:
-    """What `config.mixing` asks for, as a function of a key and the whole batch.
+    """Makes the function (key, whole batch) → batch that `config.mixing` asks for.
 
-    Images are erased first and mixed then, as in DeiT's training. None: nothing is on.
+    Images are erased first and then mixed, as in DeiT's training. Returns None if
+    everything is off.
     """
     mixes = max(mixing.mixup_alpha, mixing.cutmix_alpha) > 0 and mixing.prob > 0
     if not mixes and not mixing.erasing_prob:
@@ -85,13 +86,13 @@ def make_mixing(mixing: Config) -> Callable[[Array, Examples], Examples] | None:
 def mix(examples: Examples, kept: Kept, partner: Callable[[Array], Array]) -> Examples:
     """Mixes every example with its partner.
 
-    With weights m an example's loss shall be kept·m·(loss of its own label) +
-    (1 − kept)·m_partner·(loss of its partner's): it gets the sum of the two factors for
-    a weight, and targets in their proportion. Equal weights stay, and so does the plain
-    mixture of the targets.
+    With weights m, an example's loss is meant to be kept·m·(loss of its own label) +
+    (1 − kept)·m_partner·(loss of its partner's). So its new weight is the sum of the
+    two factors, and its targets are mixed in their proportion. Equal weights stay as
+    they are, and so does the plain mixture of the targets.
 
     An example of weight 0, such as an image that could not be read, takes no part: it
-    stays as it is, and so does the one whose partner it would be.
+    stays as it is, and so does the example that it would be the partner of.
     """
     images, targets, weights = examples
     others = partner(weights)
@@ -109,22 +110,22 @@ def mix(examples: Examples, kept: Kept, partner: Callable[[Array], Array]) -> Ex
 
 
 def draw_big_vision(key: Array, size: tuple[int, int], mixing: Config) -> Kept:
-    """Mixup with one a ~ Beta(α, α) a step, of which the larger of a and 1 − a is kept.
+    """Draws big_vision's mixup: one a ~ Beta(α, α) per step; keeps max(a, 1 − a).
 
-    As in big_vision, except for the partner: there it is the example before within each
-    device's part of the batch, here the one before in the whole batch, so that the
-    numbers do not change with the number of devices.
+    Only the partner differs: in big_vision it is the previous example within each
+    device's part of the batch, here the previous example of the whole batch, so that
+    the numbers do not depend on the number of devices.
     """
     lam = jax.random.beta(key, mixing.mixup_alpha, mixing.mixup_alpha)
     return _keep_evenly(jnp.maximum(lam, 1 - lam), size)
 
 
 def draw_timm(key: Array, size: tuple[int, int], mixing: Config) -> Kept:
-    """Mixup or CutMix, one draw for the whole batch, as timm's `Mixup` in mode "batch".
+    """Draws mixup or CutMix once for the batch, like timm's `Mixup` in mode "batch".
 
-    With probability `prob` one of the two; where both are on, CutMix with probability
-    `switch_prob`. The partners are the batch in reverse: here that of all devices
-    together, in timm that of each.
+    One of the two is applied with probability `prob`; if both are on, it is CutMix with
+    probability `switch_prob`. The partners are the batch in reverse: here the batch of
+    all devices together, in timm the batch of each device.
     """
     kind_key, lam_key, center_key, on_key = jax.random.split(key, 4)
     both = mixing.mixup_alpha > 0 and mixing.cutmix_alpha > 0
@@ -144,9 +145,10 @@ def draw_timm(key: Array, size: tuple[int, int], mixing: Config) -> Kept:
 def cutmix_box(
     lam: Float[Array, ""], center: Int[Array, "2"], size: tuple[int, int]
 ) -> Span:
-    """The rectangle of √(1 − lam) times the image's sides, cut off at its borders.
+    """Returns a box of √(1 − lam) times the image's sides, clipped at its borders.
 
-    As in timm 1.0.31; the versions of DeiT's time left out the last pixel of odd sides.
+    This is timm 1.0.31's rule; the versions of DeiT's time left out the last pixel of
+    odd sides.
     """
     sides = jnp.array(size)
     cut = (sides * jnp.sqrt(1 - lam)).astype(jnp.int32)
@@ -155,7 +157,10 @@ def cutmix_box(
 
 
 def keep_outside(box: Span, size: tuple[int, int]) -> Kept:
-    """CutMix: a rectangle is the partner's, and so is its true share of the label."""
+    """Keeps all pixels but the box; the label's share follows from the box's true area.
+
+    This is CutMix: the partner provides the box and that share of the label.
+    """
     area = jnp.prod(box.stop - box.start)
     inside = _inside(box, size)
     return Kept(1.0 - inside.astype(jnp.float32), 1 - area / (size[0] * size[1]))
@@ -169,14 +174,15 @@ def random_erasing(
     mode: str = "pixel",
     count: int = 1,
 ) -> Float[Array, "b h w c"]:
-    """Fills a rectangle of some of the images, as timm's `RandomErasing`.
+    """Fills rectangles in some of the images, like timm's `RandomErasing`.
 
     Args:
       key: random key.
-      images: normalised, so that noise of mean 0 and deviation 1 is like an image.
-      prob: of an image to be erased at all.
+      images: normalised, so that noise of mean 0 and deviation 1 resembles an image.
+      prob: probability that an image is erased at all.
       mode: "pixel": normal noise; "rand": one normal colour; "const": 0.
-      count: rectangles an image at most: 1 … count of them, each count times smaller.
+      count: maximum number of rectangles per image. Each image gets 1 … count of them;
+        with k rectangles, each is k times smaller.
     """
     erase = functools.partial(_erase, prob=prob, mode=mode, count=count)
     return jax.vmap(erase)(jax.random.split(key, images.shape[0]), images)
@@ -188,12 +194,12 @@ def erasing_box(
     corner: Float[Array, "2"],
     size: tuple[int, int],
 ) -> Span:
-    """The first of n rectangles that is smaller than the image; empty if none is.
+    """Returns the first of n rectangles smaller than the image; empty if none is.
 
     Args:
-      areas: as shares of the image.
-      aspects: height over width.
-      corner: where the rectangle lies between the image's borders, 0 … 1 (excluded).
+      areas: areas as shares of the image.
+      aspects: ratios of height to width.
+      corner: position between the image's borders, from 0 to 1 (excluded).
       size: height and width of the image.
     """
     sides = jnp.array(size)
@@ -210,7 +216,7 @@ FORMS = {
     "timm": Form(draw_timm, lambda rows: jnp.flip(rows, axis=0)),
 }
 
-# What a rectangle is filled with, for an image [h, w, c]; of the same rank.
+# Mode → the fill of a rectangle in an image [h, w, c]; it has the image's rank.
 FILLS = {
     "pixel": lambda key, h, w, c: jax.random.normal(key, (h, w, c)),
     "rand": lambda key, h, w, c: jax.random.normal(key, (1, 1, c)),
@@ -219,14 +225,14 @@ FILLS = {
 
 
 def _keep_evenly(lam: Float[Array, ""], size: tuple[int, int]) -> Kept:
-    """Mixup: every pixel is mixed like the label."""
+    """Keeps the same share of every pixel and of the label, as mixup does."""
     return Kept(jnp.full(size, lam), lam)
 
 
 def _erase(
     key: Array, image: Float[Array, "h w c"], *, prob: float, mode: str, count: int
 ) -> Float[Array, "h w c"]:
-    """`random_erasing` of one image."""
+    """Applies `random_erasing` to one image."""
     height, width, channels = image.shape
     on_key, number_key, *keys = jax.random.split(key, 2 + count)
     number = jax.random.randint(number_key, (), 1, count + 1)
@@ -244,12 +250,12 @@ def _erase(
 
 
 def _uniform(key: Array, low: float, high: float) -> Float[Array, " n"]:
-    """One number a try of a rectangle."""
+    """Draws one number per attempt at a rectangle."""
     return jax.random.uniform(key, (ERASING_TRIES,), minval=low, maxval=high)
 
 
 def _inside(box: Span, size: tuple[int, int]) -> Bool[Array, "h w"]:
-    """Which pixels lie in a rectangle."""
+    """Marks the pixels that lie in a rectangle."""
     rows, columns = (
         (start <= jnp.arange(side)) & (jnp.arange(side) < stop)
         for start, stop, side in zip(box.start, box.stop, size, strict=True)

@@ -1,15 +1,15 @@
-"""What a step minimises, behind one protocol; the step itself knows nothing of labels.
+"""The protocol of objectives, so that the step itself knows nothing about labels.
 
-A step, for every objective:
+A step does this for every objective:
 
     batch, key = objective.prepare(key, batch, choice)        the whole batch, once
     sums, additive = objective.loss(…)                        each microbatch
     params = update(params, gradient of the summed loss / its summed weight)
     state = objective.after(state, additive, params, step)    once
 
-An objective is a class that is made from `Given`; `vit_jax.objectives.choosing` has the
-table of names. Inherit from `Objective` for its defaults: only `inputs`, `init` and
-`loss` have to be written.
+An objective is a class that is constructed from `Given`; `vit_jax.objectives.choosing`
+has the table of names. Inherit from `Objective` for its defaults: only `inputs`, `init`
+and `loss` have to be written.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -29,24 +29,24 @@ from vit_jax.sharding import PlacedModel
 
 Params = Any  # a tree of arrays
 Batch = Mapping[str, Array]
-# A sum over examples, and the sum of their weights, by which it is divided in the end.
+# A sum over examples, and the sum of their weights, by which it is finally divided.
 Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 class Images(NamedTuple):
-    """A column of the batch: one random view of each image, uint8 [b, h, w, c]."""
+    """A batch column with one random view of each image, uint8 [b, h, w, c]."""
 
     transform: Chain
     channels: int
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one example: (height, width, channels)."""
+        """The shape of one example: (height, width, channels)."""
         return (*self.transform.image_size, self.channels)
 
     @property
     def dtype(self) -> Any:
-        """Pixels cross to the device as they are."""
+        """uint8: pixels are transferred to the device unconverted."""
         return np.uint8
 
 
@@ -58,25 +58,25 @@ class Labels(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one example."""
+        """The shape of one example: (classes,) for multi-hot labels, else ()."""
         return (self.num_classes,) if self.multi_label else ()
 
     @property
     def dtype(self) -> Any:
-        """Indices, or zeros and ones."""
+        """int32 for class indices, float32 for multi-hot labels."""
         return np.float32 if self.multi_label else np.int32
 
 
 class Given(NamedTuple):
-    """What an objective is made from."""
+    """The arguments that an objective is constructed from."""
 
     config: Config  # resolved
     info: DatasetInfo
     mesh: Mesh
     architecture: ViTOrMixer
     preprocessing: Preprocessing
-    model: PatchModel  # of the architecture
-    train_chain: Chain  # of `augment.train`, for the recipe's image size
+    model: PatchModel  # the module of the architecture
+    train_chain: Chain  # `augment.train` for the recipe's image size
 
     @property
     def placed_model(self) -> PlacedModel:
@@ -85,21 +85,23 @@ class Given(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a loss may read besides parameters and batch."""
+    """The values that a loss may read in addition to parameters and batch."""
 
-    extra: Params  # as `Objective.extra` gives it, on the devices
-    state: Any  # as it was before the step
+    extra: Params  # what `Objective.extra` returns, on the devices
+    state: Any  # the objective's state before the step
     step: Array  # finished updates, int32
     choice: Hashable  # see `Objective.choice`
 
 
 class Objective:
-    """What a run minimises. Its methods are traced: pure functions of their arguments.
+    """The base class of everything that a run can minimise.
+
+    Its methods are traced, so they must be pure functions of their arguments.
 
     Attributes:
-      inputs: columns of the batch. Besides these a batch always has `mask` float32 [b],
-        the weight of each example (0 = it does not count), and `bad` int32 [b].
-      choices: all values that `choice` gives. The step is compiled once for each.
+      inputs: columns of the batch. A batch also always has `mask` float32 [b], the
+        weight of each example (0 = it does not count), and `bad` int32 [b].
+      choices: all values that `choice` returns. The step is compiled once for each.
       sharding_rules: rows like those of `vit_jax.sharding.PARAMETERS`, for parameters
         and state that only this objective has.
     """
@@ -110,43 +112,47 @@ class Objective:
 
     @staticmethod
     def num_classes(config: Config, info: DatasetInfo) -> int:
-        """Outputs of the model's head for these data; 0 = the model has no head."""
+        """Returns the number of head outputs for these data; 0 = no head."""
         del config, info
         return 0
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Random values of everything that is trained.
+        """Draws random values for everything that is trained.
 
-        The model's own parameters stand at the top, as `model.init` gives them;
+        The model's own parameters are at the top level, as `model.init` returns them;
         whatever else is trained (a decoder, a second head) is a subtree beside them. So
         the encoder of any run loads anywhere.
         """
         raise NotImplementedError
 
     def extra(self) -> Params:
-        """What the loss reads and nothing changes, such as a teacher: NumPy arrays.
+        """Returns constants that the loss reads, such as a teacher, as NumPy arrays.
 
-        It is spread over the mesh, passed to every step, and in no checkpoint.
+        They are sharded over the mesh, passed to every step, and saved in no
+        checkpoint.
         """
         return ()
 
     def init_state(self, params: Params) -> Any:
-        """What `after` changes: a centre, an averaged teacher. Saved and resumed."""
+        """Makes the state that `after` updates: a centre, an averaged teacher.
+
+        It is saved in checkpoints and restored when a run resumes.
+        """
         del params
         return ()
 
     def choice(self, step: int) -> Hashable:
-        """What is fixed when step number `step` is compiled; one of `choices`."""
+        """Returns the static choice for step number `step`, one of `choices`."""
         del step
         return None
 
     def prepare(
         self, key: Key[Array, ""], batch: Batch, choice: Hashable
     ) -> tuple[Batch, Key[Array, ""]]:
-        """Changes the whole batch, before it is divided into microbatches.
+        """Changes the whole batch before it is divided into microbatches.
 
         Returns:
-          The batch, and the key that is left for the loss.
+          The batch, and the key that remains for the loss.
         """
         del choice
         return batch, key
@@ -154,43 +160,43 @@ class Objective:
     def loss(
         self, params: Params, batch: Batch, key: Key[Array, ""], context: Context
     ) -> tuple[Sums, Any]:
-        """Sums over the examples of a microbatch.
+        """Computes sums over the examples of a microbatch.
 
         Args:
-          params: all parameters, those that are frozen too.
+          params: all parameters, including frozen ones.
           batch: a part of the prepared batch.
-          key: the microbatch's own.
-          context: what else may be read.
+          key: the microbatch's own key.
+          context: what else the loss may read.
 
         Returns:
-          "loss", which is minimised, and metrics by name, each as (sum, weight): what
-          is reported is their quotient over the whole batch. And a tree of sums for
-          `after`, which is added up over the microbatches; () = none.
+          "loss", which is minimised, and metrics by name, each as (sum, weight); their
+          quotient over the whole batch is reported. Also a tree of sums for `after`,
+          which is added up over the microbatches; () = none.
         """
         raise NotImplementedError
 
     def after(self, state: Any, additive: Any, params: Params, step: Array) -> Any:
-        """The state after the update; not called for an update that is left out.
+        """Returns the state after the update; has no effect if the update is skipped.
 
         Args:
-          state: as the loss saw it.
+          state: the state that the loss saw.
           additive: the loss's second result, summed over the whole batch.
-          params: after the update.
-          step: finished updates, this one not counted.
+          params: parameters after the update.
+          step: finished updates, not counting this one.
         """
         del additive, params, step
         return state
 
     def models(self, params: Params, state: Any) -> Mapping[str, Params]:
-        """Parameters of the model that are evaluated, by name.
+        """Returns the sets of model parameters to evaluate, by name.
 
         "" is the model that is trained; others are evaluated as the split "eval_NAME".
-        Subtrees of the parameters that the model does not have are left out already.
+        `params` holds only the subtrees that the model has.
         """
         del state
         return {"": params}
 
 
 def shapes_of(objective: Objective) -> Params:
-    """Shapes and dtypes of the parameters of an objective."""
+    """Returns the shapes and dtypes of an objective's parameters."""
     return jax.eval_shape(objective.init, jax.random.key(0))

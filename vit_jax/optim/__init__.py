@@ -1,1 +1,1 @@
-"""What turns gradients into updates: schedules, the chain, the guard."""
+"""Optimisation: learning-rate schedules, parameter groups, the chain, the guard."""

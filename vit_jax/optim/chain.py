@@ -1,4 +1,4 @@
-"""The optimiser chain: from gradients to directions."""
+"""The optimiser chain, which turns gradients into directions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,17 +18,18 @@ MOMENTUM_DTYPES = ("float32", "bfloat16")
 def make_optimizer(
     config: Config, params: Any, groups: Groups | None = None
 ) -> optax.GradientTransformation:
-    """Clipping by global norm; AdamW, Adafactor or SGD with momentum; weight decay.
+    """Makes the optimiser: gradient clipping, AdamW, Adafactor or SGD, weight decay.
 
-    Its updates are directions: the step multiplies them by −(learning rate), so the
-    decay is decoupled and scaled by the learning rate, as in optax.adamw. Where the
-    config asks for it, bad updates are left out; see `guarded`. It takes the parameters
-    that are trained, without those that are frozen.
+    Clipping is by global norm; SGD has momentum. The updates are directions: the step
+    multiplies them by −(learning rate), so the decay is decoupled and scaled by the
+    learning rate, as in optax.adamw. Bad updates are skipped if the config asks for it;
+    see `guarded`. The optimiser takes only the parameters that are trained, not the
+    frozen ones.
 
     Args:
       config: a resolved config.
       params: all parameters or their shapes.
-      groups: how each of them is trained; by default as the config says.
+      groups: how each parameter is trained; by default, as the config says.
 
     Raises:
       UserError: see `make_groups`.
@@ -43,7 +44,7 @@ def make_optimizer(
         core = optax.partition({"": core, **choices}, labels)
     chain = [core]
     if config.grad_clip_norm:
-        # On the raw gradients, before any scaling.
+        # First in the chain: the norm is that of the raw gradients, before any scaling.
         chain.insert(0, optax.clip_by_global_norm(config.grad_clip_norm))
     decays = groups.of("decay", trained)
     for decay in sorted(groups.values("decay") - {0.0}):
@@ -54,11 +55,12 @@ def make_optimizer(
 
 
 def _adafactor(cap: float, momentum: float, dtype: Any) -> optax.GradientTransformation:
-    """Adafactor as "Scaling Vision Transformers" (arXiv:2106.04560, §3.4) modifies it.
+    """Makes Adafactor with the changes of arXiv:2106.04560, §3.4.
 
-    Of the second moments of a matrix only the means of rows and columns are kept. Their
-    decay is min(cap, 1 − t^−0.8) at update t = 1, 2, …; there is no clipping by block
-    and no scaling by the parameters, and the first moment is a plain average.
+    The paper is "Scaling Vision Transformers". For a matrix, only the row and column
+    means of the second moments are kept. They decay by min(cap, 1 − t^−0.8) at update
+    t = 1, 2, …. Updates are neither clipped per block nor scaled by the parameters, and
+    the first moment is a plain average.
     """
 
     def decay(step: Any, exponent: Any) -> Array:
@@ -74,7 +76,7 @@ def _adafactor(cap: float, momentum: float, dtype: Any) -> optax.GradientTransfo
     return optax.chain(*chain)
 
 
-# Each makes of a config and the momentum's dtype what turns gradients into directions.
+# Name → (config, dtype of the momentum) → transformation of gradients into directions.
 OPTIMIZERS: dict[str, Callable[[Config, Any], optax.GradientTransformation]] = {
     "adamw": lambda config, dtype: optax.scale_by_adam(
         config.b1, config.b2, mu_dtype=dtype

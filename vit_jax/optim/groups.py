@@ -1,12 +1,12 @@
-"""How each parameter is trained: one table of path patterns, one row a parameter.
+"""Parameter groups: how each parameter is trained, from a table of path patterns.
 
-`config.groups` has rows as text, separated by ";":
+`config.groups` holds the rows as text, separated by ";":
 
     head/.*: lr=10, decay=0; pos_embed: start=1000; patch_embed/.*: frozen
 
 A pattern is a regular expression for the whole path ("blocks_00/mlp/fc1/kernel"). The
-first row that matches a parameter counts for it; what that row does not set stays as
-`weight_decay`, `weight_decay_on` and `layer_decay` have it.
+first row that matches a parameter applies; settings that it leaves out keep the values
+that `weight_decay`, `weight_decay_on` and `layer_decay` give.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from vit_jax.words import did_you_mean
 
 
 class Group(NamedTuple):
-    """How a parameter is trained."""
+    """The settings by which a parameter is trained."""
 
     lr: float = 1.0  # factor of the learning rate
     decay: float = 0.0  # decoupled weight decay, multiplied by the learning rate
     frozen: bool = False  # never changed: it has no gradient and no optimiser state
     rule: str = ""  # optimiser; "" = the run's
-    start: int = 0  # finished updates before which it is not changed
+    start: int = 0  # number of finished updates before the first that changes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Groups:
     by_path: dict[str, Group]
 
     def of(self, setting: str, params: Any) -> Any:
-        """A tree like `params` with one setting of each parameter's group."""
+        """Returns a tree like `params` with one setting of each parameter's group."""
         return jax.tree.map_with_path(
             lambda path, _: getattr(self.by_path[path_name(path)], setting), params
         )
 
     def trained(self, params: Any) -> Any:
-        """The tree without frozen parameters."""
+        """Returns the tree without frozen parameters."""
         return _chosen(params, lambda path: not self.by_path[path].frozen)
 
     def merged(self, trained: Any, params: Any) -> Any:
-        """The whole tree: what is trained, and of `params` what is frozen."""
+        """Returns the whole tree: `trained`, and the frozen parameters of `params`."""
         if not self.freezes:
             return trained
         return _merged(trained, params)
@@ -63,13 +63,13 @@ class Groups:
         return any(group.frozen for group in self.by_path.values())
 
     def values(self, setting: str) -> set[Any]:
-        """All values of a setting among the parameters that are trained."""
+        """Returns all values of a setting among the parameters that are trained."""
         groups = self.by_path.values()
         return {getattr(group, setting) for group in groups if not group.frozen}
 
 
 def make_groups(config: Config, params: Any, rules: Iterable[str]) -> Groups:
-    """The group of each parameter of a run.
+    """Finds the group of each parameter of a run.
 
     Args:
       config: a resolved config.
@@ -77,8 +77,8 @@ def make_groups(config: Config, params: Any, rules: Iterable[str]) -> Groups:
       rules: names of optimisers.
 
     Raises:
-      UserError: a row that cannot be read, a pattern that matches no parameter, weight
-        decay that applies to none, or nothing that is left to train.
+      UserError: a row cannot be read, a pattern matches no parameter, weight decay
+        applies to no parameter, or all parameters are frozen.
     """
     rows = parse_rows(config.groups, rules)
     factors = layer_factors(params, config.layer_decay)
@@ -102,18 +102,18 @@ def make_groups(config: Config, params: Any, rules: Iterable[str]) -> Groups:
 def _check(config: Config, groups: dict[str, Group], unused: list[str]) -> None:
     example = next(iter(groups))
     problems = [
-        f"groups: {pattern!r} matches no parameter, or none that a row before it does "
-        f"not match; their paths look like {example!r}"
+        f"groups: {pattern!r} matches no parameter, or only those that an earlier row "
+        f"matches; parameter paths look like {example!r}"
         for pattern in unused
     ]
     if config.weight_decay and not any(group.decay for group in groups.values()):
         problems.append(
             f"weight_decay={config.weight_decay}, but "
             f"weight_decay_on={config.weight_decay_on!r} matches no parameter; "
-            f"their paths look like {example!r}"
+            f"parameter paths look like {example!r}"
         )
     if all(group.frozen for group in groups.values()):
-        problems.append("groups: every parameter is frozen; leave something to train")
+        problems.append("groups: every parameter is frozen; leave some to train")
     if problems:
         raise UserError("\n".join(problems))
 
@@ -121,10 +121,10 @@ def _check(config: Config, groups: dict[str, Group], unused: list[str]) -> None:
 def parse_rows(
     text: str, rules: Iterable[str]
 ) -> list[tuple[re.Pattern[str], dict[str, Any]]]:
-    """The rows of `config.groups`: a pattern, and what it sets of a `Group`.
+    """Parses the rows of `config.groups`: patterns and the `Group` fields they set.
 
     Args:
-      text: as the module's docstring shows.
+      text: rows in the syntax that the module's docstring shows.
       rules: names of optimisers.
 
     Raises:
@@ -132,7 +132,7 @@ def parse_rows(
     """
     rows, problems = [], []
     for row in filter(None, map(str.strip, text.split(";"))):
-        # Settings have no colon, patterns may.
+        # Patterns may contain a colon, settings never do: split at the last one.
         pattern, colon, settings = row.rpartition(":")
         try:
             if not colon or not settings.strip():
@@ -158,7 +158,7 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
     if name not in kinds:
         names = ["frozen", *kinds, "rule"]
         raise ValueError(
-            f"no setting {name!r}; choose from {', '.join(names)}"
+            f"unknown setting {name!r}; choose from {', '.join(names)}"
             f"{did_you_mean(name, names)}"
         )
     try:
@@ -171,15 +171,15 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
 
 
 def layer_factors(params: Any, decay: float) -> dict[str, float]:
-    """Factors of the learning rate that shrink towards the input, by path.
+    """Returns learning-rate factors by path, which shrink towards the input.
 
-    decay^(n − layer) with n = depth + 1: patches, tokens and positions are layer 0,
-    block i is layer i + 1, and the final norm, heads and whatever an objective adds
-    are layer n (BEiT, arXiv:2106.08254; MAE's fine-tuning).
+    The factor is decay^(n − layer) with n = depth + 1: patches, tokens and positions
+    are layer 0, block i is layer i + 1, and the final norm, heads and whatever an
+    objective adds are layer n (BEiT, arXiv:2106.08254; MAE's fine-tuning).
 
     Args:
       params: the parameters or their shapes.
-      decay: 1 = all factors are 1.
+      decay: factor between adjacent layers; 1 = all factors are 1.
     """
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     blocks = [int(m[1]) for path in paths if (m := re.match(r"blocks_(\d+)/", path))]
@@ -193,7 +193,7 @@ def layer_factors(params: Any, decay: float) -> dict[str, float]:
     return {path: decay ** (last - layer(path)) for path in paths}
 
 
-# Subtrees in front of the blocks.
+# Subtrees that come before the blocks.
 _INPUT = {
     "trunk",
     "patch_embed",
@@ -206,12 +206,12 @@ _INPUT = {
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The path of a parameter, as in "blocks_00/mlp/fc1/kernel"."""
+    """Writes the path of a parameter, as in "blocks_00/mlp/fc1/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _chosen(tree: Any, chosen: Callable[[str], bool], prefix: str = "") -> Any:
-    """The nested dictionary without the leaves whose path is not chosen."""
+    """Returns the nested dictionary without the leaves whose path is not chosen."""
     found = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
@@ -224,7 +224,7 @@ def _chosen(tree: Any, chosen: Callable[[str], bool], prefix: str = "") -> Any:
 
 
 def _merged(some: Any, whole: Any) -> Any:
-    """`whole`, with the leaves of `some` in place of its own."""
+    """Returns `whole` with the leaves of `some` in place of its own."""
     return {
         name: value
         if name not in some

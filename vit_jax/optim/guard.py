@@ -1,4 +1,4 @@
-"""Updates that would do harm are left out: loss or gradient not finite, or a spike."""
+"""A guard that skips bad updates: a loss or gradient not finite, or a loss spike."""
 
 from typing import Any, NamedTuple
 
@@ -10,31 +10,32 @@ from jaxtyping import Array
 from vit_jax.config import Config
 
 BAD_UPDATES = ("stop", "skip")
-_WINDOW = 100  # good updates that the mean loss is over, and that it takes to judge
+_WINDOW = 100  # good updates in the mean loss; with fewer, no spike is detected
 
 
 class GuardState(NamedTuple):
-    """What a guarded optimiser keeps; it is saved with the rest of its state."""
+    """The state of a guarded optimiser, saved in checkpoints as part of its state."""
 
-    inner: Any  # of the optimiser itself
-    skipped: Array  # int32 scalar: updates so far that were left out
-    applied: Array  # int32 scalar: all others
-    mean_loss: Array  # float32 scalar: running mean over these
+    inner: Any  # state of the optimiser itself
+    skipped: Array  # int32 scalar: updates skipped so far
+    applied: Array  # int32 scalar: updates applied so far
+    mean_loss: Array  # float32 scalar: running mean over the applied updates
 
 
 def guarded(
     optimizer: optax.GradientTransformation, config: Config
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimiser whose bad updates are zero and leave its state as it was.
+    """Wraps an optimiser so that bad updates are zero and leave its state unchanged.
 
-    Bad is an update when `loss`, which `update` takes besides, or the gradients' norm
-    is not finite; or when the loss is more than `max_loss_spike` times its running mean
-    over the last 100 good updates, once there were as many.
+    An update is bad if `loss`, an additional argument of `update`, or the gradients'
+    norm is not finite; or if the loss is more than `max_loss_spike` times its running
+    mean over the last 100 good updates, once there have been that many.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> GuardState:
-        # No two alike: the step donates its state, and one cannot be given away twice.
+        # Separate arrays: the step donates its state, and no buffer may be donated
+        # twice.
         zeros = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(()))
         return GuardState(optimizer.init(params), *zeros)
 
@@ -66,10 +67,10 @@ def guarded(
 
 
 def is_guarded(config: Config) -> bool:
-    """Whether the config asks for it; without, nothing of it is in the step."""
+    """Whether the config asks for a guard; if not, the step contains none of it."""
     return config.bad_update == "skip" or config.max_loss_spike > 0
 
 
 def skipped_updates(opt_state: Any) -> Array | None:
-    """How many were left out so far; None where nothing is guarded."""
+    """Returns the number of updates skipped so far; None without a guard."""
     return opt_state.skipped if isinstance(opt_state, GuardState) else None

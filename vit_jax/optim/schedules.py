@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from vit_jax.config import Config
 
-# Each maps (updates since the warm-up, length of what follows the warm-up, config) to
+# Each maps (updates since the warm-up, number of updates after the warm-up, config) to
 # a learning rate.
 SCHEDULES: dict[str, Callable[[Array, int, Config], Array]] = {
     "constant": lambda t, length, config: jnp.full_like(t, config.learning_rate),
@@ -26,11 +26,12 @@ SCHEDULES: dict[str, Callable[[Array, int, Config], Array]] = {
 
 
 def make_schedule(config: Config) -> Callable[[Any], Array]:
-    """The learning rate as a function of the number of finished updates.
+    """Makes the learning rate as a function of the number of finished updates.
 
-    The first update uses t = 0. A linear warm-up multiplies the decay; with
-    `cooldown_steps` the last steps go linearly to 0. Linear and cosine follow the ViT
-    paper (appendix B.1), the inverse square root "Scaling Vision Transformers" (§3.5).
+    The first update uses t = 0. The decay is multiplied by a linear warm-up; with
+    `cooldown_steps`, the last steps decay linearly to 0. Linear and cosine follow the
+    ViT paper (appendix B.1), the inverse square root follows "Scaling Vision
+    Transformers" (§3.5).
     """
     warmup, total = config.warmup_steps, config.total_steps
     cooldown, decay = config.cooldown_steps, SCHEDULES[config.schedule]

@@ -1,1 +1,1 @@
-"""One training run: the optimiser, the pure update, the loop around it."""
+"""One training run: its setup, the pure update, the loop, reports and processes."""

@@ -1,6 +1,6 @@
-"""The values that config keys may have, each from the table that implements them.
+"""The valid values of config keys, each from the table that implements them.
 
-`config/` checks with these and imports none of the rooms that they come from.
+`vit_jax.config` checks values against these without importing the tables.
 """
 
 from collections.abc import Collection, Mapping

@@ -15,7 +15,7 @@ from vit_jax.train.setup import Setup
 
 
 class Scheduled(NamedTuple):
-    """An evaluator of a run."""
+    """An evaluator of a run, with its name and schedule."""
 
     name: str  # "" = the run's own evaluation of its labels
     every: int  # steps between two evaluations; 0 = only at the end
@@ -23,14 +23,14 @@ class Scheduled(NamedTuple):
 
 
 class Evaluations:
-    """Everything that is measured of a run: its own evaluation and `config.evaluators`.
+    """All evaluations of a run: of its own labels, and by `config.evaluators`.
 
-    All that are due at a step make one line of metrics.jsonl. The run's own numbers
-    have plain names there, those of the others are "name/metric".
+    Evaluations that are due at a step share one line of metrics.jsonl. The run's own
+    numbers have plain names there; those of other evaluators are named "name/metric".
     """
 
     def __init__(self, setup: Setup, eval_source: Source):
-        """Compiles all of them: what cannot work is known before the first step.
+        """Compiles all evaluators, so that errors appear before the first step.
 
         Args:
           setup: the run.
@@ -61,7 +61,7 @@ class Evaluations:
                 evaluator.compile(params)
 
     def due(self, step: int) -> list[Scheduled]:
-        """The evaluators whose turn it is after so many updates."""
+        """Returns the evaluators that are due after `step` updates."""
         last = step == self._setup.config.total_steps
         return [
             row
@@ -70,12 +70,12 @@ class Evaluations:
         ]
 
     def measure(self, step: int, params: Params, watch: Watch) -> dict[str, Any]:
-        """Numbers of all evaluators that are due, by their names in metrics.jsonl.
+        """Runs the evaluators that are due; names numbers as in metrics.jsonl.
 
         Args:
           step: finished updates.
-          params: the model's, on the devices of the mesh.
-          watch: wraps the batches; may end the evaluation by an exception.
+          params: the model's parameters, on the devices of the mesh.
+          watch: wraps the batches; may end the evaluation by raising an exception.
 
         Raises:
           UserError: an evaluator failed; the message names it.
@@ -100,7 +100,7 @@ class Evaluations:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Says of any failure in which evaluator it happened."""
+    """Adds the evaluator's name to any error inside."""
     try:
         yield
     except UserError as error:
@@ -124,14 +124,14 @@ def _data(setup: Setup, open_split: Callable[[str], Source]) -> Data:
 
 
 def _split(setup: Setup, split: str, eval_source: Source) -> Source:
-    """A split of the run's data; the one to evaluate on is open already."""
+    """Opens a split of the run's data; the evaluation split is already open."""
     if split == setup.info.eval_split:
         return eval_source
     return setup.dataset.split(split)
 
 
 def _own_data(setup: Setup, row: Row, default: Data) -> Data:
-    """The data of a row of `config.evaluators`; what it does not name is the run's."""
+    """Opens the data of a row of `config.evaluators`; the run's data by default."""
     data, given = default, dict(row.data)
     if dataset := given.pop("dataset", ""):
         opened = open_dataset(dataset, given.pop("data_dir", setup.config.data_dir))
@@ -144,7 +144,7 @@ def _own_data(setup: Setup, row: Row, default: Data) -> Data:
             default.bad_images,
         )
     elif "data_dir" in given:
-        raise UserError("`data_dir` without `dataset`: name both, or neither")
+        raise UserError("`data_dir` is given without `dataset`; give both or neither")
     for key, value in given.items():
         data = data._replace(**{key: value})
     return data

@@ -1,4 +1,4 @@
-"""Judges a run's numbers and data, and says when it has to stop."""
+"""Checks of a run's numbers and data, which decide when it has to stop."""
 
 import logging
 import math
@@ -13,24 +13,24 @@ from vit_jax.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-_ENOUGH_TO_JUDGE = 1000  # images: of fewer, a share says little
-_MOST_IN_A_ROW = 20  # bad updates: with more it will not get better
+_ENOUGH_TO_JUDGE = 1000  # images; with fewer, the unreadable share means little
+_MOST_IN_A_ROW = 20  # bad updates; after that many, the run will not recover
 
 DIVERGED = (
-    "A lower learning_rate, a longer warm-up or clipping (grad_clip_norm=1) in another "
-    "--workdir usually helps."
+    "A lower learning_rate, a longer warm-up or clipping (grad_clip_norm=1) usually "
+    "helps; use another --workdir for that."
 )
 
 
 class Verdict(NamedTuple):
-    """What follows from the metrics of a step."""
+    """The consequences of a step's metrics."""
 
-    left_out: bool = False  # its update was skipped
+    left_out: bool = False  # the update was skipped
     stop: str = ""  # why the run has to stop; "" = it continues
 
 
 class Guardrails:
-    """Keeps account of bad updates and unreadable images."""
+    """A count of bad updates and unreadable images, with limits on both."""
 
     def __init__(
         self, setup: Setup, epoch: int, start: TrainState, skipped: int
@@ -39,23 +39,23 @@ class Guardrails:
 
         Args:
           setup: the run.
-          epoch: examples of an epoch.
+          epoch: number of examples per epoch.
           start: the state that this process begins with.
-          skipped: updates that were left out before.
+          skipped: number of updates skipped before.
         """
         self._config, self._epoch = setup.config, epoch
         self._start = int(start.step), int(start.bad_images)
         self._skipped, self._skipped_in_a_row = skipped, 0
         self._seen = 0  # images since the start of this process
-        self._bad_images = 0  # unreadable ones among these
-        self._bad_images_told = 0  # at the end of the last epoch
+        self._bad_images = 0  # unreadable images among these
+        self._bad_images_told = 0  # unreadable images reported so far
 
     def judge(self, step: int, values: dict[str, Any]) -> Verdict:
         """Judges the metrics of a step, and counts unreadable images.
 
         Args:
-          step: its number, counted from 1.
-          values: its metrics, on the host.
+          step: the step's number, counted from 1.
+          values: the step's metrics, on the host.
         """
         verdict = self._judge_update(step, values)
         batch_size = self._config.batch_size
@@ -83,11 +83,11 @@ class Guardrails:
             logger.warning("%s; the update is skipped, number %d", what, skipped)
             return Verdict(left_out=True)
         if config.bad_update == "skip":
-            what += f", number {_MOST_IN_A_ROW} of bad updates in a row"
+            what += f": {_MOST_IN_A_ROW} bad updates in a row"
         return Verdict(left_out=True, stop=what)
 
     def _tell_bad_images(self, step: int) -> None:
-        """Says at the end of an epoch how many images could not be read in it."""
+        """Logs, at the end of an epoch, how many of its images could not be read."""
         new = self._bad_images - self._bad_images_told
         self._bad_images_told = self._bad_images
         if new:
@@ -101,18 +101,19 @@ class Guardrails:
     def check_data(self) -> None:
         """Raises if too many images were unreadable since this process started.
 
-        Not since the run did: once the data are mended, it must be able to continue.
+        Images before that do not count: once the data are repaired, the run must be
+        able to continue.
 
         Raises:
-          UserError: more than `max_bad_images` allows.
+          UserError: there are more than `max_bad_images` allows.
         """
         allowed = self._config.max_bad_images
         enough = self._seen >= min(self._epoch, _ENOUGH_TO_JUDGE)
         if self._bad_images > allowed * self._seen and enough:
             raise UserError(
                 f"{self._bad_images:,} of {self._seen:,} training images could not be "
-                f"read, and max_bad_images={allowed:g} allows {allowed:.0%}. Check "
-                "that the dataset was copied completely"
+                f"read, but max_bad_images={allowed:g} allows only {allowed:.0%}. "
+                "Check that the dataset was copied completely"
             )
 
 

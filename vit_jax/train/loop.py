@@ -1,4 +1,4 @@
-"""A training run from start to end, its phases in order."""
+"""A training run from start to end, in phases."""
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -41,11 +41,12 @@ from vit_jax.weights.loading import load_weights
 
 
 def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
-    """Trains as the config says; called again, goes on from the last checkpoint.
+    """Trains according to the config, or resumes from the last checkpoint.
 
     Args:
       config: a recipe, see vit_jax.config.
-      workdir: where checkpoints and metrics go; empty = a name made from the config.
+      workdir: directory for checkpoints and metrics; empty = a name derived from the
+        config.
 
     Returns:
       The numbers of the last evaluation: loss, top1, top5, examples.
@@ -61,7 +62,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
 
-        # Where it starts: an earlier run of this directory, weights, or nothing.
+        # The starting point: an earlier run in this directory, weights, or nothing.
         resumes = cluster.agreed("checkpoints:", has_checkpoint(workdir))
         earlier = load_description(workdir) if resumes else None
         weights = None
@@ -143,7 +144,7 @@ def _train(
     config, objective, extra = setup.config, setup.objective, setup.extra()
     arguments = (extra,) if jax.tree.leaves(extra) else ()
     step = int(state.step)
-    # Number and metrics of the last step. They are fetched only when the next one has
+    # Number and metrics of the last step. They are fetched only after the next step has
     # been dispatched, so that the devices never wait for this process.
     unread: tuple[int, Any] | None = None
 
@@ -160,8 +161,8 @@ def _train(
             raise UserError(stops)
 
     def save() -> None:
-        # Only what is known to be finite is saved, and only after everything that was
-        # written about the steps before is on the disk.
+        # Save only after the metrics are known to be finite, and after all records of
+        # earlier steps are on the disk.
         read_metrics()
         watchdog.begin("saving a checkpoint")
         recorder.save(step, state)
@@ -175,7 +176,7 @@ def _train(
 
     @contextlib.contextmanager
     def saving_if_data_fail(policy: str) -> Iterator[None]:
-        """What cannot be read costs no step: once mended, the run continues here."""
+        """Saves before reporting unreadable data, so that the run can resume here."""
         try:
             yield
         except UserError as error:
@@ -184,13 +185,13 @@ def _train(
                 save()
                 recorder.checkpoints.wait()
                 lines.append(
-                    f"Stopped at step {step}, which is saved: once that is mended, the "
-                    "same command goes on from there."
+                    f"Stopped at step {step}, which is saved. Once that is fixed, "
+                    "the same command continues from there."
                 )
             if isinstance(error, DecodeError):
                 lines.append(
-                    f"With --config.{policy}=skip, in another --workdir, a run leaves "
-                    "out such images."
+                    f"To skip such images, pass --config.{policy}=skip and another "
+                    "--workdir."
                 )
             raise UserError("\n".join(lines)) from error
 

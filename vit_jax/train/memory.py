@@ -1,4 +1,4 @@
-"""The memory that a compiled step needs, and the changes of a run that need less."""
+"""The memory that a compiled step needs, and changes to a run that reduce it."""
 
 import dataclasses
 import re
@@ -16,12 +16,12 @@ from vit_jax.train.setup import Setup
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-    """The memory of one device while a compiled program runs."""
+    """The memory of one device while a compiled program runs, in bytes."""
 
-    arguments: int  # as they lie there, with padding
+    arguments: int  # with padding
     outputs: int
     temporaries: int
-    aliased: int  # outputs that take the place of arguments
+    aliased: int  # outputs that reuse the memory of arguments
 
     @classmethod
     def of(cls, memory: Any) -> "Bytes":
@@ -35,12 +35,12 @@ class Bytes:
 
     @property
     def peak(self) -> int:
-        """All that lives at once at most."""
+        """The maximum that is in use at once."""
         return self.arguments + self.outputs + self.temporaries - self.aliased
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, its compiler or this machine has too little memory."""
+    """Whether a device, its compiler or this machine ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     said = re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE)
@@ -48,11 +48,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Change(NamedTuple):
-    """A change of a run whose training step then needs less memory.
+    """A change to a run that reduces the memory of its training step.
 
     Attributes:
-      cost: the price, as a message says it.
-      values: a run → the keys to set; empty where it does so already.
+      cost: the price, as text for a message.
+      values: a run → the keys to set; empty if they are set already.
     """
 
     cost: str
@@ -63,8 +63,8 @@ def _accumulated(factor: int) -> Callable[[Setup], dict[str, Any]]:
     return lambda setup: {"accum_steps": factor * setup.config.accum_steps}
 
 
-# From the most of a device's memory to the least, as docs/memory.md has measured it for
-# the smaller models.
+# From the most device memory to the least, as measured for the smaller models in
+# docs/memory.md.
 _REMAT = ("offload", "none", "attention", "dots", "full")
 
 
@@ -96,8 +96,8 @@ def _adafactor(setup: Setup) -> dict[str, Any]:
     return {"optimizer": "adafactor", "momentum_dtype": "bfloat16"}
 
 
-# Whether a run can be changed so is left to the checks of its config. What each gives
-# and costs has been measured in docs/memory.md.
+# The checks of the config decide whether a change is possible for a run. docs/memory.md
+# has the measured benefit and cost of each.
 CHANGES = {
     "accumulate twice": Change("the same result", _accumulated(2)),
     "accumulate four times": Change("the same result", _accumulated(4)),
@@ -111,7 +111,7 @@ CHANGES = {
 
 
 def changed(setup: Setup, values: Mapping[str, Any]) -> Setup:
-    """Makes a run again with other values of the keys that `CHANGES` sets.
+    """Makes a copy of a run with other values of the keys that `CHANGES` sets.
 
     Raises:
       UserError: the config cannot have these values.

@@ -1,4 +1,4 @@
-"""The message of a device without enough memory: which changes of the run need less."""
+"""The message for a device that runs out of memory, with changes that need less."""
 
 import contextlib
 import logging
@@ -17,8 +17,8 @@ from vit_jax.words import byte_size
 
 logger = logging.getLogger(__name__)
 
-_ENOUGH = 3  # changes that fit
-# The names of `CHANGES` for a training step: first those that cost least.
+_ENOUGH = 3  # number of fitting changes to find
+# The names of `CHANGES` to try for a training step, the cheapest first.
 _FOR_TRAINING = (
     "accumulate twice",
     "recompute all",
@@ -28,22 +28,22 @@ _FOR_TRAINING = (
     "use Adafactor",
 )
 
-# Flags, what they cost, and the run with them.
+# Flags, their cost, and the run with them.
 Alternative = tuple[str, str, Setup]
 
 
 class Phase(NamedTuple):
     """A compiled program of a run, and the changes that would make it smaller."""
 
-    name: str  # as a sentence begins
+    name: str  # beginning of a sentence
     lower: Callable[[Setup], jax.stages.Lowered]
-    # Bytes in a device's memory besides its arguments.
+    # Bytes on a device in addition to the program's own.
     beside: Callable[[Setup], int]
     alternatives: Callable[[Setup], Iterator[Alternative]]
 
 
 def alternatives(setup: Setup) -> Iterator[Alternative]:
-    """Changes a run so that its training step is smaller: first what costs least."""
+    """Yields changes that make a run's training step smaller, the cheapest first."""
     for name in _FOR_TRAINING:
         yield from _alternative(setup, CHANGES[name].values(setup), CHANGES[name].cost)
 
@@ -63,9 +63,9 @@ def _smaller_evaluations(setup: Setup) -> Iterator[Alternative]:
 def _alternative(
     setup: Setup, values: dict[str, Any], cost: str
 ) -> Iterator[Alternative]:
-    """Yields the changed run, if there is something to change and it is possible."""
+    """Yields the changed run, if the change is possible and changes anything."""
     if values.get("mesh.fsdp") == -1:
-        # That would be all devices there are; the run keeps those that it has.
+        # −1 means all devices of the machine, but the run must keep its own number.
         values = values | {"mesh.fsdp": setup.mesh.shape["data"]}
     if values:
         try:
@@ -88,18 +88,18 @@ EVALUATION = Phase(
 
 @contextlib.contextmanager
 def out_of_memory_explained(setup: Setup, phase: Phase = TRAINING) -> Iterator[None]:
-    """Explains that a device has too little memory, and which changes need less.
+    """Turns an out-of-memory error into a message with changes that need less.
 
-    What each change would need is what the compiler says of the changed program: that
-    takes about as long as the start of the run, which is lost anyway. Changes are tried
-    until three are found that fit.
+    The memory that each change would need is the compiler's figure for the changed
+    program. Compiling it takes about as long as the start of the run, which is lost
+    anyway. Changes are tried until three fit.
 
     Args:
       setup: the run.
-      phase: what runs inside.
+      phase: the program that runs inside.
 
     Raises:
-      UserError: the message.
+      UserError: a device ran out of memory; has the message.
     """
     try:
         yield
@@ -110,8 +110,8 @@ def out_of_memory_explained(setup: Setup, phase: Phase = TRAINING) -> Iterator[N
         asked = re.search(r"(\d{4,}) bytes", str(error))
         size = f", asked for {byte_size(int(asked[1]))}" if asked else ""
         limit = _limit(device)
-        there = f"; a device has {byte_size(limit)}" if limit else ""
-        logger.warning("out of memory; looking for what needs less, by compiling it")
+        there = f"; each device has {byte_size(limit)}" if limit else ""
+        logger.warning("out of memory; compiling changes to find those that need less")
         raise UserError(
             f"out of memory on {device.device_kind}{size}{there}. "
             + _advice(setup, phase, limit)
@@ -119,7 +119,7 @@ def out_of_memory_explained(setup: Setup, phase: Phase = TRAINING) -> Iterator[N
 
 
 def _advice(setup: Setup, phase: Phase, limit: int | None) -> str:
-    """Says what the program needs, and what it would need after each change."""
+    """Writes what the program needs, and what it would need after each change."""
 
     def fits(needed: int | str) -> bool:
         return isinstance(needed, int) and (limit is None or needed <= limit)
@@ -143,10 +143,10 @@ def _advice(setup: Setup, phase: Phase, limit: int | None) -> str:
 
 
 def _needed(phase: Phase, setup: Setup) -> int | str:
-    """Compiles a program for the bytes that it needs; words where they are unknown."""
+    """Compiles a program and returns the bytes it needs; text if they are unknown."""
     try:
         memory = phase.lower(setup).compile().memory_analysis()
-    except Exception as error:  # there is a worse problem to speak of
+    except Exception as error:  # must not hide the original error
         if is_out_of_memory(error):
             return "too much memory"
         return f"an unknown amount of memory ({type(error).__name__})"
@@ -156,6 +156,6 @@ def _needed(phase: Phase, setup: Setup) -> int | str:
 
 
 def _limit(device: Any) -> int | None:
-    with contextlib.suppress(Exception):  # not every backend tells
+    with contextlib.suppress(Exception):  # not every backend reports it
         return (device.memory_stats() or {}).get("bytes_limit")
     return None

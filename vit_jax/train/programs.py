@@ -1,7 +1,7 @@
-"""The programs of a run, lowered for devices that need not be there.
+"""The programs of a run, to be lowered for devices that need not exist.
 
 `fn, arguments = build(config, mesh)`, then `fn.lower(*arguments).compile()`. Nothing is
-allocated: the devices of the mesh need not be there, nor a dataset or weights.
+allocated: neither the devices of the mesh nor a dataset or weights need to exist.
 """
 
 from typing import Any
@@ -17,22 +17,20 @@ Program = tuple[jax.stages.Wrapped, tuple[Any, ...]]
 
 
 def build(config: Config, mesh: Mesh) -> Program:
-    """The jitted training step of a recipe, and the abstract arguments to lower it.
+    """Builds the jitted training step of a recipe, and abstract arguments to lower it.
 
-    The step takes the training state, which it consumes, a batch of
-    `config.batch_size` and, where the objective reads more than these, its `extra`; it
-    returns the next state and metrics.
+    The step takes the training state, which it consumes, a batch of `config.batch_size`
+    and, if the objective has any, its `extra`; it returns the next state and metrics.
     """
     setup = set_up(config, mesh=mesh)
     return setup.train_step(), setup.abstract_arguments()
 
 
 def build_predict(config: Config, mesh: Mesh) -> Program:
-    """The jitted prediction of a recipe's model, and its abstract arguments.
+    """Builds the jitted prediction of a recipe's model, and its abstract arguments.
 
-    It takes the model's parameters and uint8 images [b, h, w, c], b being
-    `config.eval_batch_size` or as many more as the mesh needs, and returns logits
-    [b, k].
+    It takes the model's parameters and uint8 images [b, h, w, c] and returns logits
+    [b, k]. b is `config.eval_batch_size`, rounded up to what the mesh needs.
     """
     setup = set_up(config, mesh=mesh)
     model = sharding.PlacedModel(setup.model, mesh)

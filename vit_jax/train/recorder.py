@@ -1,4 +1,4 @@
-"""Writes what a run tells and keeps: metrics, progress, evaluations, checkpoints."""
+"""The output of a run: metrics, progress, evaluations, checkpoints."""
 
 import dataclasses
 import logging
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Recorder:
-    """Everything that a run writes, in the right order.
+    """A writer of everything that a run records, in the right order.
 
     Attributes:
       examples: split → number of examples.
-      images: trained on since the clock's last lap.
+      images: number of images trained on since the clock's last lap.
     """
 
     setup: Setup
@@ -45,12 +45,12 @@ class Recorder:
             self.checkpoints.note(step, numbers)
 
     def due(self, step: int, every: int) -> bool:
-        """Whether it is time for something done every so many steps and at the end."""
+        """Whether a task that runs every `every` steps and at the end is due."""
         regular = every > 0 and step > 0 and step % every == 0
         return regular or step == self.setup.config.total_steps
 
     def write(self, step: int, values: dict[str, Any], *, always: bool) -> None:
-        """Writes the metrics of a training step where it is time to, or `always`."""
+        """Writes the metrics of a training step if they are due, or `always`."""
         self.images += self.setup.config.batch_size
         reports = self.due(step, self.setup.config.log_every)
         if always or reports:
@@ -61,10 +61,11 @@ class Recorder:
             self.progress.update(step, loss=float(values["loss"]), **lap)
 
     def evaluate(self, step: int, state: TrainState, watch: Watch) -> str:
-        """Measures and writes what is due, unless that was done before.
+        """Runs and writes the evaluations that are due, unless already recorded.
 
         Returns:
-          Why training has to stop: the loss is not finite; "" = it continues.
+          A message if training has to stop because the loss is not finite; "" = it
+          continues.
 
         Raises:
           UserError: an evaluator failed.
@@ -87,11 +88,11 @@ class Recorder:
 
     @property
     def _judged(self) -> str:
-        """The split that says which checkpoint is the best."""
+        """The split whose metrics decide which checkpoint is the best."""
         return "eval_ema" if self.setup.config.ema_decay else "eval"
 
     def is_best(self, step: int) -> bool:
-        """Whether this step was evaluated, and is better than all that are kept."""
+        """Whether this step was evaluated, and is better than all kept checkpoints."""
         evaluated = self.writer.recorded(step, self._judged)
         if not self.setup.config.keep_best or not evaluated:
             return False
@@ -100,7 +101,7 @@ class Recorder:
     def save(self, step: int, state: TrainState) -> None:
         """Starts saving the state; see `Checkpoints.save`.
 
-        All metrics of the steps before have to be written already.
+        The metrics of all earlier steps must have been written.
 
         Raises:
           UserError: parameters are not finite, or an earlier save failed.
@@ -123,11 +124,11 @@ class Recorder:
             self.checkpoints.save(step, to_items(state), description)
 
     def finish(self, step: int) -> None:
-        """Waits for the last save, and says where the time of this process went."""
+        """Waits for the last save, and logs where the time of this process went."""
         with self.clock.stopped("saving"):
             self.checkpoints.wait()
         shares = goodput(self.clock.spent())
-        # Not among the metrics, which are the same in every run.
+        # Not in metrics.jsonl, which is the same in every run.
         self.writer.show(step, "time", shares)
         logger.info("goodput    %s", in_words(shares))
         best = self.checkpoints.best_step()
@@ -135,7 +136,7 @@ class Recorder:
             logger.info("best       step %d, by %s", best, self.setup.config.keep_best)
 
     def last_good(self) -> str:
-        """Says which checkpoint is the last good one, once no save is in flight."""
+        """Waits for any save in progress, and names the last good checkpoint."""
         try:
             self.checkpoints.wait()
         except UserError as error:
@@ -143,7 +144,7 @@ class Recorder:
         step = self.checkpoints.latest_step()
         if step is None:
             return "There is no checkpoint yet."
-        return f"The last good checkpoint is that of step {step}."
+        return f"The last good checkpoint is from step {step}."
 
 
 def _weights(split: str) -> str:
@@ -153,13 +154,13 @@ def _weights(split: str) -> str:
 
 
 def _sentence(numbers: dict[str, Any]) -> str:
-    """An evaluation's numbers in one line."""
+    """Writes an evaluation's numbers in one line."""
     parts = []
     if "top1" in numbers:
         parts.append(
             f"top-1 {100 * numbers['top1']:.2f} % of {numbers['examples']} held-out "
             f"images, loss {numbers['loss']:.4f}"
         )
-    # Those of other evaluators.
+    # Numbers of other evaluators have a slash in their names.
     parts += [f"{name} {value:.4g}" for name, value in numbers.items() if "/" in name]
     return ", ".join(part for part in parts if not part.startswith("top1/"))

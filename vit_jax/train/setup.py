@@ -1,4 +1,4 @@
-"""From a config to everything a run needs before its first step, without any weights.
+"""The setup of a run: everything that follows from its config, without any weights.
 
 Planning, benchmarking and training all start here, so none of them needs a prepared
 dataset or a checkpoint to know the shapes, the schedule and the compiled program.
@@ -49,8 +49,8 @@ from vit_jax.words import did_you_mean
 class Setup:
     """One run, ready to be lowered, compiled and fed.
 
-    What follows from the fields is made when it is first asked for, so another run is
-    `dataclasses.replace` of what differs.
+    Everything that follows from the fields is made on first use, so
+    `dataclasses.replace` with other fields makes another run.
     """
 
     config: Config  # resolved
@@ -63,7 +63,7 @@ class Setup:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """What the run minimises."""
+        """The objective that the run minimises."""
         return make_objective(
             Given(
                 self.config,
@@ -78,12 +78,12 @@ class Setup:
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """What makes directions of gradients."""
+        """The optimiser, which turns gradients into directions."""
         return make_optimizer(self.config, self.param_shapes, self.groups)
 
     @functools.cached_property
     def groups(self) -> Groups:
-        """How each parameter is trained."""
+        """The parameter groups: how each parameter is trained."""
         return make_groups(self.config, self.param_shapes, OPTIMIZERS)
 
     @functools.cached_property
@@ -91,8 +91,8 @@ class Setup:
         """Shapes and dtypes of all parameters.
 
         Raises:
-          UserError: a matrix among them, or in the objective's state, is one that
-            nothing says how to spread over the mesh.
+          UserError: no rule says how to shard one of their matrices, or one in the
+            objective's state, over the mesh.
         """
         params = shapes_of(self.objective)
         kept = jax.eval_shape(self.objective.init_state, params)
@@ -100,11 +100,11 @@ class Setup:
         return params
 
     def init_params(self) -> Any:
-        """Random parameters of the config's seed; a pure function to jit or trace."""
+        """Draws parameters from the config's seed; a pure function to jit or trace."""
         return self.objective.init(jax.random.key(self.config.seed))
 
     def new_state(self, params: Any) -> TrainState:
-        """The state before the first step."""
+        """Makes the state before the first step."""
         return new_state(
             params,
             self.optimizer,
@@ -114,11 +114,11 @@ class Setup:
         )
 
     def shardings(self, tree: Any) -> Any:
-        """Where parameters, or all that is kept for each, lie on the mesh."""
+        """Returns the shardings of parameters, or of state kept for each of them."""
         return sharding.shardings(tree, self.mesh, self.objective.sharding_rules)
 
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the training state."""
+        """Returns the shapes, dtypes and shardings of the training state."""
         return self._abstract_state
 
     @functools.cached_property
@@ -131,7 +131,7 @@ class Setup:
         return state._replace(opt_state=_placed(state.opt_state, where))
 
     def extra(self) -> Any:
-        """What the loss reads and nothing changes, on the devices; see `Objective`."""
+        """Places the objective's constants on the devices; see `Objective.extra`."""
         values, abstract = self.objective.extra(), self._abstract_extra
         return jax.device_put(values, jax.tree.map(lambda x: x.sharding, abstract))
 
@@ -142,7 +142,7 @@ class Setup:
         return _placed(values, self.shardings(values))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of a global batch of training."""
+        """Returns the shapes, dtypes and shardings of a global training batch."""
         columns = {
             name: (x.shape, x.dtype) for name, x in self.objective.inputs.items()
         }
@@ -150,13 +150,13 @@ class Setup:
         return sharding.abstract_batch(columns, self.config.batch_size, self.mesh)
 
     def abstract_arguments(self) -> tuple[Any, ...]:
-        """Those of the training step: state, batch and, if there is any, `extra`."""
+        """Returns the step's abstract arguments: state, batch and any `extra`."""
         arguments = self.abstract_state(), self.abstract_batch()
         extra = self._abstract_extra
         return (*arguments, extra) if jax.tree.leaves(extra) else arguments
 
     def train_step(self, choice: Hashable = None) -> jax.stages.Wrapped:
-        """The jitted step; it takes `abstract_state()`, a batch and `extra`."""
+        """Makes the jitted step, which takes a state, a batch and any `extra`."""
         step = make_train_step(
             *(self.config, self.objective, self.optimizer, self.groups, self.mesh),
             choice,
@@ -166,19 +166,19 @@ class Setup:
         return jax.jit(step, donate_argnums=0, out_shardings=(where, metrics))
 
     def lower(self, choice: Hashable = None) -> jax.stages.Lowered:
-        """The training step for this run's shapes, not yet compiled."""
+        """Lowers the training step for this run's shapes; it is not yet compiled."""
         return self.train_step(choice).lower(*self.abstract_arguments())
 
     @property
     def eval_rows(self) -> int:
-        """Images of an evaluation's batch: no more than there are, but for padding."""
+        """Images per evaluation batch: no more than there are, except for padding."""
         examples = self.info.num_examples[self.info.eval_split]
         return sharding.padded_batch_size(
             min(self.config.eval_batch_size, examples), self.mesh
         )
 
     def lower_eval(self) -> jax.stages.Lowered:
-        """The evaluation's step for this run's shapes, not yet compiled."""
+        """Lowers the evaluation step for this run's shapes; it is not yet compiled."""
         batch = abstract_batch(
             self.preprocessing,
             self.eval_rows,
@@ -189,7 +189,7 @@ class Setup:
         return self.eval_step().lower(params, batch)
 
     def eval_step(self) -> jax.stages.Wrapped:
-        """The jitted step of an evaluation; it takes parameters and a batch."""
+        """Makes the jitted evaluation step, which takes parameters and a batch."""
         return make_eval_step(
             self.model,
             self.preprocessing,
@@ -199,12 +199,12 @@ class Setup:
         )
 
     def model_params(self, params: Any) -> Any:
-        """The model's own parameters, without what else the objective trains."""
+        """Returns the model's own parameters, without others of the objective."""
         names = abstract_params(self.architecture)
         return {name: value for name, value in params.items() if name in names}
 
     def evaluated(self, state: TrainState) -> dict[str, Any]:
-        """Parameters of the model to measure, by the split they are reported as."""
+        """Returns the model parameters to evaluate, by the split to report them as."""
 
         def models(params: Any) -> Any:
             return self.objective.models(self.model_params(params), state.objective)
@@ -219,7 +219,7 @@ class Setup:
 
     @functools.cached_property
     def better(self) -> dict[str, float]:
-        """What `keep_best` may name: metric → 1, or −1 where smaller is better."""
+        """The metrics that `keep_best` may name → 1, or −1 if smaller is better."""
         labelled = self.architecture.num_classes > 0
         return directions(
             read_rows(self.config.evaluators.to_dict()), labelled=labelled
@@ -255,10 +255,10 @@ def set_up(
       config: a recipe with the command line's overrides applied.
       mesh: the devices; by default `config.mesh` of `devices`.
       devices: by default those of this process.
-      pretrained: what the pretrained checkpoint says of itself. An empty
-        `model.variant` takes the architecture from it.
-      problems: what is already known to be wrong, to be listed with the rest.
-      dataset: the config's, where it is open already.
+      pretrained: description of the pretrained checkpoint. An empty `model.variant`
+        takes the architecture from it.
+      problems: problems that are already known, to be listed with the rest.
+      dataset: the config's dataset, if it is already open.
 
     Raises:
       UserError: lists everything that cannot work, before anything is compiled.
@@ -274,7 +274,7 @@ def set_up(
     if dataset:
         # Absolute, so that the checkpoint finds its data from any current directory.
         config.dataset, config.data_dir = dataset.location, dataset.data_dir
-    # What has a wrong value is listed now; the rest is checked without it.
+    # Keys with invalid values are listed now; the rest is checked without them.
     wrong = checks.wrong_values(config, CHOICES)
     if not any(key.startswith("mesh.") for key in wrong):
         with _noting(found):
@@ -303,7 +303,7 @@ def set_up(
         other_meshes = sharding.fitting_meshes(mesh, architecture, *batch)
         if wrong_mesh := sharding.misfits(mesh, architecture):
             found.append(
-                f"{'; '.join(wrong_mesh)}: of {mesh.size} devices "
+                f"{'; '.join(wrong_mesh)}: with {mesh.size} devices, "
                 + (f"use {other_meshes}" if other_meshes else "no mesh fits")
             )
         attention = ""
@@ -323,7 +323,7 @@ def set_up(
             _ = setup.optimizer
         with _noting(found):
             _check_best(sound, setup.better)
-    # First what the values alone show.
+    # Problems of the values alone come first.
     found[first:first] = config_lib.problems(
         config,
         CHOICES,
@@ -345,7 +345,7 @@ def _placed(shapes: Any, where: Any) -> Any:
 
 @contextlib.contextmanager
 def _noting(found: list[str], prefix: str = "") -> Iterator[None]:
-    """An error inside becomes one more line of `found`."""
+    """Adds an error inside to `found`, as one more line."""
     try:
         yield
     except ValueError as error:
@@ -355,7 +355,7 @@ def _noting(found: list[str], prefix: str = "") -> Iterator[None]:
 def _architecture(
     config: Config, num_classes: int, pretrained: Description | None
 ) -> ViTOrMixer:
-    """From the variant's row and the config's keys, or from the pretrained file."""
+    """Makes the architecture from variant and config, or from the pretrained file."""
     model = config.model
     common = {
         "image_size": config_lib.image_size(config),
@@ -369,8 +369,8 @@ def _architecture(
         heads = getattr(architecture, "num_heads", 0)
         if model.num_heads and model.num_heads != heads:
             raise ValueError(
-                f"model.num_heads={model.num_heads}, but the pretrained file says "
-                f"{heads}; leave this key alone"
+                f"model.num_heads={model.num_heads}, but the pretrained file has "
+                f"{heads}; do not set this key"
             )
     names = {field.name for field in dataclasses.fields(architecture)}
     _refuse_keys_of_other_kinds(config, architecture, names)
@@ -384,7 +384,7 @@ def _architecture(
         if model.pre_logits:
             raise ValueError(
                 f"model.pre_logits={model.pre_logits} makes a new layer before the "
-                "head, and reset_head=False keeps the pretrained head; set one of them "
+                "head, but reset_head=False keeps the pretrained head; set one of them "
                 "to its default"
             )
         return architecture
@@ -397,7 +397,7 @@ def _architecture(
 def _refuse_keys_of_other_kinds(
     config: Config, architecture: ViTOrMixer, names: set[str]
 ) -> None:
-    """Raises if the config sets what this kind of model has not."""
+    """Rejects config keys that this kind of model does not support."""
     names = names | set(type(build_model(architecture)).__dataclass_fields__)
     model, default = config.model, config_lib.default_config().model
     others = {key for key in model if key != "variant" and key not in names}
@@ -410,7 +410,7 @@ def _refuse_keys_of_other_kinds(
         wrong.append("model.remat='attention' (use 'dots' or 'full')")
     if wrong:
         kind = type(build_model(architecture)).__name__
-        raise ValueError(f"{kind} has no such choice: {', '.join(wrong)}")
+        raise ValueError(f"{kind} does not support {', '.join(wrong)}")
 
 
 def _check_best(config: Config, better: Mapping[str, float]) -> None:
@@ -425,7 +425,7 @@ def _check_best(config: Config, better: Mapping[str, float]) -> None:
 def _preprocessing(
     config: Config, size: tuple[int, int], pretrained: Description | None
 ) -> Preprocessing:
-    """The value range the weights were trained with; by default [−1, 1]."""
+    """Makes the preprocessing, in the weights' value range or else [−1, 1]."""
     values = pretrained.preprocessing if pretrained else Preprocessing(size)
     channels = config.model.channels
     if not config.model.variant and pretrained:
@@ -454,9 +454,9 @@ def _model(
 def attention_candidates(
     architecture: ViTOrMixer, dtype: Any, mesh: Mesh
 ) -> tuple[str, ...]:
-    """What `model.attention=auto` chooses from, the most promising first.
+    """Lists the candidates for `model.attention=auto`, the most promising first.
 
-    Without attention, as in an MLP-Mixer, nothing.
+    There are none for a model without attention, such as an MLP-Mixer.
     """
     if not isinstance(architecture, Architecture):
         return ()
@@ -472,7 +472,7 @@ def attention_candidates(
 
 
 def _attention(config: Config, architecture: ViTOrMixer, mesh: Mesh) -> str:
-    """The formulation that the config names; of `auto` the most promising.
+    """Returns the formulation that the config names; for `auto`, the most promising.
 
     Raises:
       ValueError: it cannot run on these devices.
@@ -489,7 +489,7 @@ def _attention(config: Config, architecture: ViTOrMixer, mesh: Mesh) -> str:
 
 
 def _compute_dtype(name: str, mesh: Mesh) -> Any:
-    """`auto` follows the devices the program is for, not those of this process."""
+    """Resolves `auto` by the devices of the mesh, not those of this process."""
     if name == "auto":
         name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return jnp.dtype(name)

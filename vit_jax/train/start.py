@@ -1,4 +1,4 @@
-"""What a run starts with: examples, a directory, and the state at its first step."""
+"""The start of a run: its examples, its directory, and its initial state."""
 
 import contextlib
 import logging
@@ -32,16 +32,16 @@ logger = logging.getLogger(__name__)
 def open_sources(
     setup: Setup, earlier: Description | None = None
 ) -> tuple[Source, Source]:
-    """The training and the evaluation examples.
+    """Opens the training and the evaluation examples.
 
     Args:
       setup: the run.
-      earlier: what the checkpoint says that the run goes on from.
+      earlier: description of the checkpoint that the run resumes from.
 
     Raises:
-      UserError: they cannot be read, do not suit the transforms, or have other classes
-        than expected, than each other, or than those trained on so far; or their number
-        has changed since.
+      UserError: examples cannot be read or do not suit the transforms; their classes
+        are not those expected, those of the other split, or those trained on so far; or
+        their number has changed since the run began.
     """
     info, config = setup.info, setup.config
     train, held_out = (
@@ -49,29 +49,29 @@ def open_sources(
     )
     if train.class_names != held_out.class_names:
         raise UserError(
-            f"the split {info.train_split!r} has the classes {train.class_names}, "
+            f"the split {info.train_split!r} has the classes {train.class_names}, but "
             f"{info.eval_split!r} has {held_out.class_names}; they must be the same"
         )
     if train.num_classes != info.num_classes:
         raise UserError(
-            f"{config.dataset} has {train.num_classes} classes here, but "
-            f"{info.num_classes} were expected of a dataset of this name"
+            f"{config.dataset} has {train.num_classes} classes here, but a dataset of "
+            f"this name should have {info.num_classes}"
         )
     labelled = setup.architecture.num_classes > 0
     if earlier and labelled and earlier.class_names != tuple(train.class_names):
         raise UserError(
             f"{config.dataset} has the classes {shortened(train.class_names)}, but the "
-            f"run so far was trained on {shortened(earlier.class_names)}; put the data "
-            "back as they were, or pass another --workdir"
+            f"run so far was trained on {shortened(earlier.class_names)}; restore the "
+            "data, or pass another --workdir"
         )
     counts = {info.train_split: len(train), info.eval_split: len(held_out)}
     if earlier and earlier.examples and earlier.examples != counts:
         raise UserError(
             f"{config.dataset} has {_counted(counts)} examples, but the run so far had "
             f"{_counted(earlier.examples)}: with other data it cannot be the same run. "
-            "Put them back as they were, or pass another --workdir"
+            "Restore the data, or pass another --workdir"
         )
-    # What would fail at every image fails now, before anything is compiled.
+    # Errors that any image would cause appear now, before anything is compiled.
     with contextlib.suppress(DecodeError):
         example, rng = train[0], np.random.default_rng(0)
         pixels = to_pixels(example.image, setup.preprocessing.channels, example.name)
@@ -84,10 +84,10 @@ def open_sources(
 
 @contextlib.contextmanager
 def claimed(workdir: str, config: Config) -> Iterator[None]:
-    """While entered, the directory is this run's, in all processes; see `claim`.
+    """Claims the directory for this run, in all processes, while inside; see `claim`.
 
     Raises:
-      UserError: it is another run's, or the processes do not see the same.
+      UserError: it belongs to another run, or the processes see different directories.
     """
     plain, first = config_lib.to_plain(config), cluster.first()
     with contextlib.ExitStack() as stack:
@@ -102,7 +102,7 @@ def claimed(workdir: str, config: Config) -> Iterator[None]:
 
 
 def open_batches(setup: Setup, source: Source, start: int) -> Batches:
-    """The training batches from number `start` on, this process's rows of them."""
+    """Opens the training batches from number `start` on, this process's rows only."""
     config = setup.config
     return train_batches(
         source,
@@ -124,10 +124,10 @@ def open_batches(setup: Setup, source: Source, start: int) -> Batches:
 def fit_weights(
     setup: Setup, weights: Weights, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Pretrained parameters for this run's grid and classes; see `adapt`.
+    """Adapts pretrained parameters to this run's grid and classes; see `adapt`.
 
     Raises:
-      UserError: they do not fit, or the head that is to be kept does not.
+      UserError: the parameters do not fit, or the head to be kept does not.
     """
     config, source = setup.config, weights.description
     reason = new_head_because(
@@ -135,8 +135,9 @@ def fit_weights(
     )
     if reason and not config.reset_head:
         raise UserError(
-            f"reset_head=False, but the pretrained head cannot stay: {reason}. Train "
-            "on data of its classes, or pass --config.reset_head=true for a new head"
+            f"reset_head=False, but the pretrained head cannot be kept: {reason}. "
+            "Train on data with its classes, or pass --config.reset_head=true for a "
+            "new head"
         )
     params = weights.params
     if source.architecture.channels != setup.architecture.channels:
@@ -158,13 +159,13 @@ def fit_weights(
 def initial_state(
     setup: Setup, checkpoints: Checkpoints, params: dict[str, Any] | None
 ) -> TrainState:
-    """From the newest sound checkpoint, else from `params`, else from random ones."""
+    """Restores the newest sound checkpoint, or starts from `params` or at random."""
     abstract = setup.abstract_state()
     cluster.agreed("step", checkpoints.latest_step() or 0)
     found = checkpoints.restore_newest(to_items(abstract))
     if found is not None:
         step = found.description.step
-        logger.info("going on from the checkpoint of step %d", step)
+        logger.info("resuming from the checkpoint of step %d", step)
         return from_items(found.items, step, abstract)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     if params is None:
@@ -177,7 +178,7 @@ def initial_state(
     def completed(params: dict[str, Any]) -> TrainState:
         if params.keys() == setup.param_shapes.keys():
             return setup.new_state(params)
-        # Whatever the objective trains besides the model starts at random.
+        # Parameters that the objective trains besides the model start at random.
         return setup.new_state(setup.init_params() | params)
 
     return jax.jit(completed, out_shardings=shardings)(placed)

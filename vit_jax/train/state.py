@@ -1,8 +1,8 @@
-"""The training state: what a step reads and writes, and where its parts are saved.
+"""The training state, which a step reads and writes, and its parts in a checkpoint.
 
-This is the one place that knows all parts. A checkpoint keeps each of them under a name
-of its own (`to_items`); parts without arrays are left out, so a run that does not use
-one writes the same checkpoints as before the part existed.
+This is the only place that knows all parts. A checkpoint keeps each of them under its
+own name (`to_items`); parts without arrays are left out, so a run that does not use a
+part writes the same checkpoints as before the part existed.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,14 +17,14 @@ from vit_jax.checkpoints.parts import EMA, OBJECTIVE, OPTIMIZER, PARAMS
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step. Random keys derive from `step`."""
+    """Everything that changes from step to step; random keys derive from `step`."""
 
-    step: Array  # int32 scalar: finished updates, which is also batches consumed
-    params: Any  # all that is trained, and what a parameter group has frozen
+    step: Array  # int32 scalar: finished updates, also the number of batches consumed
+    params: Any  # trained and frozen parameters
     opt_state: Any
-    bad_images: Array  # int32 scalar: training images so far that could not be read
+    bad_images: Array  # int32 scalar: unreadable training images so far
     ema: Any = None  # averages of params; None without `ema_decay`
-    objective: Any = ()  # the objective's own: a centre, a teacher
+    objective: Any = ()  # the objective's state: a centre, a teacher
 
 
 def new_state(
@@ -35,26 +35,26 @@ def new_state(
     averaged: bool,
     objective_state: Callable[[Any], Any],
 ) -> TrainState:
-    """The state before the first step.
+    """Makes the state before the first step.
 
     Args:
-      params: of the model and whatever else is trained.
-      optimizer: makes its own state from those that are trained.
-      trained: gives these.
+      params: parameters of the model and whatever else is trained.
+      optimizer: makes its state from the trained parameters.
+      trained: selects the trained parameters.
       averaged: whether there is a moving average of the parameters.
-      objective_state: makes the objective's own state from them.
+      objective_state: makes the objective's state from the parameters.
     """
-    # Two arrays: the step donates its state, and an array cannot be donated twice.
+    # Two arrays: the step donates its state, and no array may be donated twice.
     step, bad_images = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     opt_state = optimizer.init(trained(params))
-    # Copies, for the same reason.
+    # Copied for the same reason.
     ema = jax.tree.map(jnp.copy, params) if averaged else None
     kept = objective_state(jax.tree.map(jnp.copy, params))
     return TrainState(step, params, opt_state, bad_images, ema, kept)
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
-    """The parts of a state by the names that a checkpoint keeps them under."""
+    """Splits a state into parts, by their names in a checkpoint."""
     items = {
         PARAMS: state.params,
         OPTIMIZER: (state.opt_state, state.bad_images),
@@ -65,12 +65,12 @@ def to_items(state: TrainState) -> dict[str, Any]:
 
 
 def from_items(items: Mapping[str, Any], step: int, like: TrainState) -> TrainState:
-    """The state that `to_items` took apart.
+    """Rebuilds a state from the parts that `to_items` returned.
 
     Args:
       items: parts of a checkpoint.
       step: the checkpoint's number.
-      like: the state's shapes and shardings; gives the parts without arrays.
+      like: the state's shapes and shardings; provides the parts without arrays.
     """
     opt_state, bad_images = items[OPTIMIZER]
     count = jax.device_put(jnp.asarray(step, jnp.int32), like.step.sharding)

@@ -28,13 +28,13 @@ def make_train_step(
     mesh: Mesh,
     choice: Hashable = None,
 ) -> TrainStep:
-    """The training step of a resolved config, to be jitted with the state donated.
+    """Makes the training step of a resolved config, to be jitted with donated state.
 
-    It takes the state, a batch and what the objective reads besides (`extra`). A batch
-    has the objective's columns, `mask` float32 [b] (the weight of an example; 0 = it
-    does not count) and `bad` int32 [b]. The metrics are those of this step alone, so
-    that they do not depend on when the run was last interrupted; `bad_images` and,
-    where updates can be left out, `skipped_updates` count over the whole run.
+    It takes the state, a batch and the objective's constants (`extra`). A batch has the
+    objective's columns, `mask` float32 [b] (the weight of an example; 0 = it does not
+    count) and `bad` int32 [b]. The metrics are those of this step alone, so that they
+    do not depend on when the run was last interrupted; `bad_images` and, if updates can
+    be skipped, `skipped_updates` count over the whole run.
     """
     schedule = make_schedule(config)
     update = optax.with_extra_args_support(optimizer).update
@@ -103,7 +103,7 @@ def make_train_step(
 
 
 def _started(groups: Groups, tree: Any, step: Array) -> Any:
-    """Zeros instead of the gradients or directions of groups that start later."""
+    """Replaces the gradients or directions of groups that start later by zeros."""
     return jax.tree.map(
         lambda x, start: jnp.where(step >= start, x, 0) if start else x,
         tree,
@@ -112,8 +112,8 @@ def _started(groups: Groups, tree: Any, step: Array) -> Any:
 
 
 def _divisor(weight: Array) -> Array:
-    """The summed weight of a batch, or 1 if no example of it counts."""
-    # Weights may be small, so this is not a maximum with 1.
+    """Returns the summed weight of a batch, or 1 if none of its examples count."""
+    # Not a maximum with 1, because weights may be small.
     return jnp.where(weight > 0, weight, 1.0)
 
 
@@ -126,14 +126,14 @@ def _gradient(
     steps: int,
     mesh: Mesh,
 ) -> Any:
-    """The loss of the batch, what comes with it, and its gradient, all as sums.
+    """Computes the batch's loss, other sums and the gradient, summed over microbatches.
 
     Args:
       loss_sum: parameters, a part of the batch and a key → the loss summed over its
         examples, and a tree of other sums.
-      params: where the gradient is taken.
+      params: the parameters to differentiate by.
       batch: the whole batch.
-      key: each microbatch gets one derived from it; a single one gets it itself.
+      key: each microbatch gets a key derived from it; a single one gets the key itself.
       steps: number of microbatches.
       mesh: the devices.
     """
@@ -162,13 +162,13 @@ def _from_host(
     mesh: Mesh,
     always: Array,
 ) -> tuple[Any, Any]:
-    """The update of an optimiser whose state lies in the memory of the hosts.
+    """Updates with an optimiser whose state is in the memory of the hosts.
 
     Args:
       updated: gradients, state and parameters → parameters and state.
-      arguments: these three.
+      arguments: gradients, state and parameters.
       mesh: the devices.
-      always: True, in a way that the compiler does not see.
+      always: a condition that is always true, which the compiler cannot know.
     """
 
     def run(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
@@ -176,15 +176,15 @@ def _from_host(
         params, opt_state = updated(grads, opt_state, params)
         return params, jax.device_put(opt_state, sharding.on_host(opt_state, mesh))
 
-    # In a branch, which is always taken: otherwise all of the state is fetched at the
-    # beginning of the step, and lies beside the activations.
+    # In a branch that is always taken: otherwise the whole state is fetched at the
+    # beginning of the step, and takes memory beside the activations.
     return jax.lax.cond(
         always, run, lambda _, opt_state, params: (params, opt_state), *arguments
     )
 
 
 def averaged(ema: Any, params: Any, decay: Any) -> Any:
-    """Exponential moving average: decay × `ema` + (1 − decay) × `params`."""
+    """Computes the moving average decay × `ema` + (1 − decay) × `params`."""
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
 
@@ -196,9 +196,9 @@ def _ema_decay(config: Config, step: Array) -> Any:
 
 
 def _microbatches(rows: Array, count: int) -> Array:
-    """[b, …] → [count, b/count, …], each microbatch with rows of every device.
+    """Reshapes [b, …] to [count, b/count, …] with rows of every device in each part.
 
-    Consecutive rows lie on one device: taking every count-th row keeps all devices
-    busy with every microbatch and moves no data between them.
+    Consecutive rows are on one device: taking every count-th row keeps all devices busy
+    with every microbatch and moves no data between them.
     """
     return jnp.moveaxis(rows.reshape(-1, count, *rows.shape[1:]), 1, 0)

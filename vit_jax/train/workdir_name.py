@@ -1,6 +1,6 @@
-"""Names the work directory of a run that was started without --workdir.
+"""The name of the work directory of a run that was started without --workdir.
 
-The name has to be the same whenever the same command is given again, also to a later
+The name has to be the same whenever the same command is run again, even by a later
 version with more keys: otherwise the run silently starts from its first step.
 """
 
@@ -14,8 +14,8 @@ from vit_jax.checkpoints.workdir import is_among, locate
 from vit_jax.config import FREE_TO_CHANGE, Config, default_config, flat_keys, to_plain
 from vit_jax.config.checks import value_of
 
-# Version 0.1 hashed every key it had. These are its keys, and the values that it put in
-# for those that were free to change. A record of the past: never edit it.
+# Version 0.1 hashed every key it had. These are its keys, and the values that it
+# substituted for keys that were free to change. A record of the past: never edit it.
 _KEYS_OF_0_1 = """
     name seed dataset data_dir train_split eval_split image_size batch_size
     eval_batch_size bad_images eval_bad_images max_bad_images sampling loader_threads
@@ -58,15 +58,15 @@ _FREE_IN_0_1 = {
 
 
 def default_workdir(config: Config) -> str:
-    """The directory of the run that this config describes, new or begun earlier.
+    """Finds or names the directory of the run that this config describes.
 
     Args:
       config: a complete config, not yet resolved.
 
     Returns:
-      A relative path. If an earlier version named the run's directory otherwise and
-      that directory is there, that one; else one whose name depends on nothing but the
-      keys that are not at their defaults and make it another run.
+      A relative path. If an earlier version named the run's directory differently and
+      that directory exists, it is that one. Otherwise the name depends only on the keys
+      that define a run and are not at their defaults.
     """
     config = config.copy_and_resolve_references()
     name = _path(config, _digest(_chosen(config)))
@@ -78,7 +78,7 @@ def default_workdir(config: Config) -> str:
 
 
 def _chosen(config: Config) -> dict[str, Any]:
-    """The keys that make this run what it is, without those at their defaults."""
+    """Returns the keys that define this run, without those at their defaults."""
     keys = [key for key in flat_keys(config) if not is_among(key, FREE_TO_CHANGE)]
     values = _plain(config, keys)
     default = default_config()
@@ -87,7 +87,7 @@ def _chosen(config: Config) -> dict[str, Any]:
 
 
 def _earlier_names(config: Config) -> list[str]:
-    """What earlier versions called the directory of this run, if they had its keys."""
+    """Lists the names that earlier versions with these keys gave to the directory."""
     if not _chosen(config).keys() <= set(_KEYS_OF_0_1.split()):
         return []
     return [_path(config, _digest_of_0_1(config))]
@@ -105,7 +105,7 @@ def _digest_of_0_1(config: Config) -> str:
 
 
 def _plain(config: Config, keys: Iterable[str]) -> dict[str, Any]:
-    """Keys by dotted name, with values as JSON gives them back."""
+    """Returns keys by dotted name, with values converted by JSON."""
     plain = to_plain(config)
     return {key: value_of(plain, key) for key in keys}
 

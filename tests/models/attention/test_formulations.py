@@ -145,9 +145,9 @@ def test_candidates_are_formulations_that_can_run(platform, kind, changes, expec
     [
         (("gpu", 64, jnp.bfloat16), ""),
         (("gpu", 72, jnp.float16), ""),
-        (("tpu", 64, jnp.bfloat16), "NVIDIA GPUs, and the devices are tpu"),
-        (("gpu", 64, jnp.float32), "in bfloat16, and compute_dtype is float32"),
-        (("gpu", 20, jnp.bfloat16), "a head has 20 channels, and it takes multiples"),
+        (("tpu", 64, jnp.bfloat16), "NVIDIA GPUs, but the devices are tpu"),
+        (("gpu", 64, jnp.float32), "in bfloat16, but compute_dtype is float32"),
+        (("gpu", 20, jnp.bfloat16), "a head has 20 channels, but it takes multiples"),
     ],
 )
 def test_limits_of_cudnn_are_explained(arguments, reason):

@@ -148,7 +148,7 @@ def test_a_kernel_that_ended_the_process_is_not_retried(
     assert tries == ["xla", "explicit", "xla"]
     two = warnings(caplog)[-2:]
     for name, message in zip(("pallas", "explicit"), two, strict=True):
-        assert message.startswith(f"attention is not {name}: it has ended the process")
+        assert message.startswith(f"attention is not {name}: it crashed the process")
         assert str(tmp_path / "attention.json") in message
     assert record(tmp_path)["choice"] == "xla"
 

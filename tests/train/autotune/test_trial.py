@@ -87,9 +87,9 @@ def test_the_fastest_correct_formulation_is_chosen(trial, mesh):
     ("kernel", "problem"),
     [
         (at_trace, r"fails (RuntimeError: Mosaic failed to compile)"),
-        (wrong, "is 5.0% of the largest value off"),
-        (wrong_gradient, "is 100.0% of the largest value off"),
-        (not_finite, "is inf% of the largest value off"),
+        (wrong, "is off by 5.0% of the largest value"),
+        (wrong_gradient, "is off by 100.0% of the largest value"),
+        (not_finite, "is off by inf% of the largest value"),
     ],
 )
 def test_formulations_that_fail_or_disagree_are_dropped(trial, kernel, problem):

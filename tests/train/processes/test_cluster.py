@@ -42,7 +42,11 @@ def test_a_single_process_joins_nothing(asked):
 @pytest.mark.parametrize(
     ("variable", "value", "parts"),
     [
-        ("SLURM_NTASKS", "4", ("SLURM tells of several", "=4", "start it by srun")),
+        (
+            "SLURM_NTASKS",
+            "4",
+            ("SLURM has several", "=4", "start the command with srun"),
+        ),
         ("OMPI_COMM_WORLD_SIZE", "2", ("Open MPI", "--process_id=$OMPI_COMM_WORLD_R")),
         ("TPU_WORKER_HOSTNAMES", "a,b", ("Cloud TPU", "on every host of the slice")),
         ("TPU_PROCESS_ADDRESSES", "a:1,b:1", ("Cloud TPU", "on every host")),
@@ -77,7 +81,7 @@ def test_one_process_of_a_cluster_is_alone(asked, monkeypatch, variable, value):
 def test_a_pod_of_which_only_one_process_started(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    with pytest.raises(UserError, match="only one process has come"):
+    with pytest.raises(UserError, match="only one process has joined"):
         cluster.together().__enter__()
 
 
@@ -139,7 +143,7 @@ with cluster.together("localhost:" + sys.argv[1], 2, 0):
         check=False,
     )
     assert done.returncode == 1
-    assert "error: not all processes have come in 1 seconds" in done.stderr
+    assert "error: not all processes have joined within 1 seconds" in done.stderr
     assert "--num_processes=1" in done.stderr
 
 

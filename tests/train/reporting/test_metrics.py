@@ -56,7 +56,7 @@ def arrays(values):
 def test_non_finite_numbers_are_still_json(tmp_path):
     with MetricWriter(tmp_path, resume_step=0) as writer:
         writer.write(1, "eval", {"a": math.nan, "b": np.float32("inf"), "c": -math.inf})
-        with pytest.raises(TypeError, match="a metric is a number, not 'x'"):
+        with pytest.raises(TypeError, match="a metric must be a number, got 'x'"):
             writer.write(2, "eval", {"a": "x"})
 
     def refuse(word):

@@ -29,7 +29,7 @@ def test_every_fact_is_there(kept, tiny_config, caplog, monkeypatch):
     params = sum(x.size for x in jax.tree.leaves(setup.abstract_state().params))
     assert re.fullmatch(r"cpu, 8 × .*, process 1 of 1", rows["backend"])
     assert re.fullmatch(
-        "data 8 × fsdp 1 × tensor 1: parameters 0.0 MiB a device, "
+        "data 8 × fsdp 1 × tensor 1: parameters 0.0 MiB per device, "
         "optimiser state 0.0 MiB",
         rows["mesh"],
     )
@@ -38,11 +38,11 @@ def test_every_fact_is_there(kept, tiny_config, caplog, monkeypatch):
     assert rows["model"].endswith("computes in float32")
     assert rows["images"] == "8×8 pixels in patches of 4×4: 2×2 + 1 tokens"
     assert rows["data"] == "digits: train 1,437, test 360; 10 classes"
-    assert rows["batch"] == "32 = 4 a device = 2 × 2"
-    assert rows["length"] == ("from step 30 to 90 steps of 44.9 an epoch = 2.0 epochs")
+    assert rows["batch"] == "32 = 4 per device = 2 × 2"
+    assert rows["length"] == ("from step 30 to 90 steps of 44.9 per epoch = 2.0 epochs")
     assert rows["input"] == "2 threads, at most 5.0 MiB of images ready for later steps"
     needed, _, more = rows["memory"].partition("; ")
-    assert needed == "4.0 MiB a device for the compiled step"
+    assert needed == "4.0 MiB per device for the compiled step"
     assert more.startswith("freed memory is kept (" if kept else "")
     assert bool(more) == kept
     assert rows["directory"] == "runs/x"
@@ -58,6 +58,6 @@ def test_memory_per_device_is_reported_in_bytes(tiny_config, caplog):
     # moments.
     assert 2 * 12 * 256**2 / 4 * 4 / 2**20 == 1.5
     assert row.endswith(
-        "data 2 × fsdp 4 × tensor 1: parameters 1.5 MiB a device, optimiser state "
+        "data 2 × fsdp 4 × tensor 1: parameters 1.5 MiB per device, optimiser state "
         "3.0 MiB"
     )

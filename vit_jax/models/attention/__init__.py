@@ -1,1 +1,1 @@
-"""Formulations of attention, and which of them suits a device."""
+"""Formulations of attention, and the choice of one that suits the device."""

@@ -1,4 +1,4 @@
-"""Formulations of scaled dot-product attention, and which one to use."""
+"""Formulations of scaled dot-product attention, and the candidates for each device."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,24 +21,24 @@ def attend(
     return_weights: bool = False,
     placement: Placement = Placement(),  # noqa: B008 (it never changes)
 ) -> tuple[Float[Array, "b n h k"], Float[Array, "b h n m"] | None]:
-    """softmax(query keyᵀ / √k) value for each head (arXiv:1706.03762, eq. 1).
+    """Computes softmax(query keyᵀ / √k) value per head (arXiv:1706.03762, eq. 1).
 
-    The softmax is computed in float32 whatever the arguments' dtype.
+    The softmax is in float32 whatever the arguments' dtype.
 
     Args:
-      query: what each of n tokens looks for, in h heads of k channels.
-      key: what each of m tokens offers.
-      value: what each of them hands over.
+      query: queries of n tokens, in h heads of k channels.
+      key: keys of m tokens.
+      value: values of the same m tokens.
       implementation: one of `IMPLEMENTATIONS`; all compute the same function.
       placement: where the arrays lie, if there are several devices.
-      return_weights: also return what the softmax gives, in float32. Only the
-        explicit formulation has it, so asking for it chooses that one.
+      return_weights: also return the softmax's result, in float32. Only the explicit
+        formulation has it, so asking for it chooses that one.
 
     Returns:
       The mixed values in the dtype of `value`, and the weights or None.
 
     Raises:
-      ValueError: unknown implementation.
+      ValueError: the implementation is unknown.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -57,7 +57,7 @@ def _explicit(query, key, value, _placement=None):
 
 @jax.custom_vjp
 def _scores(query, key):
-    """Products in float32; those of their gradient are of the arguments' dtype."""
+    """Multiplies into float32; the gradient's products have the arguments' dtype."""
     return jnp.einsum("bnhk,bmhk->bhnm", query, key, preferred_element_type=jnp.float32)
 
 
@@ -85,11 +85,11 @@ def _fused(implementation):
 
 def _short(query, key, value, placement):
     by_xla = _fused("xla")
-    if key.shape != query.shape:  # the kernels are for attention among the same tokens
+    if key.shape != query.shape:  # the kernels only do self-attention
         return by_xla(query, key, value, placement)
 
     def attention(query, key, value):
-        """Attention among the examples and heads of one device."""
+        """Attends within the examples and heads of one device."""
         b, n, heads, channels = query.shape
         if not fits(n, heads * channels, heads, query.dtype, placement.device_kind):
             return by_xla(query, key, value, placement)[0]
@@ -103,17 +103,18 @@ def _short(query, key, value, placement):
 
 
 def _cudnn(query, key, value, placement):
-    # Its backward pass takes no single query; other tokens' keys are a small part.
+    # Its backward pass rejects a single query. Cross-attention is a small part of a
+    # step, so the explicit formulation is good enough for both.
     if query.shape[1] == 1 or key.shape != query.shape:
         return _explicit(query, key, value)
 
     def attention(query, key, value):
-        """Attention among the examples and heads of one device."""
+        """Attends within the examples and heads of one device."""
         b, n, *_ = query.shape
         fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
         if n % 2 == 0:
             return fused(query, key, value)
-        # JAX has no gradients of an odd length; a token more that nobody reads.
+        # JAX has no gradient for odd lengths, so add one more token that is not read.
         one_more = ((0, 0), (0, 1), (0, 0), (0, 0))
         lengths = jnp.full((b,), n, jnp.int32)
         mixed = fused(
@@ -128,9 +129,9 @@ def _cudnn(query, key, value, placement):
 
 def _per_head(query, key, value, placement):
     def attention(query, key, value):
-        """Attention among the examples and heads of one device."""
+        """Attends within the examples and heads of one device."""
         heads = query.shape[2]
-        # The channels of a head lie side by side: cut out, nothing is transposed.
+        # A head's channels are adjacent, so slicing them out transposes nothing.
         parts = (
             jnp.split(x.reshape(*x.shape[:2], -1), heads, axis=-1)
             for x in (query, key, value)
@@ -159,13 +160,13 @@ def _one_head(query, key, value):
 IMPLEMENTATIONS: dict[str, Callable] = {
     "auto": _fused(None),  # JAX chooses
     "xla": _fused("xla"),
-    "pallas": _short,  # where the kernel fits; on other platforms than TPU it is XLA's
-    "cudnn": _cudnn,  # on NVIDIA's GPUs only, see `why_not_cudnn`
-    "per_head": _per_head,  # products of a head for itself, for CPUs
+    "pallas": _short,  # on TPUs, where the kernels fit; otherwise XLA's
+    "cudnn": _cudnn,  # on NVIDIA GPUs only, see `why_not_cudnn`
+    "per_head": _per_head,  # separate products for each head, for CPUs
     "explicit": _explicit,
 }
 
-# What `candidates` has for the CPU, where nothing is tried: the fastest as measured.
+# The only candidate on a CPU, untried: the fastest as measured (docs/performance.md).
 FASTEST_ON_CPU = "per_head"
 
 
@@ -178,18 +179,18 @@ def candidates(
     channels: int,
     dtype: Any,
 ) -> tuple[str, ...]:
-    """The formulations that may be the fastest, the most promising first.
+    """Lists the formulations that may be the fastest, the most promising first.
 
     Args:
-      platform: of the devices, as JAX calls it: "tpu", "gpu", "cpu".
-      device_kind: of the devices, as JAX calls it: "TPU v5 lite".
-      tokens: that attend to each other.
-      heads: on one device.
-      channels: of a head.
-      dtype: of query, key and value.
+      platform: JAX's name for the devices' platform: "tpu", "gpu", "cpu".
+      device_kind: JAX's name for the kind of devices: "TPU v5 lite".
+      tokens: number of tokens that attend to each other.
+      heads: number of heads per device.
+      channels: channels per head.
+      dtype: dtype of query, key and value.
     """
     if platform == "tpu":
-        # Those before v4 multiply bfloat16 differently.
+        # TPUs before v4 multiply bfloat16 differently.
         old = device_kind in ("TPU v2", "TPU v3")
         if not old and fits(tokens, heads * channels, heads, dtype, device_kind):
             return "pallas", "xla"
@@ -200,23 +201,23 @@ def candidates(
 
 
 def why_not_cudnn(platform: str, channels: int, dtype: Any) -> str:
-    """What keeps cuDNN's fused attention from running; empty if nothing does.
+    """Explains why cuDNN's fused attention cannot run here; "" if it can.
 
     Args:
-      platform: of the devices, as JAX calls it.
-      channels: of a head.
-      dtype: of query, key and value.
+      platform: JAX's name for the devices' platform.
+      channels: channels per head.
+      dtype: dtype of query, key and value.
     """
     if platform != "gpu":
-        return f"it runs on NVIDIA GPUs, and the devices are {platform}"
+        return f"it runs on NVIDIA GPUs, but the devices are {platform}"
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return f"it computes in bfloat16, and compute_dtype is {jnp.dtype(dtype)}"
+        return f"it computes in bfloat16, but compute_dtype is {jnp.dtype(dtype)}"
     if channels % 8 or channels > _CUDNN_CHANNELS:
         return (
-            f"a head has {channels} channels, and it takes multiples of 8 up to "
+            f"a head has {channels} channels, but it takes multiples of 8 up to "
             f"{_CUDNN_CHANNELS}"
         )
     return ""
 
 
-_CUDNN_CHANNELS = 128  # on every GPU
+_CUDNN_CHANNELS = 128  # the maximum that every GPU supports

@@ -1,34 +1,43 @@
-"""Attention within one image as two TPU kernels: what is short stays on the chip.
+"""Two TPU kernels for attention among short sequences, which stay in on-chip memory.
 
 A Vision Transformer attends among a few hundred tokens. XLA writes the probabilities of
 every head to memory and reads them back, forward and backward: nearly half of a B/16
-step for a twentieth of its arithmetic. Here a grid step takes one image, or some of its
-heads, into the chip's vector memory (VMEM) and leaves with the result; probabilities
-are never written, and the backward kernel computes them once more from query and key.
+step for a twentieth of its arithmetic. Here a grid step loads one image, or some of its
+heads, into the chip's vector memory (VMEM) and writes only the result. Probabilities
+are never written; the backward kernel recomputes them from query and key.
 
-Layout. Query, key and value come as the projections give them, [b, n, heads · k], and
-need neither a transposition nor padding in memory. Registers are 128 lanes wide, heads
-64 to 128 channels: a head is read with the whole registers that it touches (its
+The kernels were compiled for v4, v5e, v5p and v6e, but have not yet run on a TPU. By
+the compiler's estimates for v5e, with these kernels and with XLA's attention
+(docs/performance.md):
+
+    step                           GiB          GB of traffic   ms, optimistic
+    B/16 at 224, 128 images        5.44, 8.85   30.4, 67.5       90.9, 156.3
+    H/14 at 224, 32 images, FSDP   8.21, 14.5   64.2, 147.7     202.3, 350.8
+
+Layout. Query, key and value have the projections' layout, [b, n, heads · k], so they
+need neither transposition nor padding in memory. Registers are 128 lanes wide, heads
+have 64 to 128 channels: a head is read with all the registers that it touches (its
 window), and the channels of its neighbours are zeroed in one factor of each product,
-which adds nothing to the sum. What the matrix unit computes for a neighbour's channels
-in the output is thrown away by a select. The unit works on 128 × 128 blocks, so none
-of this costs it time.
+which adds nothing to the sum. In the output, a select discards the results for a
+neighbour's channels. The matrix unit works on 128 × 128 blocks, so none of this costs
+it time.
 
 Order. The forward kernel has the queries in rows: the softmax reduces over lanes and
-its divisor is applied to the output, [n, k], and not to the probabilities, [n, n]. The
+its divisor is applied to the output, [n, k], rather than the probabilities, [n, n]. The
 backward kernel has the keys in rows, so that three of its five products need no
-transposition and the sums are over rows. In both, the products that start a head are
-issued before the softmax of the head before: matrix and vector units work at once.
+transposition and the sums are over rows. In both kernels, the products that start a
+head are issued before the softmax of the previous head, so that the matrix and vector
+units work at the same time.
 
-Precision. Products of bfloat16 with float32 sums, as elsewhere; the softmax and its
-gradient in float32. Float32 operands are multiplied in float32.
+Precision. Products of bfloat16 accumulate in float32, as elsewhere; the softmax and its
+gradient are in float32. Float32 operands are multiplied in float32.
 
 Length. Scores take [n, n] in float32. Beyond `_ROWS` queries they are computed in
 pieces of rows, and the gradients of key and value are summed over the pieces. Heads
-that end within a register are taken all at once; where VMEM does not hold them, each
-gets a whole register, whose other lanes are zero, and they are taken one by one.
+that end within a register are processed all at once. If they do not fit into VMEM, each
+gets a whole register, padded with zeros, and they are processed one by one.
 
-On other platforms than the TPU the same function is XLA's.
+On platforms other than the TPU, XLA computes the same function.
 """
 
 import functools
@@ -42,11 +51,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 _LANES = 128  # of a vector register
-# Queries at a time, at most; and so few that a piece of scores takes no more bytes.
+# Maximum number of queries at a time, and maximum bytes of a piece of scores.
 _ROWS, _SCORES = 320, 700_000
-# Bytes of VMEM that a grid step may take by our estimate, which leaves out what the
-# compiler needs for itself, and in truth. v4 has no more than the first; by how the
-# device's kind begins, others take more where that is too little.
+# Bytes of VMEM that a grid step may take: by our estimate, which leaves out what the
+# compiler needs for itself, and in fact. v4 has only the first pair. Other chips, found
+# by how their device kind begins, take more where that is too little.
 _SMALLEST = 12 * 2**20, 16 * 2**20
 VMEM = {
     "TPU v5 lite": (54 * 2**20, 98 * 2**20),  # of 128 MiB
@@ -65,15 +74,16 @@ def short_attention(
     interpret: bool = False,
     device_kind: str = "",
 ) -> Tokens:
-    """softmax(query keyᵀ / √k) value for each head (arXiv:1706.03762, eq. 1).
+    """Computes softmax(query keyᵀ / √k) value per head (arXiv:1706.03762, eq. 1).
 
     Args:
-      query: a head's k = d / num_heads channels lie side by side.
-      key: of the same tokens.
-      value: of the same tokens.
-      num_heads: divides d.
+      query: queries; each head's k = d / num_heads channels are adjacent.
+      key: keys of the same tokens.
+      value: values of the same tokens.
+      num_heads: number of heads; divides d.
       interpret: run the kernels as ordinary JAX, on any platform; for tests.
-      device_kind: of the devices, as JAX calls it: some have more memory for a kernel.
+      device_kind: JAX's name for the kind of device: some have more memory for a
+        kernel.
 
     Raises:
       ValueError: the kernels do not take these sizes, see `fits`.
@@ -135,9 +145,9 @@ _attention.defvjp(_forward, _backward)
 def fits(
     tokens: int, width: int, num_heads: int, dtype: Any, device_kind: str = ""
 ) -> bool:
-    """Whether the kernels take sequences of this size; by default on every chip.
+    """Whether the kernels take sequences of this size; by default, on every chip.
 
-    Those before v4 do not count: they do not run the kernels.
+    Chips before v4 do not count: they cannot run the kernels.
     """
     return bool(lanes_a_head(tokens, width, num_heads, dtype, device_kind))
 
@@ -145,7 +155,10 @@ def fits(
 def lanes_a_head(
     tokens: int, width: int, num_heads: int, dtype: Any, device_kind: str
 ) -> int:
-    """A head's own channels, or a whole register where these do not fit; 0 = none."""
+    """Returns the lanes per head: its channels or a whole register; 0 = do not fit.
+
+    A head gets a register of its own if heads side by side do not fit.
+    """
     channels, dtype = width // num_heads, jnp.dtype(dtype)
     if not 64 <= channels <= _LANES or dtype not in (jnp.bfloat16, jnp.float32):
         return 0
@@ -157,7 +170,7 @@ def lanes_a_head(
 
 
 def _on_tpu(kernel: Callable, other: Callable, interpret: bool) -> Callable:
-    """The platform is that of the devices that the program is compiled for."""
+    """Chooses by the platform that the program is compiled for, not this process's."""
     if interpret:
         return kernel
     return lambda *operands: lax.platform_dependent(
@@ -202,7 +215,7 @@ def _call(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=limit
         ),
         interpret=interpret,
-        # For who reads the compiled program: shapes do not tell it (vit_jax.plan).
+        # For vit_jax.plan: shapes in the compiled program do not show the heads.
         metadata={"heads": str(num_heads)},
         name=f"attention{kernel.__name__.removesuffix('_kernel')}",
     )(*operands)
@@ -211,21 +224,21 @@ def _call(
 def heads_a_step(
     n: int, d: int, num_heads: int, itemsize: int, arrays: int, device_kind: str = ""
 ) -> tuple[int, int]:
-    """As many heads as VMEM holds, whose channels fill whole registers; 0 = none.
+    """Counts the heads that fit into VMEM and fill whole registers; 0 = none.
 
     Args:
-      n: tokens.
+      n: number of tokens.
       d: channels of all heads.
-      num_heads: of which a grid step takes some.
-      itemsize: bytes of a number.
-      arrays: operands and results: 4 of the forward kernel, 7 of the backward kernel.
-      device_kind: as JAX calls it; "" = the smallest.
+      num_heads: number of heads; a grid step takes some of them.
+      itemsize: bytes per number.
+      arrays: operands and results: 4 for the forward kernel, 7 for the backward kernel.
+      device_kind: JAX's name for the kind of device; "" = the smallest.
 
     Returns:
       The number of heads, and the bytes that the grid step may take.
     """
-    # Of scores six pieces live at once in the backward kernel; of results, in float32,
-    # the registers of two heads.
+    # In the backward kernel, six pieces of scores live at once, and the float32 results
+    # in the registers of two heads.
     working = 4 * (6 * _pieces(n)[0].stop * n + 3 * 2 * n * _LANES)
     rows = [kind for kind in VMEM if device_kind.startswith(kind)]
     # "TPU v5 lite" begins like "TPU v5" as well.
@@ -234,7 +247,7 @@ def heads_a_step(
         for heads in range(num_heads, 0, -1):
             width = heads * d // num_heads
             whole = heads == num_heads or width % _LANES == 0
-            # Two of each block: the next grid step's is copied while this one runs.
+            # Twice each block: the next grid step's is copied while this one runs.
             blocks = 2 * arrays * n * width * itemsize
             enough = blocks + working <= budget
             if num_heads % heads == 0 and whole and enough:
@@ -243,7 +256,7 @@ def heads_a_step(
 
 
 def _forward_kernel(query, key, value, out, *, heads, scale):
-    """One image: references [1, n, heads · k]."""
+    """Processes one image; references are [1, n, heads · k]."""
     n, width = query.shape[1:]
     channels = width // heads
     to_exponent = math.log2(math.e) * scale
@@ -265,7 +278,7 @@ def _forward_kernel(query, key, value, out, *, heads, scale):
 def _backward_kernel(
     query, key, value, gradient, d_query, d_key, d_value, *, heads, scale
 ):
-    """One image: references [1, n, heads · k]."""
+    """Processes one image; references are [1, n, heads · k]."""
     n, width = query.shape[1:]
     channels = width // heads
     to_exponent = math.log2(math.e) * scale
@@ -276,7 +289,7 @@ def _backward_kernel(
     sums: Any = ()  # of the head's key and value, over the pieces
 
     def products(head, rows):
-        """Scores and the weights' gradients, [keys, queries]."""
+        """Computes the scores and the weights' gradients, [keys, queries]."""
         at = _window(head, channels, width)
         pairs = (key, query), (value, gradient)
         return [
@@ -304,7 +317,7 @@ def _backward_kernel(
 
 
 def _pieces(n: int) -> list[slice]:
-    """Of the rows: as few as can be, alike, each of whole registers (bfloat16: 16)."""
+    """Splits rows into the fewest even pieces of whole registers (bfloat16: 16)."""
     count = -(-n // max(min(_ROWS, _SCORES // (4 * n)), 16))
     rows = -(-n // count // 16) * 16
     return [slice(at, min(at + rows, n)) for at in range(0, n, rows)]
@@ -313,7 +326,7 @@ def _pieces(n: int) -> list[slice]:
 def _one_ahead(
     start: Callable[[int, slice], Any], heads: int, pieces: list[slice]
 ) -> Iterator[tuple[int, slice, Any]]:
-    """Every head and piece with what `start` gives; the next is begun before."""
+    """Yields each head and piece with `start`'s result, after starting the next one."""
     order = [(head, rows) for head in range(heads) for rows in pieces]
     ahead = start(*order[0])
     for number, (head, rows) in enumerate(order, 1):
@@ -324,19 +337,19 @@ def _one_ahead(
 
 
 def _window(head: int, channels: int, width: int) -> slice:
-    """The whole registers that a head's channels touch."""
+    """Returns the lanes of all registers that a head's channels touch."""
     first, last = head * channels, (head + 1) * channels
     return slice(first // _LANES * _LANES, min(-(-last // _LANES) * _LANES, width))
 
 
 def _own(shape: tuple[int, ...], first_lane: int, head: int, channels: int) -> Array:
-    """Which lanes are the head's, of registers from `first_lane` on."""
+    """Marks the lanes that are the head's, in registers from `first_lane` on."""
     lane = lax.broadcasted_iota(jnp.int32, shape, 1) + first_lane
     return (lane >= head * channels) & (lane < (head + 1) * channels)
 
 
 def _only(window: Array, head: int, channels: int) -> Array:
-    """A head's window with its neighbours' channels zeroed."""
+    """Zeroes the neighbours' channels in a head's window."""
     if window.shape[1] == channels:
         return window
     first = head * channels // _LANES * _LANES
@@ -353,7 +366,7 @@ def _dot(a: Array, b: Array, contracting: tuple[int, int]) -> Array:
 
 
 class _Registers:
-    """Collects what the heads' windows give, and writes registers that are complete.
+    """A collector of the heads' results, which writes registers once they are complete.
 
     Heads share registers: each sets its own lanes and leaves the others alone.
     """
@@ -366,9 +379,9 @@ class _Registers:
         """Sets the head's lanes of these rows; heads come in order.
 
         Args:
-          product: float32 [rows, window]; of other heads' lanes it may say anything.
-          head: number of the head.
-          rows: of the reference.
+          product: float32 [rows, window]; other heads' lanes may hold anything.
+          head: index of the head.
+          rows: rows of the reference.
         """
         width = self._reference.shape[2]
         at = _window(head, self._channels, width)

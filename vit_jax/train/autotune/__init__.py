@@ -1,1 +1,1 @@
-"""Chooses the attention formulation by trying it on the devices at hand."""
+"""The choice of an attention formulation, by trying it on the devices at hand."""

@@ -1,10 +1,10 @@
-"""Which attention a run uses: the fastest formulation of those that prove right.
+"""The choice of a run's attention: the fastest formulation that gives correct results.
 
-Nobody can know beforehand whether a kernel compiles, computes the right thing and pays
-off on the devices at hand. So a run on an accelerator tries the candidates once, at its
-own shapes and on all of its devices. What fails costs speed, and not the run. The
-choice is kept in the work directory, so that the run goes on with the same one after
-any interruption.
+It is impossible to know beforehand whether a kernel compiles, is correct and pays off
+on the devices at hand. So a run on an accelerator tries the candidates once, with its
+own shapes and on all of its devices. A candidate that fails costs speed, not the run.
+The choice is kept in the work directory, so that the run continues with the same one
+after any interruption.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ CHOICE_FILE = "attention.json"
 def with_chosen_attention(
     setup: Setup, workdir: str, names: Sequence[str] = ()
 ) -> Setup:
-    """The same run with the attention that `model.attention=auto` stands for here.
+    """Returns the run with the attention that `model.attention=auto` resolves to.
 
-    All processes of a run call this together, and use what the first decides.
+    All processes of a run call this together, and use the first one's decision.
 
     Args:
       setup: the run.
-      workdir: its directory, which it has claimed.
+      workdir: the run's directory, which it has claimed.
       names: the candidates, by default those for the run's devices. A single one, as on
         the CPU, is used untried.
     """
@@ -60,7 +60,7 @@ def with_chosen_attention(
     else:
         crashed = [name for name, once in zip(names, crashed, strict=True) if once]
         trial = _try(setup, record, names, crashed)
-        # Each process has measured other times.
+        # Each process has measured different times, so the first decides.
         [fastest] = _of_the_first([names.index(trial.fastest())])
         chosen = names[fastest]
         record.keep(chosen, trial)
@@ -71,7 +71,7 @@ def with_chosen_attention(
 def _try(
     setup: Setup, record: "_Record", names: Sequence[str], crashed: Sequence[str]
 ) -> Trial:
-    """Tries all candidates but those that ended a process before."""
+    """Tries all candidates except those that have crashed a process before."""
     a: Any = setup.architecture
     shape = (_images(setup), a.num_tokens, a.num_heads, a.width // a.num_heads)
     trial = Trial(setup.mesh, shape, setup.model.dtype)
@@ -79,8 +79,8 @@ def _try(
     for name in names:
         if name in crashed:
             trial.problems[name] = (
-                f"has ended the process that tried it; remove {record.file} to try it "
-                "once more"
+                f"crashed the process that tried it; remove {record.file} to try it "
+                "again"
             )
         elif name != REFERENCE:
             record.begin(name)
@@ -90,7 +90,7 @@ def _try(
 
 def _tell(chosen: str, trial: Trial) -> None:
     for name, problem in trial.problems.items():
-        if name == chosen:  # none is known to be right
+        if name == chosen:  # no formulation is known to be correct
             logger.warning("attention is %s untried: it %s", name, problem)
         else:
             logger.warning("attention is not %s: it %s", name, problem)
@@ -103,12 +103,12 @@ def _tell(chosen: str, trial: Trial) -> None:
 
 
 class _Record:
-    """What the work directory says of the choice; the first process reads and writes.
+    """The record of the choice in the work directory; only the first process uses it.
 
     Attributes:
-      file: where it is.
-      choice: what was chosen; empty if nothing was, or under other circumstances.
-      crashed: what was being tried when a process ended.
+      file: its path.
+      choice: the chosen formulation; "" if there is none for the same circumstances.
+      crashed: formulations that were being tried when a process ended.
     """
 
     def __init__(self, workdir: str, circumstances: dict[str, Any]):
@@ -120,11 +120,11 @@ class _Record:
         self.crashed: list[str] = found.get("trying", [])
 
     def begin(self, name: str) -> None:
-        """Says that a trial begins, which may end the process without another word."""
+        """Records that a trial begins, since it may crash the process."""
         self._write(trying=[*self.crashed, name])
 
     def keep(self, choice: str, trial: Trial) -> None:
-        """Ends the trials."""
+        """Records the choice and the results, which ends the trials."""
         times = {name: round(ms, 3) for name, ms in trial.milliseconds.items()}
         self._write(choice=choice, milliseconds=times, problems=trial.problems)
 
@@ -133,7 +133,9 @@ class _Record:
             found = json.loads(self.file.read_text(encoding="utf-8"))
             if found["circumstances"] == self._circumstances:
                 return found
-            logger.info("attention: %s is of other circumstances", self.file)
+            logger.info(
+                "attention: %s is for other circumstances; choosing again", self.file
+            )
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError):
@@ -147,7 +149,7 @@ class _Record:
 
 
 def _circumstances(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
-    """All that a choice depends on, in values that JSON gives back."""
+    """Returns everything that a choice depends on, as JSON values."""
     a: Any = setup.architecture
     device = setup.mesh.devices.flat[0]
     return {
@@ -168,11 +170,11 @@ def _circumstances(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _images(setup: Setup) -> int:
-    """Of a microbatch."""
+    """Returns the number of images in a microbatch."""
     return setup.config.batch_size // setup.config.accum_steps
 
 
 def _of_the_first(numbers: Sequence[int]) -> list[int]:
-    """What the first process says."""
+    """Returns the first process's numbers, in all processes."""
     said = np.asarray(numbers, np.int32)
     return np.asarray(multihost_utils.broadcast_one_to_all(said)).tolist()

@@ -1,4 +1,4 @@
-"""Formulations of attention on the devices at hand: right or wrong, and how fast."""
+"""Trials of attention formulations on the devices at hand: correctness and speed."""
 
 import contextlib
 import statistics
@@ -15,22 +15,22 @@ from jax.sharding import Mesh
 from vit_jax import sharding
 from vit_jax.models.attention.formulations import attend
 
-REFERENCE = "xla"  # what the others are compared with
-# Of the largest value: what rounding to bfloat16 explains, twice over.
+REFERENCE = "xla"  # the formulation that the others are compared with
+# As a share of the largest value: twice the error that rounding to bfloat16 explains.
 _TOLERANCE = 0.02
 _REPETITIONS = 10
 
 
 class Trial:
-    """Runs formulations on the same random data, compares and times them.
+    """A trial that runs formulations on the same random data, compares and times them.
 
-    The processes of a run try each formulation together; one that fails in any of them
+    The processes of a run try each formulation together; if it fails in any of them, it
     has failed in all.
 
     Attributes:
-      milliseconds: of each that gave the right values, forward and backward; the
-        median of a few runs.
-      problems: of each other one what it did, as in "it fails".
+      milliseconds: formulation → time forward and backward, the median of ten runs;
+        only for those with correct results.
+      problems: formulation → the verb phrase that says how it failed, as in "fails".
     """
 
     def __init__(self, mesh: Mesh, shape: tuple[int, int, int, int], dtype: Any):
@@ -38,8 +38,8 @@ class Trial:
 
         Args:
           mesh: the devices.
-          shape: images, tokens, heads and channels of a head, of all devices together.
-          dtype: of query, key and value.
+          shape: images, tokens, heads and channels per head, over all devices.
+          dtype: dtype of query, key and value.
         """
         self.milliseconds: dict[str, float] = {}
         self.problems: dict[str, str] = {}
@@ -56,7 +56,7 @@ class Trial:
         self._operands = jax.jit(random)()
 
     def run(self, name: str) -> None:
-        """Tries a formulation, of which the first has to be the reference."""
+        """Tries a formulation; the first one has to be the reference."""
         if self._expected is None and name != REFERENCE:
             self.problems[name] = f"cannot be compared with {REFERENCE}"
             return
@@ -79,12 +79,12 @@ class Trial:
         if not self._fine_everywhere(name):
             return
         if not error <= _TOLERANCE:
-            self.problems[name] = f"is {error:.1%} of the largest value off"
+            self.problems[name] = f"is off by {error:.1%} of the largest value"
         else:
             self.milliseconds[name] = 1000 * seconds
 
     def fastest(self) -> str:
-        """The fastest that is right; the reference if nothing is known to be."""
+        """Returns the fastest correct formulation; the reference if there is none."""
         times = self.milliseconds
         return min(times, key=times.__getitem__, default=REFERENCE)
 
@@ -99,12 +99,12 @@ class Trial:
         return jax.jit(run)
 
     def _largest_error(self, values: Any) -> float:
-        """Of the output and three gradients, as a part of each one's largest value."""
+        """Compares output and three gradients, relative to each one's largest value."""
 
         def error(found, expected):
             found, expected = (x.astype(jnp.float32) for x in (found, expected))
             difference = jnp.abs(found - expected)
-            # The largest value of several devices need not be the NaN of one.
+            # A maximum over several devices may miss the NaN of one.
             difference = jnp.where(jnp.isnan(difference), jnp.inf, difference)
             return difference.max() / jnp.abs(expected).max()
 
@@ -124,10 +124,10 @@ class Trial:
 
     @contextlib.contextmanager
     def _noting(self, name: str) -> Iterator[None]:
-        """An exception becomes the formulation's problem."""
+        """Turns an exception inside into the formulation's problem."""
         try:
             yield
-        except Exception as error:  # whatever a compiler or a device may say
+        except Exception as error:  # compilers and devices may raise anything
             first = str(error).strip().partition("\n")[0]
             self.problems[name] = f"fails ({type(error).__name__}: {first[:200]})"
 

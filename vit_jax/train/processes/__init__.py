@@ -1,1 +1,1 @@
-"""Processes that train together, signals, and what makes a run hang."""
+"""Processes that train together, signals, and the detection of hangs."""

@@ -1,8 +1,8 @@
-"""Several processes that train together: how they find each other, and how they part.
+"""Processes that train together: how they find each other, and how they part.
 
-JAX's distributed runtime is the engine: one process a host (TPU) or a device (GPU), of
-which each runs the same command. Number 0 writes everything that others read; the rest
-are quiet unless something is wrong.
+They use JAX's distributed runtime: one process per host (TPU) or per device (GPU), each
+running the same command. Process 0 writes everything that others read; the rest are
+quiet unless something is wrong.
 """
 
 import atexit
@@ -27,20 +27,20 @@ from vit_jax.train.processes.peers import Peers, delay_aborts, place
 
 logger = logging.getLogger(__name__)
 
-# Seconds. How long the first process waits for the last one to be started;
+# All in seconds. How long the first process waits for the last one to be started;
 START_TIMEOUT = 300
-# until the runtime takes a process for dead, which `Peers` does before;
+# how long until the runtime considers a process dead, which `Peers` does earlier;
 HEARTBEAT_TIMEOUT = 100
-# and how long the first process that is done waits for the others.
+# and how long the first process to finish waits for the others.
 SHUTDOWN_TIMEOUT = 60
 
-# Environment variables that tell of several processes → what started them, how many
-# there are (None = not told), and how all of them are started.
+# Environment variables that show that there are several processes → their launcher, the
+# number of processes (None = unknown), and how to start all of them.
 _EVERY_HOST = "start the same command on every host of the slice (docs/scaling.md)"
 _LAUNCHERS: Mapping[str, tuple[str, Callable[[str], int | None], str]] = {
     "TPU_PROCESS_ADDRESSES": ("Cloud TPU", lambda v: len(v.split(",")), _EVERY_HOST),
     "TPU_WORKER_HOSTNAMES": ("Cloud TPU", lambda v: len(v.split(",")), _EVERY_HOST),
-    "SLURM_NTASKS": ("SLURM", int, "start it by srun"),
+    "SLURM_NTASKS": ("SLURM", int, "start the command with srun"),
     "OMPI_COMM_WORLD_SIZE": (
         "Open MPI",
         int,
@@ -63,20 +63,21 @@ def together(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Iterator[None]:
-    """Joins the other processes of this run, if there are any; inside, they are one.
+    """Joins the other processes of this run, if there are any, while inside.
 
-    Nothing may have asked JAX for its devices before. Without arguments JAX reads the
-    environment of Cloud TPU, SLURM, Open MPI or Kubernetes. When one process ends by
-    an error or without a word, the others end too, with a message.
+    Nothing may have asked JAX for its devices before. Without arguments, JAX reads the
+    environment of Cloud TPU, SLURM, Open MPI or Kubernetes. If one process ends with an
+    error or dies, the others end too, with a message.
 
     Args:
-      coordinator_address: host:port on which process 0 is to listen.
-      num_processes: how many take part; 1 = none but this one, whatever there is.
-      process_id: which of them this is, from 0.
+      coordinator_address: host:port on which process 0 listens.
+      num_processes: number of processes; 1 = only this one, whatever the environment
+        says.
+      process_id: index of this process, from 0.
 
     Raises:
-      UserError: the environment tells of several processes, and they cannot be joined;
-        and those from inside, naming the process.
+      UserError: the environment shows several processes, but they cannot be joined.
+        Errors from inside are raised again with the process's index.
     """
     given: dict[str, Any] = {
         "coordinator_address": coordinator_address or None,
@@ -96,12 +97,12 @@ def together(
         with Peers() as peers:
             try:
                 yield
-            except Interrupted as stopped:  # in all processes alike
+            except Interrupted as stopped:  # happens in all processes
                 _part(peers, stopped.exit_status)
                 raise
             except BaseException as error:
                 if _of_the_runtime(error):
-                    # Most likely another process is gone, which is found out soon.
+                    # Most likely another process is gone; `Peers` will soon detect it.
                     peers.wait_for_verdict()
                 peers.leave(f"{type(error).__name__}: {error}")
                 atexit.register(_end_at_once, peers, getattr(error, "exit_status", 1))
@@ -112,19 +113,19 @@ def together(
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and speaks for all."""
+    """Whether this process is the one that writes and reports for all."""
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when all processes have called it with this name."""
+    """Waits until all processes have called it with this name."""
     multihost_utils.sync_global_devices(name)
 
 
 def as_the_first_says(answer: bool) -> bool:
-    """Process 0's answer, in all processes: where they may see a file at other times.
+    """Returns process 0's answer, in all processes, which may see files differently.
 
-    All must ask, in the same places.
+    All processes must call it in the same places.
     """
     if jax.process_count() == 1:
         return answer
@@ -132,10 +133,10 @@ def as_the_first_says(answer: bool) -> bool:
 
 
 def agreed(what: str, number: int) -> int:
-    """The number, once all processes have named the same.
+    """Returns the number after checking that all processes have the same one.
 
     Raises:
-      UserError: they have not.
+      UserError: the numbers differ.
     """
     if jax.process_count() == 1:
         return number
@@ -144,14 +145,14 @@ def agreed(what: str, number: int) -> int:
         listed = ", ".join(f"{what} {n} in process {k}" for k, n in enumerate(named))
         raise UserError(
             f"the processes see different files: {listed}. The work directory must be "
-            "on a file system that all of them share; if it is, start again: some "
-            "show changes late."
+            "on a file system that all of them share; if it is, start again: some file "
+            "systems show changes late."
         )
     return number
 
 
 def _join(given: Mapping[str, Any]) -> bool:
-    """Initialises JAX's runtime; whether there was anything to join."""
+    """Initialises JAX's runtime; returns whether there was anything to join."""
     explicit = any(value is not None for value in given.values())
     seen = {
         variable: launcher
@@ -165,18 +166,18 @@ def _join(given: Mapping[str, Any]) -> bool:
         return False
     lines = ["pass all of --coordinator_address, --num_processes and --process_id"]
     lines = lines * explicit + [
-        f"{name} tells of several processes ({variable}={os.environ[variable]}); {how}"
+        f"{name} has several processes ({variable}={os.environ[variable]}); {how}"
         for variable, (name, _, how) in seen.items()
     ]
     lines.append("to train in this process alone, pass --num_processes=1")
     remedies = "\n".join(f"  - {line}" for line in lines)
 
     def too_late() -> None:
-        come = f"not all processes have come in {START_TIMEOUT} seconds"
+        come = f"not all processes have joined within {START_TIMEOUT} seconds"
         print(f"error: {come}:\n{remedies}", file=sys.stderr)
         end_process(1)
 
-    # The runtime itself would abort, without a word to the user.
+    # The runtime itself would abort without telling the user why.
     timer = threading.Timer(START_TIMEOUT, too_late)
     timer.daemon = True
     timer.start()
@@ -190,7 +191,7 @@ def _join(given: Mapping[str, Any]) -> bool:
         )
     except (ValueError, RuntimeError) as error:
         if not (explicit or seen):
-            return False  # a TPU of one host, of which nothing tells
+            return False  # a TPU with a single host, which no variable shows
         raise UserError(
             f"the processes of this run cannot be joined ({error}):\n{remedies}"
         ) from error
@@ -198,7 +199,7 @@ def _join(given: Mapping[str, Any]) -> bool:
         timer.cancel()
     told = [launcher[1](os.environ[variable]) for variable, launcher in seen.items()]
     if place()[1] == 1 and any(count is not None for count in told):
-        raise UserError(f"only one process has come:\n{remedies}")
+        raise UserError(f"only one process has joined:\n{remedies}")
     return True
 
 
@@ -207,16 +208,16 @@ def _several(count: int | None) -> bool:
 
 
 def _speak_as(index: int) -> None:
-    """Of other processes than the first only what is wrong is of interest."""
+    """Limits this process's log to warnings, and prefixes them with its index."""
     logging.getLogger("vit_jax").setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(logging.Formatter(f"process {index}: %(message)s"))
 
 
 def _of_the_runtime(error: BaseException | None) -> bool:
-    """Whether XLA says so, or said what this error was made of.
+    """Whether an error comes from XLA's runtime, directly or as its cause.
 
-    Its messages start with a status, as in "UNAVAILABLE: ", of whatever class they are.
+    Its messages start with a status, such as "UNAVAILABLE: ", whatever their class.
     """
     if error is None or is_out_of_memory(error):
         return False
@@ -226,12 +227,12 @@ def _of_the_runtime(error: BaseException | None) -> bool:
 
 
 def _part(peers: Peers, status: int) -> None:
-    """Waits for the others; what happens to them from now on changes nothing here."""
+    """Waits for the other processes; their fate then no longer affects this one."""
     peers.part(status)
     atexit.register(end_process, status)
 
 
 def _end_at_once(peers: Peers, status: int) -> NoReturn:
-    """Not by a shutdown, in which the runtime would wait for those that are gone."""
+    """Ends this process without a shutdown, which would wait for processes gone."""
     peers.wait_for_leavers()
     end_process(status)

@@ -1,10 +1,10 @@
-"""SIGTERM and Ctrl-C become a request that the training loop honours between steps.
+"""SIGTERM and Ctrl-C as requests that the training loop honours between steps.
 
-Before a step was made there is nothing to save, and the process ends at once: the
-first compilation may take longer than whoever asks has patience.
+Before the first step there is nothing to save, and the process ends at once: the first
+compilation may take longer than the sender of the signal waits.
 
-Of several processes all stop at the same step, whichever of them was asked: JAX's
-runtime, which takes SIGTERM over, agrees on that step.
+With several processes, all stop at the same step, whichever of them got the signal:
+JAX's runtime, which takes over SIGTERM, agrees on that step.
 """
 
 import contextlib
@@ -25,42 +25,43 @@ T = TypeVar("T")
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop, has saved, and goes on when started again.
+    """The end of a run that was asked to stop and has saved, so that it can continue.
 
-    Like KeyboardInterrupt no Exception, so that nothing catches it by accident.
+    Like KeyboardInterrupt, it is not an Exception, so that nothing catches it by
+    accident.
     """
 
     def __init__(self, signal_number: int, step: int):
         name = signal.Signals(signal_number).name
         super().__init__(
-            f"stopped by {name} at step {step}; the checkpoint is saved and the same "
-            "command goes on from there"
+            f"stopped by {name} at step {step}; the checkpoint is saved, and the same "
+            "command continues from there"
             if step
             else f"stopped by {name} before the first step; there was nothing to save"
         )
-        # What a shell reports of a process that this signal has ended.
+        # The status that a shell reports for a process ended by this signal.
         self.exit_status = 128 + signal_number
 
 
 _NOTED = (
-    b"stopping: the step in progress is finished and saved first; once more ends the "
-    b"run at once\n"
+    b"stopping: the step in progress is finished and saved first; a second signal ends "
+    b"the run at once\n"
 )
 
 
 class StopRequest(Exception):
-    """Leaves an evaluation half done; it will be done again."""
+    """A request to stop, which leaves an evaluation unfinished to be repeated later."""
 
 
-# Over all runs of this process, for the runtime has one clock.
+# Shared by all runs of this process, because the runtime has one counter.
 _questions = itertools.count(1)
 
-# Set once this run has made a step, or is about to.
+# Set once this run has made a step or is about to.
 something_to_save = threading.Event()
 
 
 def end_process(status: int) -> NoReturn:
-    """Ends at once, whatever other threads wait for; children end too."""
+    """Ends this process and its children at once, whatever other threads wait for."""
     for child in multiprocessing.active_children():
         child.kill()
     for stream in (sys.stdout, sys.stderr):
@@ -70,19 +71,19 @@ def end_process(status: int) -> NoReturn:
 
 
 class Interrupts:
-    """While entered, notes the first SIGTERM or SIGINT; the second ends the process.
+    """A context that notes the first SIGTERM or SIGINT; the second ends the process.
 
-    With several processes SIGTERM is the runtime's: the second one changes nothing.
-    Until `begin` is called, a signal that would have ended the process before ends it,
-    with a word: also in the middle of a compilation, where no handler of Python runs.
+    With several processes, SIGTERM belongs to the runtime, and a second one has no
+    effect. Until `begin` is called, a signal that ends a process by default does so,
+    with a message, even during a compilation, when Python's handlers do not run.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._together = jax.process_count() > 1
         self._previous: dict[int, Any] = {}
-        self._ending: set[int] = set()  # signals that would have ended the process
-        self._wakeup: tuple[int, int] | None = None  # ours, and the one before
+        self._ending: set[int] = set()  # signals that end the process by default
+        self._wakeup: tuple[int, int] | None = None  # our descriptor, the previous one
 
     def __enter__(self) -> Self:
         something_to_save.clear()
@@ -91,7 +92,7 @@ class Interrupts:
             handlers = {signal.SIGINT: self._pass_on}
         else:
             handlers[signal.SIGTERM] = self._note
-        # Python refuses handlers that are set in another thread.
+        # Python allows handlers to be set in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._watch_signals()
             for number, handler in handlers.items():
@@ -105,22 +106,22 @@ class Interrupts:
         if self._wakeup:
             ours, before = self._wakeup
             signal.set_wakeup_fd(before)
-            os.close(ours)  # which ends the thread
+            os.close(ours)  # ends the thread
             self._wakeup = None
 
     def begin(self) -> None:
-        """From now on there is something to save; called before the first step."""
+        """Notes that from now on there is something to save; call it before a step."""
         something_to_save.set()
 
     def requested(self) -> bool:
-        """Whether to stop here; all processes must ask in the same places."""
+        """Whether to stop here; all processes must call it in the same places."""
         agree = multihost_utils.reached_preemption_sync_point
         if self._together and not self.received and agree(next(_questions)):
             self.received = signal.SIGTERM
         return self.received is not None
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """Passes batches on; raises StopRequest when a stop is requested."""
+        """Yields the batches; raises StopRequest when a stop is requested."""
         for batch in batches:
             if self.requested():
                 raise StopRequest
@@ -137,12 +138,12 @@ class Interrupts:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received = number
         if something_to_save.is_set():
-            # Not by print: the signal may have come in the middle of another one.
+            # Not with print: the signal may have arrived in the middle of another one.
             os.write(2, _NOTED)
         self._let_go()
 
     def _watch_signals(self) -> None:
-        """Starts a thread that reads the signals' numbers, which C's handler writes."""
+        """Starts a thread that reads the signal numbers that the C handler writes."""
         reader, ours = os.pipe()
         os.set_blocking(ours, False)
         self._wakeup = ours, signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
@@ -157,7 +158,7 @@ class Interrupts:
 
     def _end_at_once(self, number: int) -> None:
         if self._together:
-            # The runtime tells all of them, whose `Peers` then end them.
+            # The runtime notifies all processes, whose `Peers` then end them.
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             interrupted = Interrupted(number, 0)

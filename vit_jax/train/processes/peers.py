@@ -1,9 +1,13 @@
-"""A watch over the other processes of a run: when one is gone, all end with a word.
+"""Detection of dead processes in a multi-process run, which ends the others too.
 
-A step needs all processes, and waits for one that is gone. JAX's runtime notices in the
-end and aborts, without saying what to do. Here each process signs in the runtime's own
-key-value store every second; who has not signed for a while is gone, and who ends by an
-error says so there.
+A step needs all processes, and waits for one that is gone. The heartbeat of JAX's
+runtime notices after 100 seconds, or at once if process 0 dies, but then it aborts
+every process with a C++ stack and without saying what to do; an abort that nothing
+prevented was measured after 114 seconds, with exit status 134. So here each process
+writes a sign to the runtime's key-value store every second. One that has not done so
+for 20 seconds is gone, and one that ends with an error says so there. The others then
+end with exit status 75 and a message that names the process and the step from which the
+next start continues (docs/scaling.md).
 """
 
 import contextlib
@@ -28,48 +32,48 @@ from vit_jax.train.processes.interrupts import (
 
 logger = logging.getLogger(__name__)
 
-# Exit status of a process that ends because another one is gone; sysexits.h has it for
-# what is worth trying again.
+# Exit status of a process that ends because another one is gone: EX_TEMPFAIL of
+# sysexits.h, for failures that are worth a retry.
 GONE = 75
-# Seconds without a sign after which a process is taken for dead.
+# Seconds without a sign after which a process is considered dead.
 SILENCE = 20.0
 _PERIOD = 1.0  # seconds between signs
-_TICK = 0.2  # seconds between two looks at what is known
+_TICK = 0.2  # seconds between two checks
 _PARTING = 5.0  # seconds that process 0, which has the store, stays for the others
 
 # Folders of the store.
 _ALIVE, _LEFT, _END = "vit_jax/alive/", "vit_jax/left/", "vit_jax/end/"
-# Where the runtime tells all processes that one of them got SIGTERM.
+# Key by which the runtime tells all processes that one of them got SIGTERM.
 _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
 
 def place() -> tuple[int, int]:
-    """The number of this process, and how many there are.
+    """Returns the index of this process and the number of processes.
 
-    JAX itself, when it is asked, starts its devices first, and waits for all processes.
+    JAX's own functions would first start the devices and wait for all processes.
     """
     state = distributed.global_state
     return state.process_id, state.num_processes
 
 
 class Peers:
-    """Watches while it is entered: ends this process when another is gone."""
+    """A context that ends this process when another one is gone."""
 
     def __init__(self) -> None:
-        """Watches nothing yet."""
+        """Makes the threads, which start on entry."""
         self._index, self._count = place()
         self._client: Any = distributed.global_state.client
         self._address = distributed.global_state.coordinator_address or ""
         self._stopped = threading.Event()
-        # By an error; and whether the others have been told of it.
+        # Whether this process ends with an error, and whether the others know of it.
         self._leaving, self._told = False, False
-        # The exit status of this process if it is done, and needs no other any more.
+        # The exit status of this process once it is done and needs the others no more.
         self._done: int | None = None
-        # Why this process is to end: an exit status and a sentence.
+        # Why this process has to end: an exit status and a sentence.
         self._verdict: tuple[int, str] | None = None
         self._lost = False  # the store is gone
-        self._out_of_touch = 0.0  # seconds since the store has last answered
-        # Of each process the last sign, and for how many seconds there was no new one.
+        self._out_of_touch = 0.0  # seconds since the store last answered
+        # Process → its last sign, and the seconds without a new one.
         self._signs = {str(other): ("", 0.0) for other in range(self._count)}
         self._threads = [
             threading.Thread(target=work, daemon=True, name=work.__name__)
@@ -87,14 +91,14 @@ class Peers:
             thread.join(_PARTING)
 
     def wait_for_verdict(self) -> None:
-        """Gives the watch the time to find out that another process is gone.
+        """Waits long enough to detect that another process is gone.
 
         Returns only if none is.
         """
         time.sleep(SILENCE + 5 * _PERIOD)
 
     def leave(self, reason: str) -> None:
-        """Tells the others that this process ends, and why; they end too."""
+        """Tells the others that this process ends, and why, so that they end too."""
         self._leaving = True
         sentence = f"process {self._index} has stopped ({' '.join(reason.split())})"
 
@@ -115,21 +119,21 @@ class Peers:
             self.wait_for_verdict()
 
     def part(self, status: int) -> None:
-        """Returns when all processes are done; if one is gone, ends with the status."""
+        """Waits until all processes are done; if one is gone, ends with the status."""
         self._done = status
         self._sign_off()
         self._wait_for(set(self._signs), math.inf)
         if self._index == 0:
-            time.sleep(3 * _TICK)  # the others have to read it too
+            time.sleep(3 * _TICK)  # the others have to read the sign-offs too
 
     def wait_for_leavers(self) -> None:
-        """Process 0 takes the store with it, so it is the last to end."""
+        """Makes process 0, which has the store, wait until the others have left."""
         if self._index:
             return
         self._wait_for(set(self._signs) - {"0"} - set(self._silent()), _PARTING)
 
     def _talk(self) -> None:
-        """Exchanges signs. A call that gets no answer may take forever."""
+        """Exchanges signs; a call that gets no answer may take forever."""
         number = 0
         while not self._stopped.wait(_PERIOD):
             number += 1
@@ -150,34 +154,34 @@ class Peers:
     def _judge(self) -> None:
         """Ends the process once there is a reason to."""
         while not self._stopped.wait(_TICK):
-            # Counted and not measured: this process itself may have been suspended.
+            # Counted, not measured: this process itself may have been suspended.
             self._out_of_touch += _TICK
-            # The call may wait for a runtime that is about to abort.
+            # The call in `_talk` may wait for a runtime that is about to abort.
             doubtful = self._out_of_touch > 2 * _PERIOD and _nobody_at(self._address)
             self._lost |= doubtful or self._out_of_touch > SILENCE
             if self._lost:
-                self._verdict = GONE, "process 0 does not answer any more"
+                self._verdict = GONE, "process 0 no longer responds"
             if self._verdict and self._done is not None:
                 end_process(self._done)
-            # Without the store an error is most likely the consequence of that.
+            # If the store is gone, an error is most likely a consequence of that.
             speaks_for_itself = self._told if self._lost else self._leaving
             if self._verdict and not speaks_for_itself:
                 self._end(*self._verdict)
 
     def _read_signs(self) -> None:
-        # Counted here too: after a standstill of the machine all need time to sign.
+        # Counted here too: after the machine was suspended, all need time to sign.
         signs = self._read(_ALIVE)
         for other, (before, silent) in self._signs.items():
             sign = signs.get(other, "")
             self._signs[other] = sign, 0.0 if sign != before else silent + _PERIOD
         if gone := self._silent():
             who = ", ".join(gone)
-            sentence = f"process {who} of {self._count} does not answer any more"
+            sentence = f"process {who} of {self._count} no longer responds"
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self._client.key_value_set(f"{_END}why", f"{GONE} {sentence}")
 
     def _stop_if_asked(self) -> None:
-        """While no process can be asked for the step to stop at: they may compile."""
+        """Ends all on SIGTERM; while they may compile, they cannot agree on a step."""
         try:
             self._client.key_value_try_get(_NOTICE)
         except jax.errors.JaxRuntimeError as error:
@@ -196,7 +200,7 @@ class Peers:
         return {name.removeprefix(folder): text for name, text in found}
 
     def _wait_for(self, others: set[str], seconds: float) -> None:
-        """Until they have signed off, or the store is gone."""
+        """Waits until these processes have signed off, or the store is gone."""
         end = time.monotonic() + seconds
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             while time.monotonic() < end and others - self._read(_LEFT).keys():
@@ -210,10 +214,10 @@ class Peers:
         step = newest_step(_workdir) if _workdir else None
         if status in (1, GONE):
             logger.error(
-                "error: %s; no step can be made without all processes, so this one "
-                "ends too. The same command, in all of them again, %s.",
+                "error: %s; a step needs all processes, so this one ends too. The same "
+                "command, run again in all of them, %s.",
                 sentence,
-                f"goes on from step {step}" if step else "starts from the beginning",
+                f"continues from step {step}" if step else "starts from the beginning",
             )
         elif self._index == 0:
             logger.warning(sentence)
@@ -224,13 +228,13 @@ class Peers:
 
 
 def _nobody_at(address: str) -> bool:
-    """Whether the host is there and nobody listens."""
+    """Whether the host is up but nothing listens at the address."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _PERIOD).close()
     except ConnectionRefusedError:
         return True
-    except OSError:  # not even that is known
+    except OSError:  # unknown
         return False
     return False
 
@@ -239,17 +243,17 @@ _workdir: str | None = None
 
 
 def going_on_in(workdir: str) -> None:
-    """Where a process that ends finds out at which step the next start goes on."""
+    """Sets the directory in which an ending process finds the step to resume from."""
     global _workdir
     _workdir = workdir
 
 
 def delay_aborts() -> None:
-    """Gives the watch some seconds to speak before the runtime aborts.
+    """Gives `Peers` some seconds to log its message before the runtime aborts.
 
-    Where process 0 dies, the runtime of the others aborts at once, and asks no Python.
-    Here the handler of that signal is C's `sleep`, which takes the signal's number for
-    its seconds: six. After that the abort goes on, as without a handler.
+    If process 0 dies, the runtime of the others aborts at once, without running Python.
+    Here the handler of that signal is C's `sleep`, which takes the signal's number as
+    seconds: six. After that, the abort continues as without a handler.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)

@@ -1,8 +1,8 @@
-"""Says so when something takes far longer than usual, and where the time goes.
+"""A watchdog that reports work that takes far longer than usual, with all stacks.
 
-A run that waits for a disk, a network or another process looks like one that works.
-What is usual for a kind of work (a step, a batch of an evaluation, a save) is known
-from the last ones.
+A run that waits for a disk, a network or another process looks like one that works. The
+usual time for a kind of work (a step, a batch of an evaluation, a save) is the median
+of the last ones.
 """
 
 import collections
@@ -16,16 +16,16 @@ from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
-# Seconds. What takes less is never reported;
+# In seconds. Work that takes less is never reported;
 AT_LEAST = 60.0
-# and what was never done before is reported after that long.
+# and work of a kind that was never done before is reported after this time.
 AT_LEAST_FIRST = 600.0
 _TIMES_THE_USUAL = 10
 _REMEMBERED = 50  # of each kind
 
 
 class Watchdog:
-    """A thread that watches while it is entered, and changes nothing."""
+    """A context with a thread that watches the work and only logs."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,7 +47,7 @@ class Watchdog:
         self._thread.join()
 
     def begin(self, kind: str) -> None:
-        """What was begun before is done, and this begins; "" = nothing to watch."""
+        """Ends the work begun before and begins to time another; "" = none."""
         now = time.monotonic()
         with self._lock:
             before, took, told = self._kind, now - self._since, self._told
@@ -62,18 +62,19 @@ class Watchdog:
             with self._lock:
                 kind, usual = self._kind, self._usual.get(self._kind)
                 took = time.monotonic() - self._since
-                limit, often = AT_LEAST_FIRST, "for the first time"
+                limit, often = AT_LEAST_FIRST, "never done before"
                 if usual:
                     median = statistics.median(usual)
                     limit = max(AT_LEAST, _TIMES_THE_USUAL * median)
-                    often = f"where {median:.2g} s are usual"
-                # Again when it has taken twice as long.
+                    often = f"usually {median:.2g} s"
+                # Report again when it has taken twice as long.
                 late = kind and took > max(limit, 2 * self._told)
                 if late:
                     self._told = took
             if late:
                 logger.warning(
-                    "%s takes %.0f s so far, %s; what each thread is doing:\n%s",
+                    "%s is still not done after %.0f s (%s); stacks of all "
+                    "threads:\n%s",
                     kind,
                     took,
                     often,
@@ -82,7 +83,7 @@ class Watchdog:
 
 
 def _traces() -> str:
-    """The stacks of all threads."""
+    """Returns the stacks of all threads."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
         faulthandler.dump_traceback(file)
         file.seek(0)

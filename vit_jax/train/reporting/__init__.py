@@ -1,1 +1,1 @@
-"""What a run tells: metrics, progress, the summary, traces."""
+"""The reports of a run: metrics, progress, the summary, traces."""

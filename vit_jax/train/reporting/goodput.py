@@ -1,4 +1,4 @@
-"""Where the time of a process goes: how much of it are steps."""
+"""Goodput: the share of a process's time that is spent on steps."""
 
 import contextlib
 import os
@@ -10,27 +10,26 @@ _LOADED = time.time()
 
 
 def process_start() -> float:
-    """When this process began, in seconds as `time.time` counts them."""
+    """Returns when this process began, in seconds like `time.time`."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         # proc(5): field 22, in ticks since the machine started; the name before it may
-        # hold spaces and ends with the last parenthesis.
+        # contain spaces and ends with the last parenthesis.
         fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         up = float(pathlib.Path("/proc/uptime").read_text().split()[0])
         age = up - int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return time.time() - age
-    return _LOADED  # without Python's own start
+    return _LOADED  # leaves out Python's own start
 
 
 def goodput(spent: Mapping[str, float]) -> dict[str, float]:
-    """Shares of the time since this process started.
+    """Computes shares of the time since this process started.
 
     Args:
-      spent: what the time went to since the first step → seconds; "steps" is what is
-        productive.
+      spent: activity since the first step → seconds; "steps" is the productive one.
 
     Returns:
-      `goodput` (0 to 1) = the share of "steps", `seconds` of the whole, and the share
-      of everything else; "starting" is what was before.
+      `goodput` (0 to 1) = the share of "steps", `seconds` = the total time, and the
+      share of every other activity; "starting" is the time before.
     """
     whole = max(time.time() - process_start(), 1e-9)
     starting = max(whole - sum(spent.values()), 0.0)
@@ -41,7 +40,7 @@ def goodput(spent: Mapping[str, float]) -> dict[str, float]:
 
 
 def in_words(shares: Mapping[str, float]) -> str:
-    """One line of what `goodput` returns."""
+    """Writes the result of `goodput` in one line."""
     rest = ", ".join(
         f"{name} {100 * share:.1f} %"
         for name, share in shares.items()

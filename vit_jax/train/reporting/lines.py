@@ -8,7 +8,7 @@ from vit_jax.checkpoints.buckets import in_bucket
 
 
 def open_lines(file: Path) -> "LocalLines | BucketLines":
-    """Opens a file, which may not exist, to append to it.
+    """Opens a file, which need not exist, for appending.
 
     Raises:
       OSError: it cannot be written.
@@ -17,7 +17,7 @@ def open_lines(file: Path) -> "LocalLines | BucketLines":
 
 
 class LocalLines:
-    """On a disk, where each line is appended at once."""
+    """A text file on a disk, where each line is appended at once."""
 
     def __init__(self, file: Path):
         self._file = file
@@ -27,22 +27,22 @@ class LocalLines:
         self._stream.write(text)
 
     def flush(self) -> None:
-        """What was written is safe from the end of this process."""
+        """Makes the text written so far survive the end of this process."""
         self._stream.flush()
 
     def sync(self) -> None:
-        """What was written is safe from the end of this machine.
+        """Makes the text written so far survive the end of this machine.
 
         Raises:
-          OSError: the disk is full or the like, or somebody took the file away, so that
-            nobody would ever read what was written to it.
+          OSError: the disk is full or the like, or the file was removed or replaced, so
+            that the text would never be read.
         """
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        # Writing to a file that was deleted meanwhile fails nowhere.
+        # Writing to a file that was deleted in the meantime does not fail.
         if not os.path.samestat(os.fstat(self._stream.fileno()), self._file.stat()):
             raise FileNotFoundError(
-                errno.ENOENT, "it was replaced while the run wrote it", self._file
+                errno.ENOENT, "it was replaced while the run wrote to it", self._file
             )
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class LocalLines:
 
 
 class BucketLines:
-    """In a bucket, where objects can only be written whole: when `sync` is called."""
+    """A text file in a bucket, where `sync` writes the whole object."""
 
     def __init__(self, file: Path):
         self._file, self.closed = file, False
@@ -64,10 +64,10 @@ class BucketLines:
         self._text += text
 
     def flush(self) -> None:
-        """Nothing: see the class."""
+        """Does nothing, since only whole objects can be written."""
 
     def sync(self) -> None:
-        """See `LocalLines`."""
+        """Writes the whole object."""
         self._file.write_text(self._text)
 
     def close(self) -> None:

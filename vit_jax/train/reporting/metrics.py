@@ -1,4 +1,4 @@
-"""What a run shows of itself: JSON lines, TensorBoard, and progress on the terminal."""
+"""The metrics of a run as JSON lines, in TensorBoard, and on the terminal."""
 
 import collections
 import contextlib
@@ -26,15 +26,15 @@ TENSORBOARD = "tensorboard"
 
 
 class MetricWriter:
-    """Writes WORKDIR/metrics.jsonl and WORKDIR/tensorboard; a context manager.
+    """A writer of WORKDIR/metrics.jsonl and WORKDIR/tensorboard; a context manager.
 
     A line is one JSON object, `{"step": 100, "split": "train", "loss": 0.25}`. Numbers
-    are written so that reading them gives the same float64 again. JSON has no word for
-    values that are not finite, so these are the strings "NaN", "Infinity" and
-    "-Infinity": `float()` reads each of them, and null would not say which it was.
+    are written so that reading them gives the same float64 again. JSON has no values
+    that are not finite, so these are the strings "NaN", "Infinity" and "-Infinity":
+    `float()` reads each of them, and null would not show which one it was.
 
-    No pair of split and step is written twice, also not by a run that goes on from a
-    checkpoint: what was written after that checkpoint is removed first.
+    No pair of split and step is written twice, even by a run that resumes from a
+    checkpoint: lines written after that checkpoint are removed first.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class MetricWriter:
         *,
         first: bool = True,
     ):
-        """Opens the files, cut back to what the checkpoint knows.
+        """Opens the files, cut back to the step of the checkpoint.
 
         Args:
           workdir: the run's directory.
-          resume_step: the step of the checkpoint the run goes on from; 0 without one.
-          also: who gets the same numbers; closed with this.
-          first: whether this is the first of a run's processes. The others remember
-            what was written, and write nothing.
+          resume_step: the step of the checkpoint that the run resumes from; 0 = none.
+          also: others that get the same numbers; closed together with this writer.
+          first: whether this is the first of a run's processes. The others remember the
+            lines, and write nothing.
 
         Raises:
-          UserError: they cannot be read or written, or are not ours.
+          UserError: the files cannot be read or written, or are not ours.
         """
         self._also = also
         self._file = locate(workdir) / METRICS_FILE
@@ -68,11 +68,11 @@ class MetricWriter:
                 self._stream = open_lines(self._file)
 
     def recorded(self, step: int, split: str) -> dict[str, Any] | None:
-        """That line, if this run or the one it goes on has written it already."""
+        """Returns the line, if this run has written it, now or before it resumed."""
         return self._recorded.get((step, split))
 
     def of_split(self, split: str) -> list[tuple[int, dict[str, Any]]]:
-        """Step and line of all that are written of a split."""
+        """Returns step and line of everything written for a split."""
         lines = self._recorded.items()
         return [(step, line) for (step, of), line in lines if of == split]
 
@@ -81,14 +81,14 @@ class MetricWriter:
 
         Args:
           step: finished updates.
-          split: what was measured: "train", "eval", …
+          split: the data that were measured: "train", "eval", …
           values: name → number; numpy and JAX scalars are read here.
 
         Raises:
           UserError: the disk is full, or the like.
         """
         if (step, split) in self._recorded:
-            raise AssertionError(f"{split} metrics of step {step} are written already")
+            raise AssertionError(f"{split} metrics of step {step} are already written")
         numbers = {name: _number(value) for name, value in values.items()}
         line = {"step": int(step), "split": split}
         line |= {name: _json_value(number) for name, number in numbers.items()}
@@ -100,7 +100,7 @@ class MetricWriter:
         self._recorded[step, split] = line
 
     def show(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
-        """The points alone, without a line: what is not the same in every run."""
+        """Writes points without a line, for numbers that differ between equal runs."""
         if not self._writes:
             return
         with self._failures_explained():
@@ -109,7 +109,7 @@ class MetricWriter:
             other.write(step, split, numbers)
 
     def flush(self) -> None:
-        """Returns when everything is on the disk; to be called before a checkpoint.
+        """Writes everything to the disk; call it before saving a checkpoint.
 
         Raises:
           UserError: the disk is full, or the like.
@@ -129,8 +129,8 @@ class MetricWriter:
         if not self._writes or self._stream.closed:
             return
         with self._failures_explained(), contextlib.ExitStack() as stack:
-            # The last first, and each of them whatever the others raise: a file that
-            # stays open reports its failure once more when Python ends.
+            # In reverse order, and each of them whatever the others raise: a file that
+            # stays open reports its failure again when Python exits.
             for other in self._also:
                 stack.callback(other.close)
             stack.callback(self._stream.close)
@@ -144,7 +144,7 @@ class MetricWriter:
         try:
             self.close()
         except UserError:
-            # What ended the run comes first; it must not be hidden by this.
+            # This must not hide the exception that ended the run.
             if exception_type is None:
                 raise
 
@@ -155,21 +155,20 @@ class MetricWriter:
         except OSError as error:
             raise UserError(
                 f"metrics cannot be written to {error.filename or self._file} "
-                f"({error.strerror}); mend that and run the same command again to go "
-                "on from the last checkpoint."
+                f"({error.strerror}); fix that and run the same command again to "
+                "continue from the last checkpoint."
             ) from error
 
 
 class Progress:
-    """How far a run is, on standard error; a context manager.
+    """A progress report on standard error; a context manager.
 
-    On a terminal it is one bar that moves; anywhere else (a log file, a notebook) each
-    update is a plain line. It never stops a run: where nobody can read it any more it
-    is silent.
+    On a terminal it is a progress bar; elsewhere (a log file, a notebook) each update
+    is a plain line. It never stops a run: if standard error is gone, it is silent.
     """
 
     def __init__(self, total_steps: int, start: int, *, first: bool = True):
-        """Nothing is shown before `with`.
+        """Prepares the report; nothing is shown before `with`.
 
         Args:
           total_steps: finished updates at the end of the run.
@@ -203,13 +202,13 @@ class Progress:
     def update(
         self, step: int, *, loss: float, images_per_second: float, waiting: float
     ) -> None:
-        """Shows one more state of the run.
+        """Shows the current state of the run.
 
         Args:
           step: finished updates.
-          loss: of the last step or the mean since the last update.
-          images_per_second: since the last update.
-          waiting: share of that time, 0 to 1, in which the step waited for data.
+          loss: loss of the last step, or the mean since the last update.
+          images_per_second: rate since the last update.
+          waiting: share of that time, 0 to 1, in which steps waited for data.
         """
         text = (
             f"loss {loss:.4f} | {images_per_second:,.0f} images/s | "
@@ -223,8 +222,8 @@ class Progress:
                 print(line, file=sys.stderr, flush=True)
 
     def _time_left(self, step: int) -> str:
-        # From the first update on, so that compiling is left out and evaluations and
-        # checkpoints, which will come again, are counted.
+        # Measured from the first update on, which leaves out compiling and includes
+        # evaluations and checkpoints, which will happen again.
         now = time.monotonic()
         if self._first is None or step <= self._first[0]:
             self._first = self._first or (step, now)
@@ -235,7 +234,7 @@ class Progress:
 
 
 class Stopwatch:
-    """Measures speed and the share of time that steps wait for data."""
+    """A stopwatch for speed and the share of time that steps wait for data."""
 
     def __init__(self) -> None:
         self._begun = self._since = time.monotonic()
@@ -244,7 +243,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent inside is time spent waiting for data."""
+        """Counts the time spent inside as waiting for data."""
         before = time.monotonic()
         try:
             yield
@@ -255,7 +254,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def stopped(self, doing: str) -> Iterator[None]:
-        """Time spent inside does not count: no steps are made meanwhile."""
+        """Leaves out the time spent inside, in which no steps are made."""
         before = time.monotonic()
         try:
             yield
@@ -265,12 +264,12 @@ class Stopwatch:
             self._spent[doing] += seconds
 
     def spent(self) -> dict[str, float]:
-        """Seconds since the stopwatch was made: in "steps", and beside them."""
+        """Returns seconds since the stopwatch was made: in "steps", and elsewhere."""
         whole = time.monotonic() - self._begun
         return {"steps": whole - sum(self._spent.values()), **self._spent}
 
     def lap(self, images: int) -> dict[str, float]:
-        """`images_per_second` and `waiting` (0 to 1) since the last lap."""
+        """Returns `images_per_second` and `waiting` (0 to 1) since the last lap."""
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         waited = self._waited
@@ -281,8 +280,8 @@ class Stopwatch:
 class _Events:
     """A TensorBoard file, written in the caller's thread.
 
-    tensorboardX's own SummaryWriter hands events to a thread; that thread ends at the
-    first full disk, and everybody who hands it more waits forever.
+    tensorboardX's own SummaryWriter hands events to a thread. That thread ends when the
+    disk is full, and every later write then waits forever.
     """
 
     def __init__(self, directory: Path, resume_step: int):
@@ -291,20 +290,20 @@ class _Events:
             from tensorboardX.record_writer import RecordWriter
 
         protobuf: Any = event_pb2  # its classes are made at run time
-        # Of numbers that are not finite the run itself tells.
+        # The run itself reports numbers that are not finite.
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._local = directory, directory
         if in_bucket(directory):  # written here, and copied at every flush
             self._local = Path(tempfile.mkdtemp(prefix="vit_jax_events_"))
-        # TensorBoard wants the time and the machine in the name; the process makes it
-        # ours, for a file of the same second would be overwritten.
+        # TensorBoard wants the time and the machine in the name. The process ID makes
+        # it unique: otherwise a file of the same second would be overwritten.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         self._writer = RecordWriter(str(self._local / f"{name}.{os.getpid()}"))
         version = protobuf.Event(wall_time=time.time(), file_version="brain.Event:2")
         start = protobuf.Event(
             wall_time=time.time(),
-            # What earlier files hold from this step on is hidden (purged).
+            # Makes TensorBoard purge points of earlier files from this step on.
             step=resume_step + 1,
             session_log=protobuf.SessionLog(status=protobuf.SessionLog.START),
         )
@@ -338,7 +337,7 @@ class _Events:
 
 @contextlib.contextmanager
 def _torch_hidden() -> Iterator[None]:
-    """Keeps tensorboardX from importing PyTorch, which it does wherever it can."""
+    """Keeps tensorboardX from importing PyTorch, which it does if it is installed."""
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None  # pyright: ignore
@@ -352,14 +351,14 @@ def _torch_hidden() -> Iterator[None]:
 def _cut_back(
     file: Path, resume_step: int, *, write: bool
 ) -> dict[tuple[int, str], dict[str, Any]]:
-    """Removes lines after `resume_step` and a torn last one; returns what is left.
+    """Removes lines after `resume_step` and a torn last line; returns the others.
 
-    Without `write` the file stays as it is.
+    Without `write`, the file stays as it is.
     """
     if not file.exists():
         return {}
     text = file.read_bytes().decode("utf-8", errors="replace")
-    # A line is whole when its newline is there; what follows the last one is torn.
+    # A line is complete if it ends with a newline; text after the last one is torn.
     lines = text.split("\n")[:-1]
     kept: list[str] = []
     recorded = {}
@@ -369,7 +368,7 @@ def _cut_back(
             key = (int(values["step"]), str(values["split"]))
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"{file}, line {number} is not one of a run's metrics: {line[:80]!r}; "
+                f"{file}, line {number} is not a line of metrics: {line[:80]!r}; "
                 "remove that line (or the file) and start again."
             ) from None
         if key[0] <= resume_step:
@@ -383,7 +382,7 @@ def _cut_back(
 def _number(value: Any) -> int | float:
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"a metric is a number, not {value!r}")
+        raise TypeError(f"a metric must be a number, got {value!r}")
     return number
 
 
@@ -405,7 +404,7 @@ def _make_bar() -> Any:
         BarColumn(bar_width=20, table_column=Column(ratio=1, max_width=20)),
         TextColumn("{task.fields[text]}", table_column=whole),
         console=Console(stderr=True),
-        # Standard output is for results, and goes where it was sent.
+        # Standard output is for results and must stay redirected as the user wants.
         redirect_stdout=False,
     )
 

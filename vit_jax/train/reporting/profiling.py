@@ -18,28 +18,29 @@ FOLDER = "profile"
 
 
 def untraceable(config: Config, workdir: str) -> list[str]:
-    """Why steps cannot be traced, known before anything is compiled."""
+    """Lists why steps cannot be traced, before anything is compiled."""
     if any(config.profile_steps) and in_bucket(workdir):
         return [
-            f"profile_steps={config.profile_steps}: traces need a --workdir on a disk"
+            f"profile_steps={config.profile_steps}: traces cannot be written to a "
+            "bucket; pass a --workdir on a disk, or 0,0 for no traces"
         ]
     return []
 
 
 class Profile:
-    """Traces from the first to the last of some steps; a context manager.
+    """A trace from the first to the last of some steps; a context manager.
 
-    Everything between them is in the trace: waiting for data, evaluation, saving.
+    Everything between the steps is traced too: waiting for data, evaluation, saving.
     """
 
     def __init__(self, workdir: str, steps: Sequence[int]):
-        """Nothing is traced before `step`.
+        """Prepares the trace, which starts with the first call of `step` in range.
 
         Args:
-          workdir: the run's; traces go to its folder "profile". With several processes
-            each has a folder there: JAX names the file after the host, which several
-            of them may share.
-          steps: the first and the last, counted from 1; (0, 0) = none.
+          workdir: the run's directory; traces go to its folder "profile". With several
+            processes, each has a folder there: JAX names the file after the host, which
+            several of them may share.
+          steps: the first and the last step, counted from 1; (0, 0) = none.
         """
         self._folder = locate(workdir) / FOLDER
         if jax.process_count() > 1:
@@ -48,14 +49,14 @@ class Profile:
         self._tracing = False
 
     def step(self, number: int) -> contextlib.AbstractContextManager[None]:
-        """Around the call of a step, which gets its number in the trace."""
+        """Returns a context for the call of a step, which records its number."""
         if self._first <= number <= self._last and not self._tracing:
             jax.profiler.start_trace(self._folder)
             self._tracing = True
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
     def stepped(self, number: int, result: object) -> None:
-        """After the call; `result` is what the step will have computed."""
+        """Ends the trace after the call of the last step, once `result` is computed."""
         if self._tracing and number >= self._last:
             jax.block_until_ready(result)
             self._stop()

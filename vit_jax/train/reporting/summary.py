@@ -1,4 +1,4 @@
-"""The table a run starts with: what it runs on, what it trains, what it needs."""
+"""The table at the start of a run: devices, model, data, batch, memory."""
 
 import importlib.metadata
 import logging
@@ -19,14 +19,14 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 def log_summary(
     setup: Setup, workdir: str, step: int, memory: Any, waiting_bytes: int
 ) -> None:
-    """Logs one line a fact.
+    """Logs the summary of a run, one line per fact.
 
     Args:
       setup: the run.
-      workdir: where it writes.
-      step: where it starts.
+      workdir: the directory that it writes to.
+      step: the step that it starts from.
       memory: `memory_analysis()` of the compiled step, or None if there is none.
-      waiting_bytes: most memory that loaded images take on their way to the step.
+      waiting_bytes: maximum memory of loaded images that wait for a step.
     """
     config, mesh, model = setup.config, setup.mesh, setup.architecture
     device = mesh.devices.flat[0]
@@ -48,7 +48,7 @@ def log_summary(
         "backend": f"{device.platform}, {mesh.size} × {device.device_kind}, "
         f"process {jax.process_index() + 1} of {jax.process_count()}",
         "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        + f": parameters {held(state.params)} a device, "
+        + f": parameters {held(state.params)} per device, "
         f"optimiser state {held(state.opt_state)}"
         + f", averages {held(state.ema)}"
         * (config.ema_decay > 0),
@@ -60,12 +60,12 @@ def log_summary(
         f"{times(model.patch_size)}: {times(model.grid)} + "
         f"{model.num_prefix_tokens} tokens",
         "data": f"{config.dataset}: {', '.join(splits)}; {info.num_classes:,} classes",
-        "batch": f"{config.batch_size} = {per_device} a device"
+        "batch": f"{config.batch_size} = {per_device} per device"
         + f" = {config.accum_steps} × {per_device // config.accum_steps}"
         * (config.accum_steps > 1),
         "length": f"{'from step ' + format(step, ',') + ' to ' if step else ''}"
         f"{config.total_steps:,} steps of {examples / config.batch_size:.1f} "
-        f"an epoch = {config.total_steps * config.batch_size / examples:.1f} epochs",
+        f"per epoch = {config.total_steps * config.batch_size / examples:.1f} epochs",
         "input": _input(config, waiting_bytes),
         "memory": "; ".join(filter(None, (_memory(memory), host_memory.in_words()))),
         "directory": workdir,
@@ -85,5 +85,5 @@ def _input(config: Any, waiting_bytes: int) -> str:
 
 def _memory(memory: Any) -> str:
     if memory is None:
-        return "unknown: this backend's compiler does not tell"
-    return f"{byte_size(Bytes.of(memory).peak)} a device for the compiled step"
+        return "unknown: this backend's compiler does not report it"
+    return f"{byte_size(Bytes.of(memory).peak)} per device for the compiled step"

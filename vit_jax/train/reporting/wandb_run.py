@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, for those who ask for it: `config.wandb_project`."""
+"""Metrics in Weights & Biases, if `config.wandb_project` is set."""
 
 import importlib.util
 import logging
@@ -14,31 +14,31 @@ from vit_jax.train.processes import cluster
 
 logger = logging.getLogger(__name__)
 
-# In the work directory: which run it is there, so that a resumed one goes on with it.
+# In the work directory: the ID of the run there, so that a resumed run continues it.
 ID_FILE = "wandb_run_id.txt"
 
 
 def missing_wandb(config: Config) -> list[str]:
-    """Why it cannot work, known before anything is compiled."""
+    """Lists why metrics cannot be sent, before anything is compiled."""
     if config.wandb_project and importlib.util.find_spec("wandb") is None:
         return [
-            f"wandb_project={config.wandb_project!r} needs the package wandb: "
-            "pip install 'vit_jax[wandb]', or leave it empty"
+            f"wandb_project={config.wandb_project!r} needs the package wandb, which is "
+            "not installed; pip install 'vit_jax[wandb]', or leave the key empty"
         ]
     return []
 
 
 def wandb_runs(config: Config, workdir: str) -> "list[WandbRun]":
-    """One, or none: only the first process reports."""
+    """Makes the run to report to; none in processes other than the first."""
     wanted = config.wandb_project and cluster.first()
     return [WandbRun(config, locate(workdir))] if wanted else []
 
 
 class WandbRun:
-    """One run there. What fails is said once and never ends the training."""
+    """A run in Weights & Biases; a failure is logged once and never ends training."""
 
     def __init__(self, config: Config, workdir: Path):
-        """Starts the run, or goes on with the one of this work directory."""
+        """Starts the run, or continues the one of this work directory."""
         file = workdir / ID_FILE
         self._run: Any = None
         try:
@@ -51,26 +51,26 @@ class WandbRun:
                 id=file.read_text().strip(),
                 name=config.name,
                 resume="allow",
-                # Its own files are on a disk; without a name, where it puts them.
+                # Its own files need a disk; None is its default directory.
                 dir=None if in_bucket(workdir) else str(workdir),
                 config=to_plain(config),
-                allow_val_change=True,  # some keys may, when a run goes on
+                allow_val_change=True,  # some keys may change when a run resumes
             )
         except Exception as error:
             self._give_up(error)
 
     def write(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
-        """The same points as TensorBoard's."""
+        """Sends the points that TensorBoard gets."""
         values = {f"{split}/{name}": number for name, number in numbers.items()}
         try:
             if self._run is not None:
-                # What a resumed run says again of earlier steps is dropped there.
+                # Weights & Biases drops points that a resumed run sends again.
                 self._run.log(values, step=step)
         except Exception as error:
             self._give_up(error)
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the remaining points and ends the run."""
         try:
             if self._run is not None:
                 self._run.finish()
