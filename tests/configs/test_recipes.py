@@ -156,10 +156,8 @@ def test_augmentation_of_deit():
     assert (mixing.erasing_prob, setup.config.augment.repeats) == (0.25, 3)
     assert "timm_randaugment('rand-m9-mstd0.5-inc1')" in setup.config.augment.train
     image = np.zeros((300, 400, 3), np.uint8)
-    assert setup.train_transform(image, np.random.default_rng(0)).shape[:2] == (
-        224,
-        224,
-    )
+    chain = setup.train_transforms["image"]
+    assert chain(image, np.random.default_rng(0)).shape[:2] == (224, 224)
 
 
 def test_fine_tuning_of_the_paper():

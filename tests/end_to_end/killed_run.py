@@ -85,7 +85,7 @@ def arm(kind, step="", split="train"):
     elif kind == "compile":
         from vit_jax.train.setup import Setup
 
-        def patched_lower(self):
+        def patched_lower(self, choice=None):
             if step == "term":
                 # Once the handlers are set, while C code runs.
                 ask = os.kill, (os.getpid(), signal.SIGTERM)

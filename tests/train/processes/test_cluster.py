@@ -130,7 +130,7 @@ def test_the_runtimes_message_is_found_below_other_errors():
 def test_a_timed_out_wait_explains_what_to_do():
     code = """
 import sys
-from vit_jax.train import processes
+from vit_jax.train.processes import cluster
 cluster.START_TIMEOUT = 1
 with cluster.together("localhost:" + sys.argv[1], 2, 0):
     pass
