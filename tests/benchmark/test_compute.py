@@ -1,4 +1,4 @@
-"""What the speed of training and inference is said to be."""
+"""Tests of the reported speed of training and inference."""
 
 import json
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from vit_jax.errors import UserError
 
 @pytest.fixture
 def run(tmp_path, tiny_recipe, monkeypatch, capsys):
-    # The data set is not there.
+    # The data set does not exist.
     values = {"dataset": "cifar100", "eval_batch_size": 10, "model.depth": 1}
     recipe = tiny_recipe(tmp_path, **values)
     monkeypatch.setattr(peak, "_SIZE", {"cpu": 64})
@@ -47,7 +47,7 @@ def test_training_in_numbers(run):
     assert report["matmul_flops_source"] == "measured"
     share = rate / report["matmul_flops_per_second"]
     assert report["matmul_share"] == pytest.approx(share)
-    # Of a device: parameters, their two moments, and what the step needs besides.
+    # Per device: parameters, their two moments, and the step's other memory.
     params = 2 * 16 * 16 * 4 * 4
     assert 3 * params < report["peak_bytes"] < 100 * params
     assert report["peak_bytes_source"] == "compiler"
@@ -55,7 +55,7 @@ def test_training_in_numbers(run):
     assert row.items() <= report.items()
 
 
-def test_a_sweep_has_a_row_for_each_size_and_the_best_above(run):
+def test_sweep_has_all_sizes_and_the_best_at_the_top(run):
     sizes = "--batch_sizes=24,8,17"
     report = json.loads(run("--what=inference", sizes, "--json"))
     # Rounded up to the devices, as evaluation does.
@@ -64,7 +64,7 @@ def test_a_sweep_has_a_row_for_each_size_and_the_best_above(run):
     assert best.items() <= report.items()
 
 
-def test_people_get_a_table_in_which_what_does_not_fit_says_so(run, monkeypatch):
+def test_table_marks_sizes_that_do_not_fit(run, monkeypatch):
     measure = compute._measure
 
     def small_memory(config, *rest):
@@ -82,12 +82,12 @@ def test_people_get_a_table_in_which_what_does_not_fit_says_so(run, monkeypatch)
         run("--what=train", "--batch_sizes=32,64")
 
 
-def test_memory_that_is_not_there_is_seen(run):
+def test_real_lack_of_memory_is_recognised(run):
     with pytest.raises(UserError, match=r"eval_batch_size 1\d+: out of memory"):
         run("--what=inference", "--batch_sizes=100000000000")
 
 
-def test_what_is_no_lack_of_memory_is_not_hidden(run, monkeypatch):
+def test_other_errors_are_not_hidden(run, monkeypatch):
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
@@ -97,7 +97,7 @@ def test_what_is_no_lack_of_memory_is_not_hidden(run, monkeypatch):
 
 
 class Device:
-    """What a mesh of devices that are not there is made of."""
+    """A device of a mesh of absent devices."""
 
     def __init__(self, platform, device_kind):
         self.platform, self.device_kind = platform, device_kind
@@ -108,14 +108,14 @@ class Device:
     [
         ("tpu", "TPU v5 lite", "float32", (4 * 197e12, "data sheet")),
         ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", (4 * 989e12, "data sheet")),
-        # In float32 it is another number.
+        # The data sheet does not apply to float32.
         ("gpu", "NVIDIA H100 80GB HBM3", "float32", (4 * 16e9, "measured")),
         ("gpu", "NVIDIA Unheard-of", "bfloat16", (4 * 16e9, "measured")),
-        # Simulated devices are the same cores.
+        # Simulated devices share the same cores.
         ("cpu", "cpu", "bfloat16", (16e9, "measured")),
     ],
 )
-def test_a_peak_is_of_the_data_sheet_or_measured(
+def test_peak_is_from_the_data_sheet_or_measured(
     monkeypatch, platform, kind, dtype, expected
 ):
     def measure(self):
@@ -129,13 +129,13 @@ def test_a_peak_is_of_the_data_sheet_or_measured(
     assert (found.flops_per_second, found.source) == expected
 
 
-def test_a_peak_is_measured_with_products(monkeypatch):
+def test_peak_is_measured_with_products(monkeypatch):
     monkeypatch.setattr(peak, "_SIZE", {"cpu": 256})
     found = peak.Peak(sharding.make_mesh(data=1), "float32")
     assert 1e8 < found.flops_per_second < 1e14
 
 
-def test_a_state_is_made_where_it_lies(tiny_config):
+def test_state_is_made_on_its_devices(tiny_config):
     config = tiny_config(**{"mesh.data": 2, "mesh.fsdp": 4})
     mesh = compute._checked([config])
     state = compute.first_state(config, "train", mesh)
@@ -174,7 +174,7 @@ def test_compiling_is_timed_without_a_cache(tmp_path):
     ("arguments", "message"),
     [
         (["--what=train", "--batch_sizes=8,x,0"], "'x', '0'; expected whole numbers"),
-        (["--what=input", "--batch_sizes=8"], "is for train and inference"),
+        (["--what=input", "--batch_sizes=8"], "only to --what=train and --what=infer"),
         (["--what=train", "--batch_sizes=8,9,10"], "(?s)size=9 must be.*size=10 must"),
         (["--what=train", "--config.model.variant="], "does not open pretrained"),
     ],
