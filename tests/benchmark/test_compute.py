@@ -38,7 +38,7 @@ def test_training_in_numbers(run):
     assert report["images_per_second"] == pytest.approx(16e3 / ms["median"])
     assert report["steps"] >= 5
     assert report["compile_seconds"] > 0.01
-    # Five tokens of width 16; each product has two for its gradients.
+    # Five tokens of width 16; each product needs two more for its gradients.
     block = 4 * 5 * 16**2 + 2 * 5**2 * 16 + 2 * 5 * 16 * 32
     forward = 2 * (block + 4 * 48 * 16 + 16 * 100)
     assert report["model_flops_per_image"] == 3 * forward

@@ -106,7 +106,7 @@ def test_current_settings_are_not_suggested(plan_of):
         {"accum_steps": 4},
         {"accum_steps": 8},
     ]
-    # A batch of 64 on eight devices cannot be divided in sixteen and more.
+    # A batch of 64 on eight devices cannot be divided into sixteen or more parts.
     assert rows[2]["peak"] and not rows[2]["problem"]
     plan, prepare = plan_of(20_000, batch_size=16, **{"mesh.data": 8})
     problems = [row["problem"] for row in suggest.suggest(plan, prepare)["changes"]]

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from vit_jax.plan.chips import chip_of
 
-_SIZE = {"cpu": 2048}  # rows and columns of the measured product, by platform
+_SIZE = {"cpu": 2048}  # platform → rows and columns of the measured product
 _ROUNDS = 5
 
 

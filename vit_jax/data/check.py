@@ -1,6 +1,6 @@
-"""A quick check of a data set: its contents, and what a published set has beyond them.
+"""A quick check of a data set's contents, also against a published set.
 
-Takes seconds: labels are read only where that is quick, and one image per split.
+It takes seconds: labels are read only if that is quick, and one image per split.
 """
 
 import dataclasses

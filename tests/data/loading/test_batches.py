@@ -79,7 +79,7 @@ def labels(batches: list[dict]) -> list[int]:
     return np.concatenate([batch["label"] for batch in batches]).tolist()
 
 
-@pytest.mark.parametrize("batch_size", [5, 40])  # one task a batch, and several
+@pytest.mark.parametrize("batch_size", [5, 40])  # one task per batch, and several
 @pytest.mark.parametrize("num_threads", [1, 2, 8])
 def test_batches_do_not_depend_on_threads(num_threads, batch_size):
     source = Memory(17)

@@ -287,7 +287,9 @@ def test_claimed_sizes_must_match_the_file(tmp_path, save, monkeypatch):
 @pytest.mark.parametrize("compressed", [False, True])
 def test_describing_a_file_reads_no_images(save, compressed):
     pixels = RNG.integers(0, 256, (100, 200, 200, 2), np.uint8)  # 8 MB
-    open_dataset(save(images=images(60), labels=labels(60)))  # imports
+    open_dataset(
+        save(images=images(60), labels=labels(60))
+    )  # so that imports do not count
     path = save(compressed, images=pixels, labels=labels(100))
     tracemalloc.start()
     dataset = open_dataset(path)

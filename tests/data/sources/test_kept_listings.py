@@ -101,7 +101,7 @@ CHANGES = {
 def test_changes_are_noticed(root, listed, change):
     before, _ = listed()
     if change == "a folder gone":
-        (root / "train/c/other.jpg").touch()  # or a class would be missing
+        (root / "train/c/other.jpg").touch()  # otherwise a class would be missing
         settle(root)
     CHANGES[change](root)
     after, scanned = listed()

@@ -65,7 +65,7 @@ def test_exact_longer_side_is_not_rounded(rounding):
     [
         ("central_crop", 2, 3),
         ("central_crop(rounding='down')", 2, 3),
-        ("central_crop(rounding='nearest')", 2, 4),  # of 2.5 and 3.5 the even number
+        ("central_crop(rounding='nearest')", 2, 4),  # 2.5 and 3.5 are rounded to even
     ],
 )
 def test_central_crop_is_in_the_middle(chain, top, left):
@@ -159,7 +159,7 @@ def test_positions_are_uniform(library):
     boxes = np.array([draw((375, 500), random, area, aspect) for _ in range(10_000)])
     for offsets, lengths, whole in ((0, 2, 375), (1, 3, 500)):
         room = whole - boxes[:, lengths]
-        # A number of `room + 1` becomes one of [0, 1): uniform if they were.
+        # Maps an offset out of `room + 1` to [0, 1), uniformly if offsets are uniform.
         spread = (boxes[:, offsets] + random.random(len(boxes))) / (room + 1)
         assert stats.kstest(spread[room > 0], "uniform").pvalue > 0.01
         counts, _ = np.histogram(spread[room > 0], bins=20, range=(0, 1))

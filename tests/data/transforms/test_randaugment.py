@@ -87,7 +87,7 @@ def test_quirks_of_tensorflows_form():
     for magnitude, threshold in ((0, 0), (5, 128), (10, 0), (15, 128), (20, 0)):
         expected = np.where(ramp < threshold, ramp, 255 - ramp)
         np.testing.assert_array_equal(apply("Solarize", magnitude), expected)
-    # Away from 196, whatever the image; away from white, where it is larger.
+    # Away from 196, whatever the image; for a larger image, away from white.
     square = np.full((224, 224, 3), 190, np.uint8)
     assert np.unique(apply("Contrast", 5, square)) == [190]
     assert np.unique(apply("Contrast", 10, square)) == [184]  # 196 − 1.9 · 6 = 184.6
@@ -149,7 +149,7 @@ def test_tensorflows_form_draws_each_operation_equally_often(monkeypatch):
     assert len(OPERATORS) == 16
     counts = [chosen.count(name) for name in OPERATORS]
     assert stats.chisquare(counts).pvalue > 0.01
-    # With replacement, and the layers independent of each other.
+    # Drawn with replacement; the layers are independent of each other.
     pairs = np.array(chosen).reshape(-1, 3)
     same = int((pairs[:, 0] == pairs[:, 1]).sum())
     assert stats.binomtest(same, 1600, 1 / 16).pvalue > 0.01
@@ -177,7 +177,7 @@ def test_timms_form_draws_each_operation_equally_often_and_half_of_the_time(
     assert len(table) == 15
     counts = [chosen.count(name) for name in table]
     assert stats.chisquare(counts).pvalue > 0.01
-    # Normal around 0.9, what exceeds 1 being 1: 2.3 % of it.
+    # Normal around 0.9, clipped to 1, which affects 2.3 % of the draws.
     below = np.array([level for level in levels if level < 1])
     assert max(levels) == 1
     assert stats.binomtest(len(below), len(levels), stats.norm.cdf(2)).pvalue > 0.01

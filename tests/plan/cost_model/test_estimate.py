@@ -68,7 +68,7 @@ def test_trip_count_of_unrolled_loops():
     plus = "  %by = s32[] constant(4)\n  %more = s32[] add(%counter, %by)\n"
     unrolled = TEXT.replace(f"{root}%counter", f"{plus}{root}%more")
     assert unrolled != TEXT
-    # Ten by fours are three rounds.
+    # Ten in increments of four take three rounds.
     assert estimate(TEXT, CHIP).cyc_seconds - estimate(
         unrolled, CHIP
     ).cyc_seconds == pytest.approx(7 * 3_000 / 1e9)

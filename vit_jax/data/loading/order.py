@@ -26,7 +26,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 
 class Order(Protocol):
-    """Position in the stream → index of the example in its source."""
+    """A mapping from a position in the stream to the example's index in its source."""
 
     def __getitem__(self, position: int) -> int: ...
 
@@ -142,7 +142,7 @@ class _Weighted:
         if not weights.sum() > 0:
             raise UserError(
                 "all examples have weight 0; sampling by weight needs weights above 0: "
-                "give some examples one, or use uniform sampling"
+                "give some examples a weight, or use uniform sampling"
             )
         self._ends = np.cumsum(weights) / weights.sum()
         self._seed = seed

@@ -96,7 +96,7 @@ def _list(path: str, scan: "_Scan") -> Listing:
     if not all(entries.values()):
         raise UserError(
             f"{path} has {len(entries['train'])} image(s), too few to hold one out for "
-            "evaluation. Add images, or put some below FOLDER/val."
+            "evaluation. Add images, or put some into FOLDER/val."
         )
     files = {split: Files.of(listed) for split, listed in entries.items()}
     called = f"the folder {path}"

@@ -16,7 +16,7 @@ SPLITS = ("train", *EVALUATION_NAMES)
 SEPARATOR = "|"  # of several labels in one cell
 EXPECTED = (
     f"Expected columns: {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}, relative "
-    "to the table's folder; label, or labels for several; if wanted weight (at least "
+    "to the table's folder; label, or labels for several; optionally weight (at least "
     f"0) and split ({', '.join(SPLITS)})."
 )
 _SHOWN = 10  # problems; all are counted

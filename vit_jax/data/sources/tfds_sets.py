@@ -28,8 +28,8 @@ EVALUATION_SPLITS = ("validation", "val", "valid", "test")
 _NAME = re.compile(r"([\w-]+:)?\w+(/[\w.,=-]+)?(:[\w.*]+)?")
 TRAIN_PART, HELD_OUT_PART = "[:90%]", "[90%:]"
 
-_LONG_TO_READ = 2**30  # bytes; some seconds
-_STANDARD_ERROR = 2  # by number: notebooks and tests replace sys.stderr
+_LONG_TO_READ = 2**30  # bytes, which take some seconds
+_STANDARD_ERROR = 2  # the file descriptor, as notebooks and tests replace sys.stderr
 
 
 def open_set(location: str, data_dir: str) -> "TfdsContents":
