@@ -1,4 +1,7 @@
-"""`python -m vit_jax.prepare` for folders and tables; see also data/test_tfds_sets."""
+"""Tests of `python -m vit_jax.prepare` for folders and tables.
+
+tests/data/sources/test_tfds_sets.py covers tensorflow-datasets sets.
+"""
 
 import pathlib
 
@@ -22,7 +25,7 @@ def root(tmp_path):
     return tmp_path / "Pets 1"
 
 
-def test_a_folder_and_a_table(root, tmp_path, run_command, capfd):
+def test_prepares_a_folder_and_a_table(root, tmp_path, run_command, capfd):
     table = tmp_path / "list.csv"
     rows = [f"{path},{path.parent.name}" for path in sorted(root.glob("*/*"))]
     table.write_text("\n".join(["path,label", *rows]))
@@ -33,7 +36,7 @@ def test_a_folder_and_a_table(root, tmp_path, run_command, capfd):
         f"prepared {dataset} in {folder}"
         for dataset, folder in zip((root, table), folders, strict=True)
     ]
-    # Not on a terminal: one line per file, and how to use the result.
+    # Not on a terminal: a line for each file, and how to use the result.
     lines = err.splitlines()
     assert lines[1] == "40/40 images: pets_1-val.array_record-00000-of-00001"
     assert lines[2].endswith(f"; to use it: --config.dataset={folders[0]}")
@@ -46,7 +49,7 @@ def test_a_folder_and_a_table(root, tmp_path, run_command, capfd):
         assert [one.image for one in ours] == [one.image for one in theirs]
 
 
-def test_unreadable_images_and_their_allowed_share(root, tmp_path, run_command, capfd):
+def test_unreadable_images_and_the_share_allowed(root, tmp_path, run_command, capfd):
     for k in range(12):
         (root / "a" / f"bad{k}.png").write_bytes(b"no image")
     arguments = (root, f"--data_dir={tmp_path / 'sets'}")
@@ -59,13 +62,13 @@ def test_unreadable_images_and_their_allowed_share(root, tmp_path, run_command, 
     assert len(named) == 11
     assert "bad" in named[0]
     assert named[-1] == (
-        f"left out: 12 in all, see {tmp_path}/sets/pets_1/1.0.0/prepared_from.json"
+        f"left out: 12 in total, see {tmp_path}/sets/pets_1/1.0.0/prepared_from.json"
     )
     with pytest.raises(SystemExit, match=r"max_bad_share"):
         run_command(prepare, *arguments, "--max_bad_share=1.5")
 
 
-def test_a_bar_on_a_terminal(root, tmp_path, run_command, capfd, monkeypatch):
+def test_shows_a_bar_on_a_terminal(root, tmp_path, run_command, capfd, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     run_command(prepare, root, f"--data_dir={tmp_path / 'sets'}")
@@ -75,9 +78,7 @@ def test_a_bar_on_a_terminal(root, tmp_path, run_command, capfd, monkeypatch):
     assert out.count("\n") == 1
 
 
-def test_data_that_cannot_be_prepared_do_not_stop_the_rest(
-    root, tmp_path, run_command, monkeypatch
-):
+def test_failures_do_not_stop_the_rest(root, tmp_path, run_command, monkeypatch):
     np.savez(
         tmp_path / "x.npz", images=np.zeros((30, 4, 4), np.uint8), labels=[0, 1] * 15
     )
@@ -86,14 +87,14 @@ def test_data_that_cannot_be_prepared_do_not_stop_the_rest(
     with pytest.raises(SystemExit) as error:
         run_command(prepare, *names, f"--data_dir={tmp_path / 'sets'}")
     found = str(error.value)
-    assert "'digits' (digits) is held in memory, there is nothing to prepare" in found
+    assert "'digits' (digits) is held in memory and needs no preparing" in found
     assert "x.npz' (arrays) is held in memory" in found
     assert f"there is no folder {tmp_path / 'gone'}" in found
     assert "preparing 'cifar10' needs TensorFlow" in found
     assert open_dataset(str(tmp_path / "sets" / "pets_1")).info.num_classes == 2
 
 
-def test_a_folder_in_another_format_needs_tensorflow(run_command, monkeypatch):
+def test_folder_in_another_format_needs_tensorflow(run_command, monkeypatch):
     monkeypatch.setattr(tfds_sets, "tensorflow_is_installed", lambda: False)
     folder = SETS / "tiny_tfrecord"
     with pytest.raises(
@@ -103,7 +104,7 @@ def test_a_folder_in_another_format_needs_tensorflow(run_command, monkeypatch):
     assert str(error.value).endswith(f"python -m vit_jax.prepare {folder}")
 
 
-def test_an_already_prepared_folder(run_command, capfd, monkeypatch):
+def test_folder_that_is_already_prepared(run_command, capfd, monkeypatch):
     monkeypatch.setattr(tfds_sets, "tensorflow_is_installed", lambda: True)
     run_command(prepare, SETS / "tiny_digits")
     expected = f"prepared {SETS}/tiny_digits in {SETS}/tiny_digits/1.0.0\n"

@@ -1,16 +1,18 @@
-"""Prepares data sets as ArrayRecord files, which are read at random and fast; once.
+"""Preparation of data sets, once, as ArrayRecord files with fast random access.
 
     python -m vit_jax.prepare NAME|FOLDER|TABLE … [--data_dir=DIR]
 
-A folder of images or a table of them becomes DIR/<its name>/1.0.0. Every image is
-decoded once to see that it can be; its bytes are kept as they are. What cannot be read
-is named and left out. Nothing but this package is needed.
+A folder or table of images becomes DIR/<its name>/1.0.0. Every image is decoded once as
+a check; its bytes are stored unchanged. Images that cannot be read are reported and
+left out. Nothing but this package is needed.
 
-A name is one of tensorflow-datasets, which downloads and prepares it. That needs
-TensorFlow (pip install 'vit_jax[prepare]'); reading the result does not. A set that is
-there in another format, under its name or in the folder given, is converted beside it.
+A name is that of a tensorflow-datasets set, which is downloaded and prepared. That
+needs TensorFlow (pip install 'vit_jax[prepare]'); reading the result does not. A set
+that exists in another format, under its name or in the given folder, is converted; the
+new files are stored beside the old ones.
 
-A command that was stopped goes on where it was. A set shows only when it is complete.
+A command that was stopped continues where it stopped. A set becomes visible only when
+it is complete.
 """
 
 import contextlib
@@ -32,13 +34,13 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "data_dir",
     "",
-    "Where tensorflow-datasets keeps its sets; empty = its default.",
+    "where tensorflow-datasets stores data sets; empty = its default",
     flag_values=FLAGS,
 )
 flags.DEFINE_float(
     "max_bad_share",
     0.01,
-    "Of a folder's or a table's images, may be unreadable; they are left out.",
+    "largest share of unreadable images in a folder or table; they are left out",
     lower_bound=0.0,
     upper_bound=1.0,
     flag_values=FLAGS,
@@ -47,16 +49,16 @@ FILE_FORMAT = "array_record"
 
 
 def prepare(dataset: str, data_dir: str = "", max_bad_share: float = 0.01) -> str:
-    """Makes a data set readable at random and returns the folder it lies in.
+    """Prepares a data set for random access and returns its folder.
 
     Args:
       dataset: a name or folder of tensorflow-datasets; a folder of images; a table.
-      data_dir: where tensorflow-datasets keeps its sets; "" = its default.
-      max_bad_share: of the images of a folder or table.
+      data_dir: where tensorflow-datasets stores data sets; "" = its default.
+      max_bad_share: largest share of unreadable images in a folder or table.
 
     Raises:
-      UserError: there is no such set; or it cannot be read, downloaded or written; or
-        TensorFlow is needed and not installed; with the reason and what to do.
+      UserError: there is no such set; it cannot be read, downloaded or written; or
+        TensorFlow is needed but not installed. The message says why and what to do.
     """
     from vit_jax.data.sources.datasets import open_dataset
     from vit_jax.data.sources.listings import ListedImages
@@ -64,22 +66,21 @@ def prepare(dataset: str, data_dir: str = "", max_bad_share: float = 0.01) -> st
     opened = open_dataset(dataset, data_dir)
     if opened.kind == "tensorflow-datasets":
         return _prepare_tfds(opened.location, data_dir)
-    # It has to have a split to train on.
+    # Only sets with a training split are prepared.
     source = opened.contents.split(opened.info.train_split)
     if not isinstance(source, ListedImages):
         raise UserError(
-            f"{dataset!r} ({opened.kind}) is held in memory, there is nothing to "
-            "prepare. Expected a name of tensorflow-datasets, a folder of images, or a "
-            "table."
+            f"{dataset!r} ({opened.kind}) is held in memory and needs no preparing. "
+            "Expected a name of tensorflow-datasets, a folder of images, or a table."
         )
     return _prepare_images(source.listing, opened.location, data_dir, max_bad_share)
 
 
 def main(arguments: list[str]) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     if not arguments:
         raise UserError(
-            "expected the name of one dataset, found 0: "
+            "found no dataset, expected at least one: "
             "python -m vit_jax.prepare NAME|FOLDER|TABLE … [--data_dir=DIR]"
         )
     problems = []
@@ -109,7 +110,7 @@ def _prepare_images(listing, path: str, data_dir: str, max_bad_share: float) -> 
     if len(written.left_out) > 10:
         file = os.path.join(written.folder, FROM_FILE)
         print(
-            f"left out: {len(written.left_out):,} in all, see {file}", file=sys.stderr
+            f"left out: {len(written.left_out):,} in total, see {file}", file=sys.stderr
         )
     counts = ", ".join(f"{split} {n:,}" for split, n in written.num_examples.items())
     print(f"{counts}; to use it: --config.dataset={written.folder}", file=sys.stderr)
@@ -118,7 +119,7 @@ def _prepare_images(listing, path: str, data_dir: str, max_bad_share: float) -> 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Any]:
-    """A bar on a terminal, a line for each file elsewhere."""
+    """Shows progress: a bar on a terminal, otherwise a line for each file."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -168,8 +169,8 @@ def _prepare_tfds(name: str, data_dir: str) -> str:
     except Exception as error:  # the network, the disk, a manual download …
         raise UserError(
             f"{name!r} could not be prepared in {builder.data_dir}: "
-            f"{type(error).__name__}: {error}\nIf the files must be downloaded by "
-            "hand, put them where the message says and run this command again; "
+            f"{type(error).__name__}: {error}\nIf the files must be downloaded "
+            "manually, put them where the message says and run this command again; "
             "extracted folders of images can be used directly as the dataset."
         ) from error
     return str(builder.data_dir)
@@ -190,7 +191,7 @@ def _convert(builder) -> None:
             partial = destination.with_name(f"incomplete.{destination.name}")
             wanted.write_examples(partial, enumerate(records))
             partial.replace(destination)
-    # Last, so that a set cut off half-way is not taken for a complete one.
+    # Last, so that an interrupted conversion is not taken for a complete one.
     proto = dataset_info.read_proto_from_builder_dir(builder.data_dir)
     proto.alternative_file_formats.append(FILE_FORMAT)
     dataset_info.write_dataset_info_proto(proto, dataset_info_dir=builder.data_path)

@@ -1,4 +1,4 @@
-"""Reports of the speed of training and inference."""
+"""Tests of the reported speed of training and inference."""
 
 import json
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def test_training_in_numbers(run):
     assert report["images_per_second"] == pytest.approx(16e3 / ms["median"])
     assert report["steps"] >= 5
     assert report["compile_seconds"] > 0.01
-    # Five tokens of width 16; each product has two for its gradients.
+    # Five tokens of width 16; each product needs two more for its gradients.
     block = 4 * 5 * 16**2 + 2 * 5**2 * 16 + 2 * 5 * 16 * 32
     forward = 2 * (block + 4 * 48 * 16 + 16 * 100)
     assert report["model_flops_per_image"] == 3 * forward
@@ -55,16 +55,16 @@ def test_training_in_numbers(run):
     assert row.items() <= report.items()
 
 
-def test_a_sweep_has_a_row_for_each_size_and_the_best_above(run):
+def test_sweep_has_all_sizes_and_the_best_at_the_top(run):
     sizes = "--batch_sizes=24,8,17"
     report = json.loads(run("--what=inference", sizes, "--json"))
-    # Rounded up to a multiple of the devices, as in evaluation.
+    # Rounded up to the devices, as evaluation does.
     assert [row["batch_size"] for row in report["sweep"]] == [8, 24, 24]
     best = max(report["sweep"], key=lambda row: row["images_per_second"])
     assert best.items() <= report.items()
 
 
-def test_the_table_marks_sizes_that_do_not_fit(run, monkeypatch):
+def test_table_marks_sizes_that_do_not_fit(run, monkeypatch):
     measure = compute._measure
 
     def small_memory(config, *rest):
@@ -82,12 +82,12 @@ def test_the_table_marks_sizes_that_do_not_fit(run, monkeypatch):
         run("--what=train", "--batch_sizes=32,64")
 
 
-def test_a_lack_of_memory_is_recognised(run):
+def test_real_lack_of_memory_is_recognised(run):
     with pytest.raises(UserError, match=r"eval_batch_size 1\d+: out of memory"):
         run("--what=inference", "--batch_sizes=100000000000")
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(run, monkeypatch):
+def test_other_errors_are_not_hidden(run, monkeypatch):
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
@@ -97,7 +97,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(run, monkeypatch):
 
 
 class Device:
-    """A device that is not present, for a mesh."""
+    """A device of a mesh of absent devices."""
 
     def __init__(self, platform, device_kind):
         self.platform, self.device_kind = platform, device_kind
@@ -108,14 +108,14 @@ class Device:
     [
         ("tpu", "TPU v5 lite", "float32", (4 * 197e12, "data sheet")),
         ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", (4 * 989e12, "data sheet")),
-        # In float32 the number is different.
+        # The data sheet does not apply to float32.
         ("gpu", "NVIDIA H100 80GB HBM3", "float32", (4 * 16e9, "measured")),
         ("gpu", "NVIDIA Unheard-of", "bfloat16", (4 * 16e9, "measured")),
         # Simulated devices share the same cores.
         ("cpu", "cpu", "bfloat16", (16e9, "measured")),
     ],
 )
-def test_the_peak_comes_from_the_data_sheet_or_is_measured(
+def test_peak_is_from_the_data_sheet_or_measured(
     monkeypatch, platform, kind, dtype, expected
 ):
     def measure(self):
@@ -129,13 +129,13 @@ def test_the_peak_comes_from_the_data_sheet_or_is_measured(
     assert (found.flops_per_second, found.source) == expected
 
 
-def test_a_peak_is_measured_with_products(monkeypatch):
+def test_peak_is_measured_with_products(monkeypatch):
     monkeypatch.setattr(peak, "_SIZE", {"cpu": 256})
     found = peak.Peak(sharding.make_mesh(data=1), "float32")
     assert 1e8 < found.flops_per_second < 1e14
 
 
-def test_a_state_is_created_sharded(tiny_config):
+def test_state_is_made_on_its_devices(tiny_config):
     config = tiny_config(**{"mesh.data": 2, "mesh.fsdp": 4})
     mesh = compute._checked([config])
     state = compute.first_state(config, "train", mesh)
@@ -174,7 +174,7 @@ def test_compiling_is_timed_without_a_cache(tmp_path):
     ("arguments", "message"),
     [
         (["--what=train", "--batch_sizes=8,x,0"], "'x', '0'; expected whole numbers"),
-        (["--what=input", "--batch_sizes=8"], "is for train and inference"),
+        (["--what=input", "--batch_sizes=8"], "only to --what=train and --what=infer"),
         (["--what=train", "--batch_sizes=8,9,10"], "(?s)size=9 must be.*size=10 must"),
         (["--what=train", "--config.model.variant="], "does not open pretrained"),
     ],

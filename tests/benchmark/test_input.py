@@ -1,4 +1,4 @@
-"""Reports of the input's speed."""
+"""Tests of the reported speed of the input."""
 
 import json
 
@@ -19,7 +19,7 @@ def run(tmp_path, tiny_recipe, monkeypatch, capsys):
     return run
 
 
-def test_one_object_with_every_number(run):
+def test_json_has_every_number(run):
     report = json.loads(run("--what=input", "--seconds", "0.3", "--json"))
     rate = report["images_per_second"]
     assert 16 / 0.3 < rate < 1e6
@@ -35,7 +35,7 @@ def test_one_object_with_every_number(run):
     assert report["peak_bytes"] > 50e6
 
 
-def test_without_json_the_output_is_a_table(run):
+def test_prints_a_table(run):
     text = run("--seconds=0.1", "--config.loader_threads=1")
     assert "images/s/core" in text
     assert "whole pipeline: " in text
@@ -44,7 +44,7 @@ def test_without_json_the_output_is_a_table(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--what=sleep"], "--what=sleep: choose from train, inference, input"),
+        (["--what=sleep"], "--what=sleep: expected one of train, inference, input"),
         (["--seconds=0"], "seconds"),
         (["--config.batch=1"], "batch: no such key"),
         (["--waht=input"], "waht"),

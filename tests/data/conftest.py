@@ -1,4 +1,4 @@
-"""Writes small prepared sets of tensorflow-datasets, without TensorFlow."""
+"""A fixture that writes small prepared tensorflow-datasets sets without TensorFlow."""
 
 import io
 import json
@@ -20,7 +20,7 @@ def write_set(tmp_path):
 
 
 def _write_set(root, features: dict, splits: dict[str, list[dict]], shards: int = 1):
-    """Folder of the set "small"; an example without an image gets a grey one."""
+    """Writes the set "small"; examples without an image get a grey one."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
 

@@ -1,4 +1,4 @@
-"""`python -m vit_jax.data`: what is there, and what is missing of a published set."""
+"""Tests of `python -m vit_jax.data`: contents, and differences from a published set."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def write(path, size=(6, 4)):
 
 @pytest.fixture
 def root(tmp_path):
-    """Train: 3 × a, 5 × b, 2 × c; val: 1 × a, 2 × b, 4 × c."""
+    """A folder with train: 3 × a, 5 × b, 2 × c; val: 1 × a, 2 × b, 4 × c."""
     counts = {"train": (3, 5, 2), "val": (1, 2, 4)}
     for split, numbers in counts.items():
         for name, number in zip("abc", numbers, strict=True):
@@ -35,7 +35,7 @@ def root(tmp_path):
     return tmp_path / "set"
 
 
-def test_a_folder(root, run_command, capsys):
+def test_reports_a_folder(root, run_command, capsys):
     run_command(command, root)
     text = capsys.readouterr().out
     assert text.splitlines()[0] == f"{root} (image folder)"
@@ -71,7 +71,7 @@ def test_a_folder(root, run_command, capsys):
         ),
     ],
 )
-def test_other_kinds(dataset, kind, splits, run_command, capsys):
+def test_reports_other_kinds(dataset, kind, splits, run_command, capsys):
     run_command(command, dataset, "--json")
     found = json.loads(capsys.readouterr().out)
     assert found["kind"] == kind
@@ -83,12 +83,12 @@ def test_other_kinds(dataset, kind, splits, run_command, capsys):
     assert counted == (0 if found["multi_label"] else 2)
 
 
-def test_the_digits_are_like_themselves(run_command, capsys):
+def test_digits_match_their_own_preset(run_command, capsys):
     run_command(command, "digits", "--like=digits", "--json")
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
-def test_no_image_is_decoded_but_two(root, monkeypatch):
+def test_decodes_one_image_per_split(root, monkeypatch):
     opened = []
 
     def counted(data, channels, name, fast):
@@ -100,13 +100,13 @@ def test_no_image_is_decoded_but_two(root, monkeypatch):
     assert len(opened) == 2
 
 
-def test_labels_that_take_long_to_read_are_not_counted(monkeypatch):
+def test_slow_labels_are_not_counted(monkeypatch):
     monkeypatch.setattr(tfds_sets, "_LONG_TO_READ", 6000)
     report = check(f"{SETS}/tiny_digits")
     assert list(report.class_counts) == ["test"]
 
 
-def test_an_image_that_cannot_be_decoded_is_wrong(root, run_command, capsys):
+def test_undecodable_image_is_a_problem(root, run_command, capsys):
     for path in (root / "val").glob("*/*"):
         path.write_bytes(b"x")
     with pytest.raises(SystemExit) as exit_:
@@ -119,7 +119,7 @@ def test_an_image_that_cannot_be_decoded_is_wrong(root, run_command, capsys):
 
 @pytest.fixture
 def imagenet_root(tmp_path, monkeypatch):
-    """Four classes of which the preset expects two images each, one to evaluate on."""
+    """Four classes; the preset expects two training images and one validation image."""
     names = imagenet.class_names()[:4]
     monkeypatch.setattr(imagenet, "class_names", lambda: names)
     monkeypatch.setitem(check_module._SMALLEST, "imagenet2012", (2, 1))
@@ -140,26 +140,28 @@ def problems(root):
     return check(str(root), like="imagenet2012").problems
 
 
-def test_a_complete_copy(imagenet_root, run_command):
+def test_complete_copy_has_no_problems(imagenet_root, run_command):
     assert problems(imagenet_root) == []
     run_command(command, imagenet_root, "--like=imagenet2012")
 
 
-def test_what_a_copy_lacks(imagenet_root, run_command, capsys):
+def test_incomplete_copy_lists_its_problems(imagenet_root, run_command, capsys):
     names = imagenet.class_names()
     (imagenet_root / "train" / names[1] / f"{names[1]}_0.JPEG").unlink()
     (imagenet_root / "val" / names[2] / "ILSVRC2012_val_1.JPEG").unlink()
     (imagenet_root / "train" / names[3]).rename(imagenet_root / "train" / "other")
     found = problems(imagenet_root)
     assert (
-        f"val has classes that {imagenet_root}/train has not: '{names[3]}'" in found[0]
+        f"val has classes that {imagenet_root}/train does not have: '{names[3]}'"
+        in found[0]
     )
     assert found[1:] == [
         "1 unknown class(es): other",
         "train: 7 examples, 1 too few; imagenet2012 has 8",
-        f"train: 2 class(es) of fewer than 2 examples: {names[1]} (1), {names[3]} (0)",
+        "train: 2 class(es) with fewer than 2 examples: "
+        f"{names[1]} (1), {names[3]} (0)",
         "val: 3 examples, 1 too few; imagenet2012 has 4",
-        f"val: 2 class(es) of fewer than 1 examples: {names[2]} (0), other (0)",
+        f"val: 2 class(es) with fewer than 1 examples: {names[2]} (0), other (0)",
     ]
     with pytest.raises(SystemExit) as exit_:
         run_command(command, imagenet_root, "--like=imagenet2012", "--json")
@@ -167,13 +169,13 @@ def test_what_a_copy_lacks(imagenet_root, run_command, capsys):
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 6
 
 
-def test_nothing_to_evaluate_on(imagenet_root):
+def test_missing_evaluation_split_is_a_problem(imagenet_root):
     (imagenet_root / "val").rename(imagenet_root / "elsewhere")
     (found,) = problems(imagenet_root)
     assert found.startswith("nothing to evaluate on (imagenet2012 has validation)")
 
 
-def test_classes_missing_altogether_and_more_than_are_shown(imagenet_root, tmp_path):
+def test_long_lists_of_missing_classes_are_shortened(imagenet_root, tmp_path):
     names = imagenet.class_names()
     for split in ("train", "val"):
         (imagenet_root / split / names[0]).rename(tmp_path / f"{split}-gone")
@@ -186,7 +188,7 @@ def test_classes_missing_altogether_and_more_than_are_shown(imagenet_root, tmp_p
     assert found[2] == "train: 18 examples, 10 too many; imagenet2012 has 8"
 
 
-def test_a_preset_whose_classes_are_not_known_here_is_compared_by_number(root):
+def test_preset_without_class_names_is_compared_by_number(root):
     found = check(str(root), like="cifar10").problems
     assert found[0] == "3 classes; cifar10 has 10"
     assert found[1] == "train: 10 examples, 49,990 too few; cifar10 has 50,000"
@@ -195,11 +197,11 @@ def test_a_preset_whose_classes_are_not_known_here_is_compared_by_number(root):
 def test_wrong_arguments(run_command, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_sets, "tensorflow_is_installed", lambda: True)
     for arguments, message in (
-        ((), "expected one data set, found 0"),
-        (("a", "b"), "expected one data set, found 2"),
+        ((), "found 0 data sets, expected one"),
+        (("a", "b"), "found 2 data sets, expected one"),
         (("digits", "--like=imagenet"), "--like=imagenet: expected one of digits, cif"),
         ((tmp_path / "gone",), "there is no folder"),
-        # It is never prepared for a look at it.
+        # A set is never prepared just to be checked.
         (
             ("cifar10", f"--data_dir={tmp_path}"),
             "the dataset 'cifar10' is not prepared",
@@ -211,7 +213,7 @@ def test_wrong_arguments(run_command, tmp_path, monkeypatch):
         check("")
 
 
-def test_names_that_are_no_text(root, run_command, capsys):
+def test_names_that_are_not_utf8(root, run_command, capsys):
     for path in [*(root / "train").glob("*/*.png"), *(root / "val").glob("*/*.png")]:
         path.rename(path.with_name(f"\udcff{path.name}"))
     run_command(command, root)
@@ -219,7 +221,7 @@ def test_names_that_are_no_text(root, run_command, capsys):
     assert np.asarray(check(str(root)).class_counts["train"]).tolist() == [3, 5, 2]
 
 
-def test_what_can_only_be_evaluated(tmp_path):
+def test_evaluation_split_alone(tmp_path):
     for name in ("n01440764", "n01443537"):
         path = tmp_path / "val" / name / "0.png"
         path.parent.mkdir(parents=True)

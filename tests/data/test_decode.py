@@ -1,4 +1,4 @@
-"""Files of every format and colour mode, and files that are broken."""
+"""Tests of decoding: every format and colour mode, and broken files."""
 
 import importlib.resources
 import io
@@ -39,13 +39,13 @@ def encode(image: Image.Image, file_format: str, **options) -> bytes:
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
-    """A part of a PNG file."""
+    """Makes a chunk of a PNG file."""
     check = zlib.crc32(kind + body)
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
 
 
 def centres(pixels: np.ndarray) -> np.ndarray:
-    """The middle of each quadrant, [4, c]."""
+    """Returns the middle pixel of each quadrant, [4, c]."""
     h, w, _ = pixels.shape
     return np.stack(
         [pixels[y, x] for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)]
@@ -53,7 +53,7 @@ def centres(pixels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
-def test_every_format_gives_its_colours(file_format):
+def test_every_format_keeps_its_colours(file_format):
     image = Image.fromarray(quadrants())
     decoded = decode(encode(image, file_format), name="x")
     assert decoded.dtype == np.uint8
@@ -63,14 +63,14 @@ def test_every_format_gives_its_colours(file_format):
     assert file_format in FORMATS
 
 
-def test_grey_becomes_three_equal_channels_and_one_on_request():
+def test_grey_becomes_one_or_three_equal_channels():
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     data = encode(Image.fromarray(grey), "PNG")
     np.testing.assert_array_equal(decode(data), np.repeat(grey[:, :, None], 3, 2))
     np.testing.assert_array_equal(decode(data, channels=1), grey[:, :, None])
 
 
-def test_colour_becomes_luminance_when_one_channel_is_asked_for():
+def test_colour_becomes_luminance_in_one_channel():
     data = encode(Image.new("RGB", (4, 4), (200, 100, 50)), "PNG")
     expected = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
     assert abs(int(decode(data, channels=1)[0, 0, 0]) - expected) <= 1
@@ -83,7 +83,7 @@ def test_bilevel_is_black_and_white():
 
 
 @pytest.mark.parametrize("transparency", [None, 1, bytes([255, 0, 128, 7])])
-def test_palette_gives_its_colours_whatever_its_transparency(transparency):
+def test_palette_keeps_colours_with_any_transparency(transparency):
     image = Image.new("P", (4, 1))
     image.putpalette([*RED, *GREEN, *BLUE, *GREY])
     image.putdata([0, 1, 2, 3])
@@ -102,7 +102,7 @@ def test_alpha_is_dropped_not_blended():
 
 
 def test_cmyk_jpeg():
-    # Cyan, magenta, yellow, black inks of 0…255; a colour is what the inks leave.
+    # Cyan, magenta, yellow and black inks, 0…255, are subtracted from white.
     inks = np.zeros((16, 16, 4), np.uint8)
     inks[:, :] = (200, 0, 0, 50)
     data = encode(Image.fromarray(inks, "CMYK"), "JPEG", quality=95)
@@ -113,7 +113,7 @@ def test_cmyk_jpeg():
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_keeps_its_upper_eight(file_format):
+def test_sixteen_bit_grey_keeps_its_upper_bits(file_format):
     wide = np.array([[0, 255, 256, 0x1234], [0x7FFF, 0x8000, 0xFF00, 0xFFFF]], "<u2")
     data = encode(Image.fromarray(wide), file_format)
     expected = np.array([[0, 0, 1, 0x12], [0x7F, 0x80, 0xFF, 0xFF]])
@@ -139,7 +139,7 @@ def test_exif_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = quadrants()
-    # How the camera stored it: the inverse of what a viewer must do (EXIF 2.3 §4.6.4).
+    # The camera stores the inverse of the viewer's transform (EXIF 2.3 §4.6.4).
     stored = {
         1: lambda x: x,
         2: lambda x: x[:, ::-1],
@@ -157,7 +157,7 @@ def test_exif_orientation_is_applied(orientation):
 
 
 def noise(height: int, width: int, mode: str = "RGB") -> Image.Image:
-    """Coarse noise, in which every difference of decoders shows."""
+    """Makes coarse noise, which shows every difference between decoders."""
     random = np.random.default_rng(height * width)
     small = random.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
     return Image.fromarray(small).resize((width, height)).convert(mode)
@@ -169,11 +169,11 @@ def noise(height: int, width: int, mode: str = "RGB") -> Image.Image:
     {"progressive": True}, {"keep_rgb": True}, {"quality": 5},
     {"icc_profile": b"x" * 100}, {"comment": b"Exif\0\0 said in passing"},
 ])  # fmt: skip
-def test_plain_jpegs_are_decoded_to_pillow_s_pixels(mode, size, options, monkeypatch):
+def test_plain_jpegs_have_pillows_pixels(mode, size, options, monkeypatch):
     data = encode(noise(*size, mode), "JPEG", **options)
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image.convert("RGB"))
-    if "comment" not in options:  # and without Pillow
+    if "comment" not in options:  # these must not need Pillow
         monkeypatch.setattr(Image, "open", None)
     np.testing.assert_array_equal(decode(data), expected)
     if mode == "L":
@@ -189,7 +189,7 @@ BOXES = [
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1", None])
 @pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 2}])
-def test_a_box_of_a_jpeg_is_decoded_no_further_than_its_end(
+def test_jpeg_box_is_decoded_only_to_its_last_row(
     channels, subsampling, options, monkeypatch
 ):
     picture = noise(70, 47, "RGB" if subsampling and channels == 3 else "L")
@@ -224,7 +224,7 @@ def test_fast_decoding_is_less_than_two_grey_levels_off(name):
 
 
 @pytest.mark.parametrize("kind", ["progressive", "end missing", "scans apart"])
-def test_of_other_jpegs_a_box_is_cut_out_of_the_whole(kind):
+def test_box_of_other_jpegs_is_cut_from_the_whole(kind):
     picture = noise(70, 47)
     data = encode(picture, "JPEG", progressive=kind == "progressive")
     if kind == "end missing":
@@ -246,7 +246,7 @@ def test_of_other_jpegs_a_box_is_cut_out_of_the_whole(kind):
         np.testing.assert_array_equal(image[rows, columns], expected)
 
 
-def test_a_box_of_a_broken_jpeg_is_pixels_or_a_named_error():
+def test_box_of_a_broken_jpeg_is_pixels_or_an_error():
     random, outcomes = np.random.default_rng(0), set()
     data = np.frombuffer(encode(noise(70, 47), "JPEG"), np.uint8)
     for _ in range(200):
@@ -261,7 +261,7 @@ def test_a_box_of_a_broken_jpeg_is_pixels_or_a_named_error():
     assert outcomes == {True, "x"}
 
 
-def test_the_orientation_may_be_in_xmp():
+def test_orientation_in_xmp_is_applied():
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
     upside_down = Image.fromarray(quadrants()).rotate(180)
     decoded = decode(encode(upside_down, "JPEG", xmp=xmp, quality=95))
@@ -269,7 +269,7 @@ def test_the_orientation_may_be_in_xmp():
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_first_frame_of_an_animation(file_format):
+def test_animation_gives_its_first_frame(file_format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
     options = {"save_all": True, "append_images": frames[1:]}
     data = encode(frames[0], file_format, **options)
@@ -279,14 +279,14 @@ def test_first_frame_of_an_animation(file_format):
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
-def test_truncated_file_is_named(file_format):
+def test_truncated_file_error_names_it(file_format):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), file_format)
     with pytest.raises(DecodeError, match=r"^bird\.x cannot be decoded: ."):
         decode(data[: len(data) // 2], name="bird.x")
 
 
-def test_empty_and_foreign_files_are_named():
+def test_errors_of_empty_and_foreign_files_name_them():
     with pytest.raises(DecodeError, match=r"^bird\.jpg is empty \(0 bytes\)$"):
         decode(b"", name="bird.jpg")
     with pytest.raises(DecodeError, match=r"bird\.jpg .* 12 bytes .* none of .*JPEG"):
@@ -295,7 +295,7 @@ def test_empty_and_foreign_files_are_named():
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", name="bird.eps")
 
 
-def test_corrupt_bytes_never_raise_anything_else():
+def test_corrupt_bytes_raise_only_decode_errors():
     random = np.random.default_rng(0)
     image = Image.fromarray(quadrants())
     outcomes = set()
@@ -317,7 +317,7 @@ def test_decompression_bomb_is_refused():
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
     data += chunk(b"IDAT", zlib.compress(b"\0" * 1000))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # refused by the error, not by the warning
+        warnings.simplefilter("ignore")  # the error must refuse it, not the warning
         with pytest.raises(DecodeError, match=r"x cannot be decoded: .*pixels"):
             decode(data, name="x")
 
@@ -332,7 +332,7 @@ def test_values_beyond_sixteen_bits_are_refused(value):
         decode(data)
 
 
-def test_arrays_get_the_channels_asked_for():
+def test_arrays_get_the_requested_channels():
     grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert with_channels(grey, 1).shape == (2, 3, 1)
     np.testing.assert_array_equal(with_channels(grey, 3)[:, :, 2], grey)
@@ -346,5 +346,5 @@ def test_arrays_get_the_channels_asked_for():
     for wrong in (np.zeros((2, 2, 3)), np.zeros((1, 2, 2, 3), np.uint8)):
         with pytest.raises(UserError, match=r"expected uint8 \[height"):
             with_channels(wrong, 3)
-    with pytest.raises(UserError, match="5 are asked for"):
+    with pytest.raises(UserError, match="5 channels requested"):
         decode(b"x", channels=5)

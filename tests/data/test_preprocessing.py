@@ -1,4 +1,4 @@
-"""What a model expects of its input, as values and as arithmetic."""
+"""Tests of a model's preprocessing: its values and its arithmetic."""
 
 import dataclasses
 import io
@@ -35,7 +35,7 @@ def test_survives_json(preprocessing):
     assert Preprocessing.from_dict(values) == preprocessing
 
 
-def test_other_keys_are_refused():
+def test_from_dict_rejects_other_keys():
     values = Preprocessing((8, 8)).to_dict()
     del values["std"]
     with pytest.raises(UserError, match=r"missing \['std'\], unknown \['crop'\]"):
@@ -68,7 +68,7 @@ def test_one_number_serves_every_channel():
     assert grey.normalize(np.zeros((8, 8, 1), np.uint8)).shape == (8, 8, 1)
 
 
-def test_bytes_path_and_array_give_the_same(tmp_path):
+def test_bytes_path_and_array_agree(tmp_path):
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     path = tmp_path / "x.png"
@@ -87,7 +87,7 @@ def test_channels_follow_the_model():
         assert three.prepare(image).shape == (4, 4, 3)
 
 
-def test_what_cannot_be_prepared_is_named(tmp_path):
+def test_errors_of_prepare_name_the_image(tmp_path):
     preprocessing = Preprocessing((4, 4))
     with pytest.raises(DecodeError, match=r"gone\.png cannot be read: No such file"):
         preprocessing.prepare(tmp_path / "gone.png")
@@ -99,14 +99,14 @@ def test_what_cannot_be_prepared_is_named(tmp_path):
         preprocessing.prepare([1])
 
 
-def test_wrong_values_are_all_named_at_once():
+def test_all_wrong_values_are_listed():
     with pytest.raises(UserError) as error:
         Preprocessing((0, 8), mean=(0.1, 0.2), std=(0.0,))
     for part in ("image_size=(0, 8)", "mean=(0.1, 0.2)", "std="):
         assert part in str(error.value)
 
 
-def test_evaluation_must_not_depend_on_chance():
+def test_evaluation_must_be_deterministic():
     with pytest.raises(UserError, match=r"'resize\|flip_lr' has a random op"):
         Preprocessing((8, 8), eval_transform="resize|flip_lr")
 
@@ -134,7 +134,7 @@ def test_evaluation_must_not_depend_on_chance():
         ),
     ],
 )
-def test_another_image_size_changes_the_others_in_proportion(chain, size, expected):
+def test_other_sizes_scale_with_the_image_size(chain, size, expected):
     old = Preprocessing((224, 224), eval_transform=chain)
     new = old.for_images(size, 3)
     assert new == dataclasses.replace(old, image_size=size, eval_transform=expected)
@@ -142,7 +142,7 @@ def test_another_image_size_changes_the_others_in_proportion(chain, size, expect
         assert new.prepare(np.zeros((9, 7, 3), np.uint8)).shape == (*size, 3)
 
 
-def test_other_channels_get_the_average():
+def test_new_channels_get_the_average():
     old = Preprocessing((4, 4), mean=(0.1, 0.2, 0.6), std=(0.2, 0.3, 0.4))
     new = old.for_images((4, 4), 2)
     assert (new.mean, new.std) == (pytest.approx((0.3, 0.3)), pytest.approx((0.3, 0.3)))

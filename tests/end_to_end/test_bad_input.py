@@ -123,7 +123,7 @@ def test_all_problems_are_in_one_message(recipe, call, tmp_path, monkeypatch):
         "1 devices × accum_steps=3 = 3: use 18 or 21",
         "augment.train: 'flip_rl' in the chain 'flip_rl': no operation 'flip_rl'; did "
         "you mean 'flip_lr'?",
-        "augment.eval: evaluation must not depend on chance",
+        "augment.eval: evaluation must be deterministic",
         f"there is no folder {tmp_path}/nowhere",
         "mesh.data=9, but there are 8 cpu devices",
     ):
@@ -144,11 +144,11 @@ def test_all_problems_are_in_one_message(recipe, call, tmp_path, monkeypatch):
         ({"model.width": 18, "model.num_heads": 4}, "width 18 is not a multiple of"),
         ({"model.gelu": "x", "image_size": (9,)}, "(?s)gelu='x'.*image height 9"),
         ({"weight_decay": 0.1, "weight_decay_on": "x"}, "'x' matches no parameter"),
-        ({"dataset": "cifar1"}, "'cifar1' is no name .*did you mean .*'cifar10'"),
+        ({"dataset": "cifar1"}, "has no set 'cifar1'.*did you mean .*'cifar10'"),
         ({"dataset": ""}, "no dataset given"),
         ({"eval_split": "val"}, r"split 'val' .*has the splits train \(1,437\), test"),
         ({"dataset": "./none"}, "there is no folder .*none"),
-        ({"dataset": "./empty"}, r"no images of any class in .*empty: found 0 folder"),
+        ({"dataset": "./empty"}, r"no images of any class in .*empty; found 0 folder"),
         ({"dataset": "one"}, r"found one class \('cat'\)"),
         ({"dataset": "recipe.py"}, "recipe.py is a file, not a folder"),
         ({"augment.train": "random_crop", "image_size": (16,)}, "16×16 out of 8×8"),

@@ -1,4 +1,4 @@
-"""What is kept of a compiled program, and of one that the compiler refuses."""
+"""Tests of the figures kept of compiled programs, and of refused ones."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from vit_jax import sharding
 from vit_jax.plan import measure, topology
 from vit_jax.plan.compiled import memory_needed
 
-# As TPU compilers write it; the second is that of libtpu 0.0.52.
+# Messages of TPU compilers; the second is that of libtpu 0.0.52.
 AT_THE_END = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory \
 in memory space hbm. Used 23.58G of 15.75G hbm. Exceeded hbm capacity by 7.83G.
 
@@ -30,7 +30,7 @@ def program():
     return step, (x,)
 
 
-def test_the_peak_is_arguments_outputs_and_temporaries_less_what_they_share():
+def test_peak_is_arguments_outputs_and_temporaries_less_shared_memory():
     step, arguments = program()
     found = measure(step, arguments, topology())
     analysis = step.lower(*arguments).compile().memory_analysis()
@@ -47,7 +47,7 @@ def test_the_peak_is_arguments_outputs_and_temporaries_less_what_they_share():
     assert found.estimate is found.hyb_seconds is found.traffic_bytes is None
 
 
-def test_it_fits_if_the_peak_is_no_more_than_a_program_may_use():
+def test_fits_up_to_the_usable_memory():
     step, arguments = program()
     here = topology()
     peak = measure(step, arguments, here).bytes.peak
@@ -70,7 +70,7 @@ class Refused:
         raise jax.errors.JaxRuntimeError(self.message)
 
 
-def test_a_program_that_the_compiler_refuses_needs_what_it_says():
+def test_refused_program_needs_the_reported_memory():
     _, arguments = program()
     found = measure(Refused(AT_THE_END), arguments, topology())
     assert not found.fits
@@ -80,7 +80,7 @@ def test_a_program_that_the_compiler_refuses_needs_what_it_says():
     assert found.estimate is None and found.flops is None
 
 
-def test_other_failures_are_no_answer():
+def test_other_compiler_errors_are_raised():
     _, arguments = program()
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         measure(Refused("INTERNAL: a bug"), arguments, topology())
@@ -96,5 +96,5 @@ def test_other_failures_are_no_answer():
         ("INTERNAL: Used 1G of 2G hbm", None),
     ],
 )
-def test_what_is_needed_stands_in_the_message(message, needed):
+def test_memory_needed_is_read_from_the_message(message, needed):
     assert memory_needed(message) == needed

@@ -1,4 +1,4 @@
-"""Arithmetic: against closed forms and published numbers."""
+"""Tests of FLOPs against closed forms and published numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,10 @@ def of(variant, size=224, classes=1000, **fields):
 
 
 def closed_form(width, depth, mlp, patch, size, classes):
-    """2 FLOPs a term: embedding, projections, MLPs, head; and the core of attention."""
+    """Computes total and attention FLOPs, 2 per term.
+
+    The total has embedding, projections, MLPs, head, and attention's core.
+    """
     patches = (size // patch) ** 2
     tokens = patches + 1
     core = depth * 2 * 2 * tokens**2 * width
@@ -30,7 +33,7 @@ def closed_form(width, depth, mlp, patch, size, classes):
     ("variant", "sizes"),
     [("B/16", (768, 12, 3072, 16, 224, 1000)), ("Ti/32", (192, 12, 768, 32, 64, 10))],
 )
-def test_a_vision_transformer_is_counted_to_the_last_product(variant, sizes):
+def test_vision_transformer_count_is_exact(variant, sizes):
     found = of(variant, sizes[4], sizes[5])
     assert tuple(found) == closed_form(*sizes)
     assert found.training == 3 * found.total
@@ -47,7 +50,7 @@ def test_a_vision_transformer_is_counted_to_the_last_product(variant, sizes):
         ("Mixer-B/16", 12.6, 0.005),
     ],
 )
-def test_counts_are_the_published_ones(variant, published, tolerance):
+def test_counts_match_published_numbers(variant, published, tolerance):
     found = of(variant)
     assert found.total / 2e9 == pytest.approx(published, rel=tolerance)
     assert (found.attention == 0) == variant.startswith("Mixer")
@@ -59,7 +62,7 @@ def test_pooling_by_attention_counts_as_attention():
     assert pooled.attention - plain.attention == one_query
 
 
-def test_loops_count_as_often_as_they_run_and_branches_inside_functions():
+def test_loops_and_inner_functions_are_counted():
     def step(x, _):
         return jax.jit(lambda x: x @ x)(x), None
 

@@ -1,4 +1,4 @@
-"""The command: its one JSON object, its tables, its messages."""
+"""Tests of `python -m vit_jax.plan`: its JSON object, tables and messages."""
 
 import importlib.util
 import json
@@ -89,7 +89,7 @@ def test_json_is_one_line_with_every_number(run):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """A compiler that takes no time, for a device of 5 GiB: 1 GiB, 64 MiB an image."""
+    """A fake compiler for a device of 5 GiB: 1 GiB and 64 MiB per image."""
 
     def measure(_, arguments, topology):
         images = arguments[1]["image"].shape[0]
@@ -111,38 +111,38 @@ def assert_shown(text, lines):
         assert re.search(line, text), line
 
 
-def test_neither_data_nor_weights_are_needed(run, compiled):
+def test_needs_neither_data_nor_weights(run, compiled):
     text = run("--config.pretrained=no_such_file.npz", "--config.dataset=imagenet2012")
     assert_shown(text, [r"3\.00 epochs \(imagenet2012 of 1,281,167\)"])
 
 
-def test_people_get_tables(run, compiled):
+def test_prints_tables(run, compiled):
     text = run("--suggest", "--sweep=batch_size=16,12", "--sweep", "patch_size=4")
     assert_shown(
         text,
         (
             r"devices +cpu:8, mesh data 8 × fsdp 1 × tensor 1",
             r"images +16×16 in patches of 4×4: 17 tokens",
-            r"batch +32, 4 a device",
+            r"batch +32, 4 per device",
             r"at peak +3.00 GiB of 5.00 GiB: fits \(compiled in 7 s\)",
-            r"a step +hyb 100.0 ms, cyc 200.0 ms \(.*: 1.\d+ ms\); 3.0 GB to and from",
+            r"step +hyb 100.0 ms, cyc 200.0 ms \(.*: 1.\d+ ms\); 3.0 GB to and from",
             r"collectives +3 all-reduce of 1.00 GiB",
-            r"the run +4,688 steps = 150,016 images = 3.00 epochs \(cifar10 of 50,000",
-            r"They rank programs on one chip and promise no throughput",
-            r"The largest batch of the recipe as it is: 64, 5.00 GiB at peak",
+            r"run +4,688 steps = 150,016 images = 3.00 epochs \(cifar10 of 50,000",
+            r"They rank programs on one chip and do not predict throughput",
+            r"Largest batch of the unchanged recipe: 64, 5.00 GiB at peak",
             r"--config.model.remat=full +3.00 GiB +yes +\+0% +\+0%",
             r"16 +4 +17 +[\d.]+ M +[\d.]+% +2.00 GiB +yes +100.0 +200.0 +50.0",
             r"12 +4 +no",
             r"batch_size=12 patch_size=4: .*\n.*batch_size=12 must be divisible by 8",
         ),
     )
-    # Only deeper models are extrapolated.
+    # Models this shallow are not extrapolated.
     assert "≈" not in text
     text = run("--sweep=batch_size=32", "--config.model.depth=5")
-    assert_shown(text, [r"32 .* ≈ 3.00 GiB", "≈ by the line through"])
+    assert_shown(text, [r"32 .* ≈ 3.00 GiB", "≈ extrapolated linearly from"])
 
 
-def test_a_change_that_cannot_be_has_its_reason_below_the_table(run, compiled):
+def test_reasons_of_impossible_changes_are_below_the_table(run, compiled):
     text = run("--suggest", "--config.batch_size=16")
     assert_shown(
         text,
@@ -167,7 +167,7 @@ def test_devices_are_those_of_the_topology(run, compiled, monkeypatch):
     assert found["collectives"] == {"all-reduce": {"count": 3, "bytes": 2**30}}
 
 
-def test_a_program_that_does_not_fit_is_an_answer(run, compiled):
+def test_program_that_does_not_fit_is_reported(run, compiled):
     large = "--config.batch_size=128"
     assert_shown(
         run(large), ["9.00 GiB of 5.00 GiB: does not fit", "compiler: Ran out of"]
@@ -195,7 +195,7 @@ def test_a_program_that_does_not_fit_is_an_answer(run, compiled):
         (["--topologie=cpu"], ["topologie"]),
     ],
 )
-def test_what_cannot_be_is_explained(run, arguments, messages):
+def test_errors_explain_wrong_arguments(run, arguments, messages):
     with pytest.raises(UserError) as caught:
         run(*arguments)
     assert not isinstance(caught.value, WrongOverrides)
@@ -203,7 +203,7 @@ def test_what_cannot_be_is_explained(run, arguments, messages):
         assert message in str(caught.value)
 
 
-def test_the_architecture_may_be_that_of_weights(run, compiled, make_workdir, tmp_path):
+def test_architecture_of_pretrained_weights(run, compiled, make_workdir, tmp_path):
     workdir = make_workdir(tmp_path / "run", image_size=(16, 16))
     found = json.loads(
         run(

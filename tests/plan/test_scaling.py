@@ -1,4 +1,4 @@
-"""Deep models by the line through shallow ones."""
+"""Tests of extrapolating deep models from shallow ones."""
 
 import jax
 import pytest
@@ -11,7 +11,7 @@ from vit_jax.train.setup import set_up
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Depths that were compiled; memory and time are lines over them."""
+    """The depths that were compiled; memory and time are linear in the depth."""
     depths = []
 
     def measure(setup, topology):
@@ -26,7 +26,7 @@ def measured(monkeypatch):
     return depths
 
 
-def test_a_deep_model_is_on_the_line_through_two_shallow_ones(tiny_config, measured):
+def test_deep_model_is_extrapolated_from_two_shallow_ones(tiny_config, measured):
     setup = set_up(tiny_config(**{"model.depth": 12}))
     found = scaling.predict(setup, topology(), "")
     assert measured == [2, 4]
@@ -35,7 +35,7 @@ def test_a_deep_model_is_on_the_line_through_two_shallow_ones(tiny_config, measu
     assert found.fits
 
 
-def test_shallow_models_and_scans_are_compiled_as_they_are(tiny_config, measured):
+def test_shallow_models_and_scans_are_not_extrapolated(tiny_config, measured):
     for values in ({"model.depth": 3}, {"model.depth": 6, "model.scan": True}):
         setup = set_up(tiny_config(**values))
         found = scaling.predict(setup, topology(), "")
@@ -44,7 +44,7 @@ def test_shallow_models_and_scans_are_compiled_as_they_are(tiny_config, measured
         assert (found.peak_bytes, found.extrapolated) == (1000 + 300 * depth, False)
 
 
-def test_without_estimates_there_are_none_to_extrapolate(tiny_config, monkeypatch):
+def test_time_is_not_extrapolated_without_estimates(tiny_config, monkeypatch):
     def refuse(setup, _):
         return Measurement(
             Bytes(setup.architecture.depth, 0, 0, 0), True, "", 1, 0, None
@@ -57,7 +57,7 @@ def test_without_estimates_there_are_none_to_extrapolate(tiny_config, monkeypatc
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_another_depth_changes_nothing_but_the_blocks(tiny_config, offload):
+def test_at_depth_changes_only_the_blocks(tiny_config, offload):
     values = {"weight_decay": 0.1, "total_epochs": None, "offload_optimizer": offload}
     setup = set_up(tiny_config(**{"model.depth": 5, **values}))
     shallow = scaling.at_depth(setup, 2)

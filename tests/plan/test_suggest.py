@@ -1,4 +1,4 @@
-"""Ways to save memory, and the largest batch, against a memory that is a formula."""
+"""Tests of changes that save memory, and of the largest batch, with formula memory."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ SAVED = {"none": 1.0, "dots": 0.75, "full": 0.5}
 
 
 def needed(config, mesh):
-    """Bytes of a device: state, and so much an image of a microbatch."""
+    """Computes bytes per device: state, and an amount per image of a microbatch."""
     fixed = FIXED - 2_000 * (config.momentum_dtype == "bfloat16")
     rows = config.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"])
     images = rows / config.accum_steps * SAVED[config.model.remat]
@@ -25,7 +25,7 @@ def needed(config, mesh):
 
 @pytest.fixture
 def plan_of(tiny_config, monkeypatch):
-    """A function of usable bytes and the config's values: its plan and `prepare`."""
+    """A function from usable bytes and config values to a plan and its `prepare`."""
     compiled = []
 
     def measure(setup, topology):
@@ -52,9 +52,9 @@ def plan_of(tiny_config, monkeypatch):
     return make
 
 
-def test_each_change_has_its_memory_and_its_time(plan_of):
+def test_changes_have_memory_and_time(plan_of):
     plan, prepare = plan_of(12_500, batch_size=256, **{"mesh.data": 4})
-    # 64 images a device: 16,400 bytes.
+    # 64 images per device: 16,400 bytes.
     assert not plan.measurement.fits
     rows = suggest.suggest(plan, prepare)["changes"]
     assert [(as_flags(row["set"]), row["peak"], row["fits"]) for row in rows] == [
@@ -63,14 +63,14 @@ def test_each_change_has_its_memory_and_its_time(plan_of):
         ("--config.momentum_dtype=bfloat16", 14_400, False),
         ("--config.accum_steps=2", 13_200, False),
         ("--config.accum_steps=4", 11_600, True),
-        # The mesh has grown with it: all eight devices.
+        # The mesh has grown to all eight devices.
         ("--config.mesh.data=1 --config.mesh.fsdp=-1", 4_450, True),
     ]
     assert {row["time"] is None for row in rows[:4]} == {True}  # nothing fits
     assert not any(row["extrapolated"] or row["problem"] for row in rows)
 
 
-def test_time_is_in_relation_to_the_recipes(plan_of):
+def test_time_is_relative_to_the_recipe(plan_of):
     plan, prepare = plan_of(20_000, batch_size=256, **{"mesh.data": 4})
     rows = suggest.suggest(plan, prepare)["changes"]
     assert [row["time"] for row in rows[:3]] == [
@@ -80,7 +80,7 @@ def test_time_is_in_relation_to_the_recipes(plan_of):
     ]
 
 
-def test_where_no_change_is_enough_all_are_taken_together(plan_of):
+def test_all_changes_are_combined_if_none_is_enough(plan_of):
     plan, prepare = plan_of(2_500, batch_size=256, **{"mesh.data": 1})
     rows = suggest.suggest(plan, prepare)["changes"]
     assert [row["fits"] for row in rows[:-1]] == [False] * 5
@@ -92,7 +92,7 @@ def test_where_no_change_is_enough_all_are_taken_together(plan_of):
     assert rows[-1]["peak"] == 8_000 + 3_200
 
 
-def test_what_the_recipe_does_already_is_not_suggested(plan_of):
+def test_current_settings_are_not_suggested(plan_of):
     plan, prepare = plan_of(
         20_000,
         batch_size=64,
@@ -106,7 +106,7 @@ def test_what_the_recipe_does_already_is_not_suggested(plan_of):
         {"accum_steps": 4},
         {"accum_steps": 8},
     ]
-    # A batch of 64 on eight devices cannot be divided in sixteen and more.
+    # A batch of 64 on eight devices cannot be divided into sixteen or more parts.
     assert rows[2]["peak"] and not rows[2]["problem"]
     plan, prepare = plan_of(20_000, batch_size=16, **{"mesh.data": 8})
     problems = [row["problem"] for row in suggest.suggest(plan, prepare)["changes"]]
@@ -117,12 +117,12 @@ def test_the_largest_batch_is_found_in_few_compilations(plan_of):
     plan, prepare = plan_of(11_000 + 8 * 1000, batch_size=32, **{"mesh.data": 2})
     plan_of.compiled.clear()
     found = suggest._largest_batch(plan, prepare)
-    # 90 images a device fit; in eights 88.
+    # 90 images per device fit; in multiples of eight, 88.
     assert found == {"batch_size": 176, "peak": 10_000 + 8_800}
     assert plan_of.compiled == [16, 176]
 
 
-def test_a_recipe_that_does_not_fit_has_a_largest_batch_below_it(plan_of):
+def test_largest_batch_of_a_recipe_that_does_not_fit(plan_of):
     plan, prepare = plan_of(10_900, batch_size=512, **{"mesh.data": 2})
     found = suggest._largest_batch(plan, prepare)
     assert found == {"batch_size": 16, "peak": 10_800}
@@ -130,21 +130,21 @@ def test_a_recipe_that_does_not_fit_has_a_largest_batch_below_it(plan_of):
     assert suggest._largest_batch(plan, prepare) == {"batch_size": 0, "peak": None}
 
 
-def test_batches_are_multiples_of_what_the_recipe_is_made_of(plan_of):
+def test_batches_are_multiples_of_the_recipes_parts(plan_of):
     values = {"accum_steps": 3, "mesh.data": 2, "augment.repeats": 4}
     plan, prepare = plan_of(11_000, batch_size=12, **values)
     found = suggest._largest_batch(plan, prepare)
-    # 60 images would fill it, which 2 · 3 and 4 divide.
+    # 60 images would fill the memory; 2 · 3 and 4 divide 60.
     assert found["batch_size"] == 60
 
 
-def test_a_line_that_lies_is_followed_no_further_than_it_holds():
+def test_search_does_not_trust_a_wrong_line():
     guess = suggest._next_guess
     assert guess({64: 500, 32: 300}, {64, 32}, 1000, 8) == 144
-    # What was refused bounds what may be tried.
+    # A refused size is an upper bound.
     assert guess({64: 500, 144: 1100, 32: 300}, {64, 32}, 1000, 8) == 128
     assert guess({64: 500, 96: 900, 32: 300}, {64, 32}, 1000, 8) == 88
     assert guess({64: 500, 72: 1100}, {64}, 1000, 8) == 0
-    # Near enough; and memory that does not grow.
+    # Close enough to the limit; and memory that does not grow.
     assert guess({64: 985, 32: 500}, {64, 32}, 1000, 8) == 0
     assert guess({64: 500, 32: 500}, {64, 32}, 1000, 8) == 512

@@ -1,4 +1,4 @@
-"""Values of keys on the command line, and the table of their combinations."""
+"""Tests of sweeps: values of keys on the command line, and their combinations."""
 
 import functools
 
@@ -26,7 +26,7 @@ def test_axes_are_read_from_one_text_or_several():
 @pytest.mark.parametrize(
     "text", ["batch_size", "batch_size=", "=1", "batch_size=1,,2", "a=1;a=2"]
 )
-def test_what_is_no_axis_is_explained(text):
+def test_malformed_axes_are_explained(text):
     with pytest.raises(UserError, match="expected every key once, with its values"):
         sweep.parse([text])
 
@@ -45,7 +45,7 @@ def test_every_combination_is_a_config(argv):
     assert sweep.configs(argv, {}) == []
 
 
-def test_a_point_wins_over_the_command_line(argv):
+def test_sweep_values_override_the_command_line(argv):
     argv = [*argv, "--config.batch_size=8", "--config.model.variant=S/8"]
     ((_, config),) = sweep.configs(argv, {"batch_size": ["32"], "patch_size": ["4"]})
     assert (config.batch_size, config.model.variant) == (32, "S/4")
@@ -63,12 +63,12 @@ def test_a_point_wins_over_the_command_line(argv):
         (["--config.model.variant="], {"patch_size": ["8"]}, "name of a variant"),
     ],
 )
-def test_keys_and_values_that_cannot_be_are_refused(argv, arguments, axes, message):
+def test_wrong_keys_and_values_are_refused(argv, arguments, axes, message):
     with pytest.raises(UserError, match=message):
         sweep.configs([*argv, *arguments], axes)
 
 
-def test_a_row_has_the_numbers_or_the_reason(argv):
+def test_rows_have_numbers_or_a_reason(argv):
     axes = {"batch_size": ["16", "12"], "patch_size": ["4"]}
     here = topology()
     prepare = functools.partial(set_up, devices=here.devices)

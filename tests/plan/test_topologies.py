@@ -1,4 +1,4 @@
-"""Names of devices: what is asked of their compilers, and what is refused."""
+"""Tests of topologies: the requests to compilers, and errors."""
 
 import importlib.util
 
@@ -14,7 +14,7 @@ from vit_jax.plan.topologies import _NO_TPU
 
 
 class Found:
-    """What JAX gives; the devices are the CPU's."""
+    """A topology description with the CPU's devices."""
 
     def __init__(self):
         self.devices = jax.devices()[:4]
@@ -22,7 +22,7 @@ class Found:
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Everything is installed; the calls are collected, and answered by four CPUs."""
+    """Collected requests to compilers, all installed, answered with four CPUs."""
     calls = []
 
     def get(topology_name="", platform=None, **options):
@@ -31,7 +31,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(jax_topologies, "get_topology_desc", get)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    # Variables that are set for libtpu do not outlive the test.
+    # Removes the variables set for libtpu after the test.
     for variable, value in _NO_TPU.items():
         monkeypatch.setenv(variable, value)
     return calls
@@ -55,7 +55,7 @@ def asked(monkeypatch):
         ),
     ],
 )
-def test_slices_of_tpus_are_asked_of_libtpu(asked, name, options):
+def test_tpu_slices_come_from_libtpu(asked, name, options):
     found = topology(name)
     assert asked == [("tpu", name, options)]
     assert found.name == name and found.devices == tuple(jax.devices()[:4])
@@ -71,27 +71,25 @@ def test_gpus_are_described_to_their_compiler(asked):
     assert "cuda_compute_capability { major: 8 minor: 0 }" in text
     assert f"device_memory_size: {40 * GIB}\n" in text and "core_count: 108\n" in text
     assert found.usable_bytes == 30 * GIB and found.hbm_bytes == 40 * GIB
-    # Nothing is timed on a device that is not there.
+    # Nothing is timed on an absent device.
     assert found.compiler_options["xla_gpu_autotune_level"] == 0
 
 
 @pytest.mark.parametrize(
     "name", ["v9:2x2", "v5e", "v5e:", "v5e:4", "v5e-16", "h100", "h100:0", "cpu:4", "x"]
 )
-def test_other_names_are_refused_with_what_there_is(asked, name):
+def test_unknown_names_list_the_known_ones(asked, name):
     with pytest.raises(UserError, match=r"no such devices.*v3:2x2.*v5e:4x4.*h100:8"):
         topology(name)
     assert asked == []
 
 
-def test_a_shape_that_there_is_not_is_refused_with_the_compilers_reason(
-    asked, monkeypatch
-):
+def test_impossible_shape_is_refused_with_the_compilers_reason(asked, monkeypatch):
     def get(**_):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: layout not divisible\nmore")
 
     monkeypatch.setattr(jax_topologies, "get_topology_desc", get)
-    expected = r"--topology=v5e:3x3: no such devices \(layout not divisible\). There"
+    expected = r"--topology=v5e:3x3: no such devices \(layout not divisible\). Known"
     with pytest.raises(UserError, match=expected):
         topology("v5e:3x3")
 
@@ -99,14 +97,14 @@ def test_a_shape_that_there_is_not_is_refused_with_the_compilers_reason(
 @pytest.mark.parametrize(
     ("name", "install"), [("v5e:2x2", "[plan]"), ("h100:8", "[cuda12]")]
 )
-def test_a_compiler_that_is_not_installed_is_named(monkeypatch, name, install):
+def test_error_names_the_missing_compiler(monkeypatch, name, install):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="not installed") as caught:
         topology(name)
     assert f"pip install 'vit_jax{install}'" in str(caught.value)
 
 
-def test_by_default_devices_are_those_that_are_there():
+def test_default_devices_are_those_of_this_process():
     found = topology()
     assert found == topology("cpu")
     assert (found.name, found.devices) == ("cpu:8", tuple(jax.devices()))
@@ -115,7 +113,7 @@ def test_by_default_devices_are_those_that_are_there():
     assert not found.has_estimates and found.peak_flops == found.bandwidth == 0
 
 
-def test_the_mesh_is_made_of_the_topologys_devices(asked):
+def test_mesh_has_the_topologys_devices(asked):
     config = default_config()
     config.mesh.data, config.mesh.fsdp = 2, -1
     mesh = topology("v5e:2x2").mesh(config)
@@ -136,6 +134,6 @@ def test_the_mesh_is_made_of_the_topologys_devices(asked):
         ("NVIDIA A100-SXM4-40GB", "a100-40"),
     ],
 )
-def test_devices_that_are_there_are_known_by_their_kind(kind, chip):
+def test_present_devices_are_recognised_by_their_kind(kind, chip):
     assert chip_of(kind) == CHIPS[chip]
     assert chip_of("NVIDIA Unknown") is None

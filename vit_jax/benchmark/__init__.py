@@ -1,1 +1,1 @@
-"""How fast a recipe runs here: `python -m vit_jax.benchmark`."""
+"""Speed measurements of a recipe on this machine: `python -m vit_jax.benchmark`."""

@@ -1,11 +1,11 @@
-"""Measures how fast a recipe trains, infers or is fed on this machine.
+"""Measurements of training, inference or input speed on this machine.
 
   python -m vit_jax.benchmark --what=train|inference|input --config=configs/b16.py
       [--config.KEY=VALUE ...] [--batch_sizes=8,16,32] [--seconds=10] [--json]
 
-`train` and `inference` time the compiled step on random weights and images: neither
-weights nor a data set has to be there. `input` times what feeds a training run, on the
-run's own data. A single core: taskset -c 0 python -m vit_jax.benchmark ...
+`train` and `inference` time the compiled step on random weights and images, so neither
+weights nor a data set is needed. `input` times the input pipeline of a training run, on
+the run's own data. To use a single core: taskset -c 0 python -m vit_jax.benchmark ...
 """
 
 import json
@@ -22,7 +22,7 @@ WHAT = ("train", "inference", "input")
 
 
 def main() -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     command.guard(_main)
 
 
@@ -34,19 +34,19 @@ def _main() -> None:
         "what", "input", f"what to measure: {', '.join(WHAT)}", flag_values=own
     )
     flags.DEFINE_list(
-        "batch_sizes", [], "global sizes to compare; empty: the recipe's", own
+        "batch_sizes", [], "global batch sizes to compare; empty: the recipe's", own
     )
     flags.DEFINE_float(
         "seconds",
         10.0,
-        "how long the input, or each batch size, is timed",
+        "duration of timing the input, or each batch size, in seconds",
         lower_bound=0.1,
         flag_values=own,
     )
     flags.DEFINE_bool("json", False, "one JSON object on standard output", own)
     rest = command.parse(sys.argv, own, __doc__ or "", known_only=True)
     if own.what not in WHAT:
-        raise UserError(f"--what={own.what}: choose from {', '.join(WHAT)}")
+        raise UserError(f"--what={own.what}: expected one of {', '.join(WHAT)}")
     sizes = _batch_sizes(own.batch_sizes)
     config, _ = load_recipe([sys.argv[0], *rest])
     measure, show = _measurement(own.what, config, sizes, own.seconds)
@@ -60,14 +60,14 @@ def _main() -> None:
 def _measurement(
     what: str, config: Any, sizes: list[int], seconds: float
 ) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], None]]:
-    """What measures, and what shows the result to people."""
+    """Returns the function that measures, and the one that prints the result."""
     if what == "input":
         from vit_jax.benchmark.input import measure_input, show
 
         if sizes:
             raise UserError(
-                "--batch_sizes is for train and inference; the input has "
-                "--config.batch_size"
+                "--batch_sizes applies only to --what=train and --what=inference; for "
+                "the input set --config.batch_size"
             )
         return lambda: measure_input(config, seconds), show
     from vit_jax.benchmark import compute

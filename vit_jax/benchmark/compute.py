@@ -1,4 +1,4 @@
-"""How fast the compiled step of training or inference runs, on random images."""
+"""Timing of the compiled step of training or inference, on random images."""
 
 import contextlib
 import sys
@@ -21,44 +21,44 @@ from vit_jax.train.programs import build, build_predict
 from vit_jax.train.setup import set_up
 from vit_jax.words import times
 
-# What differs between the two: the program, and the key with its batch size.
+# --what → the function that builds the program, and the key of its batch size.
 _PROGRAMS = {
     "train": (build, "batch_size"),
     "inference": (build_predict, "eval_batch_size"),
 }
 _WARM_UP = 2
-_FEWEST = 5  # steps that are timed, however long they take
+_FEWEST = 5  # steps to time, however long they take
 
 
 def measure_steps(
     config: Config, what: str, batch_sizes: list[int], seconds: float
 ) -> dict[str, Any]:
-    """Times the compiled step at each batch size, from random weights and images.
+    """Times the compiled step at each batch size, with random weights and images.
 
     Args:
       config: a recipe with the overrides applied. Neither its weights nor its data set
-        are read, if the number of classes is known without (`Setup`).
+        is read if the number of classes is known without them (`Setup`).
       what: "train" or "inference".
-      batch_sizes: global; empty = the recipe's own. Inference rounds them up to a
-        multiple of the devices, as evaluation does.
-      seconds: how long each is timed; at least a few steps are.
+      batch_sizes: global batch sizes; empty = the recipe's own. Inference rounds them
+        up to a multiple of the number of devices, as evaluation does.
+      seconds: duration of timing each size; at least a few steps are timed.
 
     Returns:
-      The device, its `matmul_flops_per_second` and where that is known from, and the
-      numbers of the batch size that gives the most images a second: `batch_size`,
+      The device, its `matmul_flops_per_second` and the source of that, and the numbers
+      of the batch size with the most images per second: `batch_size`,
       `images_per_second`, `step_ms` {median, p10, p90}, `compile_seconds`,
-      `model_flops_per_second` (`vit_jax.plan.flops`: none recomputed),
-      `matmul_share` of the peak, `peak_bytes` of a device and where it is known from.
+      `model_flops_per_second` (`vit_jax.plan.flops`: without recomputation),
+      `matmul_share` of the peak, `peak_bytes` per device and the source of that.
       `sweep` has all batch sizes, the smallest first; one that does not fit into memory
-      has `error` in place of the numbers.
+      has `error` instead of the numbers.
 
     Raises:
-      UserError: the recipe or a batch size cannot be, or no batch size fits.
+      UserError: the recipe or a batch size is invalid, or no batch size fits.
     """
     _, key = _PROGRAMS[what]
     if not config.model.variant:
         raise UserError(
-            "model.variant is empty: benchmark does not open pretrained weights, so "
+            "model.variant is empty, and benchmark does not open pretrained weights: "
             'name the variant, as in --config.model.variant="B/16"'
         )
     configs = [changed(config, {key: size}) for size in batch_sizes or [config[key]]]
@@ -77,7 +77,7 @@ def measure_steps(
                 raise
             row["error"] = "out of memory"
         rows.append(row)
-    peak.measure()  # again, for what else the machine does changes
+    peak.measure()  # again, because the machine's other load changes
     for row in rows:
         if "error" not in row:
             rate = row["images_per_second"] * per_image
@@ -87,7 +87,7 @@ def measure_steps(
     if not fitting:
         raise UserError(
             f"{key} {', '.join(str(row['batch_size']) for row in rows)}: out of "
-            "memory; pass smaller ones with --batch_sizes"
+            "memory; pass smaller sizes with --batch_sizes"
         )
     device = mesh.devices.flat[0]
     return {
@@ -106,7 +106,7 @@ def measure_steps(
 
 
 def _checked(configs: list[Config]) -> Mesh:
-    """The mesh of all; raises what is wrong with any, each problem once."""
+    """Returns the mesh of all configs; raises all of their problems, each once."""
     problems: dict[str, None] = {}
     mesh = None
     for config in configs:
@@ -121,7 +121,7 @@ def _checked(configs: list[Config]) -> Mesh:
 
 
 def _measure(config: Config, what: str, mesh: Mesh, seconds: float) -> dict[str, Any]:
-    """One batch size."""
+    """Times one batch size."""
     program, _ = _PROGRAMS[what]
     step, arguments = program(config, mesh)
     start = time.perf_counter()
@@ -140,7 +140,7 @@ def _measure(config: Config, what: str, mesh: Mesh, seconds: float) -> dict[str,
         nonlocal state
         given = compiled(state, batch, *extra)
         if what == "train":
-            state, given = given  # the step has consumed the last one
+            state, given = given  # the step donates its state
         jax.block_until_ready(given)
 
     times = np.array(_timed(run, seconds))
@@ -170,7 +170,7 @@ def _timed(run: Callable[[], None], seconds: float) -> list[float]:
 
 
 def first_state(config: Config, what: str, mesh: Mesh) -> Any:
-    """Random parameters or a whole training state, each shard made where it lies."""
+    """Makes random parameters or a whole training state, each shard on its device."""
     setup = set_up(config, mesh=mesh)
     where = jax.tree.map(lambda x: x.sharding, setup.abstract_state())
     if what == "inference":
@@ -179,7 +179,7 @@ def first_state(config: Config, what: str, mesh: Mesh) -> Any:
 
 
 def random_batch(abstract: Any) -> Any:
-    """Random images; class 0, and every example counts."""
+    """Makes a batch of random images with class 0 and mask 1."""
 
     def make() -> Any:
         return jax.tree.map_with_path(_column, abstract)
@@ -199,7 +199,7 @@ def _rows(batch: Any) -> int:
 
 
 def _peak_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> tuple[int, str]:
-    """Of the device that needs most, and who says so."""
+    """Returns the peak memory of the device that needs most, and its source."""
     here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     stats = [device.memory_stats() or {} for device in here]
     if all("peak_bytes_in_use" in each for each in stats):
@@ -209,10 +209,10 @@ def _peak_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def _nothing_kept() -> Iterator[None]:
-    """Compiles anew whatever a persistent cache holds, and adds nothing to it."""
+    """Disables the persistent compilation cache, for reading and writing."""
     name = "jax_enable_compilation_cache"
     before = getattr(jax.config, name)
-    # Whether there is one is otherwise asked once in the life of a process.
+    # JAX otherwise decides once per process whether it uses the cache.
     compilation_cache.reset_cache()
     jax.config.update(name, False)
     try:
@@ -223,7 +223,7 @@ def _nothing_kept() -> Iterator[None]:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Prints what `measure_steps` gave, for people."""
+    """Prints the result of `measure_steps` as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -231,16 +231,16 @@ def show(report: dict[str, Any]) -> None:
     table = Table(*columns, "GiB", "compiled in")
     for row in report["sweep"]:
         table.add_row(str(row["batch_size"]), *_cells(row))
-    # In a pipe or a file every row is a line.
+    # In a pipe or a file every row must stay on one line.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
     source = next(r["peak_bytes_source"] for r in report["sweep"] if "error" not in r)
     console.print(
         f"{report['what']}, {report['variant']} at {times(report['image_size'])}, "
         f"{report['compute_dtype']}, {report['devices']} × {report['device']}\n"
-        f"{report['model_flops_per_image'] / 1e9:.1f} GFLOP an image; the peak is "
+        f"{report['model_flops_per_image'] / 1e9:.1f} GFLOP per image; the peak is "
         f"{report['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s "
-        f"({report['matmul_flops_source']}); memory as the {source} says",
+        f"({report['matmul_flops_source']}); memory according to the {source}",
         soft_wrap=True,
     )
 

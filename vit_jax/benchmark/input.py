@@ -1,7 +1,7 @@
-"""How fast this machine feeds a training run.
+"""Timing of a training run's input on this machine.
 
-Times the iterator that training uses, on the run's own data, transforms, threads and
-processes. Stages are timed in one thread, by the processor time they take.
+Measures the iterator that training uses, with the run's own data, transforms, threads
+and processes. Stages are timed in one thread, by their processor time.
 """
 
 import time
@@ -18,14 +18,14 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
 
     Args:
       config: a recipe with the overrides applied.
-      seconds: how long the whole pipeline is timed.
+      seconds: duration of timing the whole pipeline.
 
     Returns:
-      `images_per_second` of the whole and `images_per_second_per_core` (of those this
-      process may use); `stages`: {name: {images_per_second_per_core, share of the
-      time}}; `first_batch_seconds` from opening the split on; `waiting`, the share of
-      time that steps wait which take a quarter longer than a batch does here;
-      `peak_bytes` of this process's memory.
+      `images_per_second` of the whole and `images_per_second_per_core` (of the cores
+      that this process may use); `stages`: {name: {images_per_second_per_core, share of
+      the time}}; `first_batch_seconds`, from opening the split; `waiting`, the share of
+      time that steps would wait for their batch if they took a quarter longer than a
+      batch; `peak_bytes` of this process's memory.
     """
     from vit_jax import sharding
     from vit_jax.data.loading.batches import cores, train_batches
@@ -56,7 +56,7 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
     with batches(0) as stream:
         batch = next(stream)
         first = time.perf_counter() - start
-        # What was ready before the clock started does not count.
+        # Batches that were ready before the clock started do not count.
         for _ in range(3):
             sharding.place(next(stream), setup.mesh)
         count, start = 0, time.perf_counter()
@@ -82,23 +82,23 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
 
 
 def _waiting(stream: Iterator[Any], step: float, seconds: float) -> float:
-    """Share of time that steps of so many seconds wait for their batch."""
+    """Measures the share of time that steps of `step` seconds wait for their batch."""
     from vit_jax.train.reporting.metrics import Stopwatch
 
-    for _ in range(2):  # to begin with as many batches ready as in a run
+    for _ in range(2):  # start with as many batches ready as a run has
         time.sleep(step)
         next(stream)
     clock = Stopwatch()
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
-        time.sleep(step)  # as an accelerator computes, without this machine's cores
+        time.sleep(step)  # a step on an accelerator does not use this machine's cores
         with clock.waiting():
             next(stream)
     return clock.lap(0)["waiting"]
 
 
 def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
-    """Processor seconds an image, by stage."""
+    """Measures processor seconds per image, by stage."""
     import jax
     import numpy as np
 
@@ -127,7 +127,8 @@ def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
     read, examples = timed(
         lambda: [source[index % len(source)] for index in range(count)], count
     )
-    # A file is decoded as far as its crop reaches: what that adds to the rest.
+    # Files are decoded only as far as their crop reaches, so decoding is timed together
+    # with augmenting and is the difference.
     both, images = augmented(
         opened(e.image, channels, e.name, fast=True) for e in examples
     )
@@ -139,12 +140,12 @@ def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
         len(batch["mask"]),
     )
     costs = {"read": read, "decode": decode, "augment": augment, "batch": stack}
-    # Too short to be seen by the clock is not free.
+    # A stage too short for the clock gets a positive time.
     return {name: max(cost, 1e-9) for name, cost in (costs | {"copy": copy}).items()}
 
 
 def show(report: dict[str, Any]) -> None:
-    """Prints what `measure_input` gave, for people."""
+    """Prints the result of `measure_input` as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -156,9 +157,10 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"whole pipeline: {report['images_per_second']:,.0f} images/s on "
-        f"{report['cores']} cores, {report['images_per_second_per_core']:,.0f} a core\n"
-        f"first batch after {report['first_batch_seconds']:.1f} s; a step a quarter "
-        f"longer than a batch waits {report['waiting']:.1%} of the time\n"
+        f"{report['cores']} cores, {report['images_per_second_per_core']:,.0f} per "
+        f"core\n"
+        f"first batch after {report['first_batch_seconds']:.1f} s; steps a quarter "
+        f"longer than a batch would wait {report['waiting']:.1%} of the time\n"
         f"peak memory {byte_size(report['peak_bytes'])}",
         soft_wrap=True,
     )

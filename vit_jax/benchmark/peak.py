@@ -1,4 +1,4 @@
-"""The most that devices can do: by their data sheet, or measured with one product."""
+"""The peak rate of devices: from their data sheet, or measured with one product."""
 
 import statistics
 import time
@@ -10,24 +10,24 @@ from jax.sharding import Mesh
 
 from vit_jax.plan.chips import chip_of
 
-_SIZE = {"cpu": 2048}  # rows and columns of the measured product, by platform
+_SIZE = {"cpu": 2048}  # platform → rows and columns of the measured product
 _ROUNDS = 5
 
 
 class Peak:
-    """The rate of matrix products that the devices of a mesh reach together.
+    """The peak rate of matrix products of all devices of a mesh together.
 
     Attributes:
-      source: where it is known from: "data sheet" or "measured".
+      source: "data sheet" or "measured".
     """
 
     def __init__(self, mesh: Mesh, dtype: Any):
-        """Looks it up, or measures it.
+        """Looks up the rate, or measures it.
 
         Args:
           mesh: the devices.
-          dtype: of the model's products. Data sheets are for bfloat16, in which TPUs
-            also compute products of float32.
+          dtype: dtype of the model's products. Data sheets are for bfloat16, in which
+            TPUs also compute products of float32.
         """
         self._device, self._dtype = mesh.devices.flat[0], jnp.dtype(dtype)
         platform, chip = self._device.platform, chip_of(self._device.device_kind)
@@ -35,19 +35,19 @@ class Peak:
         self._stated = chip.peak_flops if chip and as_stated else 0.0
         self._seconds: list[float] = []
         self.source = "data sheet" if self._stated else "measured"
-        # All devices of a CPU are the same cores.
+        # All simulated devices of a CPU share its cores.
         self._devices = 1 if platform == "cpu" else mesh.size
         self.measure()
 
     @property
     def flops_per_second(self) -> float:
-        """Of all devices; the median of what was measured."""
+        """Rate of all devices together; if measured, the median."""
         if self._stated:
             return self._stated * self._devices
         return 2 * self._size**3 / statistics.median(self._seconds) * self._devices
 
     def measure(self) -> None:
-        """Times a few square products, unless the data sheet says it."""
+        """Times a few square products, unless the data sheet gives the rate."""
         if self._stated:
             return
         size = (self._size, self._size)

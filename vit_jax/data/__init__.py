@@ -1,1 +1,1 @@
-"""Host side of the input: from files to batches of uint8, with numpy only."""
+"""The host side of the input: files to batches of uint8, with numpy only."""

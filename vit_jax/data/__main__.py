@@ -1,11 +1,11 @@
-"""Says in seconds what a data set holds, and what is missing.
+"""A check of a data set in seconds: its contents, and anything missing or wrong.
 
   python -m vit_jax.data DATASET [--data_dir=DIR] [--like=imagenet2012] [--json]
 
-DATASET is what a config's `dataset` may be: "digits", a folder of images, a table, an
-array file, or a name or folder of tensorflow-datasets. Its labels are counted, and one
-image a split is decoded. With --like it is compared with a published set. The exit
-status is 1 when anything is missing or wrong.
+DATASET is anything that a config's `dataset` may be: "digits", a folder of images, a
+table, an array file, or the name or folder of a tensorflow-datasets set. Its labels are
+counted and one image per split is decoded. --like compares it with a published data
+set. The exit status is 1 if anything is missing or wrong.
 """
 
 import json
@@ -18,16 +18,16 @@ from vit_jax.errors import UserError
 from vit_jax.words import times
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data_dir", "", "where tensorflow-datasets keeps its sets", FLAGS)
-flags.DEFINE_string("like", "", "a preset to compare with", FLAGS)
+flags.DEFINE_string("data_dir", "", "where tensorflow-datasets stores data sets", FLAGS)
+flags.DEFINE_string("like", "", "preset to compare the data set with", FLAGS)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 
 
 def main(arguments: list[str]) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     if len(arguments) != 1:
         raise UserError(
-            f"expected one data set, found {len(arguments)}: python -m vit_jax.data "
+            f"found {len(arguments)} data sets, expected one: python -m vit_jax.data "
             "DATASET [--data_dir=DIR] [--like=imagenet2012] [--json]"
         )
     from vit_jax.data.check import check
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _print(report) -> None:
-    several = ", any number an example" if report.multi_label else ""
+    several = ", any number per example" if report.multi_label else ""
     lines = [
         f"{report.location} ({report.kind})",
         f"{len(report.class_names):,} classes{several}",
@@ -56,9 +56,9 @@ def _print(report) -> None:
             name, *size = report.first[split]
             lines.append(f"  first: {name}, {times(size)} pixels")
     if report.held_out:
-        lines.append("a part of the training data is held out to evaluate on")
+        lines.append("part of the training data is held out for evaluation")
     lines += [f"missing or wrong: {problem}" for problem in report.problems]
-    # A file's name may be no text.
+    # A file name need not be valid UTF-8.
     print("\n".join(lines).encode("utf-8", "backslashreplace").decode())
 
 

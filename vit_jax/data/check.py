@@ -1,4 +1,7 @@
-"""What a data set holds, in seconds; and what it lacks of a published one."""
+"""A quick check of a data set's contents, also against a published set.
+
+It takes seconds: labels are read only if that is quick, and one image per split.
+"""
 
 import dataclasses
 from typing import Any
@@ -15,8 +18,8 @@ from vit_jax.data.sources.splits import count
 from vit_jax.errors import UserError
 from vit_jax.words import shortened
 
-# Examples of the smallest class, to train and to evaluate on. ImageNet's classes have
-# 732 to 1,300 images to train on (Russakovsky et al. 2015, table 2).
+# Examples of the smallest class: (training, evaluation). ImageNet's classes have 732 to
+# 1,300 training images (Russakovsky et al. 2015, table 2).
 _SMALLEST = {
     "cifar10": (5_000, 1_000),
     "cifar100": (500, 100),
@@ -26,20 +29,21 @@ _SMALLEST = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `check` finds.
+    """Findings of `check`.
 
     Attributes:
       dataset: as given.
       kind: one of `datasets.KINDS`.
-      location: its path, or its name.
-      num_examples: split → number, of all splits and of the parts that are used.
+      location: the path, or the name of a set that has none.
+      num_examples: split → number of examples, for all splits and for the parts of
+        splits that are used.
       held_out: see `DatasetInfo`.
       class_names: in the order of the labels.
-      multi_label: an example may have any number of them.
-      class_counts: split → examples of each class; without those splits whose labels
-        would take long to read, or that have several an example.
-      first: the first example of each split to use: its name, and its height and width.
-      problems: what is wrong with it, or missing.
+      multi_label: whether an example may have any number of labels.
+      class_counts: split → examples per class; leaves out splits whose labels would
+        take long to read, or that have several labels per example.
+      first: the first example of each split in use: name, height and width.
+      problems: everything that is wrong or missing.
     """
 
     dataset: str
@@ -54,7 +58,7 @@ class Report:
     problems: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Returns the report as JSON values."""
         splits: dict[str, Any] = {}
         for split, number in self.num_examples.items():
             splits[split] = {"examples": number}
@@ -77,7 +81,7 @@ class Report:
         }
 
     def extremes(self, split: str) -> dict[str, tuple[str, int]]:
-        """The smallest and the largest class of a split that is counted."""
+        """Returns the smallest and the largest class of a split in `class_counts`."""
         counts = self.class_counts[split]
         return {
             which: (self.class_names[index], int(counts[index]))
@@ -89,20 +93,20 @@ class Report:
 
 
 def check(dataset: str, data_dir: str = "", like: str = "") -> Report:
-    """Looks at all labels that are quickly read, and decodes one image a split.
+    """Counts the labels that are quick to read, and decodes one image per split.
 
     Args:
-      dataset: as `open_dataset` takes it.
-      data_dir: where tensorflow-datasets keeps its sets; "" = its default.
+      dataset: see `open_dataset`.
+      data_dir: where tensorflow-datasets stores data sets; "" = its default.
       like: a preset to compare with; "" = none.
 
     Raises:
-      UserError: no such dataset or preset, or it cannot be opened at all.
+      UserError: there is no such data set or preset, or it cannot be opened at all.
     """
     if like and like not in PRESETS:
         raise UserError(f"--like={like}: expected one of {', '.join(PRESETS)}")
     opened = open_dataset(dataset, data_dir)
-    if opened.kind == "tensorflow-datasets":  # to open it would prepare it
+    if opened.kind == "tensorflow-datasets":  # opening it would prepare it
         tfds_sets.check_prepared(opened.location, opened.data_dir)
     problems: list[str] = []
     try:
@@ -152,10 +156,10 @@ def _first(source: Source) -> tuple[str, int, int]:
 
 
 def _missing(info: DatasetInfo, counts: dict[str, np.ndarray], like: str) -> list[str]:
-    """What a data set lacks of a preset, and what it has that the preset has not."""
+    """Lists how a data set differs from a preset, one sentence per difference."""
     preset = PRESETS[like]
     problems = _classes(info, preset)
-    # What to call it, its examples and those of each class, and the preset's split.
+    # (name for messages, the splits compared, the preset's split)
     sides = [(info.train_split, [info.train_split], preset.train_split)]
     if not info.train_split:
         sides = []
@@ -163,8 +167,8 @@ def _missing(info: DatasetInfo, counts: dict[str, np.ndarray], like: str) -> lis
     elif info.held_out:
         sides = [("all", [info.train_split, info.eval_split], preset.train_split)]
         problems.append(
-            f"nothing to evaluate on ({like} has {preset.eval_split}): a part of what "
-            "there is to train on is held out"
+            f"nothing to evaluate on ({like} has {preset.eval_split}): part of the "
+            "training data is held out instead"
         )
     least_to_train, least_to_evaluate = _SMALLEST.get(like, (1, 1))
     sides = [(*side, least_to_train) for side in sides]
@@ -189,7 +193,7 @@ def _missing(info: DatasetInfo, counts: dict[str, np.ndarray], like: str) -> lis
             ]
             if few:
                 problems.append(
-                    f"{side}: {len(few):,} class(es) of fewer than {least} examples: "
+                    f"{side}: {len(few):,} class(es) with fewer than {least} examples: "
                     f"{shortened(few)}"
                 )
     return problems

@@ -1,4 +1,4 @@
-"""Encoded image files to uint8 pixels, whatever way they were written."""
+"""Decoding of image files to uint8 pixels, for every format and colour mode."""
 
 import contextlib
 import dataclasses
@@ -12,40 +12,41 @@ from PIL import ExifTags, Image, ImageOps
 
 from vit_jax.errors import UserError
 
-# What may be inside a file, whatever its name ends in. Other formats that Pillow
-# knows stay closed: some of them start other programs. (JPEG includes MPO.)
+# The contents decide, not the file's extension. Pillow's other formats stay disabled
+# because some of them start other programs. (JPEG includes MPO.)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
-# Pillow loads its plugins at the first use, which is not safe from several threads.
+# Pillow loads its plugins on first use, which is not thread-safe.
 Image.init()
 
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-# Channels asked for → what libjpeg-turbo calls them, and what it makes them of. The
-# luminance of a colour image is Pillow's to compute: it takes it of the colours.
+# Channels requested → libjpeg-turbo's name for them, and the colour spaces it may
+# convert from. The luminance of a colour image is left to Pillow, which computes it
+# from RGB.
 _JPEG_COLORS = {1: ("GRAY", ("Gray",)), 3: ("RGB", ("Gray", "YCbCr", "RGB"))}
 _EXIF_OR_XMP, _SCAN = 0xE1, 0xDA  # markers of segments: APP1, SOS
-_SEQUENTIAL = (0xC0, 0xC1)  # SOF0, SOF1: the frame's rows follow each other
+_SEQUENTIAL = (0xC0, 0xC1)  # SOF0, SOF1: rows are stored in order
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _WIDE_MODES = {"I": "32-bit integer", "F": "floating-point"}
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class DecodeError(UserError):
-    """An image that cannot be read; the message names it and the reason."""
+    """An image that cannot be read; the message gives its name and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlainJpeg:
-    """An upright JPEG in grey or colour, decoded no further than what is cut out of it.
+    """An upright grey or colour JPEG that is decoded only as far as it is needed.
 
     Attributes:
       shape: (height, width, channels).
       data: the file's bytes.
-      name: what to call the image in an error.
-      fast: with libjpeg-turbo's fast cosine transform, which is TensorFlow's default:
-        the pixels that published pipelines train on, a twentieth faster to get, and
-        less than 2 grey levels from the exact ones in the mean.
-      height_at: where its height stands in the bytes; 0 where its rows do not follow
-        each other, or their end is missing, so that only the whole can be decoded.
+      name: the image's name in error messages.
+      fast: whether to use libjpeg-turbo's fast cosine transform, TensorFlow's default.
+        It gives the pixels that published pipelines train on, takes a twentieth less
+        time, and differs from the exact pixels by less than 2 grey levels on average.
+      height_at: offset of the height in `data`; 0 if only the whole image can be
+        decoded, because its rows are not stored in order or its end is missing.
     """
 
     shape: tuple[int, int, int]
@@ -55,25 +56,26 @@ class PlainJpeg:
     height_at: int
 
     def decode(self) -> np.ndarray:
-        """The whole, uint8 of `shape`; DecodeError where it cannot be read."""
+        """Decodes the whole image to uint8 of `shape`; raises DecodeError."""
         try:
             return self._decoded(self.data, strict=True)
         except ValueError:
-            # Whether a damaged file can be read is Pillow's to judge.
+            # Pillow decides whether a damaged file can be read.
             return _decoded_by_pillow(self.data, self.shape[2], self.name)
 
     def __getitem__(self, box: tuple[slice, slice]) -> np.ndarray:
-        """The same pixels as `decode()[box]`.
+        """Decodes one box; the pixels are those of `decode()[box]`.
 
-        Of damaged files too, as far as the whole can be read; what cannot, for a stray
-        marker among the pixels, may pass here.
+        This holds for damaged files as well, if the whole can be decoded. A file that
+        cannot be decoded as a whole, because of a stray marker among the pixels, may
+        pass here.
         """
         rows, _ = box
-        # Colours are interpolated between rows: the next one's count as well.
+        # Colours are interpolated between rows, so the following rows matter too.
         height = rows.stop + 2
         if self.height_at and height < self.shape[0]:
-            # A copy that says it is lower is read up to there. What follows is noticed,
-            # and no error: hence not strict.
+            # libjpeg-turbo stops early in a copy whose header gives a smaller height.
+            # It warns about the data that follow, hence not strict.
             lower = bytearray(self.data)
             lower[self.height_at : self.height_at + 2] = height.to_bytes(2, "big")
             with contextlib.suppress(ValueError):
@@ -91,23 +93,23 @@ Opened: TypeAlias = "np.ndarray | PlainJpeg"
 def decode(data: bytes, channels: int = 3, name: str = "") -> np.ndarray:
     """Decodes one image file.
 
-    Grey becomes three equal channels, colour becomes luminance when one channel is
-    asked for. Alpha is dropped, not blended, as the published pipelines do; 16 bits
-    keep their upper 8; the EXIF orientation is applied; of an animation the first
-    frame counts. Ordinary JPEGs are decoded by libjpeg-turbo directly, in half of the
-    time and to the same pixels.
+    Grey becomes three equal channels; colour becomes luminance if one channel is
+    requested. Alpha is dropped rather than blended, as in the published pipelines;
+    16-bit values keep their upper 8 bits; the EXIF orientation is applied; an animation
+    gives its first frame. Ordinary JPEGs are decoded by libjpeg-turbo directly, in half
+    the time and to the same pixels.
 
     Args:
       data: the file's bytes.
       channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-      name: what to call the image in an error.
+      name: the image's name in error messages.
 
     Returns:
       uint8 [h, w, channels].
 
     Raises:
-      DecodeError: empty, truncated, corrupt, not an image, or so large when unpacked
-        that it is taken for an attack (Pillow's limit).
+      DecodeError: the file is empty, truncated, corrupt, not an image, or so large
+        when unpacked that Pillow's limit treats it as an attack.
     """
     return whole(open_image(data, channels, name))
 
@@ -115,14 +117,14 @@ def decode(data: bytes, channels: int = 3, name: str = "") -> np.ndarray:
 def open_image(
     data: bytes, channels: int = 3, name: str = "", fast: bool = False
 ) -> Opened:
-    """As `decode`, but an ordinary JPEG is decoded when it is known what is needed.
+    """Opens an image file like `decode`, but defers decoding of an ordinary JPEG.
 
-    With `fast` it is decoded as `PlainJpeg` says: for training, which changes the
-    pixels more than that.
+    `fast` (see `PlainJpeg`) is for training, where augmentation changes the pixels more
+    than the fast transform does.
     """
     if channels not in _MODE_OF_CHANNELS:
         raise UserError(
-            f"image files hold 1, 3 or 4 channels, {channels} are asked for. "
+            f"{channels} channels requested, but image files hold 1, 3 or 4. "
             "Pass arrays for other numbers of channels."
         )
     if not data:
@@ -132,28 +134,28 @@ def open_image(
 
 
 def whole(image: Opened) -> np.ndarray:
-    """All the pixels of what `open_image` has opened."""
+    """Returns all pixels of an image that `open_image` opened."""
     return image.decode() if isinstance(image, PlainJpeg) else image
 
 
 def with_channels(pixels: np.ndarray, channels: int, name: str = "") -> np.ndarray:
-    """Pixels that are already decoded, with the number of channels asked for.
+    """Converts decoded pixels to the requested number of channels.
 
     Args:
       pixels: uint8 [h, w] or [h, w, c].
-      channels: what the model takes.
-      name: what to call the image in an error.
+      channels: the number of channels that the model takes.
+      name: the image's name in error messages.
 
     Returns:
-      uint8 [h, w, channels], the same array where nothing is to be changed.
+      uint8 [h, w, channels]; the same array if nothing has to change.
 
     Raises:
-      UserError: another type or shape, or no way from c to `channels`.
+      UserError: wrong dtype or shape, or c channels cannot become `channels`.
     """
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise UserError(
             f"{name or 'image'} is an array of {pixels.dtype} with shape "
-            f"{pixels.shape}; expected uint8 [height, width, channels] in 0…255"
+            f"{pixels.shape}; expected uint8 [height, width, channels], values 0…255"
         )
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
@@ -168,12 +170,12 @@ def with_channels(pixels: np.ndarray, channels: int, name: str = "") -> np.ndarr
         return np.asarray(Image.fromarray(pixels[:, :, :3]).convert("L"))[:, :, None]
     raise UserError(
         f"{name or 'image'} has {found} channels, the model takes {channels}. "
-        "Set model.channels to the images', or convert the images."
+        "Set model.channels to the images' number, or convert the images."
     )
 
 
 def _plain_jpeg(data: bytes, channels: int, name: str, fast: bool) -> PlainJpeg | None:
-    """An upright JPEG in grey or colour; None of all else, which Pillow decodes."""
+    """Returns an upright grey or colour JPEG; None for all files left to Pillow."""
     if not data.startswith(_JPEG) or channels not in _JPEG_COLORS:
         return None
     try:
@@ -191,7 +193,7 @@ def _plain_jpeg(data: bytes, channels: int, name: str, fast: bool) -> PlainJpeg 
             # Length (two bytes), bits, height (two), width (two), components.
             height_at, components = at + 3, data[at + 7]
         elif marker == _SCAN and data[at + 2] != components:
-            height_at = 0  # one scan of several
+            height_at = 0  # the pixels are divided among several scans
     if not data.endswith(_JPEG_END):
         height_at = 0
     shape = (int(height), int(width), channels)
@@ -199,7 +201,7 @@ def _plain_jpeg(data: bytes, channels: int, name: str, fast: bool) -> PlainJpeg 
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """(marker, position behind it) of the segments up to the first scan, and of it.
+    """Yields (marker, position after it) of each segment; stops after the first scan.
 
     A segment is a marker, its length and its content (ITU T.81, B.1.1.4).
     """
@@ -217,7 +219,7 @@ def _decoded_by_pillow(data: bytes, channels: int, name: str) -> np.ndarray:
         pixels = _to_eight_bits(_upright(image), _MODE_OF_CHANNELS[channels])
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises a dozen kinds for broken files
+    except Exception as error:  # Pillow raises a dozen types for broken files
         reason = str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             reason = f"its {len(data):,} bytes are in none of the formats " + (
@@ -231,14 +233,14 @@ def _orientation(data: bytes) -> int:
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # as in _upright
+    except Exception:  # broken metadata, see _upright
         return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata must not cost a readable picture
+    except Exception:  # an image with broken metadata is still readable
         return image
 
 
@@ -246,11 +248,11 @@ def _to_eight_bits(image: Image.Image, mode: str) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT_MODES:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in _WIDE_MODES:
-        # Nothing in the file says which of their values is white.
+        # The file does not record which value is white.
         raise ValueError(
-            f"{_WIDE_MODES[image.mode]} pixels; convert it to 8 or 16 bits a channel"
+            f"{_WIDE_MODES[image.mode]} pixels; convert it to 8 or 16 bits per channel"
         )
     elif image.mode in ("P", "PA"):
-        # Straight to RGB, Pillow warns about palettes whose entries have alpha.
+        # Converting straight to RGB, Pillow warns about palettes with alpha.
         image = image.convert("RGBA")
     return np.asarray(image.convert(mode))

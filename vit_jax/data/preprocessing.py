@@ -1,4 +1,4 @@
-"""What a model expects of its input images; saved with its weights."""
+"""The preprocessing that a model expects of its images; saved with its weights."""
 
 import dataclasses
 import pathlib
@@ -19,14 +19,14 @@ from vit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image file becomes the model's input.
+    """The steps from an image file to the model's input.
 
     Attributes:
       image_size: (height, width).
       channels: 3 for colour, 1 for grey.
-      eval_transform: chain of operations without chance (transforms/chains.py).
-      mean, std: one number, or one a channel, in units of [0, 1]. Half and half makes
-        the model's value range [−1, 1].
+      eval_transform: chain of deterministic operations (transforms/chains.py).
+      mean, std: one number, or one per channel, for values in [0, 1]. With both at 0.5
+        the model's values are in [−1, 1].
     """
 
     image_size: tuple[int, int]
@@ -40,24 +40,27 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         problems = []
         if len(self.image_size) != 2 or min(self.image_size) < 1:
-            problems.append(f"image_size={self.image_size}: (height, width) in pixels")
+            problems.append(
+                f"image_size={self.image_size}: expected (height, width) in pixels"
+            )
         if self.channels < 1:
-            problems.append(f"channels={self.channels}: at least 1")
+            problems.append(f"channels={self.channels}: expected at least 1")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(set(values)) == 1:  # the same for every channel, however many
+            if len(set(values)) == 1:  # then it holds for any number of channels
                 object.__setattr__(self, name, values[:1] * self.channels)
             elif len(values) != self.channels:
                 problems.append(
-                    f"{name}={values}: one number, or {self.channels} (channels)"
+                    f"{name}={values}: expected one number, or one for each of "
+                    f"{self.channels} channels"
                 )
         if not all(value > 0 for value in self.std):
-            problems.append(f"std={self.std}: above 0")
+            problems.append(f"std={self.std}: expected values above 0")
         if problems:
             raise UserError("preprocessing cannot be used: " + "; ".join(problems))
         if self.chain.random:
             raise UserError(
-                f"evaluation must not depend on chance: the chain "
+                f"evaluation must be deterministic, but the chain "
                 f"{self.eval_transform!r} has a random operation. "
                 "Use 'resize' or 'resize_small(256)|central_crop'."
             )
@@ -67,10 +70,11 @@ class Preprocessing:
         return parse_chain(self.eval_transform, self.image_size)
 
     def for_images(self, image_size: tuple[int, int], channels: int) -> "Preprocessing":
-        """The same for images of another size, or with other channels.
+        """Returns this preprocessing for another image size or number of channels.
 
-        Explicit sizes in the transform change in proportion. A number of channels that
-        differs gets the average of the old ones' mean and standard deviation.
+        Explicit sizes in the transform change in proportion. If the number of channels
+        changes, each new channel gets the average mean and standard deviation of the
+        old ones.
         """
         transform = rescale_chain(self.eval_transform, self.image_size, image_size)
         values: dict[str, Any] = {"image_size": image_size, "channels": channels}
@@ -81,7 +85,7 @@ class Preprocessing:
         return dataclasses.replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Returns all attributes as JSON values."""
         fields = dataclasses.asdict(self)
         return {
             key: list(value) if isinstance(value, tuple) else value
@@ -90,7 +94,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """The inverse of `to_dict`.
+        """Makes a Preprocessing of the values that `to_dict` returned.
 
         Raises:
           UserError: a key is missing or unknown.
@@ -98,24 +102,24 @@ class Preprocessing:
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
             raise UserError(
-                "preprocessing has other keys than this version of vit_jax writes: "
-                f"missing {sorted(names - set(values))}, "
+                "the keys of preprocessing are not those that this version of vit_jax "
+                f"writes: missing {sorted(names - set(values))}, "
                 f"unknown {sorted(set(values) - names)}"
             )
         return cls(**values)
 
     def normalize(self, images):
-        """(image / 255 − mean) / std, for numpy and JAX arrays alike.
+        """Computes (image / 255 − mean) / std, for numpy and JAX arrays alike.
 
         Args:
           images: uint8 [..., c].
 
         Returns:
-          float32 [..., c]. With mean and std 0.5, 0 becomes −1 and 255 becomes 1,
-          exactly.
+          float32 [..., c]. With mean and std 0.5, 0 becomes exactly −1 and 255
+          exactly 1.
         """
-        # In units of 0…255, so that both ends of the range are exact; same rank as the
-        # images, because JAX may be told to refuse implicit broadcasting.
+        # Scaled to 0…255, so that both ends of the range are exact; with the rank of
+        # the images, because JAX can be configured to refuse implicit broadcasting.
         shape = (1,) * (images.ndim - 1) + (self.channels,)
         mean = (np.asarray(self.mean) * 255).astype(np.float32).reshape(shape)
         std = (np.asarray(self.std) * 255).astype(np.float32).reshape(shape)
@@ -124,18 +128,18 @@ class Preprocessing:
     def prepare(
         self, image: bytes | str | pathlib.Path | np.ndarray, name: str = ""
     ) -> np.ndarray:
-        """Decodes an image and applies the evaluation's transform.
+        """Decodes an image and applies the evaluation transform.
 
         Args:
           image: an encoded file's bytes, a path, or uint8 [h, w, c].
-          name: what to call the image in an error; a path names itself.
+          name: the image's name in error messages; by default its path.
 
         Returns:
           uint8 [*image_size, channels], ready for `normalize`.
 
         Raises:
           DecodeError: the file cannot be read or decoded.
-          UserError: an array of another type or shape.
+          UserError: an array has the wrong dtype or shape.
         """
         if isinstance(image, (str, pathlib.Path)):
             name = name or str(image)
@@ -144,14 +148,14 @@ class Preprocessing:
 
 
 def to_pixels(image: bytes | np.ndarray, channels: int, name: str = "") -> np.ndarray:
-    """An encoded or decoded image → uint8 [h, w, channels]."""
+    """Converts an encoded or decoded image to uint8 [h, w, channels]."""
     return whole(opened(image, channels, name))
 
 
 def opened(
     image: bytes | np.ndarray, channels: int, name: str = "", fast: bool = False
 ) -> Opened:
-    """As `to_pixels`, but not decoded before a chain knows what part it needs."""
+    """Opens an image; an ordinary JPEG stays encoded until a chain needs its pixels."""
     if isinstance(image, bytes):
         return open_image(image, channels, name, fast)
     if isinstance(image, np.ndarray):
@@ -163,7 +167,7 @@ def opened(
 
 
 def read_file(path: str | pathlib.Path) -> bytes:
-    """The bytes of an image file; DecodeError names the file and the reason."""
+    """Reads the bytes of an image file; DecodeError gives the file and the reason."""
     try:
         return pathlib.Path(path).read_bytes()
     except OSError as error:

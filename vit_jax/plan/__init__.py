@@ -1,4 +1,4 @@
-"""What a recipe needs and costs on devices that need not be there.
+"""Memory, arithmetic and estimated time of a recipe, on devices that may be absent.
 
 from vit_jax.plan import measure, topology
 from vit_jax.train.programs import build
@@ -27,7 +27,7 @@ __all__ = ["Measurement", "Plan", "Topology", "make_plan", "measure", "topology"
 
 
 def __getattr__(name: str) -> Any:
-    # The command answers --help without waiting for JAX.
+    # Lazy, so that the command answers --help without importing JAX.
     if name in _MODULES:
         import importlib
 

@@ -1,14 +1,15 @@
-"""Says what a run needs before it starts, for devices that need not be there.
+"""The needs of a run before it starts, on devices that may be absent.
 
   python -m vit_jax.plan --config=configs/b16.py[:ARGUMENT] [--topology=v5e:4x4]
       [--suggest] [--sweep='batch_size=64,128;image_size=224,384;patch_size=14,16']
       [--config.KEY=VALUE ...] [--json]
 
-Tokens, parameters and arithmetic of the model; bytes of each device's memory, as the
-compiler finds them, and whether they fit; an estimate of a step's time on TPUs. Neither
-weights nor a prepared data set are needed. --topology is a slice of TPUs (v3, v4, v5e,
-v5p, v6e), GPUs (h100:8, a100:8) or cpu; without it, the devices of this machine.
---suggest adds the largest batch, and what each way to save memory gives and costs.
+Prints tokens, parameters and arithmetic of the model; the compiler's memory use per
+device, and whether it fits; and an estimate of a step's time on TPUs. Neither weights
+nor a prepared data set is needed. --topology is a slice of TPUs (v3, v4, v5e, v5p,
+v6e), GPUs (h100:8, a100:8) or cpu; the default is the devices of this machine.
+--suggest adds the largest batch that fits, and the effect and cost of each way to save
+memory.
 """
 
 import functools
@@ -23,20 +24,22 @@ from vit_jax.errors import UserError
 
 
 def main() -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     command.guard(_main)
 
 
 def _main() -> None:
     own = flags.FlagValues()
     flags.DEFINE_string(
-        "topology", "", "the devices, as in v5e:4x4; default: of this machine", own
+        "topology", "", "devices, as in v5e:4x4; default: those of this machine", own
     )
-    flags.DEFINE_bool("suggest", False, "the largest batch; ways to save memory", own)
+    flags.DEFINE_bool(
+        "suggest", False, "also show the largest batch, and ways to save memory", own
+    )
     flags.DEFINE_multi_string(
         "sweep",
         [],
-        "a table over values of keys, as in batch_size=64,128;patch_size=14,16",
+        "table over values of keys, as in batch_size=64,128;patch_size=14,16",
         flag_values=own,
     )
     flags.DEFINE_bool("json", False, "one JSON object on standard output", own)
@@ -72,13 +75,13 @@ def _topology(name: str) -> Any:
     from vit_jax.plan.topologies import topology
 
     if name:
-        # Do not wait for an accelerator that this process will not use, nor take it.
+        # Neither wait for nor occupy an accelerator that this process will not use.
         jax.config.update("jax_platforms", "cpu")
     return topology(name)
 
 
 def _recipe(argv: list[str], topology: Any) -> tuple[Any, Any]:
-    """The config of a command line, and what makes runs of it and of others like it."""
+    """Returns the config of a command line, and a function that sets up such runs."""
     from vit_jax.config.recipes import WrongOverrides, load_recipe
     from vit_jax.train.setup import set_up
 
@@ -89,7 +92,7 @@ def _recipe(argv: list[str], topology: Any) -> tuple[Any, Any]:
         config, problems = error.config, error.problems
     pretrained = None
     if config.pretrained and not config.model.variant:
-        # Only then the architecture is that of the weights.
+        # Without a variant, the architecture is that of the weights.
         from vit_jax.weights.loading import load_weights
 
         try:

@@ -1,4 +1,4 @@
-"""What one device of each accelerator can do, as its maker states it."""
+"""Published specifications of accelerators, per device."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """One device as JAX counts them; the numbers are 0 where they are not known."""
+    """One device, as JAX counts devices; unknown numbers are 0."""
 
-    kind: str  # how JAX's `device_kind` begins
-    hbm_bytes: int  # of the main memory
-    usable_bytes: int  # of it, by one program
+    kind: str  # prefix of JAX's `device_kind`
+    hbm_bytes: int  # size of the main memory
+    usable_bytes: int  # main memory available to one program
     peak_flops: float = 0.0  # bfloat16 products, FLOP/s
     bandwidth: float = 0.0  # of the main memory, bytes/s
-    # Only where times are estimated. The clock is the one that gives the peak with the
-    # matrix units there are; kernels are divided among the cores of a device.
+    # Only for platforms with estimates of time. The clock is the one at which the
+    # matrix units reach the peak; kernels are divided among the cores of a device.
     clock: float = 0.0  # Hz
     cores: int = 1
 
@@ -25,8 +25,9 @@ def _chip(kind: str, gib: float, usable_gib: float, *more: float, cores=1) -> Ch
 
 # Sources: cloud.google.com/tpu/docs, "System architecture" of each version; data sheets
 # of NVIDIA H100 and A100 (SXM, dense products). A device of TPU v3 is one of the chip's
-# two cores, with half of what the chip has. Usable on TPUs is what the compiler (libtpu
-# 0.0.52) says of a program that is too large, on GPUs three quarters: JAX's default.
+# two cores, with half of the chip's resources. Usable memory of TPUs is the limit in
+# the compiler's error (libtpu 0.0.52) for a program that is too large; of GPUs, three
+# quarters of the memory, JAX's default.
 CHIPS = {
     "v3": _chip("TPU v3", 16, 15.48, 61.5e12, 450e9, 0.94e9),
     "v4": _chip("TPU v4", 32, 30.75, 275e12, 1228e9, 1.05e9, cores=2),
@@ -40,7 +41,7 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The row of a device that is there."""
+    """Returns the row of CHIPS for a device kind; None if there is none."""
     rows = [chip for chip in CHIPS.values() if device_kind.startswith(chip.kind)]
-    # "TPU v5 lite" begins like "TPU v5" as well.
+    # "TPU v5 lite" also begins with "TPU v5".
     return max(rows, key=lambda chip: len(chip.kind), default=None)

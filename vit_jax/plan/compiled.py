@@ -1,4 +1,4 @@
-"""Compiles a program for a topology and keeps what the compiler says of it."""
+"""Compilation of a program for a topology, and the compiler's figures for it."""
 
 import dataclasses
 import re
@@ -16,37 +16,38 @@ from vit_jax.train.memory import Bytes
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What the compiler says of one program on one device of a topology.
+    """The compiler's figures for one program, on one device of a topology.
 
-    Where it refused the program, `bytes.temporaries` is what is left of the memory that
-    it says it needs, and what else it knows only of a compiled program is None.
+    If the compiler refused the program, `bytes.temporaries` is the memory that it says
+    the program needs, less the arguments; figures that only a compiled program has are
+    None.
     """
 
     bytes: Bytes
     fits: bool
     refused: str  # why the compiler refused the program, or ""
     compile_seconds: float  # of the compiler, without tracing
-    flops: float | None  # as the compiler counts them: loops once, kernels not at all
-    estimate: Estimate | None  # None: there are none for this platform
+    flops: float | None  # the compiler's count: loops once, kernels not at all
+    estimate: Estimate | None  # None: this platform has no estimates
 
     @property
     def hyb_seconds(self) -> float | None:
-        """See `vit_jax.plan.cost_model.estimate`; None where there is no estimate."""
+        """The optimistic estimate (`cost_model.estimate`); None if there is none."""
         return self.estimate and self.estimate.hyb_seconds
 
     @property
     def cyc_seconds(self) -> float | None:
-        """The same, conservative."""
+        """The conservative estimate (`cost_model.estimate`); None if there is none."""
         return self.estimate and self.estimate.cyc_seconds
 
     @property
     def traffic_bytes(self) -> float | None:
-        """Between the device and its main memory."""
+        """Bytes moved between the device and its main memory."""
         return self.estimate and self.estimate.traffic_bytes
 
     @property
     def collectives(self) -> dict[str, Collectives] | None:
-        """What the devices send each other, by kind."""
+        """Communication between devices, by kind."""
         return self.estimate and self.estimate.collectives
 
 
@@ -56,13 +57,13 @@ def measure(
     """Compiles a program; nothing is allocated or run.
 
     Args:
-      program: a jitted function, as `vit_jax.train.programs.build` gives it for
+      program: a jitted function, such as `vit_jax.train.programs.build` returns for
         `topology.mesh(config)`.
-      arguments: what it is called with, or shapes with dtype and sharding.
-      topology: where the arguments' shardings lie.
+      arguments: its arguments, or their shapes with dtype and sharding.
+      topology: the devices of the arguments' shardings.
 
     Raises:
-      jax.errors.JaxRuntimeError: the compiler fails for another reason than memory.
+      jax.errors.JaxRuntimeError: the compiler fails for a reason other than memory.
     """
     lowered = program.lower(*arguments)
     start = time.perf_counter()
@@ -93,7 +94,7 @@ def measure(
     )
 
 
-# How compilers for TPUs say it; the second is libtpu 0.0.52.
+# Messages of TPU compilers; the second is that of libtpu 0.0.52.
 _NEEDED = (
     r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
     r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM",
@@ -102,7 +103,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def memory_needed(message: str) -> int | None:
-    """Bytes that a program needs, of the error that it does not fit; None = another."""
+    """Reads the bytes a program needs from an out-of-memory error; None for others."""
     if not re.search("RESOURCE_EXHAUSTED|out of memory", message, re.IGNORECASE):
         return None
     for pattern in _NEEDED:

@@ -1,4 +1,4 @@
-"""Arithmetic of a model, counted in the traced program: products are 2 FLOPs a term."""
+"""The FLOPs of a model, counted in the traced program: 2 per term of a product."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ from vit_jax import models
 
 
 class Flops(NamedTuple):
-    """Of one image on its way to the logits; only products count.
+    """FLOPs per image from input to logits; only products count.
 
-    As is usual, every block counts with all tokens, although of the last one only
-    those that the head reads are computed.
+    By convention every block counts with all tokens, although the last one computes
+    only those that the head reads.
     """
 
     total: int
@@ -21,12 +21,12 @@ class Flops(NamedTuple):
 
     @property
     def training(self) -> int:
-        """Forward and backward: each product has two for its gradients."""
+        """Forward and backward: each product needs two more for its gradients."""
         return 3 * self.total
 
 
 def count(architecture: models.ViTOrMixer) -> Flops:
-    """Of a model, whatever formulation, device or precision computes it."""
+    """Counts a model's FLOPs, regardless of formulation, device and precision."""
     fields = {"attention": "explicit"} if hasattr(architecture, "num_heads") else {}
     model = models.build(architecture, **fields)
     size = (1, *architecture.image_size, architecture.channels)
@@ -40,9 +40,9 @@ def count(architecture: models.ViTOrMixer) -> Flops:
 
 
 def _of(jaxpr: core.Jaxpr) -> tuple[int, int]:
-    """All FLOPs, and those of products that have batch dimensions.
+    """Counts all FLOPs, and those of products that have batch dimensions.
 
-    A product with a parameter has none: the parameter is the same for every image.
+    Products with a parameter have none: the parameter is the same for every image.
     """
     total = batched = 0
     for equation in jaxpr.eqns:
@@ -69,7 +69,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
-    """The programs that an equation runs."""
+    """Returns the programs that an equation runs."""
     leaves = jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
     return [getattr(leaf, "jaxpr", leaf) for leaf in leaves if _is_jaxpr(leaf)]
 

@@ -1,4 +1,4 @@
-"""One recipe on one topology: sizes, arithmetic, memory, length of the run."""
+"""The plan of one recipe on one topology: sizes, FLOPs, memory, length of the run."""
 
 import dataclasses
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is known of a run before it starts; bytes and seconds are of one device."""
+    """The facts of a run before it starts; bytes and seconds are per device."""
 
     topology: Topology
     setup: Setup
@@ -28,30 +28,30 @@ class Plan:
 
     @property
     def params(self) -> int:
-        """Parameters of the model."""
+        """Number of parameters of the model."""
         return sum(x.size for x in jax.tree.leaves(self.setup.abstract_state().params))
 
     @property
     def images(self) -> int:
-        """That the run sees, each as often as it comes."""
+        """Number of images that the run sees, repetitions included."""
         config = self.setup.config
         return config.total_steps * config.batch_size
 
     @property
     def epochs(self) -> float:
-        """The same in passes over the training split."""
+        """Number of passes over the training split."""
         return self.images / self.setup.info.num_examples[self.setup.info.train_split]
 
     @property
     def bytes(self) -> dict[str, int]:
-        """By what it is for.
+        """Memory by purpose; parameters + optimizer + batch + activations = peak.
 
-        `peak` is what the compiler counts: arguments, outputs and temporaries less what
-        they share. The arguments are the training state and the batch; `activations`
-        are the rest, the compiler's temporaries: activations kept for the backward
-        pass, what is computed with, and gradients as far as they live at that time.
-        All `gradients` at once would be as large as the parameters; they are rarely.
-        So parameters + optimizer + batch + activations = peak.
+        `peak` is the compiler's count: arguments, outputs and temporaries, less the
+        memory that they share. The arguments are the training state and the batch;
+        `activations` are the rest: activations kept for the backward pass,
+        intermediate results, and the gradients that are alive at the peak.
+        `gradients` is the size of all gradients together, that of the parameters; they
+        are rarely alive at the same time.
         """
         memory = self.measurement.bytes
         state = self.parameter_bytes + self.optimizer_bytes
@@ -65,7 +65,7 @@ class Plan:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The whole as JSON values; what is not known is null."""
+        """Returns the plan as JSON values; unknown values are null."""
         setup, measured = self.setup, self.measurement
         return {
             "topology": self.topology.name,
@@ -96,11 +96,11 @@ class Plan:
 
 
 def make_plan(setup: Setup, topology: Topology) -> Plan:
-    """Compiles the training step of a run and counts the rest.
+    """Compiles the training step of a run, and counts its FLOPs and bytes.
 
     Args:
-      setup: the run, of `set_up(config, devices=topology.devices)`.
-      topology: where its mesh lies.
+      setup: the run, from `set_up(config, devices=topology.devices)`.
+      topology: the devices of its mesh.
     """
     state = setup.abstract_state()
     logger.info("compiling the training step for %s", topology.name)
@@ -109,12 +109,12 @@ def make_plan(setup: Setup, topology: Topology) -> Plan:
         setup=setup,
         flops=flops.count(setup.architecture),
         parameter_bytes=sharding.bytes_per_device(state.params),
-        # With the counters of steps and of bad images.
+        # Includes the counters of steps and of bad images.
         optimizer_bytes=sharding.bytes_per_device(state._replace(params=())),
         measurement=measure_step(setup, topology),
     )
 
 
 def measure_step(setup: Setup, topology: Topology) -> Measurement:
-    """What the compiler says of a run's training step."""
+    """Compiles a run's training step and returns the compiler's figures."""
     return measure(setup.train_step(), setup.abstract_arguments(), topology)

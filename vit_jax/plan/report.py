@@ -1,4 +1,4 @@
-"""A plan for people: tables on standard output."""
+"""Tables of a plan, for people, on standard output."""
 
 import sys
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from vit_jax.words import byte_size, milliseconds, si, times
 
 _ESTIMATE = (
     "hyb and cyc are an optimistic and a conservative estimate. They rank programs on "
-    "one chip and promise no throughput: no stall and no traffic between devices is in "
-    "them. Below 5 %, or where they disagree, there is no difference to be seen."
+    "one chip and do not predict throughput: they leave out stalls and traffic between "
+    "devices. A difference below 5 %, or one that they disagree on, means nothing."
 )
-_NO_ESTIMATE = "There are no estimates of time for this platform, only for TPUs."
-_EXTRAPOLATED = "≈ by the line through two models of 2 and 4 blocks, not compiled."
+_NO_ESTIMATE = "Times are estimated for TPUs only, not for this platform."
+_EXTRAPOLATED = "≈ extrapolated linearly from models of 2 and 4 blocks, not compiled."
 
 
 def show_plan(plan: Plan) -> None:
-    """The recipe as it is."""
+    """Prints the plan of the recipe itself."""
     setup, measured, topology = plan.setup, plan.measurement, plan.topology
     architecture, config = setup.architecture, setup.config
     mesh = " × ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
@@ -34,22 +34,22 @@ def show_plan(plan: Plan) -> None:
         f"{times(architecture.patch_size)}: "
         f"{architecture.num_tokens:,} tokens",
         "parameters": f"{plan.params:,}",
-        "FLOPs an image": f"{si(plan.flops.total)} forward, "
+        "FLOPs per image": f"{si(plan.flops.total)} forward, "
         f"{si(plan.flops.training)} in training; "
         f"{plan.flops.attention / plan.flops.total:.1%} of them in attention",
         "batch": f"{config.batch_size:,}, "
-        f"{config.batch_size // sharding.batch_parts(setup.mesh):,} a device"
+        f"{config.batch_size // sharding.batch_parts(setup.mesh):,} per device"
         + f" in {config.accum_steps} parts"
         * (config.accum_steps > 1),
-        "bytes a device": ", ".join(
+        "bytes per device": ", ".join(
             f"{name} {byte_size(named[name])}" for name in parts
         ),
         "at peak": f"{byte_size(named['peak'])} of {byte_size(topology.usable_bytes)}: "
         + ("fits" if measured.fits else "does not fit")
         + f" (compiled in {measured.compile_seconds:.0f} s)",
-        "a step": _step(plan),
+        "step": _step(plan),
         "collectives": _collectives(plan),
-        "the run": f"{config.total_steps:,} steps = {plan.images:,} images = "
+        "run": f"{config.total_steps:,} steps = {plan.images:,} images = "
         f"{plan.epochs:,.2f} epochs ({setup.info.name} of "
         f"{setup.info.num_examples[setup.info.train_split]:,})",
     }
@@ -64,7 +64,7 @@ def show_plan(plan: Plan) -> None:
 
 
 def show_suggestions(suggestions: dict[str, Any]) -> None:
-    """What `suggest` gives."""
+    """Prints the result of `suggest`."""
     largest = suggestions["largest_batch"]
     table = _table("change", "at peak", "fits", "step, hyb", "step, cyc")
     for row in suggestions["changes"]:
@@ -80,7 +80,7 @@ def show_suggestions(suggestions: dict[str, Any]) -> None:
         )
     console = _console()
     console.print(
-        f"\nThe largest batch of the recipe as it is: {largest['batch_size']:,}"
+        f"\nLargest batch of the unchanged recipe: {largest['batch_size']:,}"
         + (f", {byte_size(largest['peak'])} at peak" if largest["batch_size"] else "")
     )
     console.print(table)
@@ -88,11 +88,11 @@ def show_suggestions(suggestions: dict[str, Any]) -> None:
 
 
 def show_sweep(rows: list[dict[str, Any]]) -> None:
-    """What `sweep.run` gives."""
+    """Prints the result of `sweep.run`."""
     table = _table(
         *rows[0]["set"],
-        *("tokens", "FLOPs an image", "attention", "at peak", "fits"),
-        *("hyb ms", "cyc ms", "hyb ms an image"),
+        *("tokens", "FLOPs per image", "attention", "at peak", "fits"),
+        *("hyb ms", "cyc ms", "hyb ms per image"),
     )
     for row in rows:
         if row["problem"]:
@@ -125,7 +125,7 @@ def _step(plan: Plan) -> str:
         f"hyb {milliseconds(measured.hyb_seconds)} ms, "
         f"cyc {milliseconds(measured.cyc_seconds)} ms "
         f"(its FLOPs at the chip's peak: {milliseconds(ideal)} ms); "
-        f"{si(measured.estimate.traffic_bytes)}B to and from the memory"
+        f"{si(measured.estimate.traffic_bytes)}B to and from memory"
     )
 
 
@@ -147,7 +147,7 @@ def _table(*columns: str) -> Table:
 
 
 def _console() -> Console:
-    # In a pipe or a file every row is a line.
+    # In a pipe or a file every row must stay on one line.
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
@@ -157,7 +157,7 @@ def _note(text: str) -> None:
 
 
 def _notes(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> None:
-    """What the cells of a table leave out."""
+    """Prints the problems of rows below a table, and the legend of "≈"."""
     for row in rows:
         if row["problem"]:
             _note(f"{name(row)}: {row['problem']}")

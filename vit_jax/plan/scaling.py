@@ -1,4 +1,4 @@
-"""What a deep model needs, by the line through two shallow ones: in fewer minutes."""
+"""Linear extrapolation of a deep model's needs from two shallow ones, to save time."""
 
 import dataclasses
 
@@ -7,39 +7,39 @@ from vit_jax.plan.plans import logger, measure_step
 from vit_jax.plan.topologies import Topology
 from vit_jax.train.setup import Setup
 
-# Blocks are alike, and the compiler's work grows with their number. How close the line
-# comes is in docs/planning.md.
+# Blocks are alike, and compilation time grows with their number. docs/planning.md has
+# the error of the extrapolation.
 DEPTHS = (2, 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of a training step on one device."""
+    """Memory and time of a training step, per device."""
 
     peak_bytes: int
     fits: bool
-    # By hyb and by cyc; None: no estimates for this platform, or refused.
+    # (hyb, cyc); None if the platform has no estimates or the compiler refused.
     seconds: tuple[float, float] | None
-    extrapolated: bool  # or compiled as it is
+    extrapolated: bool  # otherwise compiled at full depth
 
 
 def is_shallow(setup: Setup) -> bool:
-    """Whether compiling the model as it is takes no longer than two shallow ones."""
+    """Returns whether full depth compiles no more slowly than two shallow models."""
     return setup.architecture.depth <= DEPTHS[-1] or setup.config.model.scan
 
 
 def as_measured(found: Measurement) -> Prediction:
-    """What was compiled as it is."""
+    """Makes a prediction of a program that was compiled at full depth."""
     return Prediction(found.bytes.peak, found.fits, _seconds(found), False)
 
 
 def predict(setup: Setup, topology: Topology, what: str) -> Prediction:
-    """Compiles the training step, or, of a deep model, those of two shallow ones.
+    """Compiles the training step; for a deep model, those of two shallow models.
 
     Args:
       setup: the run.
-      topology: where its mesh lies.
-      what: for the messages on progress.
+      topology: the devices of its mesh.
+      what: name of the run in progress messages.
     """
     depth, (few, more) = setup.architecture.depth, DEPTHS
     if is_shallow(setup):
@@ -67,7 +67,7 @@ def _seconds(found: Measurement) -> tuple[float, float] | None:
 
 
 def at_depth(setup: Setup, depth: int) -> Setup:
-    """The same run with another number of blocks."""
+    """Returns the run with another number of blocks."""
     architecture = dataclasses.replace(setup.architecture, depth=depth)
     model = setup.model.clone(architecture=architecture)
     return dataclasses.replace(setup, architecture=architecture, model=model)

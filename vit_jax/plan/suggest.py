@@ -1,4 +1,4 @@
-"""The largest batch that fits, and what each way to save memory gives and costs."""
+"""The largest batch that fits, and the effect and cost of each way to save memory."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from vit_jax.plan.scaling import Prediction, as_measured, is_shallow, predict
 from vit_jax.train.memory import CHANGES
 from vit_jax.train.setup import Setup
 
-# Makes a run of a config; raises UserError if it cannot be.
+# Sets up a run from a config; raises UserError if the config is invalid.
 Prepare = Callable[[Config], Setup]
 
-# The names of `CHANGES`, in the order in which they are shown.
+# Keys of `CHANGES`, in the order shown.
 _OFFERED = (
     "recompute all but products",
     "recompute all",
@@ -24,28 +24,29 @@ _OFFERED = (
     "accumulate four times",
     "spread parameters",
 )
-# A batch that leaves no more of the memory than this is the largest; each further look
-# is a compilation of the whole model.
+# Share of memory left over at which the search ends, because every further step
+# compiles the whole model.
 _LEFT = 0.02
-_MOST_TRIES = 6  # what is small enough to need them compiles quickly
+_MOST_TRIES = 6  # models small enough to need so many compile quickly
 
 
 def suggest(plan: Plan, prepare: Prepare) -> dict[str, Any]:
-    """As JSON values, what could be changed.
+    """Finds the largest batch and evaluates changes that save memory.
 
     Args:
-      plan: the recipe as it is.
-      prepare: of the recipe with other values.
+      plan: the plan of the unchanged recipe.
+      prepare: sets up the recipe with other values.
 
     Returns:
-      `largest_batch`: of the recipe as it is: `batch_size`, 0 where none fits, and its
-        `peak` in bytes.
-      `changes`: for each the keys to `set`; its `peak`, and whether it `fits`; `time`
-        of a step as a multiple of the recipe's, by both estimates, null where there are
-        none; whether it is `extrapolated` from models with fewer blocks; `problem`, if
-        it cannot be. Where nothing fits, the last change is all of them together.
+      JSON values.
+      `largest_batch`: that of the unchanged recipe: `batch_size`, 0 if none fits, and
+        its `peak` in bytes.
+      `changes`: for each change the keys to `set`; its `peak`, and whether it `fits`;
+        `time` of a step as a multiple of the recipe's, by both estimates, null if there
+        are none; whether it is `extrapolated` from models with fewer blocks; `problem`,
+        if the change is impossible. If none fits, the last one is all of them together.
     """
-    # To be compared with others, it is predicted like them.
+    # Predicted in the same way as the changes, to be comparable with them.
     base = as_measured(plan.measurement)
     if plan.topology.has_estimates and not is_shallow(plan.setup):
         base = predict(plan.setup, plan.topology, "the recipe as it is")
@@ -82,10 +83,10 @@ def _row(
 
 
 def _largest_batch(plan: Plan, prepare: Prepare) -> dict[str, Any]:
-    """By the line through two batches, until a batch nearly fills the memory.
+    """Searches by linear interpolation until a batch nearly fills the memory.
 
-    A device takes its part of a batch in multiples of eight, the rows of a register,
-    unless the recipe itself does not.
+    Batches per device are multiples of eight, the rows of a register, unless the
+    recipe's own is not.
     """
     config, topology = plan.setup.config, plan.topology
     unit = sharding.batch_parts(plan.setup.mesh) * config.accum_steps
@@ -113,19 +114,19 @@ def _largest_batch(plan: Plan, prepare: Prepare) -> dict[str, Any]:
 def _next_guess(
     peaks: dict[int, int], fitting: set[int], usable: int, unit: int
 ) -> int:
-    """The batch to look at next, in multiples of `unit`; 0 = enough is known.
+    """Returns the batch to try next, a multiple of `unit`; 0 ends the search.
 
     Args:
-      peaks: batch size → bytes; of two sizes or more.
-      fitting: those of them that fit.
-      usable: bytes there are.
-      unit: what batches are multiples of.
+      peaks: batch size → bytes, for at least two sizes.
+      fitting: the sizes that fit.
+      usable: bytes available.
+      unit: batches are multiples of it.
     """
     below = max(fitting, default=0)
     above = min(peaks.keys() - fitting, default=math.inf)
     if below and peaks[below] >= (1 - _LEFT) * usable:
         return 0
-    # Through the two nearest to what there is.
+    # The line through the two sizes whose peaks are nearest to the available memory.
     a, b = sorted(peaks, key=lambda size: abs(peaks[size] - usable))[:2]
     slope = (peaks[b] - peaks[a]) / (b - a)
     guess = math.inf if slope <= 0 else a + (usable - peaks[a]) / slope

@@ -1,4 +1,4 @@
-"""A recipe over several values of its keys: every combination is a row."""
+"""Sweeps of a recipe over values of its keys, with a row for every combination."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from vit_jax.plan.scaling import predict
 from vit_jax.plan.suggest import Prepare
 from vit_jax.plan.topologies import Topology
 
-# Not a key of a config, but the last part of `model.variant`.
+# The last part of `model.variant`; not a key of its own.
 PATCH_SIZE = "patch_size"
 
 
 def parse(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Key → values as text, of "batch_size=64,128;image_size=224,384x256".
+    """Reads "batch_size=64,128;image_size=224,384x256" into key → values as text.
 
     Raises:
-      UserError: it is not written like this.
+      UserError: a text does not have this form.
     """
     axes: dict[str, list[str]] = {}
     for part in (part.strip() for text in texts for part in text.split(";")):
@@ -39,10 +39,10 @@ def parse(texts: Sequence[str]) -> dict[str, list[str]]:
 def configs(
     argv: Sequence[str], axes: dict[str, list[str]]
 ) -> list[tuple[dict[str, str], Config]]:
-    """The recipe of a command line at every combination of values.
+    """Returns the recipe of a command line at every combination of values.
 
     Raises:
-      UserError: there is no such key, or a value is of the wrong type.
+      UserError: there is no such key, or a value has the wrong type.
     """
     if not axes:
         return []
@@ -71,13 +71,14 @@ def run(
     prepare: Prepare,
     topology: Topology,
 ) -> list[dict[str, Any]]:
-    """As JSON values, a row for each combination.
+    """Plans every combination.
 
     Returns:
-      What was `set`; a `problem`, if it cannot be; tokens, FLOPs and attention's share
-      of them; `peak` in bytes and whether it `fits`; the estimates of a step in seconds
-      and, of `hyb`, of the device for each of its images; whether peak and estimates
-      are `extrapolated` from models with fewer blocks.
+      JSON values, a row for each combination: the values `set`; a `problem`, if the
+      combination is impossible; tokens, FLOPs and attention's share of them; `peak` in
+      bytes and whether it `fits`; both estimates of a step in seconds, and `hyb` also
+      per image of a device; whether peak and estimates are `extrapolated` from models
+      with fewer blocks.
     """
     return [_row(point, config, prepare, topology) for point, config in points]
 

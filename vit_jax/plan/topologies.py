@@ -1,4 +1,4 @@
-"""The devices to plan for, which need not be there: "v5e:4x4", "h100:8", "cpu"."""
+"""The devices to plan for, which may be absent: "v5e:4x4", "h100:8", "cpu"."""
 
 import dataclasses
 import importlib.util
@@ -16,8 +16,8 @@ from vit_jax.errors import UserError
 from vit_jax.host_memory import physical_bytes
 from vit_jax.plan.chips import CHIPS, Chip, chip_of
 
-# Read when libtpu is loaded. There is no TPU to ask a cloud's metadata server about,
-# nor to keep other processes from; the last two end its complaints about that.
+# libtpu reads these when it is loaded. Without a TPU there is no metadata server to
+# query and no device to lock; the last two variables silence its warnings about that.
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -25,7 +25,7 @@ _NO_TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
-# An example of each, for messages.
+# Chip → an example, for messages.
 EXAMPLES = {
     "v3": "v3:2x2 (8 devices)",
     "v4": "v4:2x2x1",
@@ -41,62 +41,65 @@ EXAMPLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices that programs are compiled for; `topology` makes one of its name."""
+    """Devices that programs are compiled for; made by `topology`."""
 
     name: str
-    devices: tuple[Any, ...]  # of JAX
+    devices: tuple[Any, ...]  # JAX's
     chip: Chip
     compiler_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def mesh(self, config: Config) -> Mesh:
-        """The devices in the shape of `config.mesh`; raises UserError if they cannot.
+        """Arranges the devices in the shape of `config.mesh`.
 
         Args:
-          config: any config; it needs no other key.
+          config: any config; other keys are not read.
+
+        Raises:
+          UserError: the devices do not fit that shape.
         """
         return sharding.make_mesh(**config.mesh, devices=self.devices)
 
     @property
     def platform(self) -> str:
-        """As JAX calls it: "tpu", "gpu" or "cpu"."""
+        """JAX's name of the platform: "tpu", "gpu" or "cpu"."""
         return self.devices[0].platform
 
     @property
     def has_estimates(self) -> bool:
-        """Whether the compiler says enough to estimate times: on TPUs."""
+        """Whether times can be estimated from the compiler's text: only for TPUs."""
         return self.platform == "tpu" and self.chip.clock > 0
 
     @property
     def hbm_bytes(self) -> int:
-        """Memory of a device."""
+        """Memory per device."""
         return self.chip.hbm_bytes
 
     @property
     def usable_bytes(self) -> int:
-        """Of that memory, by one program."""
+        """Memory per device that one program may use."""
         return self.chip.usable_bytes
 
     @property
     def peak_flops(self) -> float:
-        """Of a device: bfloat16 products, FLOP/s; 0 = not known."""
+        """Peak rate of bfloat16 products per device, FLOP/s; 0 = unknown."""
         return self.chip.peak_flops
 
     @property
     def bandwidth(self) -> float:
-        """Between a device and its memory, bytes/s; 0 = not known."""
+        """Bandwidth between a device and its memory, bytes/s; 0 = unknown."""
         return self.chip.bandwidth
 
 
 def topology(name: str = "") -> Topology:
-    """The devices that a name stands for.
+    """Returns the devices of a name.
 
     Args:
-      name: "v5e:4x4" (chips of a TPU slice, along its sides), "h100:8" (GPUs of one
+      name: "v5e:4x4" (a TPU slice by its sides, in chips), "h100:8" (GPUs of one
         machine), "cpu" (of this machine); "" = the devices of this process.
 
     Raises:
-      UserError: there is none of this name (lists what there is), or the compiler for
-        it is not installed (says how to).
+      UserError: there are no such devices (lists the known ones), or their compiler is
+        not installed (says how to install it).
     """
     chip, _, shape = name.partition(":")
     if name in ("", "cpu"):
@@ -113,9 +116,9 @@ _SLICE = r"\d+(x\d+){1,2}(_twisted|_untwisted)?"
 
 def _no_such(name: str, reason: str = "") -> UserError:
     return UserError(
-        f"--topology={name}: no such devices{reason}. There are "
+        f"--topology={name}: no such devices{reason}. Known are "
         f"{', '.join(EXAMPLES.values())}: TPUs by the sides of the slice, in chips, "
-        "GPUs by their number; without --topology those of this machine"
+        "GPUs by their number; without --topology those of this machine are used"
     )
 
 
@@ -142,11 +145,11 @@ def _tpus(name: str, chip: str, shape: str) -> Topology:
         os.environ.setdefault(variable, value)
     sides = [int(side) for side in shape.partition("_")[0].split("x")]
     options: dict[str, Any] = {
-        # A host has 2 × 2 chips; of a smaller slice it has no more than there are.
+        # A host has 2 × 2 chips, or fewer if the slice is smaller.
         "chips_per_host_bounds": [min(side, 2) for side in sides[:2]] + [1]
     }
     if chip == "v4":
-        # Both cores of a chip are one device, as JAX has them on a v4.
+        # On a v4, JAX treats both cores of a chip as one device.
         options["chip_config_name"] = "megacore"
     try:
         found = topologies.get_topology_desc(
@@ -158,9 +161,9 @@ def _tpus(name: str, chip: str, shape: str) -> Topology:
     return Topology(name, tuple(found.devices), CHIPS[chip])
 
 
-# What the compiler for GPUs asks of one that is not there: compute capability,
+# The description of an absent GPU that its compiler needs: compute capability,
 # multiprocessors, arithmetic units of each, shared memory of each and of a block that
-# asks for it, L2 cache (bytes), clock (GHz). CUDA programming guide, "Compute
+# opts in, L2 cache (bytes), clock (GHz). Sources: CUDA programming guide, "Compute
 # capabilities", and the data sheets.
 _GPUS = {
     "h100": ((9, 0), 132, 128, 233_472, 232_448, 50 * 2**20, 1.98),
@@ -186,7 +189,7 @@ def _gpus(name: str, chip: str, count: int) -> Topology:
         )
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise _no_such(name, f" ({str(error).splitlines()[0]})") from error
-    # Timing candidates on the device is how kernels are chosen where one is there.
+    # Autotuning times candidates on a device, which is absent here.
     options = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
     return Topology(name, tuple(found.devices), row, options)
 
@@ -196,7 +199,7 @@ def _has_plugin(version: str) -> bool:
 
 
 def _target_config(chip: str, row: Chip) -> str:
-    """XLA's GpuTargetConfigProto as text."""
+    """Writes XLA's GpuTargetConfigProto as text."""
     (major, minor), processors, units, shared, block, cache, clock = _GPUS[chip]
     numbers = {
         "threads_per_block_limit": 1024,

@@ -1,4 +1,4 @@
-"""Order, batches, masks: the same stream however it is read."""
+"""Tests of batches and masks: the stream does not depend on how it is read."""
 
 import collections
 import io
@@ -32,7 +32,7 @@ EVALUATION = Preprocessing(SIZE)
 
 
 class Memory:
-    """`count` noise images with their number as label; some cannot be decoded."""
+    """A source of `count` noise images labelled by index; some cannot be decoded."""
 
     multi_label = False
 
@@ -79,9 +79,9 @@ def labels(batches: list[dict]) -> list[int]:
     return np.concatenate([batch["label"] for batch in batches]).tolist()
 
 
-@pytest.mark.parametrize("batch_size", [5, 40])  # one task a batch, and several
+@pytest.mark.parametrize("batch_size", [5, 40])  # one task per batch, and several
 @pytest.mark.parametrize("num_threads", [1, 2, 8])
-def test_the_number_of_threads_changes_nothing(num_threads, batch_size):
+def test_batches_do_not_depend_on_threads(num_threads, batch_size):
     source = Memory(17)
     expected = train(source, batch_size, stop=4, num_threads=0)
     read = train(source, batch_size, stop=4, num_threads=num_threads)
@@ -96,15 +96,15 @@ def test_the_number_of_threads_changes_nothing(num_threads, batch_size):
     }
 
 
-def test_resuming_anywhere_goes_on_with_the_same_stream():
+def test_resuming_anywhere_continues_the_same_stream():
     source = Memory(17)
     whole = train(source, stop=40)  # nearly twelve epochs
     for start in np.random.default_rng(0).choice(np.arange(1, 40), 10, replace=False):
         assert_same(train(source, start=int(start), stop=40), whole[start:])
 
 
-# From the rows of a batch to those of each process. In the last one a process has parts
-# that are no neighbours.
+# Functions from the rows of a batch to those of each process. In the last one, the rows
+# of a process are not contiguous.
 SHARES = [
     lambda rows: np.split(rows, 2),
     lambda rows: np.split(rows, 4),
@@ -135,7 +135,7 @@ def test_every_epoch_has_every_example_once(count, batch_size):
         assert sorted(one) == list(range(count))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_order_differs_between_epochs_and_seeds():
     source = Memory(50)
     orders = {}
     for seed in (0, 1, 2):
@@ -157,7 +157,7 @@ def test_augmentation_differs_between_positions_and_seeds():
     assert not np.array_equal(other[0]["image"], images[:8])
 
 
-def test_pixels_and_labels_belong_together():
+def test_pixels_match_labels():
     source = Memory(17)
     for batch in train(source, transform=AS_THEY_ARE):
         for image, label in zip(batch["image"], batch["label"], strict=True):
@@ -178,7 +178,7 @@ def test_encoded_images_and_channels():
 
 
 @pytest.mark.parametrize("num_threads", [0, 4])
-def test_another_image_stands_in_for_a_bad_one(num_threads, caplog):
+def test_bad_image_is_replaced(num_threads, caplog):
     source = Memory(10, bad=(3, 4, 9))
     options = {"transform": AS_THEY_ARE, "num_threads": num_threads}
     good = labels(train(Memory(10), 10, stop=4, **options))
@@ -191,7 +191,7 @@ def test_another_image_stands_in_for_a_bad_one(num_threads, caplog):
     assert all(one["mask"].min() == 1 for one in batches)
     image = batches[0]["image"][good.index(9)]
     np.testing.assert_array_equal(image, source[0].image)
-    # Each is named once, with the reason and what became of it.
+    # Each is reported once, with the reason and the consequence.
     said = collections.Counter(record.getMessage() for record in caplog.records)
     assert sorted(message.split()[0] for message in said) == [
         "memory/3",
@@ -200,10 +200,10 @@ def test_another_image_stands_in_for_a_bad_one(num_threads, caplog):
     ]
     assert set(said.values()) == {1}
     assert "none of the formats" in next(iter(said))
-    assert next(iter(said)).endswith("(another image stands in)")
+    assert next(iter(said)).endswith("(replaced by another image)")
 
 
-def test_a_bad_image_is_left_out_on_request(caplog):
+def test_bad_image_is_skipped(caplog):
     good = labels(train(Memory(10), 10, stop=2))
     batches = train(Memory(10, bad=(3,)), 10, stop=2, bad_images="skip")
     for batch, expected in zip(batches, (good[:10], good[10:]), strict=True):
@@ -217,14 +217,14 @@ def test_a_bad_image_is_left_out_on_request(caplog):
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
-def test_a_bad_image_stops_the_run_on_request(num_threads):
+def test_bad_image_raises(num_threads):
     source = Memory(10, bad=(3,))
     with pytest.raises(DecodeError, match=r"^memory/3 cannot be decoded") as error:
         train(source, bad_images="error", num_threads=num_threads)
     assert type(error.value) is DecodeError
 
 
-def test_nothing_but_bad_images_is_an_error():
+def test_only_bad_images_is_an_error():
     with pytest.raises(UserError, match="17 images in a row cannot be read"):
         train(Memory(40, bad=range(40)))
 
@@ -266,7 +266,7 @@ def test_processes_share_the_evaluation(share):
         assert_same(joined, list(batches))
 
 
-def test_evaluation_fails_on_a_bad_image_unless_allowed(caplog):
+def test_evaluation_raises_on_bad_images_unless_skipped(caplog):
     source = Memory(7, bad=(2,))
     with pytest.raises(DecodeError, match="memory/2"):
         list(eval_batches(source, batch_size=4, preprocessing=EVALUATION))
@@ -281,14 +281,14 @@ def test_evaluation_fails_on_a_bad_image_unless_allowed(caplog):
 
 
 def started_since(before):
-    """Threads that are there now; one that has never worked may end a moment later."""
+    """Returns the new threads; an unused one may end a moment later."""
     deadline = time.monotonic() + 10
     while (new := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         time.sleep(0.01)
     return new
 
 
-def test_closing_leaves_no_thread_and_ends_the_stream():
+def test_close_ends_threads_and_stream():
     before = set(threading.enumerate())
     batches = train_batches(
         Memory(40),
@@ -312,7 +312,7 @@ def test_closing_leaves_no_thread_and_ends_the_stream():
     assert not started_since(before)
 
 
-def test_an_error_in_a_thread_keeps_its_type():
+def test_error_in_a_thread_keeps_its_type():
     class Unplugged(Memory):
         def __getitem__(self, index):
             raise ConnectionResetError("the disk went away")
@@ -321,7 +321,7 @@ def test_an_error_in_a_thread_keeps_its_type():
         train(Unplugged(10), num_threads=2)
 
 
-def test_memory_that_waits_is_bounded():
+def test_waiting_memory_is_bounded():
     read = []
 
     class Counted(Memory):
@@ -359,7 +359,7 @@ def from_processes(stop, **options):
     )
 
 
-def test_processes_that_load_change_nothing_and_a_dead_one_is_reported():
+def test_loading_processes_give_the_same_batches_and_report_death():
     with from_processes(4, num_processes=0, num_threads=0) as batches:
         expected = list(batches)
     with from_processes(100_000, start=1) as batches:
@@ -370,8 +370,8 @@ def test_processes_that_load_change_nothing_and_a_dead_one_is_reported():
     assert not multiprocessing.active_children()
 
 
-def test_what_waits_is_stated():
-    """Two batches ahead, and the one that is being put together."""
+def test_waiting_bytes():
+    """Two batches are prefetched, and one is being assembled."""
     row = 6 * 6 * 3 + 4 + 4 + 4
     options = {"transform": AUGMENTED, "seed": 0, "start": 0, "stop": 1}
     for threads, batches in ((2, 3), (0, 2)):
@@ -384,7 +384,7 @@ def test_what_waits_is_stated():
 
 @pytest.mark.parametrize("sampling", ["uniform", "weighted"])
 def test_weights_count_once(sampling):
-    """In the mask, or in how often an example comes."""
+    """Weights affect either the mask or the frequency of an example."""
 
     class Weighted(Memory):
         def __getitem__(self, index):
@@ -403,7 +403,7 @@ def test_weights_count_once(sampling):
         np.testing.assert_array_equal(next(batches)["mask"], np.ones(4))
 
 
-def test_repeats_are_augmented_anew():
+def test_repeats_are_augmented_differently():
     [batch] = train(Memory(17), 6, stop=1, repeats=2)
     np.testing.assert_array_equal(batch["label"][:3], batch["label"][3:])
     for first, second in itertools.pairwise(batch["image"][[0, 3]]):
@@ -419,18 +419,18 @@ def test_repeats_are_augmented_anew():
         ({"seed": -1}, "seed=-1: expected"),
     ],
 )
-def test_wrong_arguments_are_named(options, message):
+def test_wrong_arguments_raise(options, message):
     with pytest.raises(UserError, match=message):
         train(Memory(4), **options)
 
 
-def test_the_wrong_size_names_the_image():
+def test_error_of_wrong_size_names_the_image():
     transform = parse_chain("", (7, 7))
     with pytest.raises(UserError, match=r"memory/\d is 6×6 .* the model takes 7×7"):
         train(Memory(4), transform=transform, bad_images="replace")
 
 
-def test_works_where_nobody_parsed_flags_and_imports_neither_jax_nor_tensorflow():
+def test_needs_neither_parsed_flags_nor_jax_nor_tensorflow():
     program = """if True:
         import sys
         import vit_jax.data.loading.batches

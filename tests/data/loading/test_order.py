@@ -1,4 +1,4 @@
-"""Which example comes when: once an epoch, by class, by weight, repeatedly."""
+"""Tests of the order of examples: once per epoch, by class, by weight, repeated."""
 
 import collections
 import pickle
@@ -11,7 +11,7 @@ from vit_jax.errors import UserError
 
 
 class Labelled:
-    """Only what an order asks of a source."""
+    """A source with only the methods that an order uses."""
 
     def __init__(self, labels=(), weights=()):
         self._labels = np.asarray(labels, np.int32)
@@ -27,7 +27,7 @@ class Labelled:
         return self._weights
 
 
-# What version 0.1 gave.
+# The orders of version 0.1.
 GOLDEN = {
     "uniform": [4, 0, 1, 3, 5, 6, 2, 5, 4, 0, 2, 6, 3, 1],
     "balanced": [1, 6, 4, 0, 5, 2, 3, 0, 2, 3, 6, 1, 2, 4],
@@ -58,16 +58,16 @@ def test_large_sets_are_shuffled_without_memory():
 
 
 @pytest.mark.parametrize("count", [10, 2**24 + 1])
-def test_seeds_side_by_side_have_nothing_in_common(count):
-    """Grain shuffles epoch e of seed s as epoch 0 of seed s + e."""
+def test_adjacent_seeds_share_no_epoch(count):
+    """Grain alone shuffles epoch e of seed s like epoch 0 of seed s + e."""
     labels = np.broadcast_to(np.int32(0), count)
     orders = [make_order(Labelled(labels), seed=seed) for seed in range(3)]
     epochs = [take(order, count * e, 10) for order in orders for e in range(3)]
     assert len({tuple(epoch) for epoch in epochs}) == 9
 
 
-def test_the_order_stays_what_it_is():
-    """Runs go on in the order that they began with."""
+def test_order_never_changes():
+    """Runs must continue in the order that they began with."""
     source = Labelled([0, 1, 1, 2, 2, 2, 0], [1, 2, 3, 4, 3, 2, 1])
     assert {
         sampling: take(make_order(source, seed=7, sampling=sampling), 0, 14)
@@ -77,17 +77,17 @@ def test_the_order_stays_what_it_is():
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_every_place_is_as_likely_for_every_example(shuffle):
-    """χ² of 20,000 examples: from each tenth of the source a tenth to each tenth."""
+def test_shuffle_is_uniform(shuffle):
+    """Each tenth of 20,000 examples spreads evenly over the tenths of an epoch (χ²)."""
     for seed in range(3):
         order = np.array(take(shuffle(20_000, seed), 0, 20_000))
         counts, _, _ = np.histogram2d(np.arange(20_000), order, bins=10)
         statistic = ((counts - 200) ** 2 / 200).sum()
-        # 81 degrees of freedom: less than one in ten thousand is outside of this.
+        # With 81 degrees of freedom, less than one in ten thousand is outside.
         assert 40 < statistic < 135
 
 
-def test_balanced_has_every_class_as_often_and_all_of_each():
+def test_balanced_draws_classes_and_their_examples_equally():
     # 1, 4 and 15 examples; class 2 has none.
     labels = [0] + [1] * 4 + [3] * 15
     order = make_order(Labelled(labels), seed=5, sampling="balanced")
@@ -96,13 +96,13 @@ def test_balanced_has_every_class_as_often_and_all_of_each():
         assert sorted(block) == [0, 1, 3]
     times = collections.Counter(stream)
     assert [times[index] for index in range(20)] == [60] + [15] * 4 + [4] * 15
-    # No class always comes first, and no order within a class is repeated.
+    # The first class varies, and no order within a class is repeated.
     assert len({labels[index] for index in stream[::3]}) == 3
     large = [index for index in stream if labels[index] == 3]
     assert len({tuple(large[i : i + 15]) for i in range(0, 60, 15)}) == 4
 
 
-def test_weighted_has_every_example_as_often_as_its_share_says():
+def test_weighted_draws_examples_by_their_share():
     weights = np.array([0.0, 1.0, 2.5, 4.0, 0.5, 2.0])
     order = make_order(Labelled(weights=weights), seed=5, sampling="weighted")
     expected = weights * 6 / weights.sum()
@@ -118,7 +118,7 @@ def test_weighted_has_every_example_as_often_as_its_share_says():
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "balanced", "weighted"])
-def test_any_position_can_be_asked_for_at_any_time(sampling):
+def test_positions_are_random_access(sampling):
     source = Labelled([0, 1, 1, 2, 2, 2, 0], [1, 2, 3, 4, 3, 2, 1])
     forwards = take(make_order(source, 3, sampling), 0, 50)
     order = make_order(source, 3, sampling)
@@ -127,7 +127,7 @@ def test_any_position_can_be_asked_for_at_any_time(sampling):
     assert take(make_order(source, 4, sampling), 0, 50) != forwards
 
 
-def test_repeated_examples_lie_apart_in_their_batch():
+def test_repeated_examples_are_not_adjacent():
     order = make_order(Labelled([0] * 12), seed=0, repeats=3, batch=12)
     plain = make_order(Labelled([0] * 12), seed=0)
     for batch in range(6):

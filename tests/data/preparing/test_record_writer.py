@@ -1,4 +1,4 @@
-"""Folders and tables written as prepared sets, and read back without TensorFlow."""
+"""Tests of writing folders and tables as prepared sets, read without TensorFlow."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from vit_jax.data.sources.folders import list_folder
 from vit_jax.data.sources.tables import read_tables
 from vit_jax.errors import UserError
 
-SHARD = 3_000  # bytes; six images
+SHARD = 3_000  # bytes, or six images
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Thirty files of 500 bytes and more, in three classes."""
+    """A folder of thirty files of at least 500 bytes, in three classes."""
     rng = np.random.default_rng(0)
     for k in range(30):
         path = tmp_path / "photos" / ("zoo", "ant", "Über 2")[k % 3] / f"{k}.png"
@@ -40,7 +40,7 @@ def write(root, data_dir, **options):
 
 
 def check_equal(written, original, left_out=()):
-    """Example for example, in the same order."""
+    """Asserts that all examples are equal and in the same order."""
     copy, source = open_dataset(str(written)), open_dataset(str(original))
     info, expected = copy.info.with_splits(), source.info.with_splits()
     assert info.class_names == expected.class_names
@@ -56,7 +56,7 @@ def check_equal(written, original, left_out=()):
             assert example.label == label
 
 
-def test_a_folder_reads_back_as_it_was(root, tmp_path):
+def test_folder_round_trip(root, tmp_path):
     written = write(root, tmp_path / "sets")
     assert written.folder == str(tmp_path / "sets" / "photos" / VERSION)
     assert written.left_out == []
@@ -74,7 +74,7 @@ def test_a_folder_reads_back_as_it_was(root, tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_tensorflow_datasets_reads_it(root, tmp_path):
+def test_tensorflow_datasets_reads_the_set(root, tmp_path):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(write(root, tmp_path / "sets").folder)
@@ -89,7 +89,7 @@ def test_tensorflow_datasets_reads_it(root, tmp_path):
     assert builder.info.splits["train"].num_bytes > sum(len(x.image) for x in source)
 
 
-def test_tables_with_weights_and_several_labels(root, tmp_path):
+def test_tables_with_weights_and_multiple_labels(root, tmp_path):
     for column, labels in (("label", ["a", "b"]), ("labels", ["a|b", "", "b|c|a"])):
         table = tmp_path / f"{column}.csv"
         rows = [
@@ -127,7 +127,7 @@ def bad_files(root):
     return [str(path.relative_to(root)) for path in files]
 
 
-def test_unreadable_images_are_named_and_left_out(root, tmp_path):
+def test_unreadable_images_are_left_out_and_listed(root, tmp_path):
     bad = bad_files(root)
     written = write(root, tmp_path / "sets", max_bad_share=0.1)
     assert sum(written.num_examples.values()) == 27
@@ -137,7 +137,7 @@ def test_unreadable_images_are_named_and_left_out(root, tmp_path):
     assert len(written.left_out) == 3
 
 
-def test_too_many_of_them_are_an_error_and_another_share_goes_on(root, tmp_path):
+def test_too_many_unreadable_images_are_an_error_until_allowed(root, tmp_path):
     bad = bad_files(root)
     with pytest.raises(UserError) as error:
         write(root, tmp_path / "sets", max_bad_share=0.09)
@@ -151,7 +151,7 @@ def test_too_many_of_them_are_an_error_and_another_share_goes_on(root, tmp_path)
     check_equal(written.folder, root, bad)
 
 
-def test_a_shard_of_nothing_but_unreadable_images(root, tmp_path):
+def test_shard_of_only_unreadable_images(root, tmp_path):
     folder = root / "zoo"
     for path in folder.iterdir():
         path.write_bytes(b"x")
@@ -179,7 +179,7 @@ def times(folder):
     }
 
 
-def test_a_stopped_run_goes_on_and_shows_nothing_before_the_end(
+def test_stopped_run_continues_and_is_invisible_until_complete(
     root, tmp_path, monkeypatch
 ):
     sets = tmp_path / "sets"
@@ -198,13 +198,13 @@ def test_a_stopped_run_goes_on_and_shows_nothing_before_the_end(
     assert not work.exists()
     check_equal(written.folder, root)
     assert [at.done for at in seen if at.shard][-1] == 30
-    # Again, it does nothing.
+    # A second call does nothing.
     monkeypatch.setattr(record_writer, "write_shard", None)
     assert write(root, sets) == written
     assert times(pathlib.Path(written.folder)) == after
 
 
-def test_a_run_stopped_at_the_very_end_goes_on(root, tmp_path, monkeypatch):
+def test_run_stopped_at_the_very_end_continues(root, tmp_path, monkeypatch):
     def stop(*_):
         raise Stop
 
@@ -217,7 +217,7 @@ def test_a_run_stopped_at_the_very_end_goes_on(root, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut", "grown", "gone", "note", "other"])
-def test_what_is_finished_is_checked_before_it_is_kept(root, tmp_path, damage):
+def test_finished_shards_are_verified(root, tmp_path, damage):
     sets = tmp_path / "sets"
     with pytest.raises(Stop):
         write(root, sets, progress=stop_after(20))
@@ -242,7 +242,7 @@ def test_what_is_finished_is_checked_before_it_is_kept(root, tmp_path, damage):
     assert pathlib.Path(written.folder, shard.name).stat().st_size == size
 
 
-def test_files_that_change_meanwhile_are_written_again(root, tmp_path):
+def test_changed_files_are_written_again(root, tmp_path):
     sets = tmp_path / "sets"
     with pytest.raises(Stop):
         write(root, sets, progress=stop_after(25))
@@ -256,12 +256,12 @@ def test_files_that_change_meanwhile_are_written_again(root, tmp_path):
     shutil.copy(root / "ant" / "1.png", root / "ant" / "new.png")
     check_equal(write(root, tmp_path / "more").folder, root)
     with pytest.raises(
-        UserError, match=r"was prepared from the folder .* as it was th"
+        UserError, match=r"was prepared from an earlier state of the folder "
     ):
         write(root, sets)
 
 
-def test_a_killed_process_leaves_what_the_next_one_continues(root, tmp_path):
+def test_next_process_continues_after_a_kill(root, tmp_path):
     sets = tmp_path / "sets"
     code = f"""if True:
         import os
@@ -282,26 +282,26 @@ def test_a_killed_process_leaves_what_the_next_one_continues(root, tmp_path):
     check_equal(written.folder, root)
 
 
-def test_no_other_set_is_touched(root, tmp_path):
+def test_other_sets_are_not_touched(root, tmp_path):
     other = tmp_path / "sets" / "photos" / "3.0.0"
     other.mkdir(parents=True)
     for name in ("3.0.0", VERSION):
-        with pytest.raises(UserError, match=rf"holds other things \('{name}'\)"):
+        with pytest.raises(UserError, match=rf"holds other files \('{name}'\)"):
             write(root, tmp_path / "sets")
         if name == "3.0.0":
             other.rename(other.with_name(VERSION))
     assert [path.name for path in (tmp_path / "sets" / "photos").iterdir()] == [VERSION]
 
 
-def test_a_set_is_not_written_among_the_images(root, tmp_path):
+def test_set_is_not_written_among_its_images(root, tmp_path):
     with pytest.raises(
-        UserError, match=r"photos would be the .* holds other things \('"
+        UserError, match=r"be written to .*photos, which holds other files \('"
     ):
         write(root, tmp_path)
     assert sorted(path.name for path in root.iterdir()) == ["ant", "zoo", "Über 2"]
 
 
-def test_two_at_once_are_refused(root, tmp_path):
+def test_two_concurrent_writers_are_refused(root, tmp_path):
     inside, go_on = threading.Event(), threading.Event()
 
     def progress(_):
@@ -322,14 +322,14 @@ def test_two_at_once_are_refused(root, tmp_path):
     check_equal(sets / "photos" / VERSION, root)
 
 
-def test_a_disk_that_is_full_is_said(root, tmp_path, monkeypatch):
+def test_full_disk_is_reported(root, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(shards.os, "fsync", full)
         with pytest.raises(
-            UserError, match=r"No space left .* goes on where it stopped"
+            UserError, match=r"No space left .* continues where it stopped"
         ):
             write(root, tmp_path / "sets")
     (tmp_path / "file").write_text("")
@@ -338,7 +338,7 @@ def test_a_disk_that_is_full_is_said(root, tmp_path, monkeypatch):
     check_equal(write(root, tmp_path / "sets").folder, root)
 
 
-def test_names_that_a_set_cannot_hold_are_refused(root, tmp_path):
+def test_unsupported_class_names_are_refused(root, tmp_path):
     (root / "zoo").rename(root / " zoo")
     (root / "ant").rename(root / "b\udcff")
     with pytest.raises(
@@ -360,7 +360,7 @@ def test_names_of_sets(text, name):
     assert set_name(text) == name
 
 
-def test_images_are_not_read_far_ahead(root, tmp_path, monkeypatch):
+def test_read_ahead_is_bounded(root, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_WAITING", 4)
     read, ahead = [], []
     checked = shards._checked
@@ -370,7 +370,9 @@ def test_images_are_not_read_far_ahead(root, tmp_path, monkeypatch):
 
     def progress(at):
         if not at.shard:
-            time.sleep(0.2 if at.done == 1 else 0)  # for all that may be read by then
+            time.sleep(
+                0.2 if at.done == 1 else 0
+            )  # lets the pool read as far ahead as it may
             ahead.append(len(read) - at.done)
 
     write(root, tmp_path / "sets", progress=progress, shard_bytes=10**9)

@@ -1,4 +1,4 @@
-"""Array files: how they name things, what they may hold, and what is refused."""
+"""Tests of array files: naming schemes, permitted contents, and errors."""
 
 import gc
 import io
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 
 
 def images(count, *shape):
-    """The first pixel of image k is k."""
+    """Makes images; the first pixel of image k is k."""
     pixels = RNG.integers(0, 256, (count, *(shape or (5, 4, 3))), np.uint8)
     pixels.reshape(count, -1)[:, 0] = np.arange(count)
     return pixels
@@ -48,7 +48,7 @@ def message(path) -> str:
 
 
 def check(source, array, expected_labels, expected_weights=None):
-    """Every example is a row of the array that its name tells, with its label."""
+    """Asserts that every example is the row in its name, with that row's label."""
     rows = []
     for example in source:
         row = int(example.name.rsplit("[", 1)[1][:-1])
@@ -83,14 +83,14 @@ def test_images_and_labels(save, compressed):
     sides = [check(dataset.split(split), *given.values()) for split in ("train", "val")]
     assert sorted(sides[0] + sides[1]) == list(range(100))
     assert dataset.split("val")[0].name == f"{path}/images[{sides[1][0]}]"
-    # Neither the order nor the sides change when more is added behind.
+    # Appending examples changes neither the order nor the sides of others.
     given = {"images": images(120), "labels": labels(120)}
     more = check(open_dataset(save(**given)).split("val"), *given.values())
     assert [row for row in more if row < 100] == sides[1]
 
 
 @pytest.mark.parametrize("evaluation", ["val", "validation", "test"])
-def test_a_split_each_as_medmnist_has_them(save, evaluation):
+def test_medmnist_names(save, evaluation):
     given = {
         "train_images": images(9, 6, 6),
         "train_labels": labels(9)[:, None].astype(np.uint8),
@@ -112,7 +112,7 @@ def test_a_split_each_as_medmnist_has_them(save, evaluation):
     assert len(dataset.split(f"train[:4]+{evaluation}")) == 9
 
 
-def test_as_keras_has_them(save):
+def test_keras_names(save):
     given = [images(9), labels(9)[:, None], images(4), labels(4)]
     names = ("x_train", "y_train", "x_test", "y_test")
     path = save(**dict(zip(names, given, strict=True)))
@@ -122,7 +122,7 @@ def test_as_keras_has_them(save):
     check(dataset.split("test"), *given[2:])
 
 
-def test_zeros_and_ones_are_several_labels(save):
+def test_zeros_and_ones_are_multiple_labels(save):
     several = np.array([[0, 1, 1], [0, 0, 0], [1, 0, 0]] * 20)
     for kind in (np.uint8, bool, np.int64):
         path = save(images=images(60), labels=several.astype(kind))
@@ -142,7 +142,7 @@ def test_zeros_and_ones_are_several_labels(save):
             np.testing.assert_array_equal(next(batches)["label"].sum(0), [20, 20, 20])
 
 
-def test_images_are_held_once_and_let_go(save, monkeypatch):
+def test_images_are_held_once_and_released(save, monkeypatch):
     monkeypatch.setattr(arrays, "_held", weakref.WeakValueDictionary())
     path = save(images=images(50), labels=labels(50))
     dataset = open_dataset(path)
@@ -158,7 +158,7 @@ def test_images_are_held_once_and_let_go(save, monkeypatch):
     assert not arrays._held
 
 
-def test_another_process_reads_the_file_itself(save):
+def test_pickled_source_reads_the_file_again(save):
     path = save(images=images(50, 64, 64, 3), labels=labels(50))
     source = open_dataset(path).split("val")
     sent = pickle.dumps(source)
@@ -166,7 +166,7 @@ def test_another_process_reads_the_file_itself(save):
     np.testing.assert_array_equal(pickle.loads(sent)[1].image, source[1].image)
 
 
-def test_everything_wrong_is_listed_at_once(save):
+def test_all_problems_are_listed(save):
     found = message(
         save(
             train_images=images(5).astype(np.float32),
@@ -198,9 +198,9 @@ def test_everything_wrong_is_listed_at_once(save):
         )
     )
     for problem in (
-        "labels: 2 values, the first in row 1, are not 0 and more",
-        "weights: 2 values, the first nan in row 1, are no numbers of at least 0",
-        "class_names: only 1 of 2 differ",
+        "labels: 2 values, the first in row 1, are not at least 0",
+        "weights: 2 values, the first nan in row 1, are not numbers of at least 0",
+        "class_names: only 1 of 2 names are distinct",
         "class_names: 2 names for 3 classes",
     ):
         assert f"\n  {problem}" in found
@@ -213,7 +213,7 @@ def test_everything_wrong_is_listed_at_once(save):
         ({"labels": np.zeros(6, int)}, "found one class"),
         (
             {"labels": np.full((6, 2), 2)},
-            "12 values, the first in row 0, are not 0 and 1",
+            "12 values, the first in row 0, are not 0 or 1",
         ),
         ({"labels": np.eye(6)}, "labels is float64 [6, 6]: expected whole numbers"),
         ({"labels": np.ones(6, bool)}, "labels is bool [6]: expected whole numbers"),
@@ -222,16 +222,16 @@ def test_everything_wrong_is_listed_at_once(save):
             {"weights": np.ones((6, 1))},
             "weights is float64 [6, 1]: expected numbers [n]",
         ),
-        ({"class_names": np.arange(3)}, "class_names is int64 [3]: expected texts"),
+        ({"class_names": np.arange(3)}, "class_names is int64 [3]: expected strings"),
         (
             {"images": np.zeros((0, 4, 4), np.uint8), "labels": []},
             "[0, 4, 4]: expected",
         ),
         ({"images": None}, "has no images; found labels int64 [6]. Expected images"),
-        ({"x_train": images(6)}, "has images of several layouts"),
+        ({"x_train": images(6)}, "has images in several layouts"),
     ],
 )
-def test_what_is_refused(save, changes, problem):
+def test_refused_arrays(save, changes, problem):
     given = {"images": images(6), "labels": labels(6)} | changes
     given = {name: array for name, array in given.items() if array is not None}
     assert problem in message(save(**given))
@@ -240,7 +240,7 @@ def test_what_is_refused(save, changes, problem):
 def test_splits_must_agree(save):
     given = {"train_images": images(6), "train_labels": labels(6)}
     given |= {"val_images": images(6), "val_labels": np.eye(6, 3, dtype=int)}
-    assert "other numbers of columns in different splits" in message(save(**given))
+    assert "different numbers of columns in different splits" in message(save(**given))
 
 
 def test_nothing_is_unpickled(save):
@@ -254,7 +254,7 @@ def test_nothing_is_unpickled(save):
     assert "class_names holds Python objects" in found
 
 
-def test_sizes_are_believed_only_where_the_file_has_them(tmp_path, save, monkeypatch):
+def test_claimed_sizes_must_match_the_file(tmp_path, save, monkeypatch):
     path = tmp_path / "bomb.npz"
 
     def write(shape, body=b""):
@@ -272,22 +272,24 @@ def test_sizes_are_believed_only_where_the_file_has_them(tmp_path, save, monkeyp
     assert "images is uint8 [9999999, 9999, 9999], but" in write((9999999, 9999, 9999))
     assert "another size" in write((10, 10, 10), b"x" * 999)
     assert "[-10, -10, 10], but" in write((-10, -10, 10), b"x" * 1000)
-    # What the directory claims is more than deflate can make of what it has.
+    # The directory claims more than deflate can make of the compressed bytes.
     write((100, 100, 100), bytes(1_000_000))
     data = bytearray(path.read_bytes())
     at = data.index(b"PK\1\2") + 20
     data[at : at + 4] = (200).to_bytes(4, "little")
     path.write_bytes(data)
-    expected = "images cannot be as large as it says, uint8 [100, 100, 100]"
+    expected = "images is uint8 [100, 100, 100], which its compressed data cannot hold"
     assert expected in message(path)
     monkeypatch.setattr(npz, "physical_bytes", lambda: 500)
     assert "images needs 0.0 GB of memory" in write((10, 10, 10), b"x" * 1000)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_no_images_are_read_to_describe_a_file(save, compressed):
+def test_describing_a_file_reads_no_images(save, compressed):
     pixels = RNG.integers(0, 256, (100, 200, 200, 2), np.uint8)  # 8 MB
-    open_dataset(save(images=images(60), labels=labels(60)))  # imports
+    open_dataset(
+        save(images=images(60), labels=labels(60))
+    )  # so that imports do not count
     path = save(compressed, images=pixels, labels=labels(100))
     tracemalloc.start()
     dataset = open_dataset(path)
@@ -297,16 +299,16 @@ def test_no_images_are_read_to_describe_a_file(save, compressed):
     opened = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert described < 1_000_000
-    assert opened < 9_000_000  # once, and nothing beside them
+    assert opened < 9_000_000  # the images once, and nothing else
     assert len(source) > 80
 
 
-def test_black_images_may_shrink_as_much_as_they_like(save):
+def test_highly_compressed_images_are_read(save):
     path = save(True, images=np.zeros((40, 1024, 1024), np.uint8), labels=labels(40))
     assert not open_dataset(path).split("val")[0].image.any()
 
 
-def test_what_makes_an_archive_unsafe_is_said(tmp_path, save):
+def test_unsafe_archives_are_refused(tmp_path, save):
     path = tmp_path / "set.npz"
     save(images=images(6), labels=labels(6))
     good = path.read_bytes()
@@ -334,7 +336,7 @@ def test_what_makes_an_archive_unsafe_is_said(tmp_path, save):
     assert "cannot be read: a directory of 1,1" in message(path)
 
 
-def test_a_file_that_changes_between_its_headers_and_its_arrays(save):
+def test_file_that_changes_after_its_headers_is_refused(save):
     path = save(images=images(6), labels=labels(6))
     assert npz.headers(path)["labels"].shape == (6,)
     for changed in ({"images": images(6)}, {"labels": np.array([{}], object)}):
@@ -367,14 +369,14 @@ def test_damaged_files(tmp_path, save):
     assert "images: the magic string is not correct" in message(path)
 
 
-def test_a_file_that_changes_is_read_again(save):
+def test_changed_file_is_read_again(save):
     path = save(images=images(9), labels=labels(9))
     assert open_dataset(path).info.num_classes == 3
     save(images=images(60), labels=labels(60, 6))
     assert open_dataset(path).info.num_classes == 6
 
 
-def test_images_never_come_from_another_file_than_the_labels(save):
+def test_images_and_labels_come_from_the_same_file(save):
     dataset = open_dataset(save(images=images(9), labels=labels(9)))
     assert dataset.info.num_classes == 3
     save(images=images(60), labels=labels(60, 6))

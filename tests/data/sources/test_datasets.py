@@ -1,4 +1,4 @@
-"""What is known of a data set before it is read."""
+"""Tests of the facts of data sets that are known before they are read."""
 
 import numpy as np
 import pytest
@@ -59,14 +59,14 @@ def test_slices_are_counted():
         ("train[9000:]", "cannot be read|selects no example"),
     ],
 )
-def test_a_wrong_split_names_the_splits(split, message):
+def test_wrong_split_error_lists_the_splits(split, message):
     with pytest.raises(UserError, match=message):
         open_dataset("digits").info.with_splits(split)
     with pytest.raises(UserError, match=message):
         open_dataset("digits").split(split)
 
 
-def test_a_preset_wins_over_a_folder_of_its_name(tmp_path, monkeypatch):
+def test_preset_takes_precedence_over_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         (tmp_path / "cifar10" / name).mkdir(parents=True)
@@ -82,19 +82,19 @@ def test_a_preset_wins_over_a_folder_of_its_name(tmp_path, monkeypatch):
     assert open_dataset("mine").info.class_names == ("a", "b")
 
 
-def test_no_dataset_says_what_there_is():
+def test_empty_name_lists_the_kinds():
     with pytest.raises(UserError, match="no dataset given: expected 'digits'"):
         open_dataset("")
 
 
-def test_digits_are_split_by_class_and_never_again():
+def test_digits_split_is_stratified_and_never_changes():
     train, test = map(open_dataset("digits").split, ("train", "test"))
     assert (len(train), len(test)) == (1437, 360)
     assert train.class_names == tuple("0123456789")
     counts = np.bincount([test[i].label for i in range(len(test))])
     assert counts.min() >= 35
     assert counts.max() <= 37
-    # The split is part of every number we publish: these never change.
+    # Every published number depends on the split, so it must never change.
     assert [train[i].label for i in range(8)] == FIRST_TRAIN_LABELS
     assert [test[i].label for i in range(8)] == FIRST_TEST_LABELS
     pixels = np.stack([test[i].image for i in range(len(test))])

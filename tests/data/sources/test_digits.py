@@ -1,4 +1,4 @@
-"""The embedded digits are scikit-learn's."""
+"""Tests that the embedded digits are scikit-learn's."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -6,9 +6,9 @@ from sklearn.datasets import load_digits
 from vit_jax.data.sources.digits import NUM_EXAMPLES, Digits
 
 
-def test_every_digit_is_there_once():
+def test_every_digit_occurs_once():
     rows, labels = load_digits(return_X_y=True)
-    # 0…16 to 0…255, and no two digits are alike.
+    # Values 0…16 become 0…255, and no two digits are equal.
     expected = {
         np.round(row * (255 / 16)).astype(np.uint8).tobytes(): label
         for row, label in zip(rows, labels, strict=True)

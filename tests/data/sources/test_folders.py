@@ -1,4 +1,4 @@
-"""Folders of images: layouts, names, held-out images, and what is wrong with them."""
+"""Tests of image folders: layouts, names, held-out images, and errors."""
 
 import os
 import pathlib
@@ -30,7 +30,7 @@ def names(root: pathlib.Path, split: str) -> set[str]:
 
 
 @pytest.mark.parametrize("evaluation", ["val", "valid", "validation", "test"])
-def test_train_with_a_folder_beside_it(tmp_path, evaluation):
+def test_train_and_evaluation_folders(tmp_path, evaluation):
     fill(tmp_path / "train", "cab")
     fill(tmp_path / evaluation, "ba", 2)
     dataset = open_dataset(str(tmp_path))
@@ -49,7 +49,7 @@ def test_train_with_a_folder_beside_it(tmp_path, evaluation):
     assert decode(source[0].image).shape == (4, 4, 3)
 
 
-def test_splits_may_be_written_in_capitals(tmp_path):
+def test_split_folders_may_be_capitalised(tmp_path):
     fill(tmp_path / "Train", "ab")
     fill(tmp_path / "VAL", "ab", 2)
     info = open_dataset(str(tmp_path)).info.with_splits()
@@ -62,12 +62,12 @@ def test_folders_of_splits_are_never_classes(tmp_path):
     write(tmp_path / "train/0.png")
     write(tmp_path / "val/0.png")
     with pytest.raises(
-        UserError, match=r"/train: found .* 1 image\(s\) that are in no"
+        UserError, match=r"/train; found .* 1 image\(s\) outside the folders"
     ):
         list_folder(str(tmp_path))
 
 
-def test_without_training_images_all_can_be_evaluated(tmp_path):
+def test_folder_without_training_images_can_be_evaluated(tmp_path):
     fill(tmp_path / "val", "ab", 4)
     fill(tmp_path / "test", "ab", 1)
     dataset = open_dataset(str(tmp_path))
@@ -79,7 +79,7 @@ def test_without_training_images_all_can_be_evaluated(tmp_path):
     assert dataset.info.with_splits("val").num_examples == {"val": 8}
 
 
-def test_all_of_an_undivided_folder_can_be_evaluated(tmp_path):
+def test_undivided_folder_can_be_evaluated_whole(tmp_path):
     fill(tmp_path, "ab", 10)
     dataset = open_dataset(str(tmp_path))
     assert dataset.whole == "train+val"
@@ -89,7 +89,7 @@ def test_all_of_an_undivided_folder_can_be_evaluated(tmp_path):
     assert open_dataset(str(tmp_path / "other")).whole == "test"
 
 
-def test_folders_without_images_are_told(tmp_path, caplog):
+def test_folders_without_images_are_logged(tmp_path, caplog):
     fill(tmp_path, "ab")
     (tmp_path / "c").mkdir()
     (tmp_path / "c/0.heic").write_bytes(b"x")
@@ -97,10 +97,13 @@ def test_folders_without_images_are_told(tmp_path, caplog):
     assert dataset.info.class_names == ("a", "b")
     assert dataset.split("train").class_names == ("a", "b")
     [message] = caplog.messages
-    assert f"no classes in {tmp_path}/, for want of images: 'c' (.heic is" in message
+    assert (
+        f"folders without images in {tmp_path}/, left out: 'c' (not images: .heic"
+        in message
+    )
 
 
-def test_val_is_preferred_and_test_can_be_named(tmp_path):
+def test_val_is_preferred_to_test(tmp_path):
     for split, count in (("train", 4), ("val", 3), ("test", 2)):
         fill(tmp_path / split, count=count)
     info = open_dataset(str(tmp_path)).info
@@ -111,7 +114,7 @@ def test_val_is_preferred_and_test_can_be_named(tmp_path):
     }
 
 
-def test_every_ending_in_any_case_and_nothing_else(tmp_path):
+def test_extensions_of_images_in_any_case(tmp_path):
     endings = "jpg JPG jpeg JpEg png PNG webp WebP bmp BMP gif GIF tif TIF tiff TIFF"
     for k, ending in enumerate(endings.split()):
         write(tmp_path / "train" / "ab"[k % 2] / f"{k}.{ending}")
@@ -144,7 +147,7 @@ def test_one_folder_holds_out_a_tenth_of_each_class(tmp_path):
     assert not names(tmp_path, "train") & names(tmp_path, "val")
 
 
-def test_new_images_move_no_other(tmp_path):
+def test_new_images_do_not_move_others(tmp_path):
     fill(tmp_path, "ab", 40)
     train, val = names(tmp_path, "train"), names(tmp_path, "val")
     fill(tmp_path, "abc", 60, first=40)
@@ -156,7 +159,7 @@ def test_new_images_move_no_other(tmp_path):
     assert val - gone < names(tmp_path, "val")
 
 
-def test_the_held_out_images_do_not_depend_on_where_the_folder_lies(tmp_path):
+def test_held_out_images_do_not_depend_on_the_location(tmp_path):
     for place in ("here", "there"):
         fill(tmp_path / place, "ab", 40)
     assert names(tmp_path / "here", "val") == names(tmp_path / "there", "val")
@@ -193,7 +196,7 @@ def test_a_slice_is_a_fair_sample(tmp_path):
     assert not first & rest
 
 
-def test_a_class_may_be_called_train(tmp_path):
+def test_class_named_train(tmp_path):
     fill(tmp_path, ["bus", "train", "test"], 20)
     assert open_dataset(str(tmp_path)).info.class_names == ("bus", "test", "train")
 
@@ -225,16 +228,16 @@ def test_a_large_folder_is_listed_quickly(tmp_path, monkeypatch):
         patch.setattr(os, "stat", counted)
         listing = list_folder(str(tmp_path))
     assert sum(listing.num_examples.values()) == 600
-    assert len(asked) < 20  # once a folder, never once a file
+    assert len(asked) < 20  # once per folder, not once per file
 
 
-def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+def test_errors_describe_the_folder(tmp_path):
     def message(path) -> str:
         with pytest.raises(UserError) as error:
             open_dataset(str(path)).info.with_splits()
         return str(error.value)
 
-    layout = "Expected one folder a class"
+    layout = "Expected one folder per class"
     found = message(tmp_path / "gone")
     assert f"there is no folder {tmp_path / 'gone'}" in found
     assert layout in found
@@ -244,7 +247,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
     assert "no images of any class" in message(tmp_path / "empty")
     assert "found 0 folder(s)" in message(tmp_path / "empty")
     write(tmp_path / "loose" / "1.png")
-    assert "1 image(s) that are in no class's folder" in message(tmp_path / "loose")
+    assert "1 image(s) outside the folders of classes" in message(tmp_path / "loose")
     (tmp_path / "other" / "a").mkdir(parents=True)
     (tmp_path / "other" / "a" / "x.HEIC").touch()
     assert "found 1 folder(s) ('a'), with 1 × .heic" in message(tmp_path / "other")
@@ -259,7 +262,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
     assert "too few to hold one out" in message(tmp_path / "two")
 
 
-def test_a_file_that_vanished_is_named(tmp_path):
+def test_error_names_a_vanished_file(tmp_path):
     fill(tmp_path, "ab", 20)
     source = open_dataset(str(tmp_path)).split()
     path = pathlib.Path(source[0].name)

@@ -1,4 +1,4 @@
-"""ImageNet as its archives unpack: validation images without folders."""
+"""Tests of ImageNet as unpacked from its archives: validation images in one folder."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from vit_jax.data.sources.folders import list_folder
 from vit_jax.errors import UserError
 
 
-def test_the_lists_are_the_published_ones():
+def test_lists_match_the_published_ones():
     names = imagenet.class_names()
     assert len(names) == 1000
     assert (names[0], names[-1]) == ("n01440764", "n15075141")
@@ -53,13 +53,13 @@ def test_a_flat_folder_of_validation_images(root):
     assert sorted(open_dataset(str(root)).split("val").labels()) == [0, 1, 2]
 
 
-def test_other_loose_files_beside_them_do_not_count(root):
+def test_other_loose_files_are_ignored(root):
     (root / "val" / "notes.txt").touch()
     (root / "val" / "other.jpg").touch()
     assert open_dataset(str(root)).info.with_splits().num_examples["val"] == 3
 
 
-def test_a_number_too_large_and_a_class_not_trained_on(root):
+def test_unknown_number_and_untrained_class_are_refused(root):
     (root / "val" / "ILSVRC2012_val_00000004.JPEG").touch()
     with pytest.raises(UserError, match=r"val has classes that .*: 'n04263257'"):
         open_dataset(str(root)).info.with_splits()

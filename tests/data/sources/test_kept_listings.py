@@ -1,4 +1,4 @@
-"""A large folder is listed once, and again when anything in it has changed."""
+"""Tests that a large folder is listed once, and again only after a change."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from vit_jax.data.sources.folders import list_folder
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A folder of the usual layout that nobody has touched for a while."""
+    """A folder of the usual layout that has not changed for a while."""
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(kept_listings, "WORTH_KEEPING", 1)
     for split, count in (("train", 6), ("val", 2)):
@@ -36,7 +36,7 @@ def settle(root):
 
 @pytest.fixture
 def listed(root, monkeypatch):
-    """A function that lists the folder as a new start would.
+    """A function that lists the folder like a new process.
 
     Returns the listing, and how many directories were listed for it.
     """
@@ -58,7 +58,7 @@ def listed(root, monkeypatch):
     return listed
 
 
-def test_the_second_start_lists_no_directory(root, listed):
+def test_second_start_lists_no_directory(root, listed):
     expected, scanned = listed()
     assert scanned >= 11
     assert len(expected["train"]) == 19
@@ -69,7 +69,7 @@ def test_the_second_start_lists_no_directory(root, listed):
     assert source.weights().tolist() == [1.0] * 6
 
 
-def test_directories_are_asked_and_no_file(root, listed, monkeypatch):
+def test_only_directories_are_checked(root, listed, monkeypatch):
     listed()
     stat, asked = os.stat, []
 
@@ -98,10 +98,10 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_noticed(root, listed, change):
+def test_changes_are_noticed(root, listed, change):
     before, _ = listed()
     if change == "a folder gone":
-        (root / "train/c/other.jpg").touch()  # or a class would be missing
+        (root / "train/c/other.jpg").touch()  # otherwise a class would be missing
         settle(root)
     CHANGES[change](root)
     after, scanned = listed()
@@ -109,7 +109,7 @@ def test_a_change_is_noticed(root, listed, change):
     assert (after == before) == (change == "a new folder")
 
 
-def test_what_was_changed_a_moment_ago_is_not_kept(root, listed):
+def test_recently_changed_folders_are_not_kept(root, listed):
     (root / "train/a/new.jpg").touch()
     listed()
     assert listed()[1] > 0
@@ -124,7 +124,7 @@ def test_small_folders_are_not_kept(tmp_path, listed, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def test_damage_is_ignored_and_mended(tmp_path, listed):
+def test_damaged_cache_is_ignored_and_rewritten(tmp_path, listed):
     expected, _ = listed()
     (file,) = (tmp_path / "cache" / "listings").iterdir()
     for damage in (b"", file.read_bytes()[:-50], b"x" * 1000):
@@ -139,7 +139,7 @@ def test_damage_is_ignored_and_mended(tmp_path, listed):
     assert listed() == (expected, 0)
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, listed):
+def test_unwritable_cache_only_costs_time(tmp_path, listed):
     (tmp_path / "cache").write_text("no folder")
     expected, _ = listed()
     again, scanned = listed()

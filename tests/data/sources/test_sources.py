@@ -1,4 +1,4 @@
-"""What every kind of source offers: labels and weights without an image."""
+"""Tests of every kind of source: labels and weights without decoding images."""
 
 import pathlib
 import pickle
@@ -26,7 +26,7 @@ def test_labels_are_those_of_the_examples(dataset, split):
     assert source[0].weight == 1.0
 
 
-def test_several_labels_are_no_class_to_sample_by():
+def test_multiple_labels_cannot_be_sampled_by_class():
     source = open_dataset(f"{SETS}/tiny_tags").split("train")
     with pytest.raises(UserError, match=r"tiny_tags/train may have several labels"):
         source.labels()
@@ -69,7 +69,7 @@ def test_weights_of_a_prepared_set(write_set):
     assert source.labels().tolist() == [k % 3 for k in range(2, 12)]
 
 
-def test_the_pass_over_the_labels_is_made_once(write_set, monkeypatch, tmp_path):
+def test_labels_are_read_once(write_set, monkeypatch, tmp_path):
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tfds_labels, "WORTH_KEEPING", 1)
     folder = weighted(write_set, shards=2)
@@ -93,7 +93,7 @@ def test_the_pass_over_the_labels_is_made_once(write_set, monkeypatch, tmp_path)
             labels()
 
 
-def test_labels_that_are_texts(write_set):
+def test_text_labels(write_set):
     import tensorflow_datasets as tfds
 
     splits = {
@@ -107,7 +107,7 @@ def test_labels_that_are_texts(write_set):
     assert [test[i].label for i in range(3)] == test.labels().tolist() == [1, 3, 2]
 
 
-def test_texts_that_are_numbers_are_ordered_as_such(write_set):
+def test_numeric_texts_are_ordered_as_numbers(write_set):
     import tensorflow_datasets as tfds
 
     examples = [{"label": name} for name in ("10", "9", "100")]

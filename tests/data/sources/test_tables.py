@@ -1,4 +1,4 @@
-"""Tables of images: columns, labels, weights, splits, and what is wrong with them."""
+"""Tests of tables of images: columns, labels, weights, splits, and errors."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ def root(tmp_path):
 
 
 def write(path, rows):
-    """Rows are dicts; of .csv and .tsv the first one's keys are the columns."""
+    """Writes rows, which are dicts; the first one's keys are the columns."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         if path.suffix == ".jsonl":
             file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -39,7 +39,7 @@ def write(path, rows):
 
 
 def rows(count=12, column="image", **columns):
-    """`columns`: a function of the row's number each."""
+    """Makes rows; each of `columns` is a function of the row's number."""
     return [
         {column: f"images/{k}.png", **{name: of(k) for name, of in columns.items()}}
         for k in range(count)
@@ -129,7 +129,7 @@ def test_rare_labels_may_be_held_out(root):
     assert open_dataset(write(root / "u.csv", listed)).info.num_classes == 12
 
 
-def test_whole_numbers_are_ordered_as_such(root):
+def test_integer_labels_are_ordered_as_numbers(root):
     for extension in (".csv", ".jsonl"):
         listed = rows(label=lambda k: 120 - 10 * k) * 2
         dataset = write(root / f"set{extension}", [*listed, listed[0] | {"image": "x"}])
@@ -140,7 +140,7 @@ def test_whole_numbers_are_ordered_as_such(root):
     assert open_dataset(dataset).info.class_names[:4] == ("1", "10", "11", "2")
 
 
-def test_a_tenth_is_held_out_whatever_the_format_and_order(root):
+def test_held_out_tenth_does_not_depend_on_format_or_order(root):
     many = [{"image": f"images/{k % 12}.png?{k}", "label": k % 3} for k in range(300)]
     many[0]["image"], many[299]["image"] = "images/0.png", "images/1.png"
     listings = []
@@ -164,7 +164,7 @@ def test_the_same_image_twice_stays_on_one_side(root):
 def test_a_folder_with_a_table_for_each_split(root, evaluation, extension):
     listed = rows(label=lambda k: "ab"[k % 2])
     write(root / f"train{extension}", listed[:8])
-    # A column is enough for its own table, and may agree with its name.
+    # A split column may repeat the split that the file's name gives.
     for row in listed[8:]:
         row["split"] = evaluation
     write(root / f"{evaluation}{extension}", listed[8:])
@@ -193,14 +193,14 @@ def test_absolute_paths_and_a_byte_order_mark(root, tmp_path_factory):
     assert decode(open_dataset(str(elsewhere)).split()[0].image).shape == (4, 4, 3)
 
 
-def test_a_table_that_changes_is_read_again(root):
+def test_changed_table_is_read_again(root):
     dataset = write(root / "set.csv", rows(label=lambda k: k % 2))
     assert open_dataset(dataset).info.num_classes == 2
     write(root / "set.csv", rows(label=lambda k: k % 4))
     assert open_dataset(dataset).info.num_classes == 4
 
 
-def test_every_bad_row_is_listed_at_once(root):
+def test_all_bad_rows_are_listed(root):
     path = root / "set.csv"
     path.write_text(
         "image,label,weight,split\n"
@@ -215,7 +215,7 @@ def test_every_bad_row_is_listed_at_once(root):
         encoding="utf-8",
     )
     lines = message(path).splitlines()
-    assert lines[0] == "6 thing(s) wrong with the table:"
+    assert lines[0] == "the table has 6 problem(s):"
     assert [line.strip() for line in lines[1:-1]] == [
         "set.csv, line 3: empty label",
         "set.csv, line 4: empty path",
@@ -228,7 +228,7 @@ def test_every_bad_row_is_listed_at_once(root):
     assert lines[-1].startswith("Expected columns: image, path, file or filename")
 
 
-def test_of_very_many_bad_rows_ten_are_shown(root):
+def test_ten_of_many_bad_rows_are_shown(root):
     dataset = write(root / "set.tsv", rows() * 200)
     found = message(dataset)
     assert (
@@ -236,20 +236,20 @@ def test_of_very_many_bad_rows_ten_are_shown(root):
     )
     dataset = write(root / "set.tsv", rows(label=lambda k: " ") * 200)
     lines = message(dataset).splitlines()
-    assert lines[0].startswith("2,400 thing(s) wrong")
+    assert lines[0].startswith("the table has 2,400 problem(s)")
     assert lines[10] == "  set.tsv, line 11: empty label"
     assert lines[11] == "  … and 2,390 more"
 
 
-def test_both_tables_of_a_folder_are_checked_at_once(root):
+def test_both_tables_of_a_folder_are_checked_together(root):
     write(root / "train.csv", rows(label=lambda k: "" if k == 2 else "ab"[k % 2]))
     write(root / "test.csv", rows(label=lambda k: "a", split=lambda k: "val"))
     found = message(root)
     assert "train.csv, line 4: empty label" in found
-    assert "test.csv, line 2: split is 'val' in the table of 'test'" in found
+    assert "test.csv, line 2: split is 'val' in the table of split 'test'" in found
     write(root / "test.csv", rows(labels=lambda k: "a"))
     write(root / "train.csv", rows(label=lambda k: "ab"[k % 2]))
-    assert "some have a column label, others labels" in message(root)
+    assert "some tables have a column label, others labels" in message(root)
     write(root / "test.csv", rows(label=lambda k: "abx"[k % 3]))
     assert "classes to evaluate on that are not trained on: 'x'" in message(root)
     write(root / "train.jsonl", rows(label=lambda k: "ab"[k % 2]))
@@ -274,15 +274,15 @@ def test_bad_json(root):
     )
     found = message(path)
     for line, problem in {
-        1: "no JSON object (Expecting property name",
-        3: "no JSON object",
-        5: "label is True, not a text or a whole number",
-        6: "label is 1.5, not a text or a whole number",
+        1: "not a JSON object (Expecting property name",
+        3: "not a JSON object",
+        5: "label is True, not a string or a whole number",
+        6: "label is 1.5, not a string or a whole number",
         7: "empty label",
-        8: "path is 7, not a text",
-        9: "weight, which the first row has not",
+        8: "path is 7, not a string",
+        9: "weight, which the first row does not have",
         10: "empty path",
-        11: "no JSON object (",
+        11: "not a JSON object (",
     }.items():
         assert f"set.jsonl, line {line}: {problem}" in found
     path.write_text('{"image": "images/0.png", "labels": "a|b"}\n')
@@ -291,7 +291,7 @@ def test_bad_json(root):
     assert "labels is {'a': 1}, not a list" in message(path)
 
 
-def test_what_is_wrong_with_a_table_as_a_whole(root, tmp_path):
+def test_errors_describe_the_table(root, tmp_path):
     assert "the table" in message(root / "gone.csv")
     assert "gone.csv cannot be read: No such file" in message(root / "gone.csv")
     path = root / "set.csv"
@@ -306,7 +306,7 @@ def test_what_is_wrong_with_a_table_as_a_whole(root, tmp_path):
     path.write_text("image;label\nimages/0.png;a\n")
     assert "found 'image;label'" in message(path)
     path.write_bytes("image,label\nimages/0.png,Bär\n".encode("latin-1"))
-    assert "is not text in UTF-8" in message(path)
+    assert "is not UTF-8 text" in message(path)
     path.write_text("image,label\n" + "x" * 200_000 + ",a\n")
     assert "field larger than field limit" in message(path)
     write(path, rows(label=lambda k: "a"))
@@ -330,12 +330,12 @@ def test_a_missing_file_is_found_when_it_is_read(root):
     open_dataset(dataset).info.with_splits()
 
 
-def test_when_all_of_the_first_hundred_are_missing_it_is_said_at_once(root):
+def test_wrong_paths_are_reported_when_the_table_is_read(root):
     listed = [{"image": f"x/{k}.png", "label": k % 2} for k in range(300)]
     dataset = write(root / "set.csv", listed)
     found = message(dataset)
     assert "none of the first 100 images of the table" in found
-    assert f"looked for at {root / 'x' / '0.png'}" in found
+    assert f"expected at {root / 'x' / '0.png'}" in found
     listed[99]["image"] = "images/0.png"
     write(root / "set.csv", listed)
     open_dataset(dataset).info.with_splits()

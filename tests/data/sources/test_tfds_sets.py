@@ -1,4 +1,4 @@
-"""Prepared tensorflow-datasets sets, read where TensorFlow is not installed."""
+"""Tests of prepared tensorflow-datasets sets, read without TensorFlow."""
 
 import io
 import os
@@ -29,7 +29,7 @@ DIGITS = f"{SETS}/tiny_digits"
     ("dataset", "data_dir"),
     [("tiny_digits", SETS), (DIGITS, ""), (f"{DIGITS}/1.0.0", "")],
 )
-def test_a_set_by_name_and_by_folder(dataset, data_dir):
+def test_set_by_name_and_by_folder(dataset, data_dir):
     info = open_dataset(dataset, data_dir).info.with_splits()
     assert info.num_examples == {"train": 16, "test": 8}
     assert (info.num_classes, info.multi_label) == (3, False)
@@ -63,11 +63,11 @@ def test_slices_are_parts_of_the_split():
         open_dataset(DIGITS).split("validation")
 
 
-def test_several_labels_become_a_multi_hot_row():
+def test_multiple_labels_become_a_multi_hot_row():
     info = open_dataset("tiny_tags", SETS).info.with_splits()
     assert info.multi_label
     assert info.class_names == ("round", "straight", "even", "odd")
-    # One split only: the last tenth is held out.
+    # The set has one split, so its last tenth is held out.
     assert info.num_examples == {"train[:90%]": 5, "train[90%:]": 1}
     source = open_dataset("tiny_tags", SETS).split("train")
     labels = [source[i].label for i in range(6)]
@@ -80,8 +80,10 @@ def test_several_labels_become_a_multi_hot_row():
     np.testing.assert_array_equal(batch["label"], expected)
 
 
-def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(UserError, match=r"'cifar1' is no name .* mean 'cifar10', 'ci"):
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(
+        UserError, match=r"no set 'cifar1'; did you mean 'cifar10', 'ci"
+    ):
         open_dataset("cifar1").split()
     for path in ("path/to/images", "images.zip", "My Dataset"):
         place = re.escape(os.path.abspath(path))
@@ -91,7 +93,7 @@ def test_an_unknown_name_gets_the_nearest():
         open_dataset("cifar10/nosuch").split()
 
 
-def test_a_set_without_random_access_gets_the_command():
+def test_error_without_random_access_gives_the_command():
     for dataset, data_dir in (
         ("tiny_tfrecord", SETS),
         (f"{SETS}/tiny_tfrecord", ""),
@@ -100,7 +102,7 @@ def test_a_set_without_random_access_gets_the_command():
         with pytest.raises(UserError) as error:
             open_dataset(dataset, data_dir).split()
         found = str(error.value)
-        assert "prepared as tfrecord, which cannot be read at random" in found
+        assert "prepared as tfrecord, which has no random access" in found
         assert "pip install 'vit_jax[prepare]'" in found
         assert found.endswith(f"-m vit_jax.prepare tiny_tfrecord --data_dir={SETS}")
 
@@ -116,7 +118,7 @@ def tensorflow_installed(monkeypatch, answer: bool):
     monkeypatch.setattr(tfds_sets, "tensorflow_is_installed", lambda: answer)
 
 
-def test_an_unprepared_set_gets_both_commands(tmp_path, monkeypatch):
+def test_error_of_unprepared_set_gives_both_commands(tmp_path, monkeypatch):
     tensorflow_installed(monkeypatch, False)
     with pytest.raises(UserError) as error:
         open_dataset("cifar10", str(tmp_path)).split()
@@ -131,7 +133,7 @@ def test_an_unprepared_set_gets_both_commands(tmp_path, monkeypatch):
 
 
 def test_an_unprepared_set_is_prepared_in_another_process(tmp_path, monkeypatch):
-    # Stands in for the command, which needs TensorFlow: it finishes the folder.
+    # A substitute for the command, which needs TensorFlow: it completes the folder.
     data_dir = tmp_path / "data"
     folder = data_dir / "cifar10" / "3.0.2"
     calls = []
@@ -154,7 +156,7 @@ def test_an_unprepared_set_is_prepared_in_another_process(tmp_path, monkeypatch)
     assert calls == [[sys.executable, *arguments]]
 
 
-def test_a_failed_preparation_is_an_error(tmp_path, monkeypatch):
+def test_failed_preparation_is_an_error(tmp_path, monkeypatch):
     def run(command, **options):
         return subprocess.CompletedProcess(command, 1)
 
@@ -164,12 +166,12 @@ def test_a_failed_preparation_is_an_error(tmp_path, monkeypatch):
         open_dataset("cifar10", str(tmp_path)).split()
 
 
-def test_the_command_refuses_without_a_traceback():
+def test_command_fails_without_a_traceback():
     outcome = subprocess.run(
         [sys.executable, "-m", "vit_jax.prepare"], capture_output=True, text=True
     )
     assert outcome.returncode == 1
-    assert outcome.stderr.startswith("error: expected the name of one dataset, found 0")
+    assert outcome.stderr.startswith("error: found no dataset, expected at least one")
     assert outcome.stdout == ""
 
 
@@ -188,12 +190,12 @@ def labelled(write_set, count=12, **options):
     return write_set(features, {"train": examples}, **options)
 
 
-def test_a_record_with_a_wrong_checksum_is_named_and_no_other(write_set):
+def test_wrong_checksum_affects_only_its_record(write_set):
     folder = labelled(write_set)
     (shard,) = folder.glob("*array_record*")
     image = open_dataset(str(folder)).split("train")[7].image
     data = bytearray(shard.read_bytes())
-    # Every second image is the same one.
+    # Every second image is the same.
     places = [data.find(image)]
     while (place := data.find(image, places[-1] + 1)) > 0:
         places.append(place)
@@ -203,11 +205,11 @@ def test_a_record_with_a_wrong_checksum_is_named_and_no_other(write_set):
     with pytest.raises(DecodeError, match=r"^small/train\[1:\]\[6\] cannot be read: C"):
         source[6]
     assert [source[i].label for i in (5, 7, 0, 10)] == [0, 2, 1, 2]
-    # The next example stands in for it, as it does for the image.
+    # The next example's label replaces it, as its image does.
     assert source.labels().tolist() == [1, 2, 0, 1, 2, 0, 2, 2, 0, 1, 2]
 
 
-def test_a_shard_that_is_cut_short_or_gone_costs_its_own_records(write_set):
+def test_truncated_or_missing_shard_affects_only_its_records(write_set):
     folder = labelled(write_set, shards=2)
     first, second = sorted(folder.glob("*array_record*"))
     for damage in (
@@ -228,7 +230,7 @@ def test_a_shard_that_is_cut_short_or_gone_costs_its_own_records(write_set):
         open_dataset(str(folder)).split("train").labels()
 
 
-def test_fewer_records_than_announced_are_named(write_set):
+def test_missing_records_are_reported(write_set):
     folder = labelled(write_set)
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace('["12"]', '["14"]'))
@@ -238,7 +240,7 @@ def test_fewer_records_than_announced_are_named(write_set):
         source[13]
 
 
-def test_damaged_records_stop_no_thread(write_set):
+def test_damaged_records_do_not_stop_threads(write_set):
     folder = labelled(write_set, shards=2)
     for shard in folder.glob("*array_record*"):
         data = bytearray(shard.read_bytes())
@@ -253,7 +255,7 @@ def test_damaged_records_stop_no_thread(write_set):
         assert sum(int(batch["bad"].sum()) for batch in batches) == 128
 
 
-def test_a_label_that_is_no_class_is_an_error(write_set):
+def test_label_outside_the_classes_is_an_error(write_set):
     import tensorflow_datasets as tfds
 
     features = {"label": tfds.features.ClassLabel(names=["a", "b"])}

@@ -1,4 +1,4 @@
-"""The text that chains operations."""
+"""Tests of chains of operations written as text."""
 
 import io
 import re
@@ -62,7 +62,7 @@ def test_the_same_generator_gives_the_same_image(text, channels):
         "resize_small|central_crop",
     ],
 )
-def test_pixels_and_a_file_that_is_yet_to_be_decoded_give_the_same(text):
+def test_decoded_and_encoded_images_agree(text):
     file = io.BytesIO()
     picture = Image.fromarray(noise(12, 9)).resize((90, 120))
     picture.save(file, "JPEG", quality=95)
@@ -90,7 +90,7 @@ def test_pixels_and_a_file_that_is_yet_to_be_decoded_give_the_same(text):
     ],
 )
 @pytest.mark.parametrize("channels", [2, 4, 5])
-def test_other_channels_than_of_colours_work_or_are_refused(text, takes_any, channels):
+def test_other_numbers_of_channels_work_or_are_refused(text, takes_any, channels):
     chain, random = parse_chain(text, (8, 8)), np.random.default_rng(0)
     image = noise(12, 10, channels)
     if takes_any:
@@ -100,7 +100,7 @@ def test_other_channels_than_of_colours_work_or_are_refused(text, takes_any, cha
         chain(image, random, "a.png")
 
 
-def test_the_chains_that_are_documented_can_be_read():
+def test_documented_chains_parse():
     quoted = re.findall(r'"([^"]*)"', chains.__doc__)
     texts = [re.sub(r"\s+", " ", text) for text in quoted]
     assert len(texts) == 18
@@ -115,7 +115,7 @@ def test_the_chains_that_are_documented_can_be_read():
     assert used == set(OPERATIONS) - {"grey", "solarize", "blur"}
 
 
-def test_evaluation_of_every_published_family_is_a_chain():
+def test_published_evaluation_chains_parse():
     chains = {family.eval_transform for family in FAMILIES.values()}
     assert len(chains) >= 5
     for text in chains:
@@ -124,7 +124,7 @@ def test_evaluation_of_every_published_family_is_a_chain():
         assert chain(noise(260, 240)).shape == (224, 224, 3)
 
 
-def test_only_sizes_change_with_the_size_of_the_images():
+def test_rescaling_changes_only_sizes():
     text = "resize_small(256)|grey()|solarize(128)|central_crop(size=224)"
     assert rescale_chain(text, (224, 224), (112, 112)) == (
         "resize_small(128)|grey()|solarize(128)|central_crop(size=112)"
@@ -138,7 +138,7 @@ def test_empty_chain_keeps_the_pixels_and_checks_the_size():
         chain(noise(8, 9), name="a/b.png")
 
 
-def test_only_chance_makes_a_chain_random():
+def test_chain_is_random_if_an_operation_is():
     for text, expected in {
         "": False,
         "resize_small(9)|central_crop": False,
@@ -185,7 +185,7 @@ def test_only_chance_makes_a_chain_random():
         ("resize_small(4)|central_crop(6)", "makes images of 6×6"),
         ("random_resized_crop(area_min=0)", "area_min=0 and area_max=1.0 must be"),
         ("random_crop(padding=1.5)", "padding=1.5 must be a whole number, at least 0"),
-        ("resize|random_crop(padding=8)", "padding=8 mirrors more than 8×8 has"),
+        ("resize|random_crop(padding=8)", "padding=8 mirrors more pixels than 8×8 has"),
         ("resize(3)|random_crop(padding=2)", "cannot cut 8×8 out of 7×7"),
         ("randaugment(2)", "argument: 'magnitude'; it takes layers, magnitude"),
         ("randaugment(0, 9)", "layers=0 must be a whole number, at least 1"),
@@ -203,13 +203,13 @@ def test_only_chance_makes_a_chain_random():
         ("three_augment(0.5)", "too many positional arguments; it takes nothing"),
         ("solarize(257)", "threshold=257 must be a whole number, from 0 to 256"),
         ("blur(0)", "radius_min=0 and radius_max=2.0 must be numbers"),
-        ("color_jitter", "all amounts are 0: nothing would change"),
+        ("color_jitter", "all amounts are 0; expected at least one above 0"),
         ("color_jitter(0.3, -1)", "contrast=-1 must be a number, at least 0"),
         ("color_jitter(hue=0.6)", "hue=0.6 must be a number, from 0 to 0.5"),
         ("gray", r"no operation 'gray'; did you mean 'grey'\?"),
     ],
 )
-def test_what_cannot_be_read_says_why(text, message):
+def test_errors_explain_unreadable_chains(text, message):
     with pytest.raises(UserError, match=message):
         parse_chain(text, (8, 8))
 
@@ -241,6 +241,6 @@ def test_arguments_by_position_and_by_name():
     }
 
 
-def test_too_small_an_image_is_named():
+def test_error_of_too_small_image_names_it():
     with pytest.raises(UserError, match=r"tiny\.png: cannot cut 8×8 out of 7×9"):
         parse_chain("central_crop", (8, 8))(noise(7, 9), name="tiny.png")

@@ -1,4 +1,4 @@
-"""Operations on colours against Pillow's, and what 3-Augment and jitter draw."""
+"""Tests of operations on colours against Pillow, and of the random draws."""
 
 import pathlib
 
@@ -20,7 +20,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 def images(*sizes: tuple[int, int]) -> list[np.ndarray]:
-    """Pictures and noise, in colour and grey, and as a view that runs backwards."""
+    """Makes pictures and noise, in colour and grey, and as a reversed view."""
     colours = [SOURCE, *(noise(*size) for size in sizes)]
     return [*colours, *(image[:, :, :1] for image in colours), SOURCE[:, ::-1]]
 
@@ -43,14 +43,14 @@ def assert_pillows(ours: np.ndarray, theirs: Image.Image, image: np.ndarray) -> 
         (colour.adjust_saturation, ImageEnhance.Color),
     ],
 )
-def test_adjustments_are_pillows_pixel_by_pixel(ours, theirs, factor):
+def test_adjustments_match_pillow_pixel_by_pixel(ours, theirs, factor):
     for image in images((31, 17), (1, 3)):
         expected = theirs(to_pillow(image)).enhance(factor)
         assert_pillows(ours(image, factor), expected, image)
 
 
 @pytest.mark.parametrize("turns", [0.1, -0.3])
-def test_hue_is_torchvisions_pixel_by_pixel(turns):
+def test_hue_matches_torchvision_pixel_by_pixel(turns):
     turned = colour.adjust_hue(SOURCE, turns)
     np.testing.assert_array_equal(turned, GOLDEN[f"hue/{turns}"])
     assert (turned != SOURCE).any()
@@ -59,7 +59,7 @@ def test_hue_is_torchvisions_pixel_by_pixel(turns):
     )
 
 
-def test_grey_and_solarize_are_pillows_pixel_by_pixel():
+def test_grey_and_solarize_match_pillow_pixel_by_pixel():
     for image in images((31, 17)):
         size, picture = image.shape[:2], to_pillow(image)
         expected = picture.convert("L").convert(picture.mode)
@@ -69,7 +69,7 @@ def test_grey_and_solarize_are_pillows_pixel_by_pixel():
             assert_pillows(ours, ImageOps.solarize(picture, threshold), image)
 
 
-def test_blur_is_pillows_to_a_grey_level():
+def test_blur_matches_pillow_to_one_grey_level():
     for radius in np.random.default_rng(0).uniform(0.1, 2, 12).tolist():
         for image in images((31, 17), (2, 5)):
             theirs = to_pillow(image).filter(ImageFilter.GaussianBlur(radius))

@@ -1,4 +1,4 @@
-"""Crops, resizes and flips: which part of an image is seen, and how often."""
+"""Tests of crops, resizes and flips: the boxes and their distribution."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ from vit_jax.data.transforms.crops import inception_box, resized_crop_box
 from vit_jax.data.transforms.resizing import resize_image
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
-# As published: the library, the area's and the aspect's bounds.
+# Published values: the library, and bounds of area and aspect.
 BOXES = {
     "tensorflow": (inception_box, (0.05, 1.0), (0.75, 1.33)),
     "timm": (resized_crop_box, (0.08, 1.0), (3 / 4, 4 / 3)),
@@ -36,7 +36,7 @@ def test_resize_small_keeps_the_aspect_and_averages_areas():
     assert abs(chain(image) - means).max() <= 0.5
     cropped = parse_chain("resize_small(6)|central_crop", (4, 4))
     assert cropped(noise(30, 17)).shape == (4, 4, 3)
-    # Left out, the size covers a rectangle whichever side is short.
+    # The default size covers a rectangle, whichever side is shorter.
     for shape in ((50, 20), (20, 50), (3, 3)):
         covered = parse_chain("resize_small|central_crop", (8, 12))(noise(*shape))
         assert covered.shape == (8, 12, 3)
@@ -54,7 +54,7 @@ def test_the_longer_side_is_rounded(rounding, shape):
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "down"])
-def test_a_longer_side_that_comes_out_whole_is_not_rounded(rounding):
+def test_exact_longer_side_is_not_rounded(rounding):
     (resize,) = parse_chain(f"resize_small(49, rounding={rounding!r})", (49, 49)).steps
     for short in range(1, 400):  # among them 49, and 49 · (1 / 49) is below 1
         assert resize.output_size((3 * short, short)) == (147, 49)
@@ -65,7 +65,7 @@ def test_a_longer_side_that_comes_out_whole_is_not_rounded(rounding):
     [
         ("central_crop", 2, 3),
         ("central_crop(rounding='down')", 2, 3),
-        ("central_crop(rounding='nearest')", 2, 4),  # of 2.5 and 3.5 the even number
+        ("central_crop(rounding='nearest')", 2, 4),  # 2.5 and 3.5 are rounded to even
     ],
 )
 def test_central_crop_is_in_the_middle(chain, top, left):
@@ -96,7 +96,7 @@ def test_inception_boxes_keep_area_and_aspect(size):
         assert top + h <= height
         assert left + w <= width
         fractions.append(h * w / (height * width))
-        # Half a pixel of rounding on the width, and no more.
+        # The width may be rounded by half a pixel.
         assert 0.75 - 0.5 / h <= w / h <= 1.33 + 0.5 / h
     assert 0.05 <= min(fractions) < 0.1
     largest = min(1.0, min(size) ** 2 * 1.33 / (height * width))
@@ -153,13 +153,13 @@ def test_boxes_are_distributed_as_the_published_ones(library):
 
 
 @pytest.mark.parametrize("library", BOXES)
-def test_positions_are_uniform_among_those_inside(library):
+def test_positions_are_uniform(library):
     draw, area, aspect = BOXES[library]
     random = np.random.default_rng(1)
     boxes = np.array([draw((375, 500), random, area, aspect) for _ in range(10_000)])
     for offsets, lengths, whole in ((0, 2, 375), (1, 3, 500)):
         room = whole - boxes[:, lengths]
-        # A number of `room + 1` becomes one of [0, 1): uniform if they were.
+        # Maps an offset out of `room + 1` to [0, 1), uniformly if offsets are uniform.
         spread = (boxes[:, offsets] + random.random(len(boxes))) / (room + 1)
         assert stats.kstest(spread[room > 0], "uniform").pvalue > 0.01
         counts, _ = np.histogram(spread[room > 0], bins=20, range=(0, 1))
@@ -167,7 +167,7 @@ def test_positions_are_uniform_among_those_inside(library):
 
 
 def test_resized_crop_boxes_without_borders_have_uniform_area_and_log_aspect():
-    # So small an area that every box fits.
+    # The area is small enough for every box to fit.
     random = np.random.default_rng(2)
     area, aspect = (0.1, 0.2), (1 / 2, 2.0)
     boxes = [resized_crop_box((4000, 4000), random, area, aspect) for _ in range(5000)]
@@ -186,7 +186,7 @@ def test_resized_crop_boxes_without_borders_have_uniform_area_and_log_aspect():
         ((1, 1), (0, 0, 1, 1)),
     ],
 )
-def test_where_no_box_fits_the_centre_is_taken(size, box):
+def test_centre_is_used_if_no_box_fits(size, box):
     random = np.random.default_rng(0)
     drawn = resized_crop_box(size, random, (0.99, 1.0), (3 / 4, 4 / 3))
     assert drawn == box

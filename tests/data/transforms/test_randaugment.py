@@ -1,4 +1,4 @@
-"""Both forms of RandAugment: their operations, pixel by pixel, and what they draw."""
+"""Tests of both forms of RandAugment: pixels of the operations, and random draws."""
 
 import pathlib
 
@@ -16,13 +16,13 @@ TENSORFLOW = np.load(GOLDEN / "augment_tensorflow.npz")
 TIMM = np.load(GOLDEN / "augment_timm.npz")
 SOURCE = TENSORFLOW["source"]
 FILL = (124, 116, 104)
-# Of 560 pixels, those that floating point may round otherwise on another machine: the
-# place is half-way between two pixels, the mean a whole number.
+# Pixels, of 560, that floating point may round differently on another machine: the
+# position is half-way between two pixels, or the mean a whole number.
 ROUNDED = {"Rotate": 1, "Sharpness": 6}
 
 
 class Draws:
-    """A random generator that gives what the references were made with."""
+    """A random generator with the draws that the references were made with."""
 
     def __init__(self, sign: str):
         self._sign = sign
@@ -32,11 +32,11 @@ class Draws:
 
     def integers(self, size) -> np.ndarray:
         assert tuple(size) == SOURCE.shape[:2]
-        return np.array([3, 20])  # where the square is cut out
+        return np.array([3, 20])  # centre of the cutout
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operations_are_tensorflows_pixel_by_pixel(name):
+def test_operations_match_tensorflow_pixel_by_pixel(name):
     keys = [key for key in TENSORFLOW.files if key.startswith(f"{name}/")]
     changed = 0
     for key in keys:
@@ -53,7 +53,7 @@ def test_operations_are_tensorflows_pixel_by_pixel(name):
 
 @pytest.mark.parametrize("increasing", [False, True])
 @pytest.mark.parametrize("name", timm_randaugment.OPERATORS[True])
-def test_operations_are_timms_pixel_by_pixel(name, increasing):
+def test_operations_match_timm_pixel_by_pixel(name, increasing):
     operator = timm_randaugment.OPERATORS[increasing][name]
     keys = [key for key in TIMM.files if key.split("/")[2:3] == [name]]
     if any(key.startswith("1/") for key in keys):  # else the same in both tables
@@ -73,7 +73,7 @@ def test_operations_are_timms_pixel_by_pixel(name, increasing):
         np.testing.assert_array_equal(ours, TIMM[key], err_msg=key)
 
 
-def test_the_accidents_of_tensorflows_form():
+def test_quirks_of_tensorflows_form():
     ramp = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 2, 3))
 
     def apply(name, magnitude, image=ramp):
@@ -81,13 +81,13 @@ def test_the_accidents_of_tensorflows_form():
             OPERATORS[name], image, magnitude / 10, np.random.default_rng(0)
         )
 
-    # One bit left of none, all of eight, one of nine and more.
+    # For 0 bits one is kept, for 8 all, for 9 and more one.
     for magnitude, mask in ((0, 0x80), (10, 0xF0), (15, 0xFC), (20, 0xFF), (25, 0x80)):
         np.testing.assert_array_equal(apply("Posterize", magnitude), ramp & mask)
     for magnitude, threshold in ((0, 0), (5, 128), (10, 0), (15, 128), (20, 0)):
         expected = np.where(ramp < threshold, ramp, 255 - ramp)
         np.testing.assert_array_equal(apply("Solarize", magnitude), expected)
-    # Away from 196, whatever the image; away from white, where it is larger.
+    # Away from 196, whatever the image; for a larger image, away from white.
     square = np.full((224, 224, 3), 190, np.uint8)
     assert np.unique(apply("Contrast", 5, square)) == [190]
     assert np.unique(apply("Contrast", 10, square)) == [184]  # 196 − 1.9 · 6 = 184.6
@@ -95,8 +95,8 @@ def test_the_accidents_of_tensorflows_form():
     assert np.unique(apply("Contrast", 20, large)) == [236]  # 255 − 3.7 · 5 = 236.5
 
 
-def test_timms_operations_where_no_bit_is_left_are_black():
-    # As with the Pillow of the published models; the present one refuses.
+def test_timm_posterize_to_no_bits_is_black():
+    # Pillow did this at the time of the published models; now it raises an error.
     for increasing, level in ((True, 1.0), (False, 0.2)):
         operator = timm_randaugment.OPERATORS[increasing]["Posterize"]
         result = operator.apply(SOURCE, operator.argument(level, None))
@@ -145,11 +145,11 @@ def test_tensorflows_form_draws_each_operation_equally_often(monkeypatch):
     step, random = randaugment.randaugment(3, 10), np.random.default_rng(0)
     for _ in range(1600):
         step.apply(SOURCE, random)
-    assert len(chosen) == 3 * 1600  # none is ever left out
+    assert len(chosen) == 3 * 1600  # every layer applies an operation
     assert len(OPERATORS) == 16
     counts = [chosen.count(name) for name in OPERATORS]
     assert stats.chisquare(counts).pvalue > 0.01
-    # With replacement, and the layers independent of each other.
+    # Drawn with replacement; the layers are independent of each other.
     pairs = np.array(chosen).reshape(-1, 3)
     same = int((pairs[:, 0] == pairs[:, 1]).sum())
     assert stats.binomtest(same, 1600, 1 / 16).pvalue > 0.01
@@ -177,7 +177,7 @@ def test_timms_form_draws_each_operation_equally_often_and_half_of_the_time(
     assert len(table) == 15
     counts = [chosen.count(name) for name in table]
     assert stats.chisquare(counts).pvalue > 0.01
-    # Normal around 0.9, what exceeds 1 being 1: 2.3 % of it.
+    # Normal around 0.9, clipped to 1, which affects 2.3 % of the draws.
     below = np.array([level for level in levels if level < 1])
     assert max(levels) == 1
     assert stats.binomtest(len(below), len(levels), stats.norm.cdf(2)).pvalue > 0.01
@@ -192,7 +192,7 @@ def test_signs_are_drawn_evenly():
     assert abs(randaugment.signed(2, random)) == 2
 
 
-def test_squares_are_cut_out_everywhere():
+def test_cutout_reaches_everywhere():
     argument = OPERATORS["Cutout"].argument
     random = np.random.default_rng(0)
     places = np.array([argument(1.0, (4, 6), random) for _ in range(2400)])
@@ -202,7 +202,7 @@ def test_squares_are_cut_out_everywhere():
     assert stats.chisquare(counts.ravel()).pvalue > 0.01
 
 
-def test_what_was_outside_is_filled():
+def test_pixels_from_outside_are_filled():
     even = np.full((8, 8, 3), 10, np.uint8)
     moved = randaugment.translate_x(even, 3)
     assert (moved[:, :5] == 10).all()
@@ -253,7 +253,7 @@ def test_interpolations_of_timms_form_are_drawn(monkeypatch):
         ("rand", Policy(10, 0, False, 2)),
     ],
 )
-def test_policies_as_timm_writes_them(text, policy):
+def test_policies_in_timms_notation(text, policy):
     assert parse_policy(text) == policy
 
 
@@ -270,11 +270,11 @@ def test_policies_as_timm_writes_them(text, policy):
         ("rand-m15", ["m=15 must be a whole number, from 0 to 10"]),
         ("rand-mstd101", ["mstd=101 must be a number, from 0 to 100"]),
         ("rand-inc2", ["inc=2 must be a whole number, from 0 to 1"]),
-        ("rand-n0-m5-m6-p0.7", ["n=0 must", "m is there twice", "no section 'p0.7'"]),
+        ("rand-n0-m5-m6-p0.7", ["n=0 must", "m occurs twice", "no section 'p0.7'"]),
         (9, ["it begins with '9'"]),
     ],
 )
-def test_policies_that_cannot_be_used_say_why(text, messages):
+def test_errors_explain_wrong_policies(text, messages):
     for message in ["expected one such as 'rand-m9-mstd0.5-inc1'", *messages]:
         with pytest.raises(ValueError, match=message):
             parse_policy(text)

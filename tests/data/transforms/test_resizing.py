@@ -1,4 +1,4 @@
-"""Pixels of resized images."""
+"""Tests of the pixels of resized images."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 def half_pixel_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Each output pixel's centre lies between at most four inputs' centres."""
+    """Interpolates each output centre between at most four input centres."""
     result = image.astype(np.float64)
     for axis, new in enumerate(size):
         old = result.shape[axis]
@@ -42,12 +42,12 @@ def test_bilinear_has_half_pixel_centres_and_no_antialias(old, new, channels):
     assert resized.dtype == np.uint8
     difference = resized - half_pixel_bilinear(image, new)
     assert abs(difference).max() <= 1  # rounding to whole numbers
-    # OpenCV's fixed-point arithmetic is 1/8 low on average; cutting off would be 1/2.
+    # OpenCV's fixed-point arithmetic is 1/8 too low on average; truncation is 1/2.
     assert -0.2 < difference.mean() < 0.1
 
 
 def test_a_row_by_hand():
-    # Centres of the 4 outputs in inputs: −0.25, 0.25, 0.75, 1.25.
+    # Centres of the 4 outputs in input pixels: −0.25, 0.25, 0.75, 1.25.
     row = np.array([[[0], [100]]], np.uint8)
     np.testing.assert_array_equal(resize_image(row, (1, 4))[0, :, 0], [0, 25, 75, 100])
 
@@ -55,7 +55,7 @@ def test_a_row_by_hand():
 @pytest.mark.parametrize(("old", "new"), SIZES)
 @pytest.mark.parametrize("interpolation", PILLOW)
 @pytest.mark.parametrize("layout", ["contiguous", "view"])
-def test_antialias_is_pillows_pixel_by_pixel(interpolation, old, new, layout):
+def test_antialias_matches_pillow_pixel_by_pixel(interpolation, old, new, layout):
     size, resample = new[::-1], PILLOW[interpolation]
     for channels in (1, 2, 3, 4, 5):
         image = noise(*old, channels)
@@ -73,8 +73,8 @@ def test_antialias_is_pillows_pixel_by_pixel(interpolation, old, new, layout):
 
 
 @pytest.mark.parametrize("interpolation", PILLOW)
-def test_antialias_averages_what_lies_between(interpolation):
-    # Of stripes one pixel wide, what looks at the nearest pixels alone keeps some.
+def test_antialias_averages_all_pixels_between(interpolation):
+    # Without antialiasing, stripes one pixel wide would leave traces.
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))[:, :, None]
     smooth = resize_image(stripes, (9, 9), interpolation)[1:-1, 1:-1]
     assert abs(smooth - 127.5).max() < 12

@@ -1,4 +1,4 @@
-"""What devices send each other, counted in a program as TPU compilers write it."""
+"""Tests of counting collectives in a program as TPU compilers write it."""
 
 from vit_jax.plan.cost_model.collectives import collectives
 from vit_jax.plan.cost_model.hlo import parse
@@ -58,7 +58,7 @@ ENTRY %main (a: bf16[16,128], b: f32[64,128], c: (s32[], f32[8,128])) -> f32[16,
 """  # noqa: E501
 
 
-def test_each_counts_once_with_its_whole_array_and_in_loops_as_often_as_they_run():
+def test_collectives_count_whole_arrays_and_rounds_of_loops():
     found = collectives(parse(TEXT))
     assert found == {
         "all-gather": (2, 2 * 64 * 128 * 2),

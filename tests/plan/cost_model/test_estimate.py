@@ -1,4 +1,4 @@
-"""Estimates of time and traffic, against numbers counted by hand in `step.hlo`."""
+"""Tests of estimates of time and traffic, against counts by hand in `step.hlo`."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from vit_jax.plan.cost_model import hlo, kernels
 from vit_jax.plan.cost_model.estimate import estimate
 
 TEXT = pathlib.Path(__file__).with_name("step.hlo").read_text()
-# Round numbers: a gigabyte a second, a thousand cycles a microsecond.
+# Round numbers: a gigabyte per second, a thousand cycles per microsecond.
 CHIP = Chip("TPU test", 1, 1, bandwidth=1e9, clock=1e9)
 
 SQUARE = 1024 * 1024 * 2
@@ -20,11 +20,11 @@ PADDED = 104 * 256 * 4
 PRODUCTS = 3 * SQUARE, 2 * SQUARE
 LOOP = 10 * ROWS + 10 * ROWS
 BROADCAST = 10 * ROWS + PADDED
-# The schedule is that of 12 heads; this kernel says that it has 6.
+# The schedule is for 12 heads; this kernel's metadata give 6.
 KERNEL = 32 * 3060 / 2 / 1e9
 
 
-def test_products_take_the_longer_of_cycles_and_traffic_and_the_rest_its_traffic():
+def test_hyb_is_the_longer_of_cycles_and_traffic_for_products():
     found = estimate(TEXT, CHIP)
     products = 3 * SQUARE / 1e9 + 2 * SQUARE / 1e9
     assert found.hyb_seconds == pytest.approx(
@@ -37,14 +37,14 @@ def test_products_take_the_longer_of_cycles_and_traffic_and_the_rest_its_traffic
     )
 
 
-def test_cycles_are_those_of_the_compiler_and_of_kernels_as_often_as_loops_run():
+def test_cyc_is_the_compilers_cycles_and_kernels():
     cycles = 300_000 + 30 + 500 + 10 * (1_000 + 2_000)
     found = estimate(TEXT, CHIP)
     assert found.cyc_seconds == pytest.approx(cycles / 1e9 + KERNEL)
     assert found.unknown_kernels == 0
 
 
-def test_traffic_is_of_slices_and_of_what_is_moved_meanwhile():
+def test_traffic_of_slices_and_asynchronous_copies():
     moved = PADDED + SQUARE / 2  # copied in whole, and half of a matrix
     found = estimate(TEXT, CHIP)
     expected = sum(PRODUCTS) + LOOP + BROADCAST + moved
@@ -53,7 +53,7 @@ def test_traffic_is_of_slices_and_of_what_is_moved_meanwhile():
     assert found.collectives == {"all-reduce": (1, 2 * PADDED)}
 
 
-def test_a_loop_says_itself_how_often_it_runs_or_its_condition_does():
+def test_trip_count_from_attribute_or_condition():
     known = TEXT.replace(
         "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}'
     )
@@ -63,25 +63,25 @@ def test_a_loop_says_itself_how_often_it_runs_or_its_condition_does():
     ).cyc_seconds == pytest.approx(seven_fewer)
 
 
-def test_a_loop_that_was_unrolled_counts_by_more_than_one():
+def test_trip_count_of_unrolled_loops():
     root = "  ROOT %next = (s32[]{:T(128)S(6)}, f32[10,64,256]{2,1,0:T(8,128)}) tuple("
     plus = "  %by = s32[] constant(4)\n  %more = s32[] add(%counter, %by)\n"
     unrolled = TEXT.replace(f"{root}%counter", f"{plus}{root}%more")
     assert unrolled != TEXT
-    # Ten by fours are three rounds.
+    # Ten in increments of four take three rounds.
     assert estimate(TEXT, CHIP).cyc_seconds - estimate(
         unrolled, CHIP
     ).cyc_seconds == pytest.approx(7 * 3_000 / 1e9)
 
 
-def test_a_kernel_that_is_not_known_is_counted():
+def test_unknown_kernels_are_counted():
     unknown = TEXT.replace("attention_forward.3 ", "other_kernel.3 ")
     found = estimate(unknown, CHIP)
     assert found.unknown_kernels == 1
     assert estimate(TEXT, CHIP).cyc_seconds - found.cyc_seconds == pytest.approx(KERNEL)
 
 
-def test_of_branches_each_is_as_likely():
+def test_branches_are_equally_likely():
     one = "%loop = (s32[]{:T(128)S(6)}, f32[10,64,256]{2,1,0:T(8,128)}) while(%initial)"
     branches = TEXT.replace(
         f"{one}, condition=%condition, body=%body",
@@ -110,13 +110,13 @@ def test_of_branches_each_is_as_likely():
         ("token[]", (), 0, 1),
     ],
 )
-def test_an_array_takes_its_padded_bytes_somewhere(text, shape, size, in_hbm):
+def test_arrays_have_padded_bytes_and_a_memory(text, shape, size, in_hbm):
     program = hlo.parse(f"ENTRY %m () -> f32[] {{\n  %x = {text} parameter(0)\n}}\n")
     (leaf,) = program.computations["m"].operations["x"].leaves
     assert leaf == (shape, size, bool(in_hbm))
 
 
-def test_what_is_no_program_is_refused():
+def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("nothing")
 
@@ -134,7 +134,7 @@ def kernel(name, tokens, heads=12, images=16, channels=64):
 
 
 @pytest.mark.parametrize("chip", list(kernels.BUNDLES))
-def test_kernels_take_the_schedules_that_were_counted(chip):
+def test_kernels_take_their_counted_schedules(chip):
     clocks = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
     cores = 2 if chip in ("v4", "v5p") else 1
     for (tokens, heads, channels), both in kernels.BUNDLES[chip].items():
@@ -144,7 +144,7 @@ def test_kernels_take_the_schedules_that_were_counted(chip):
             assert found == pytest.approx(16 * bundles / clocks[chip] / cores)
 
 
-def test_schedules_of_other_sizes_grow_with_heads_and_pairs_of_tokens():
+def test_other_sizes_scale_with_heads_and_pairs_of_tokens():
     v5e = CHIPS["v5e"]
     one = kernels.seconds(kernel("attention_forward", 197), v5e)
     for other, times in [
@@ -154,12 +154,12 @@ def test_schedules_of_other_sizes_grow_with_heads_and_pairs_of_tokens():
         (kernel("attention_forward", 197, heads=0), 1),  # taken from the width
     ]:
         assert kernels.seconds(other, v5e) == pytest.approx(times * one)
-    # As wide heads as those that were counted come before as many tokens.
+    # The head's width matters more than the number of tokens for the nearest size.
     wide = kernel("attention_forward", 197, heads=16, channels=80)
     assert kernels.seconds(wide, v5e) == pytest.approx(
         16 * 10_664 * (197 / 257) ** 2 / 1.5e9
     )
-    # A chip that was not counted has v5e's.
+    # A chip that was not counted gets v5e's schedules.
     other = v5e._replace(kind="TPU v9", clock=3e9)
     of_other = kernels.seconds(kernel("attention_forward", 197), other)
     assert of_other == pytest.approx(one / 2)

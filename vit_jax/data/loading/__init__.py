@@ -1,1 +1,1 @@
-"""From examples to batches: order, reading, padding, masks."""
+"""Batches of examples: order, reading, padding, masks."""

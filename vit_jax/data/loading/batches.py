@@ -1,9 +1,9 @@
-"""Order, batches, padding and masks; Grain does the reading and prefetching.
+"""Batches with padding and masks; Grain does the reading and prefetching.
 
-Batch k of training is a function of the seed and k alone: example `row` of it is at
-position k · batch_size + row of an endless stream (see order.py), and its augmentation
-draws from a generator of (seed, position). So any number of threads or processes, and
-any batch to start at, give the same stream.
+Training batch k is a function of the seed and k alone: its example `row` is at position
+k · batch_size + row of an endless stream (see order.py), and is augmented with a
+generator seeded by (seed, position). The stream is therefore the same for any number of
+threads and processes, and from any batch to start at.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from vit_jax.errors import UserError
 TRAIN_POLICIES = ("replace", "skip", "error")
 EVAL_POLICIES = ("error", "skip")
 REPLACEMENT_TRIES = 16
-# Rows that one task of a thread loads: fewer cost more in passing them around than
-# small images take to load, more make the first batch late.
+# Rows per task of a thread. With fewer, passing tasks around costs more than loading
+# small images; with more, the first batch is late.
 _ROWS_PER_TASK = 16
-_PREFETCHED_BATCHES = 2  # at least; bounds the memory that waiting images take
+_PREFETCHED_BATCHES = 2  # at least; bounds the memory of waiting images
 
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]  # arrays and numpy scalars of one example
@@ -37,13 +37,13 @@ Batch = dict[str, np.ndarray]
 
 
 class Batches(Iterator[Batch]):
-    """An iterator over batches that owns the threads or processes which load them.
+    """An iterator over batches that owns the threads or processes that load them.
 
-    Use it as a context manager, or call `close`; its end and an error close it too.
-    Afterwards none of its threads or processes is alive.
+    Use it as a context manager, or call `close`. It also closes at its end and on an
+    error. None of its threads or processes is alive afterwards.
 
     Attributes:
-      waiting_bytes: most memory that loaded images, waiting for their turn, can take.
+      waiting_bytes: upper bound on the memory of images that are loaded and waiting.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class Batches(Iterator[Batch]):
         num_threads: int | None,
         num_processes: int = 0,
     ):
-        """Starts nothing yet; loading begins with the first batch asked for.
+        """Prepares the iterator; loading begins when the first batch is requested.
 
         Args:
           load_row: (number of the batch, row in this process's part of it) → arrays.
           start: number of the first batch.
           stop: number after the last batch.
-          rows: a batch has in this process.
-          row_bytes: that a row takes.
-          num_threads: None = one a core, 0 = load in the caller's thread when asked.
-          num_processes: beside this one, each with so many threads. They escape
-            Python's lock, which many threads wait for, and take seconds to start.
+          rows: rows of a batch in this process.
+          row_bytes: memory of one row.
+          num_threads: None = one per core, 0 = load in the caller's thread on request.
+          num_processes: additional processes, each with `num_threads` threads. They do
+            not compete for Python's global lock, but take seconds to start.
         """
         import grain  # not at import time: it takes a second
 
@@ -84,7 +84,7 @@ class Batches(Iterator[Batch]):
             )
         )
         if num_processes:
-            # Of the tasks of a process some wait there, some on their way, some here.
+            # A process's tasks wait in three places: there, in transit, and here.
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=num_processes, per_worker_buffer_size=max(buffer, 1)
@@ -93,7 +93,7 @@ class Batches(Iterator[Batch]):
             )
         places = 3 * num_processes if num_processes else 1
         waiting = places * max(buffer, 1) + tasks
-        if not num_processes:  # of a batch that is begun there is room for the whole
+        if not num_processes:  # arrays are allocated for whole batches
             waiting = -(-waiting // tasks) * tasks
         self.waiting_bytes = waiting * min(_ROWS_PER_TASK, rows) * row_bytes
         self._threads = task.threads
@@ -109,8 +109,8 @@ class Batches(Iterator[Batch]):
             self.close()
             if isinstance(error, RuntimeError) and "exit code" in str(error):
                 raise UserError(
-                    f"a process that loads images has died ({error}). Most often the "
-                    "machine is out of memory: use fewer loader_processes"
+                    f"a process that loads images has died ({error}). The usual cause "
+                    "is too little memory: use fewer loader_processes"
                 ) from error
             raise
 
@@ -121,7 +121,7 @@ class Batches(Iterator[Batch]):
         self.close()
 
     def close(self) -> None:
-        """Stops loading and waits for the threads; calling it again does nothing."""
+        """Stops loading and waits for the threads to end; may be called repeatedly."""
         self._closed = True
         self._iterator.close()
         while self._threads:
@@ -129,13 +129,16 @@ class Batches(Iterator[Batch]):
 
 
 class _Task:
-    """Number of a task → the rows of it, stacked. Copies of it work in processes."""
+    """A function from the number of a task to its stacked rows.
+
+    Loading processes work on copies of it.
+    """
 
     def __init__(self, load_row: Callable[[int, int], Row], rows: int, alone: bool):
         self._load_row, self._rows, self._alone = load_row, rows, alone
         self.per_batch = -(-rows // _ROWS_PER_TASK)
-        self.threads: set[threading.Thread] = set()  # that have worked here
-        # Batches that tasks have begun: their arrays, and how many tasks are to come.
+        self.threads: set[threading.Thread] = set()  # that have called this object
+        # Unfinished batches: their arrays, and how many of their tasks have not begun.
         self._begun: dict[int, tuple[Batch, int]] = {}
         self._lock = threading.Lock()
 
@@ -159,7 +162,7 @@ class _Task:
         return loaded
 
     def _whole(self, batch: int, row: Row) -> Batch:
-        """Arrays of a whole batch, whose tasks write their rows where they belong."""
+        """Returns the arrays of a whole batch, shared by the tasks that fill it."""
         with self._lock:
             arrays, to_come = self._begun.pop(batch, (None, self.per_batch))
             arrays = arrays or _empty(self._rows, row)
@@ -187,39 +190,39 @@ def train_batches(
     sampling: str = "uniform",
     repeats: int = 1,
 ) -> Batches:
-    """Batches `start` to before `stop` of an endless, shuffled stream.
+    """Loads batches `start` to `stop` (excluded) of an endless shuffled stream.
 
-    Every epoch has every example once, unless `sampling` says otherwise; a batch may
-    span the border of two.
+    Every epoch has each example once, unless `sampling` says otherwise. A batch may
+    contain the end of one epoch and the start of the next.
 
     Args:
       source: the examples.
-      batch_size: of all processes together.
-      transform: training chain, applied to the decoded image; or, by name, that of
-        each column of images. Each column is a view of the same image with chances of
-        its own, which are drawn in the order of the names.
-      seed: of order and augmentation.
-      start: number of the first batch; to resume, the number of those consumed.
+      batch_size: size of the global batch, over all processes.
+      transform: the training chain, applied to the decoded image; or a chain for each
+        column of images, by name. Each column is another view of the same image, with
+        its own random draws, made in the order of the names.
+      seed: seed of order and augmentation.
+      start: number of the first batch; to resume, the number of batches consumed.
       stop: number after the last batch.
-      channels: of the images.
-      bad_images: what becomes of an image that cannot be read. "replace": the next
-        readable example of the source stands in; "skip": a black image with mask 0;
-        "error": DecodeError.
-      rows: which of every batch this process gets; None = all of them.
-      num_threads: that load images; None = one a core, 0 = none.
-      num_processes: that load images, with so many threads each; 0 = none, threads of
-        this process alone.
+      channels: number of channels of the images.
+      bad_images: how to treat an image that cannot be read. "replace": use the next
+        readable example of the source; "skip": give a black image with mask 0;
+        "error": raise DecodeError.
+      rows: the rows of every batch that this process gets; None = all of them.
+      num_threads: threads that load images; None = one per core, 0 = none.
+      num_processes: processes that load images, each with `num_threads` threads; 0 =
+        only the threads of this process.
       sampling: "uniform", "balanced" or "weighted"; see `order.make_order`.
-      repeats: how often an example stands in a batch; see there.
+      repeats: how often an example occurs in a batch; see `order.make_order`.
 
     Returns:
-      Iterator of this process's rows (b = len(rows)): each column of images, by default
-      `image`, uint8 [b, h, w, c]; label int32 [b], or float32 [b, classes] of zeros and
-      ones; mask float32 [b], the example's weight unless it is sampled by it; bad int32
-      [b], 1 where the image could not be read.
+      Iterator over this process's rows (b = len(rows)): each column of images, by
+      default `image`, uint8 [b, h, w, c]; label int32 [b], or float32 [b, classes] of
+      zeros and ones; mask float32 [b], the example's weight (1 if weights decide the
+      sampling); bad int32 [b], 1 where the image could not be read.
 
     Raises:
-      UserError: a wrong argument; while iterating, what loading an image raises.
+      UserError: an argument is wrong; while iterating, any error of loading an image.
     """
     _check_policy(bad_images, TRAIN_POLICIES)
     numbers = _numbers(rows, batch_size)
@@ -227,11 +230,11 @@ def train_batches(
         raise UserError(f"seed={seed}: expected a number of at least 0")
     if repeats < 1 or batch_size % repeats:
         raise UserError(
-            f"repeats={repeats}: every example is to stand {repeats} times in a batch, "
-            f"so batch_size={batch_size} must be a multiple of it"
+            f"repeats={repeats}: every example occurs {repeats} times in a batch, so "
+            f"batch_size={batch_size} must be a multiple of it"
         )
     order = make_order(source, seed, sampling, repeats, batch_size)
-    weighted = sampling != "weighted"  # else the weights have done their part
+    weighted = sampling != "weighted"  # else the order already accounts for weights
     chains = {"image": transform} if isinstance(transform, Chain) else dict(transform)
     sizes = {name: chain.image_size for name, chain in chains.items()}
     loader = _Loader(source, channels, sizes, bad_images, weighted)
@@ -270,23 +273,24 @@ def eval_batches(
     rows: Sequence[int] | np.ndarray | None = None,
     num_threads: int | None = None,
 ) -> Batches:
-    """Every example exactly once, in order; the last batch is padded.
+    """Loads every example exactly once, in order; the last batch is padded.
 
     Args:
       source: the examples.
-      batch_size: of all processes together; need not divide the number of examples.
-      preprocessing: decoding and the evaluation's transform.
+      batch_size: size of the global batch, over all processes; need not divide the
+        number of examples.
+      preprocessing: decoding and the evaluation transform.
       bad_images: "error", or "skip" to mask images that cannot be read.
-      rows: which of every batch this process gets; None = all of them. All processes
-        get as many batches.
-      num_threads: as in `train_batches`.
+      rows: the rows of every batch that this process gets; None = all of them. All
+        processes get the same number of batches.
+      num_threads: see `train_batches`.
 
     Returns:
-      Iterator as of `train_batches`, and index int32 [b]: which example of the source,
-      −1 for padding. Padding is black with label 0, mask 0.
+      Iterator over the columns of `train_batches` and index int32 [b]: the example's
+      index in the source, −1 for padding. Padding is black, with label 0 and mask 0.
 
     Raises:
-      UserError: a wrong argument; DecodeError while iterating.
+      UserError: an argument is wrong; while iterating, DecodeError.
     """
     _check_policy(bad_images, EVAL_POLICIES)
     numbers = _numbers(rows, batch_size)
@@ -314,7 +318,7 @@ def eval_batches(
 
 
 class _Chance(threading.local):
-    """A generator for each position of the stream; a thread has one at a time."""
+    """Random generators for the positions of the stream, one at a time per thread."""
 
     def __init__(self, seed: int):
         self._seed = seed
@@ -323,26 +327,26 @@ class _Chance(threading.local):
         self._start = self._bits.state
 
     def at(self, position: int) -> np.random.Generator:
-        """The generator of (seed, position), at its start."""
-        # The counter's upper half is the position, its lower half counts the draws. To
-        # set it takes a tenth of the time that a new generator takes.
+        """Returns the generator of (seed, position), with nothing drawn from it yet."""
+        # The counter's upper half is the position, its lower half counts the draws.
+        # Setting it takes a tenth of the time of making a generator.
         self._start["state"]["counter"][2] = position
         self._bits.state = self._start
         return self._generator
 
-    def __reduce__(self):  # for the processes that load
+    def __reduce__(self):  # for the loading processes
         return _Chance, (self._seed,)
 
 
 @dataclasses.dataclass
 class _Loader:
-    """Loads single examples; keeps account of those that cannot be read."""
+    """Loader of single examples; replaces or masks those that cannot be read."""
 
     source: Source
     channels: int
-    sizes: Mapping[str, Size]  # of each column of images
+    sizes: Mapping[str, Size]  # column of images → (height, width)
     bad_images: str
-    weighted: bool = False  # examples count by their weight
+    weighted: bool = False  # whether the mask is the example's weight
     _named: set[str] = dataclasses.field(default_factory=set)
 
     def load(self, index: int, views: Callable[[Example], Row]) -> Row:
@@ -360,8 +364,8 @@ class _Loader:
             except DecodeError as error:
                 self._name(error)
         raise UserError(
-            f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the last ones "
-            "are named above. Check that the dataset was copied completely."
+            f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the warnings "
+            "above name the last ones. Check that the dataset was copied completely."
         )
 
     @property
@@ -381,7 +385,7 @@ class _Loader:
         return self._row(views(example), example.label, mask, bad)
 
     def _row(self, images: Row, label: Any, mask: float, bad: int) -> Row:
-        """The arrays of an example; without a label it is 0, or all zeros."""
+        """Returns the arrays of an example; without a label it is 0, or all zeros."""
         if self.source.multi_label:
             classes = np.zeros(self.source.num_classes, np.float32)
             classes[np.asarray(label, np.int32)] = 1
@@ -403,7 +407,7 @@ class _Loader:
 
 
 _NAMING = threading.Lock()
-_CONSEQUENCES = {"replace": "another image stands in", "skip": "left out"}
+_CONSEQUENCES = {"replace": "replaced by another image", "skip": "left out"}
 
 
 def _empty(rows: int, like: Row) -> Batch:
@@ -411,7 +415,10 @@ def _empty(rows: int, like: Row) -> Batch:
 
 
 def _joined(parts) -> Batch:
-    """The batch that the parts lie in; those of processes are put together."""
+    """Returns the batch that the parts are views of, or concatenates the parts.
+
+    Parts that another process loaded are arrays of their own.
+    """
     batch = {key: part.base for key, part in parts[0].items()}
     if all(part[key].base is batch[key] is not None for part in parts for key in part):
         return batch
@@ -419,15 +426,15 @@ def _joined(parts) -> Batch:
 
 
 def _prepare_process(_index: int, _count: int) -> None:
-    """In a process that loads images, before anything else."""
-    # Ctrl-C goes to all processes of a terminal. The training run decides what becomes
-    # of it, and closes this process in the end.
+    """Sets up a loading process: it ignores Ctrl-C."""
+    # Ctrl-C reaches all processes of a terminal. The training run handles it and closes
+    # this process in the end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux only; knows of containers' limits
+    """Returns the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only; respects containers' limits
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

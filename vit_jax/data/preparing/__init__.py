@@ -1,1 +1,1 @@
-"""Writes image files as ArrayRecord sets, without TensorFlow."""
+"""Conversion of image files to ArrayRecord sets, without TensorFlow."""

@@ -1,12 +1,12 @@
-"""Writes image files as a prepared tensorflow-datasets set, without TensorFlow.
+"""Writing of image files as a prepared tensorflow-datasets set, without TensorFlow.
 
     DATA_DIR/NAME/1.0.0/NAME-SPLIT.array_record-00000-of-00005 …
                         features.json, dataset_info.json, label.labels.txt
-                        prepared_from.json     ours: from what, and what was left out
+                        prepared_from.json     our own: the source and omitted images
 
-The files' bytes are written as they are, in the order of the listing. All this is made
-in a hidden folder beside, a shard at a time, and gets its name when it is complete. A
-run that was stopped goes on with the first shard that is not finished.
+The files' bytes are written unchanged, in the order of the listing. The set is written
+shard by shard to a hidden folder next to its final one, and moved there when it is
+complete. A run that was stopped continues with the first unfinished shard.
 """
 
 import contextlib
@@ -35,18 +35,18 @@ from vit_jax.errors import UserError
 from vit_jax.files import move_into_place
 from vit_jax.words import shortened
 
-VERSION = "1.0.0"  # of every set that is written here
+VERSION = "1.0.0"  # of every set that this module writes
 SHARD_BYTES = 256 * 2**20
 FROM_FILE = "prepared_from.json"
 
 
 class Progress(NamedTuple):
-    """How far it is.
+    """The progress of writing a set.
 
     Attributes:
-      done: images, written or left out.
-      total: images.
-      shard: what has just been finished, or "".
+      done: number of images written or left out.
+      total: number of images.
+      shard: file of the shard that has just been finished, or "".
     """
 
     done: int
@@ -55,7 +55,7 @@ class Progress(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A complete set."""
+    """A complete set on disk."""
 
     folder: str
     num_examples: dict[str, int]
@@ -71,18 +71,18 @@ def write_set(
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Written:
-    """Writes all splits of a listing; does nothing if that has been done before.
+    """Writes all splits of a listing; does nothing if they have been written already.
 
     Args:
-      listing: the images. What cannot be read or decoded is left out.
-      name: of the set; made into one that tensorflow-datasets accepts.
-      data_dir: folder of the sets.
-      max_bad_share: of all images, may be unreadable.
-      shard_bytes: about the size of a file.
+      listing: the images. Those that cannot be read or decoded are left out.
+      name: name of the set; adapted to the names that tensorflow-datasets accepts.
+      data_dir: the folder that contains the sets.
+      max_bad_share: the largest share of images that may be unreadable.
+      shard_bytes: approximate size of a file.
       progress: called after each image.
 
     Raises:
-      UserError: too many images cannot be read; another set is there; the folder cannot
+      UserError: too many images cannot be read; the folder holds another set or cannot
         be written; or another process is writing it.
     """
     name = set_name(name)
@@ -114,20 +114,20 @@ def write_set(
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{folder} cannot be written: {reason}. Make room there or pass another "
-            "--data_dir; the same command goes on where it stopped."
+            "--data_dir; the same command continues where it stopped."
         ) from error
     return Written(str(final), found["num_examples"], found["left_out"])
 
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """While it lasts, no other process writes this set."""
+    """Locks the set against other processes that would write it."""
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
         raise UserError(
-            f"another process is preparing {folder}. Wait for its end, or stop it."
+            f"another process is preparing {folder}. Wait until it ends, or stop it."
         ) from None
     try:
         yield
@@ -136,13 +136,13 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 
 
 def set_name(text: str) -> str:
-    """A name as tensorflow-datasets wants it: letters, digits, underscores."""
+    """Makes a valid name for tensorflow-datasets: letters, digits, underscores."""
     name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
     return name if re.match("[a-z]", name) else f"set_{name}".rstrip("_")
 
 
 def _check_names(listing: Listing) -> None:
-    """Class names are kept as lines of a text file."""
+    """Raises UserError if a class name does not fit on one line of a text file."""
     bad = []
     for name in listing.class_names:
         try:
@@ -154,29 +154,29 @@ def _check_names(listing: Listing) -> None:
     if bad:
         raise UserError(
             f"{listing.name} has {len(bad)} class(es) with names that a prepared set "
-            f"cannot hold: {shortened(bad, ascii)}. Rename them: one line of UTF-8, no "
-            "space around."
+            f"cannot hold: {shortened(bad, ascii)}. Rename them: one line of UTF-8 "
+            "without leading or trailing space."
         )
 
 
 def _check_place(folder: pathlib.Path, final: pathlib.Path) -> None:
-    """Raises UserError if anything is there that has not been written here."""
+    """Raises UserError if the folder holds anything that this module did not write."""
     found = sorted(path.name for path in folder.glob("[!.]*"))
     if found and not (found == [final.name] and (final / FROM_FILE).exists()):
-        # Another set, or perhaps the very images.
+        # Another set, or perhaps the source images themselves.
         raise UserError(
-            f"{folder} would be the prepared set's folder, but holds other things "
+            f"the prepared set cannot be written to {folder}, which holds other files "
             f"({found[0]!a}). Pass another --data_dir."
         )
 
 
 def _check_same(listing: Listing, final: pathlib.Path, shards: list[Shard]) -> None:
-    """Raises UserError if the set there is not of these files."""
+    """Raises UserError if the existing set was prepared from other files."""
     found = _source_of(final)
     if found["identity"] != _identity_of_all(shards):
         raise UserError(
-            f"{final} was prepared from {found['source']} as it was then; now "
-            f"{listing.name} has other files. Remove that folder to prepare it anew, "
+            f"{final} was prepared from an earlier state of {found['source']}; now "
+            f"{listing.name} has other files. Remove that folder to prepare it again, "
             "or pass another --data_dir."
         )
 
@@ -198,7 +198,7 @@ def _write_shards(
     progress: Callable[[Progress], None],
     pool: Executor,
 ) -> list[dict[str, Any]]:
-    """Writes what is not finished yet; returns what each shard's note says."""
+    """Writes the unfinished shards; returns the note of every shard."""
     expected = {name for shard in shards for name in (shard.file, shard.note)}
     for file in work.iterdir():
         if file.name not in expected:
@@ -230,8 +230,8 @@ def _check_share(left_out: list[str], total: int, max_bad_share: float) -> None:
         listed = shortened(left_out, separator="\n  ")
         raise UserError(
             f"{len(left_out):,} of {total:,} images cannot be read so far, more than "
-            f"--max_bad_share={max_bad_share:g}:\n  {listed}\nMend or remove them, "
-            "or allow a larger share to leave them out."
+            f"--max_bad_share={max_bad_share:g}:\n  {listed}\nRepair or remove them, "
+            "or leave them out by allowing a larger share."
         )
 
 
@@ -256,7 +256,7 @@ def _describe(
     shards: list[Shard],
     notes: list[dict[str, Any]],
 ) -> None:
-    """What makes a set of the shards."""
+    """Writes the set's description: features, splits, and where it comes from."""
     _features(listing).save_config(str(work))
     splits, left_out, num_examples = [], [], {}
     for split in listing.files:

@@ -1,4 +1,4 @@
-"""The files of a prepared set: which images go into which, and how they get there."""
+"""The shards of a prepared set: dividing the images among files and writing these."""
 
 import collections
 import contextlib
@@ -21,17 +21,17 @@ from vit_jax.data.sources.listings import Files, Listing, Ragged
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
 from vit_jax.files import atomic_write
 
-FORMAT = 1  # to be counted up when the same files would give other records
+FORMAT = 1  # increment when the same files would give other records
 _WAITING = 64  # images read ahead; bounds the memory
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 class Shard(NamedTuple):
-    """Examples `rows` of a split, in one file.
+    """The examples `rows` of a split, in one file.
 
     Attributes:
-      identity: of everything that its records depend on.
+      identity: hash of everything that the records depend on.
     """
 
     split: str
@@ -41,7 +41,7 @@ class Shard(NamedTuple):
 
     @property
     def note(self) -> str:
-        """The file that says the shard is finished, and what is in it."""
+        """The file that marks the shard as finished and describes its contents."""
         return f"{self.file}.json"
 
 
@@ -64,10 +64,10 @@ def plan(listing: Listing, name: str, shard_bytes: int, pool: Executor) -> list[
 
 
 def _sizes_and_times(paths: list[str]) -> np.ndarray:
-    """int64 [n, 2]: bytes, and when last changed; zeros of what is not there."""
+    """Returns sizes and modification times (ns), int64 [n, 2]; 0 for missing files."""
     found = np.zeros((len(paths), 2), np.int64)
     for row, path in enumerate(paths):
-        with contextlib.suppress(OSError):  # named when it is read
+        with contextlib.suppress(OSError):  # reported when it is read
             stat = os.stat(path)
             found[row] = stat.st_size, stat.st_mtime_ns
     return found
@@ -90,7 +90,7 @@ def _identity(
 
 
 def finished(work: pathlib.Path, shard: Shard) -> dict[str, Any] | None:
-    """The note of a shard that an earlier run has written, if it is as that says."""
+    """Returns the note of a shard from an earlier run, if the shard agrees with it."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     path = work / shard.file
@@ -112,21 +112,21 @@ def finished(work: pathlib.Path, shard: Shard) -> dict[str, Any] | None:
 def write_shard(
     listing: Listing, shard: Shard, work: pathlib.Path, features, pool: Executor
 ) -> Iterator[tuple[int, list[str]]]:
-    """Writes a file and then its note, a step for each image.
+    """Writes a shard and then its note, yielding after each image.
 
     Args:
-      listing: of the images.
-      shard: what to write.
+      listing: the images.
+      shard: the shard to write.
       work: the folder to write into.
-      features: the set's, of tensorflow-datasets.
+      features: the set's features, of tensorflow-datasets.
       pool: reads and decodes the images.
 
     Yields:
-      How many of its images are done, and the problem of the last one if that could
-      not be read and was left out.
+      The number of images done, and the last one's problem if it could not be read and
+      was left out.
 
     Raises:
-      OSError, RuntimeError: it cannot be written.
+      OSError, RuntimeError: the shard cannot be written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -171,7 +171,7 @@ def _record(features, data: bytes, files: Files, row: int) -> bytes:
 def _ahead(
     pool: Executor, function: Callable[[_T], _R], items: Iterable[_T]
 ) -> Iterator[_R]:
-    """As `pool.map`, but a bounded number of results waits to be taken."""
+    """Maps like `pool.map`, with a bounded number of results waiting to be taken."""
     waiting = collections.deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -182,7 +182,7 @@ def _ahead(
 
 
 def _checked(path: str) -> tuple[bytes, str]:
-    """A file's bytes, and why they are no image."""
+    """Returns a file's bytes and ""; or no bytes and why they are not an image."""
     try:
         data = read_file(path)
         decode(data, name=path)

@@ -1,1 +1,1 @@
-"""Data sets of every kind behind one protocol: facts to plan with, and examples."""
+"""Data sets of every kind behind one protocol: facts for planning, and examples."""

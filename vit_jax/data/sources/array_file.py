@@ -1,4 +1,4 @@
-"""What an .npz file of images and labels holds, checked; the images stay there."""
+"""Checked contents of an .npz file of images and labels, without the images."""
 
 import os
 from typing import NamedTuple
@@ -24,14 +24,14 @@ _LAYOUTS = (
 
 
 class _Names(NamedTuple):
-    """What the arrays of one split are called."""
+    """Names of the arrays of one split."""
 
     images: str
     labels: str
     weights: str
 
 
-# Split → names, for each way to call them.
+# Split → names of its arrays, for each naming scheme.
 _SCHEMES: tuple[dict[str, _Names], ...] = (
     {"train": _Names("images", "labels", "weights")},
     {
@@ -43,7 +43,7 @@ _SCHEMES: tuple[dict[str, _Names], ...] = (
 
 
 class Part(NamedTuple):
-    """One split: some rows of one array.
+    """One split: a selection of rows of one array.
 
     Attributes:
       images: name of the array.
@@ -59,10 +59,10 @@ class Part(NamedTuple):
 
 
 class ArrayFile(NamedTuple):
-    """Everything that a file holds but its images.
+    """The contents of a file, except for its images.
 
     Attributes:
-      version: of the file when it was read; see `version`.
+      version: state of the file when it was read; see `version`.
       held_out: see `DatasetInfo`.
     """
 
@@ -79,10 +79,10 @@ class ArrayFile(NamedTuple):
 
 
 def version(path: str) -> tuple[int, int]:
-    """Identifies the state of a file by its time and size.
+    """Identifies the state of a file by its modification time and size.
 
     Raises:
-      UserError: there is no such file.
+      UserError: the file cannot be read.
     """
     try:
         stat = os.stat(path)
@@ -92,10 +92,11 @@ def version(path: str) -> tuple[int, int]:
 
 
 def read_array_file(path: str) -> ArrayFile:
-    """Checks a file and reads all of it but the images.
+    """Checks a file and reads everything except the images.
 
     Raises:
-      UserError: it cannot be read, or everything that is wrong with its arrays.
+      UserError: the file cannot be read, or its arrays cannot be used; lists all
+        problems.
     """
     opened = version(path)
     headers = npz.headers(path)
@@ -107,7 +108,7 @@ def read_array_file(path: str) -> ArrayFile:
     if len(chosen) != 1:
         found = ", ".join(f"{name} {header}" for name, header in headers.items())
         raise UserError(
-            f"{path} has {'images of several layouts' if chosen else 'no images'}; "
+            f"{path} has {'images in several layouts' if chosen else 'no images'}; "
             f"found {found or 'no arrays'}. {_LAYOUTS}"
         )
     problems: list[str] = []
@@ -150,7 +151,7 @@ def _check(path: str, problems: list[str]) -> None:
 
 
 def _wrong_headers(names: _Names, headers: dict[str, Header]) -> list[str]:
-    """What types and shapes already tell, before anything is read."""
+    """Lists problems that dtypes and shapes show before any array is read."""
     images = headers[names.images]
     wrong = []
     if images.dtype != np.uint8:
@@ -189,7 +190,7 @@ def _weights(path, names: _Names, count: int, headers, problems) -> np.ndarray:
     if len(bad):
         problems.append(
             f"{names.weights}: {len(bad):,} values, the first {weights[bad[0]]} in row "
-            f"{bad[0]}, are no numbers of at least 0"
+            f"{bad[0]}, are not numbers of at least 0"
         )
     return weights
 
@@ -197,14 +198,14 @@ def _weights(path, names: _Names, count: int, headers, problems) -> np.ndarray:
 def _labels(
     chosen: dict[str, _Names], labels: dict[str, np.ndarray], known, problems: list[str]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Labels as `Part` has them, and the names of the classes."""
+    """Returns labels by split, in the form of `Part.labels`, and the class names."""
     labels = {
         split: one[:, 0] if one.ndim == 2 and one.shape[1] == 1 else one
         for split, one in labels.items()
     }
     shapes = {one.shape[1:] for one in labels.values()}
     if len(shapes) > 1:
-        problems.append("labels have other numbers of columns in different splits")
+        problems.append("labels have different numbers of columns in different splits")
         return labels, ()
     (shape,) = shapes
     total = sum(len(one) for one in labels.values())
@@ -213,15 +214,15 @@ def _labels(
         wrong = (one < 0) | (one > 1) if shape else one < 0
         if wrong.any():
             row = int(np.argwhere(wrong)[0][0])
-            expected = "0 and 1" if shape else "0 and more"
+            expected = "0 or 1" if shape else "at least 0"
             problems.append(
                 f"{chosen[split].labels}: {int(wrong.sum()):,} values, the first in "
                 f"row {row}, are not {expected}"
             )
     if known is None and least > max(total, 2) and not shape:
         problems.append(
-            f"labels go up to {least - 1:,}, with {total:,} examples: number the "
-            "classes from 0"
+            f"labels go up to {least - 1:,}, but there are {total:,} examples: number "
+            "the classes from 0"
         )
     if least < 2 and known is None:
         problems.append("found one class, expected at least two")
@@ -232,17 +233,19 @@ def _labels(
 
 def _class_names(known, least: int, exactly: bool, problems) -> tuple[str, ...]:
     if known is None:
-        # A wrong label must not ask for a billion names: `problems` tells of it.
+        # A wrong label, which `problems` reports, must not create a billion names.
         return () if problems else tuple(str(label) for label in range(least))
     if known.dtype.kind != "U" or known.ndim != 1:
         problems.append(
-            f"class_names is {Header(known.shape, known.dtype)}: expected texts "
+            f"class_names is {Header(known.shape, known.dtype)}: expected strings "
             "[classes]"
         )
         return ()
     names = tuple(known.tolist())
     if len(set(names)) < len(names):
-        problems.append(f"class_names: only {len(set(names))} of {len(names)} differ")
+        problems.append(
+            f"class_names: only {len(set(names))} of {len(names)} names are distinct"
+        )
     if len(names) < least or (exactly and len(names) != least):
         problems.append(f"class_names: {len(names)} names for {least} classes")
     return names

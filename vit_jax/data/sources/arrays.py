@@ -1,16 +1,17 @@
 """Array files as data sets: images and labels in one .npz file.
 
-Its arrays are called one of
+The arrays have the names of one of these schemes:
 
-    images, labels                                a tenth is held out to evaluate on
-    train_images, train_labels, val_images, …     as MedMNIST has them
-    x_train, y_train, x_test, y_test              as Keras has them
+    images, labels                                a tenth is held out for evaluation
+    train_images, train_labels, val_images, …     MedMNIST's names
+    x_train, y_train, x_test, y_test              Keras's names
 
 Images are uint8 [n, h, w] or [n, h, w, c]. Labels are whole numbers [n] or [n, 1]
-counted from 0, or zeros and ones [n, k]: any number of k classes each. `weights` or
-`train_weights` …, numbers of at least 0, and `class_names`, texts, are optional.
+counted from 0, or zeros and ones [n, k], if an example may have any number of k
+classes. Optional are `weights` or `train_weights` …, numbers of at least 0, and
+`class_names`, strings.
 
-A split's images are held in memory as long as one of its sources is; nothing is ever
+A split's images stay in memory as long as one of its sources exists. Nothing is ever
 unpickled.
 """
 
@@ -32,12 +33,12 @@ from vit_jax.words import byte_size
 EXTENSIONS = (".npz",)
 
 logger = logging.getLogger(__name__)
-# (file, its version, name) → images: two splits of one array need it once.
+# (file, its version, name) → images, shared by two splits of one array.
 _held: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 class ArrayContents:
-    """Labels and weights of all splits; the images stay in the file."""
+    """An opened file: labels and weights of all splits, without the images."""
 
     def __init__(self, path: str):
         self._file = read_array_file(path)
@@ -60,7 +61,7 @@ class ArrayContents:
 
 
 class ArrayImages:
-    """One split; images are uint8 [h, w, c]."""
+    """One split of an array file; images are uint8 [h, w, c]."""
 
     def __init__(self, file: ArrayFile, split: str):
         self._file, self._split = file, split
@@ -72,7 +73,7 @@ class ArrayImages:
         }
 
     def __reduce__(self):
-        # Another process reads the file again; that is faster than to send it all.
+        # Another process reads the file again, which is faster than sending it all.
         return _read_split, (self._file.path, self._split)
 
     @property
@@ -115,11 +116,11 @@ def _images(file: ArrayFile, name: str) -> np.ndarray:
         if version(file.path) != file.version:
             raise UserError(
                 f"{file.path} was written again after its labels had been read. Start "
-                "again when it is complete."
+                "again once the file is complete."
             )
         images = npz.read(file.path, name)
         size = byte_size(images.nbytes)
         logger.info("%s: %s holds %s in memory", file.path, name, size)
-        images.flags.writeable = False  # every example is a part of it
+        images.flags.writeable = False  # examples are views of it
         _held[key] = images
     return images

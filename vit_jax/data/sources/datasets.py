@@ -1,4 +1,4 @@
-"""Opens a data set of any kind, once; published sets are known without their data."""
+"""Opening of data sets of any kind, and facts of published sets without their data."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ from vit_jax.data.sources import arrays, digits, folders, tables, tfds_sets
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.errors import UserError
 
-# The only list of them; `_recognised` is the only place that tells them apart.
+# Kind → the function that opens it. Only `_recognised` decides the kind of a data set.
 KINDS: dict[str, Kind] = {
     "digits": lambda location, data_dir: digits.DigitsContents(),
     "image folder": lambda location, data_dir: folders.list_folder(location),
@@ -25,11 +25,11 @@ def _preset(name, num_classes, train_split, eval_split, num_examples, **more):
     )
 
 
-# Counts as tensorflow-datasets has them. The last two are not to be downloaded from
-# there, prepare them yourself: imagenet21k in its 2011 release (14,197,122 images,
-# 21,843 classes as Google counts them), of which the published code keeps the first
-# 51,200 to evaluate on; JFT-300M as the paper describes it (ViT paper §4.1; number of
-# classes: Sun et al. 2017), with a held-out part of your own as "validation".
+# Counts are those of tensorflow-datasets. It does not provide the last two, which users
+# prepare themselves: imagenet21k is the 2011 release (14,197,122 images, 21,843 classes
+# by Google's count), whose first 51,200 images the published code keeps for evaluation;
+# JFT-300M is as described in the ViT paper, §4.1 (number of classes: Sun et al. 2017),
+# with a held-out part of the user's own as "validation".
 PRESETS: dict[str, DatasetInfo] = {
     info.name: info
     for info in (
@@ -73,28 +73,28 @@ PRESETS: dict[str, DatasetInfo] = {
 
 
 def open_dataset(dataset: str, data_dir: str = "") -> "Dataset":
-    """Opens a data set, wherever its examples come from.
+    """Opens a data set of any kind.
 
     Args:
       dataset: "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl),
         arrays (.npz), or a tensorflow-datasets name or prepared folder.
-      data_dir: where tensorflow-datasets keeps its sets; "" = its default.
+      data_dir: where tensorflow-datasets stores data sets; "" = its default.
 
     Raises:
-      UserError: nothing given, or a folder of several prepared sets. Other errors are
-        raised when facts or examples are first asked for; see `Dataset.contents`.
+      UserError: `dataset` is empty, or a folder of several prepared sets. Other errors
+        are raised when facts or examples are first requested; see `Dataset.contents`.
     """
     return Dataset(dataset, data_dir)
 
 
 class Dataset:
-    """A data set, to be opened once and passed on.
+    """A handle of a data set, which is opened at most once.
 
     Attributes:
       name: as given.
       kind: one of `KINDS`.
       location: the absolute path of the data, or the name of a set that has none.
-      data_dir: where tensorflow-datasets keeps its sets, absolute; "" = its default.
+      data_dir: where tensorflow-datasets stores data sets, absolute; "" = its default.
     """
 
     def __init__(self, name: str, data_dir: str = ""):
@@ -104,30 +104,30 @@ class Dataset:
 
     @functools.cached_property
     def contents(self) -> Contents:
-        """The opened data, whose facts are never the published ones.
+        """The opened data; its facts come from the data even for a preset.
 
-        On first use a folder is listed, a table or the labels of an array file are
-        read; a tensorflow-datasets set is prepared where that is possible.
+        On first use, a folder is listed, a table or the labels of an array file are
+        read, and a tensorflow-datasets set is prepared if that is possible.
 
         Raises:
-          UserError: no such data set, no images in the folder, rows or arrays that
-            cannot be used, a set that is not prepared; the message says what was found
+          UserError: there is no such data set, the folder has no images, rows or arrays
+            cannot be used, or the set is not prepared; the message says what was found
             and what to do.
         """
         return KINDS[self.kind](self.location, self.data_dir)
 
     @property
     def info(self) -> DatasetInfo:
-        """Classes, splits and their sizes; for the presets this needs no data."""
+        """Classes, splits and their sizes; presets need no data for this."""
         if self.name in PRESETS:
             return PRESETS[self.name]
         return dataclasses.replace(self.contents.info, name=self.name)
 
     @property
     def whole(self) -> str:
-        """The split to evaluate a model on that was not trained on this data set.
+        """The split for evaluating a model that was not trained on this data set.
 
-        Where a part is only held out of the training data, that is all of them.
+        If the evaluation split is held out of the training data, it is all of them.
         """
         train, held_out = self.info.train_split, self.info.eval_split
         return f"{train}+{held_out}" if self.info.held_out else held_out
@@ -136,23 +136,24 @@ class Dataset:
         """Opens the examples of one split.
 
         Args:
-          expression: such as "train", "train[:98%]", "train+test"; "" = the split to
-            train on, or to evaluate on where there is nothing to train on.
+          expression: such as "train", "train[:98%]", "train+test"; "" = the training
+            split, or the evaluation split if there is nothing to train on.
 
         Raises:
-          UserError: the data cannot be opened, or have no such split.
+          UserError: the data cannot be opened, or there is no such split.
         """
         default = self.info.train_split or self.info.eval_split
         return self.contents.split(expression or default)
 
 
 def _recognised(dataset: str) -> tuple[str, str]:
-    """Tells which of `KINDS` a dataset is, and its location.
+    """Returns the kind of a data set, one of `KINDS`, and its location.
 
-    A preset is never a folder; "./cifar10" is how to name a folder called so.
+    A preset's name is never taken for a folder; write "./cifar10" for a folder of that
+    name.
 
     Raises:
-      UserError: nothing given, or a folder of several prepared sets.
+      UserError: `dataset` is empty, or a folder of several prepared sets.
     """
     if not dataset:
         raise UserError(
@@ -175,7 +176,7 @@ def _recognised(dataset: str) -> tuple[str, str]:
 
 
 def _is_path(dataset: str) -> bool:
-    """Whether `dataset` means something on this machine, existing or not."""
+    """Returns whether `dataset` is a path on this machine, existing or not."""
     if dataset in PRESETS:
         return False
     ends = ("/", *(end for some in _EXTENSIONS.values() for end in some))
@@ -185,5 +186,5 @@ def _is_path(dataset: str) -> bool:
 
 
 def _absolute(path: str) -> str:
-    # tensorflow-datasets also takes addresses such as gs://bucket/folder.
+    # tensorflow-datasets also takes URLs such as gs://bucket/folder.
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))

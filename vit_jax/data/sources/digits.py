@@ -18,7 +18,7 @@ NUM_EXAMPLES = {"train": 1437, "test": 360}
 
 
 class DigitsContents:
-    """Both splits; the images are read with the first one that is opened."""
+    """Both splits of the digits; the first one opened reads the images."""
 
     info = DatasetInfo(
         "digits", len(CLASS_NAMES), NUM_EXAMPLES, CLASS_NAMES, "train", "test"
@@ -29,7 +29,7 @@ class DigitsContents:
 
 
 class Digits:
-    """One split; images are uint8 [8, 8, 1]."""
+    """One split of the digits; images are uint8 [8, 8, 1]."""
 
     class_names = CLASS_NAMES
     num_classes = len(CLASS_NAMES)
@@ -58,7 +58,7 @@ class Digits:
 
 @functools.cache
 def _pixels_and_labels() -> tuple[np.ndarray, np.ndarray]:
-    # Straight from its file: importing scikit-learn takes two seconds.
+    # Reads scikit-learn's file, because importing scikit-learn takes two seconds.
     spec = importlib.util.find_spec("sklearn")
     assert spec and spec.origin
     file = pathlib.Path(spec.origin).parent / "datasets/data/digits.csv.gz"
@@ -70,8 +70,8 @@ def _pixels_and_labels() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _members() -> dict[str, np.ndarray]:
-    # Every fifth example of each class to test. The order comes from a hash and not
-    # from a random generator, so that no library's version can ever move an example.
+    # Every fifth example of each class is for testing. The order comes from a hash, not
+    # from a random generator, so that no version of a library can move an example.
     labels = _pixels_and_labels()[1]
     mixed = sorted(range(len(labels)), key=lambda row: stable_hash(str(row)))
     by_class = sorted(mixed, key=lambda row: labels[row])

@@ -1,4 +1,4 @@
-"""Image folders as data sets: one folder a class, with or without given splits."""
+"""Image folders as data sets: one folder per class, with or without splits."""
 
 import collections
 import logging
@@ -23,22 +23,24 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 logger = logging.getLogger(__name__)
 
 _LAYOUTS = (
-    "Expected one folder a class, FOLDER/<class>/*.jpg, or the same below FOLDER/train "
-    "and FOLDER/val (or test). Images end in " + ", ".join(EXTENSIONS) + "."
+    "Expected one folder per class, FOLDER/<class>/*.jpg, or such folders in "
+    "FOLDER/train and FOLDER/val (or test). Images end in "
+    + ", ".join(EXTENSIONS)
+    + "."
 )
 
 
 def list_folder(path: str) -> Listing:
-    """Finds classes and images below `path`.
+    """Finds the classes and images below `path`.
 
-    Folders that are all named like splits are splits, whatever the case of their
-    letters; without one to train on, what is there can be evaluated on.
-    Without a folder for evaluation, a tenth of the images is held out; see `hold_out`.
-    A large listing is kept in the cache and holds as long as no directory has changed.
+    If all folders are named like splits, in upper or lower case, they are splits;
+    without a training split the others can still be evaluated on. Without a folder for
+    evaluation, a tenth of the images is held out; see `hold_out`. A large listing is
+    cached; it is valid as long as no directory has changed.
 
     Raises:
-      UserError: nothing there, no images, one class to train on, or classes to
-        evaluate on that are not trained on.
+      UserError: there is no such folder, or it has no images, only one class to train
+        on, or classes to evaluate on that are not trained on.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(path):
@@ -61,7 +63,7 @@ def list_folder(path: str) -> Listing:
 
 def _list(path: str, scan: "_Scan") -> Listing:
     folders, _ = scan(path)
-    # Split → its folder, which may be written Train or VAL.
+    # Split → its folder, whose name may be Train or VAL.
     given = {
         split: name
         for split in ("train", *EVALUATION_NAMES)
@@ -94,7 +96,7 @@ def _list(path: str, scan: "_Scan") -> Listing:
     if not all(entries.values()):
         raise UserError(
             f"{path} has {len(entries['train'])} image(s), too few to hold one out for "
-            "evaluation. Add images, or put some below FOLDER/val."
+            "evaluation. Add images, or put some into FOLDER/val."
         )
     files = {split: Files.of(listed) for split, listed in entries.items()}
     called = f"the folder {path}"
@@ -105,9 +107,9 @@ def _list(path: str, scan: "_Scan") -> Listing:
     )
     train = os.path.join(path, given.get("train", ""))
     problems = [
-        f"{os.path.join(path, given[split])} has classes that {train} has not: "
+        f"{os.path.join(path, given[split])} has classes that {train} does not have: "
         f"{shortened(classes, repr)}. Classes to train on: "
-        f"{shortened(sorted(found['train']), repr)}. Name the folders alike."
+        f"{shortened(sorted(found['train']), repr)}. Give the folders the same names."
         for split, classes in unknown.items()
         if classes
     ]
@@ -117,7 +119,7 @@ def _list(path: str, scan: "_Scan") -> Listing:
 
 
 def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
-    """Class → its images, as paths relative to `root` written with "/"."""
+    """Returns class → its images, as paths relative to `root`, with "/"."""
     folder = os.path.join(root, below)
     folders, files = scan(folder)
     classes, others, without = {}, collections.Counter(), []
@@ -134,10 +136,10 @@ def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
         else:
             without.append(name)
     if classes and without:
-        endings = f" ({', '.join(sorted(others))} is no image)" if others else ""
+        endings = f" (not images: {', '.join(sorted(others))})" if others else ""
         names = shortened(without, repr)
         logger.warning(
-            "no classes in %s, for want of images: %s%s", folder, names, endings
+            "folders without images in %s, left out: %s%s", folder, names, endings
         )
     if not classes and below:
         classes = _imagenet_validation(below, files)
@@ -146,13 +148,13 @@ def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
         names = shortened(folders, repr)
         seen = f"{len(folders)} folder(s)" + (f" ({names})" if folders else "")
         if loose:
-            seen += f" and {loose} image(s) that are in no class's folder"
+            seen += f" and {loose} image(s) outside the folders of classes"
         if others:
             seen += ", with " + ", ".join(
                 f"{number} × {ending}" for ending, number in others.most_common(5)
             )
         where = folder.rstrip("/")
-        raise UserError(f"no images of any class in {where}: found {seen}. {_LAYOUTS}")
+        raise UserError(f"no images of any class in {where}; found {seen}. {_LAYOUTS}")
     return classes
 
 
@@ -162,7 +164,9 @@ def _imagenet_validation(below: str, files: list[str]) -> dict[str, list[str]]:
         if imagenet.VALIDATION_FILE.fullmatch(file):
             name = imagenet.validation_class(file)
             if name is None:
-                raise UserError(f"{below}/{file}: ImageNet has no file of this number")
+                raise UserError(
+                    f"{below}/{file}: ImageNet has no file of this number. Remove it."
+                )
             classes[name].append(f"{below}/{file}")
     return dict(classes)
 
@@ -170,7 +174,7 @@ def _imagenet_validation(below: str, files: list[str]) -> dict[str, list[str]]:
 def _walk(
     folder: str, prefix: str, scan: "_Scan", links: tuple[str, ...] = ()
 ) -> list[str]:
-    """All files below, their names led by `prefix`; nothing else is asked of them."""
+    """Lists all files below a folder, prefixed with `prefix`; no stat for files."""
     folders, files = scan(folder)
     found = [f"{prefix}/{name}" for name in files]
     for name in folders:
@@ -178,24 +182,24 @@ def _walk(
         if os.path.islink(path):
             target = os.path.realpath(path)
             if target in links or f"{os.path.realpath(folder)}/".startswith(target):
-                continue  # a link into itself
+                continue  # a link to a folder that contains it
             followed = (*links, target)
         found += _walk(path, f"{prefix}/{name}", scan, followed)
     return found
 
 
 class _Scan:
-    """Lists directories, and remembers when each was last changed.
+    """A lister of directories that records when each was last modified.
 
     Attributes:
-      modified: directory → nanoseconds, asked for before it was listed.
+      modified: directory → modification time in ns, read before it was listed.
     """
 
     def __init__(self):
         self.modified: dict[str, int] = {}
 
     def __call__(self, folder: str) -> tuple[list[str], list[str]]:
-        """Names of the folders and of the files, hidden ones left out."""
+        """Returns names of the folders and of the files, without hidden ones."""
         self.modified.setdefault(folder, os.stat(folder).st_mtime_ns)
         folders, files = [], []
         with os.scandir(folder) as entries:

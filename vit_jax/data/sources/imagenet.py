@@ -1,7 +1,7 @@
-"""Which classes ImageNet-1k (ILSVRC 2012) has, and what its validation images show.
+"""The classes of ImageNet-1k (ILSVRC 2012) and the labels of its validation images.
 
-The image archives say neither. tensorflow-datasets ships both as text; reading that
-imports nothing.
+The image archives contain neither. tensorflow-datasets ships both as text files, which
+are read without importing it.
 """
 
 import functools
@@ -11,18 +11,18 @@ import re
 
 from vit_jax.errors import UserError
 
-# As the official archive of the validation images, unpacked into one folder.
+# File names in the official archive of the validation images.
 VALIDATION_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-    """The thousand WordNet numbers in the order of the labels, which is sorted."""
+    """Returns the 1,000 WordNet IDs in the order of the labels, which is sorted."""
     return _lines("labels.txt")
 
 
 def validation_class(file: str) -> str | None:
-    """The class of ILSVRC2012_val_00000001.JPEG … 00050000; None of other files."""
+    """Returns the class of ILSVRC2012_val_00000001.JPEG … 00050000; else None."""
     found = VALIDATION_FILE.fullmatch(file)
     classes = _lines("validation_labels.txt")  # in the order of the files' names
     number = int(found[1]) if found else 0
@@ -39,6 +39,6 @@ def _lines(name: str) -> tuple[str, ...]:
         return tuple(file.read_text(encoding="utf-8").split())
     except OSError as error:
         raise UserError(
-            f"ImageNet's list of labels is not where tensorflow-datasets had it "
-            f"({file}): {error.strerror}. Install tensorflow-datasets 4.9.10."
+            f"ImageNet's list of labels is not where tensorflow-datasets used to have "
+            f"it ({file}): {error.strerror}. Install tensorflow-datasets 4.9.10."
         ) from error

@@ -1,7 +1,7 @@
-"""The listing of a large folder, kept from one start to the next.
+"""A cache of the listings of large folders, kept from one start to the next.
 
-It holds as long as no directory has changed: a file that is added, removed or renamed
-changes the time of its directory, and asking for that is all that is done.
+A listing is valid as long as no directory has changed. Adding, removing or renaming a
+file changes the modification time of its directory, so only directories are checked.
 """
 
 import os
@@ -12,16 +12,16 @@ from vit_jax import cache
 from vit_jax.data.hashing import stable_hash
 from vit_jax.data.sources.listings import Files, Listing, Ragged
 
-FORMAT = 2  # to be counted up with every change of what is listed, or how
-# Fewer files are listed as fast as a kept listing is read.
+FORMAT = 2  # increment with every change of the listing's contents or layout
+# Listing fewer files is as fast as reading a cached listing.
 WORTH_KEEPING = 5_000
-# Seconds. What was changed so recently may be changed again without a later time to
-# show it: file systems tell times apart by up to two seconds (FAT).
+# Seconds. A directory that changed more recently may change again without a new
+# modification time: the resolution of file systems is up to two seconds (FAT).
 SETTLED_AFTER = 3.0
 
 
 def load(path: str) -> Listing | None:
-    """Returns the listing that an earlier start kept, if it still holds."""
+    """Returns the listing that an earlier start kept, if it is still valid."""
     arrays = cache.load_arrays(_file(path))
     if arrays is None:
         return None
@@ -40,20 +40,19 @@ def load(path: str) -> Listing | None:
             files[split] = Files(texts(f"{split}/paths"), labels, np.ones(len(labels)))
         names = tuple(texts("class_names").texts())
         held_out = bool(arrays["held_out"])
-    except (OSError, KeyError, ValueError):  # a directory that is gone; damage
+    except (OSError, KeyError, ValueError):  # a directory is gone; the file is damaged
         return None
     called, split = f"the folder {path}", list(files)[1]
     return Listing(path, called, names, files, "train", split, held_out=held_out)
 
 
 def keep(listing: Listing, modified: dict[str, int], listed_at: float) -> None:
-    """Keeps the listing of a folder, if that is of use.
+    """Keeps the listing of a folder, if it is large and its directories have settled.
 
     Args:
-      listing: of single labels.
-      modified: directory → when it was last changed, in ns, asked for before it was
-        listed.
-      listed_at: when the listing was begun, in s.
+      listing: a listing with single labels.
+      modified: directory → modification time in ns, read before it was listed.
+      listed_at: time when listing began, in s.
     """
     settled = max(modified.values()) < (listed_at - SETTLED_AFTER) * 1e9
     if (

@@ -1,4 +1,4 @@
-"""Image files with their labels, as folders and tables name them."""
+"""Image files with their labels, listed by folders and tables."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from vit_jax.data.sources.protocol import DatasetInfo, Example, check_single_lab
 from vit_jax.errors import UserError
 
 EVALUATION_NAMES = ("val", "valid", "validation", "test")
-HELD_OUT = 0.1  # of the images, where nothing says what to evaluate on
+HELD_OUT = 0.1  # share of the images, if no evaluation split is given
 
 Label = int | tuple[int, ...]
 
@@ -29,11 +29,11 @@ class Entry(NamedTuple):
 
 
 class Ragged:
-    """A sequence of arrays of any lengths, in two arrays.
+    """A sequence of arrays of any lengths, stored in two arrays.
 
     Attributes:
-      flat: one after the other.
-      ends: int64 [n + 1]; the i-th is flat[ends[i] : ends[i + 1]].
+      flat: the concatenated arrays.
+      ends: int64 [n + 1]; the i-th array is flat[ends[i] : ends[i + 1]].
     """
 
     def __init__(self, flat: np.ndarray, ends: np.ndarray):
@@ -52,7 +52,7 @@ class Ragged:
 
     @classmethod
     def of_texts(cls, texts: Sequence[str]) -> "Ragged":
-        """Texts as uint8; what a file system gives as no text comes back as it was."""
+        """Encodes strings as uint8; file names that are not UTF-8 survive unchanged."""
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
         return cls(np.frombuffer(b"".join(encoded), np.uint8), _ends(encoded))
 
@@ -64,12 +64,14 @@ class Ragged:
 
 
 class Files(Sequence[tuple[str, Label]]):
-    """Paths with labels. Three arrays: a million tuples would take ten times as long
-    to come from a cache or to go to another process.
+    """Paths with labels and weights, in three arrays.
+
+    A million tuples would take ten times as long to read from a cache or to send to
+    another process.
 
     Attributes:
       paths: relative to the listing's root, with "/".
-      labels: int32 [n]; ragged where an example has any number of them.
+      labels: int32 [n]; ragged if an example may have any number of labels.
       weights: float64 [n].
     """
 
@@ -97,16 +99,16 @@ class Files(Sequence[tuple[str, Label]]):
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Which images there are, and what they show.
+    """The image files of a data set and their labels, by split.
 
     Attributes:
       path: the folder that the files' paths are relative to.
-      name: what to call it in a message.
-      class_names: in the order of their labels.
-      files: split → its files, in an order that mixes the classes and depends on
-        nothing but the paths, so that a slice of a split is a fair sample.
-      train_split, eval_split: what to train and evaluate on unless told otherwise.
-      multi_label: a file may have any number of labels.
+      name: the name in messages.
+      class_names: in the order of the labels.
+      files: split → its files, in an order that mixes the classes and depends only on
+        the paths, so that a slice of a split is a fair sample.
+      train_split, eval_split: the default splits for training and evaluation.
+      multi_label: whether a file may have any number of labels.
       held_out: see `DatasetInfo`.
     """
 
@@ -125,7 +127,7 @@ class Listing:
 
     @property
     def info(self) -> DatasetInfo:
-        """Facts to plan a run with."""
+        """Facts for planning a run."""
         return DatasetInfo(
             self.name,
             len(self.class_names),
@@ -143,10 +145,10 @@ class Listing:
 
 
 class UnknownClasses(UserError):
-    """There are classes to evaluate on that are not trained on.
+    """An error: the evaluation split has classes that are not trained on.
 
     Attributes:
-      listing: of all classes.
+      listing: the listing with all classes.
     """
 
     def __init__(self, message: str, listing: Listing):
@@ -155,7 +157,7 @@ class UnknownClasses(UserError):
 
 
 class ListedImages:
-    """One split of a listing; files are read when an example is asked for."""
+    """One split of a listing; a file is read when its example is requested."""
 
     def __init__(self, listing: Listing, split: str):
         self.class_names = listing.class_names
@@ -191,21 +193,21 @@ class ListedImages:
 
 
 def mixed(entries: Iterable[Entry]) -> list[Entry]:
-    """The order of `Listing.files`."""
+    """Sorts entries into the order of `Listing.files`."""
     return sorted(entries, key=lambda entry: stable_hash(entry.path))
 
 
 def hold_out(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Divides what is to train on; a tenth is to evaluate on, chosen by the path.
+    """Divides training data: a tenth, chosen by the hash of the path, for evaluation.
 
-    Adding or removing files never moves another one to the other side. (Only where a
-    whole side or a class's training images would be missing, in very small sets, one
-    image a class changes sides.)
+    Adding or removing files never moves another one to the other side. The exception
+    are very small sets: if one side, or a class's training images, would be empty, one
+    image per class changes sides.
     """
     held_out = {entry.path for entry in entries if _held_out(entry.path)}
     of_class = collections.defaultdict(list)  # each in the order of the hash
     for path, label, _ in entries:
-        # Combinations of labels are no classes: nearly all may be rare.
+        # Combinations of labels are not treated as classes: nearly all may be rare.
         of_class["any" if isinstance(label, tuple) else label].append(path)
     for members in of_class.values():
         if held_out.issuperset(members):
@@ -219,8 +221,8 @@ def hold_out(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def _held_out(file: str) -> bool:
-    # Not the hash that orders the files: a slice of the training split would
-    # otherwise be cut at the very place where the evaluation split ends.
+    # Not the hash that orders the files: slices of the training split would otherwise
+    # be cut exactly where the evaluation split ends.
     return stable_hash("held out\n" + file) < HELD_OUT * 2**64
 
 

@@ -1,4 +1,4 @@
-"""Opens the .npz file of a data set: sizes first, and every problem at once."""
+"""Reading of a data set's .npz file: sizes first, and all problems at once."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,11 +13,12 @@ from vit_jax.host_memory import physical_bytes
 
 
 def headers(path: str) -> dict[str, Header]:
-    """Reads types and shapes of all arrays, and no array.
+    """Reads dtypes and shapes of all arrays, but no array.
 
     Raises:
-      UserError: the file is not an archive of arrays; or, of all arrays at once, Python
-        objects, sizes that the file does not have, or more than this machine's memory.
+      UserError: the file is not an archive of arrays; or arrays hold Python objects,
+        claim a size that the file does not have, or exceed this machine's memory; lists
+        all of them.
     """
     found, problems = {}, []
     with _opened(path) as arrays:
@@ -39,12 +40,14 @@ def headers(path: str) -> dict[str, Header]:
             ):
                 problems.append(f"{name} is {header}, but its file has another size")
             elif member.size > MOST_INFLATED * max(member.packed, 1):
-                problems.append(f"{name} cannot be as large as it says, {header}")
+                problems.append(
+                    f"{name} is {header}, which its compressed data cannot hold"
+                )
             elif header.nbytes > physical_bytes():
                 problems.append(
-                    f"{name} needs {header.nbytes / 1e9:.1f} GB of memory, this "
-                    f"machine has {physical_bytes() / 1e9:.1f} GB: write the images "
-                    "to files, with a table"
+                    f"{name} needs {header.nbytes / 1e9:.1f} GB of memory, but this "
+                    f"machine has {physical_bytes() / 1e9:.1f} GB: write the images to "
+                    "files, with a table"
                 )
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
@@ -53,10 +56,10 @@ def headers(path: str) -> dict[str, Header]:
 
 
 def read(path: str, name: str) -> np.ndarray:
-    """Reads one array, whose header has been checked.
+    """Reads one array whose header has been checked.
 
     Raises:
-      UserError: its data are damaged, or it has changed since then.
+      UserError: its data are damaged, or the file has changed since the check.
     """
     with _opened(path) as arrays:
         try:
@@ -67,10 +70,11 @@ def read(path: str, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[dict[str, Member]]:
-    """Yields the arrays by name; damage that is found inside is a UserError."""
+    """Yields the arrays by name; turns errors of damaged files into UserErrors."""
     try:
         with open(path, "rb") as file:
-            # Masks may well shrink more than weights: each array is bounded by itself.
+            # Images such as masks may compress more than weights do, so only the limit
+            # per array applies.
             yield array_members(read_members(file, most_expansion=float("inf")))
     except (Unreadable, OSError) as error:
         cause = error.__cause__ or error

@@ -1,4 +1,4 @@
-"""The interface of every kind of data set: facts to plan with, and then examples."""
+"""The interface of every kind of data set: facts for planning, and examples."""
 
 import dataclasses
 import re
@@ -12,13 +12,13 @@ from vit_jax.errors import UserError
 
 
 class Example(NamedTuple):
-    """One image and what it shows.
+    """One image with its label.
 
     Attributes:
       image: an encoded file, or pixels as uint8 [h, w, c].
-      label: index of the class, or the indices of all classes of a multi-label set.
-      name: what to call it in a message: a path, or "digits/test[12]".
-      weight: how much it counts; 1 where the data set does not say.
+      label: index of the class; in a multi-label set, the indices of all its classes.
+      name: the name in messages: a path, or "digits/test[12]".
+      weight: its weight in losses or sampling; 1 if the data set has no weights.
     """
 
     image: bytes | np.ndarray
@@ -28,7 +28,7 @@ class Example(NamedTuple):
 
 
 class Source(Protocol):
-    """Random access to the examples of one split; reading is safe from any thread."""
+    """Random access to the examples of one split; reading is thread-safe."""
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
@@ -44,11 +44,11 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def labels(self) -> np.ndarray:
-        """int32 [n], without decoding an image; UserError of a multi-label set."""
+        """Returns int32 [n], decoding no image; UserError for a multi-label set."""
         ...
 
     def weights(self) -> np.ndarray:
-        """float64 [n]: every example's weight."""
+        """Returns every example's weight, float64 [n]."""
         ...
 
 
@@ -56,13 +56,14 @@ def check_single_label(source: Source, name: str) -> None:
     """Raises UserError unless every example of the source has one label."""
     if source.multi_label:
         raise UserError(
-            f"an example of {name} may have several labels, so there is no one class "
-            "to sample by. Sample by weight or uniformly, or name one label an example."
+            f"an example of {name} may have several labels, so it has no single class "
+            "to sample by. Sample by weight or uniformly, or give each example one "
+            "label."
         )
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in the order of their labels: as numbers where all are whole ones."""
+    """Sorts class names into the order of labels: numerically if all are integers."""
     names = set(names)
     numbers = all(re.fullmatch("[+-]?[0-9]+", name) for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
@@ -76,11 +77,11 @@ class DatasetInfo:
       name: as given.
       num_classes: width of the model's head.
       num_examples: split → number of examples.
-      class_names: None where only the data itself would tell.
-      train_split, eval_split: the defaults, or those that `with_splits` was given; no
-        train_split where there is nothing to train on.
-      multi_label: an example may have any number of labels.
-      held_out: eval_split is a part of what there is to train on, and left out there.
+      class_names: None if only the data would tell.
+      train_split, eval_split: the defaults, or the arguments of `with_splits`; an empty
+        train_split if there is nothing to train on.
+      multi_label: whether an example may have any number of labels.
+      held_out: whether eval_split was split off the training data.
     """
 
     name: str
@@ -103,14 +104,14 @@ class DatasetInfo:
           `num_examples` holds the counts of exactly `train_split` and `eval_split`.
 
         Raises:
-          UserError: no such split, or nothing to train on.
+          UserError: there is no such split, or nothing to train on.
         """
         train_split = train_split or self.train_split
         eval_split = eval_split or self.eval_split
         if not train_split:
             raise UserError(
                 f"{self.name} has nothing to train on, only "
-                f"{', '.join(self.num_examples)}: put images to train on below "
+                f"{', '.join(self.num_examples)}: put training images into "
                 "FOLDER/train, or name a split with --config.train_split"
             )
         counts = {
@@ -127,11 +128,11 @@ class DatasetInfo:
 
 
 class Contents(Protocol):
-    """One data set whose description has been read; it is not read again."""
+    """An opened data set, whose description is read once."""
 
     @property
     def info(self) -> DatasetInfo:
-        """Facts of all splits, under a name of its own."""
+        """Facts of all splits, under the name that the data have themselves."""
         ...
 
     def split(self, expression: str, /) -> Source:
@@ -143,7 +144,7 @@ class Kind(Protocol):
     """A function that opens data sets of one kind.
 
     `location` is the absolute path of the data, or the name of a set that has none;
-    `data_dir` is where tensorflow-datasets keeps its sets. Raises UserError where the
+    `data_dir` is where tensorflow-datasets stores data sets. Raises UserError if the
     data cannot be used.
     """
 

@@ -1,4 +1,4 @@
-"""Which examples an expression such as "train[:98%]" or "train+test" means."""
+"""Resolution of split expressions such as "train[:98%]" or "train+test"."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -11,14 +11,14 @@ from vit_jax.errors import UserError
 def resolve(
     spec: str, num_examples: Mapping[str, int], dataset: str
 ) -> list[tuple[str, range]]:
-    """The parts that `spec` joins: (name of the split, positions in it).
+    """Returns the parts that `spec` joins, as (name of a split, positions in it).
 
-    The notation is tensorflow-datasets' own and tensorflow-datasets parses it.
+    The notation is that of tensorflow-datasets, which parses it.
 
     Raises:
-      UserError: unknown split, malformed slice, or nothing left of the split.
+      UserError: a split is unknown, a slice is malformed, or no example is selected.
     """
-    if spec in num_examples:  # the common case does without tensorflow-datasets
+    if spec in num_examples:  # the common case needs no tensorflow-datasets
         return [(spec, range(num_examples[spec]))]
     import tensorflow_datasets as tfds
 
@@ -45,15 +45,15 @@ def resolve(
 
 
 class Parts:
-    """What an expression selects, as a sequence of (name of the split, position)."""
+    """The examples of a split expression: a sequence of (name of a split, position)."""
 
     def __init__(self, spec: str, num_examples: Mapping[str, int], dataset: str):
-        """See `resolve`, also for what it raises."""
+        """Resolves `spec`; for arguments and errors see `resolve`."""
         self._parts = resolve(spec, num_examples, dataset)
 
     @property
     def names(self) -> list[str]:
-        """Of the splits it takes something from."""
+        """Names of the splits that it selects from."""
         return [name for name, _ in self._parts]
 
     def __len__(self) -> int:
@@ -68,12 +68,12 @@ class Parts:
         raise IndexError(index)
 
     def gather(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Of an array for every split, the elements that are selected."""
+        """Returns the selected elements of arrays, one array per split."""
         return np.concatenate(
             [columns[name][part.start : part.stop] for name, part in self._parts]
         )
 
 
 def count(spec: str, num_examples: Mapping[str, int], dataset: str) -> int:
-    """Number of examples of `spec`; see `resolve`."""
+    """Counts the examples that `spec` selects; see `resolve`."""
     return sum(len(part) for _, part in resolve(spec, num_examples, dataset))

@@ -1,4 +1,4 @@
-"""Reads the rows of a table, and says of all that cannot be used why."""
+"""Reading of a table's rows, with the reason for each one that cannot be used."""
 
 import csv
 import json
@@ -16,19 +16,19 @@ SPLITS = ("train", *EVALUATION_NAMES)
 SEPARATOR = "|"  # of several labels in one cell
 EXPECTED = (
     f"Expected columns: {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}, relative "
-    "to the table's folder; label, or labels for several; if wanted weight (at least "
+    "to the table's folder; label, or labels for several; optionally weight (at least "
     f"0) and split ({', '.join(SPLITS)})."
 )
-_SHOWN = 10  # problems; their number is always said
+_SHOWN = 10  # problems; all are counted
 
 
 class Row(NamedTuple):
-    """One image.
+    """The row of one image.
 
     Attributes:
       path: relative to the table's folder.
-      labels: names of its classes; one where the column is `label`.
-      weight: 1 without such a column.
+      labels: names of its classes; one name if the column is `label`.
+      weight: 1 if there is no such column.
       split: one of SPLITS.
     """
 
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 
 class Problems:
-    """Everything that is wrong, counted; the first ten are shown."""
+    """A collection of problems, of which the first ten are shown."""
 
     def __init__(self):
         self._shown: list[str] = []
@@ -51,24 +51,24 @@ class Problems:
             self._shown.append(problem)
 
     def check(self) -> None:
-        """Raises UserError if there is any."""
+        """Raises UserError if there is any problem."""
         if self._count:
             more = self._count - len(self._shown)
             lines = [*self._shown, *([f"… and {more:,} more"] if more else [])]
             listed = "".join(f"\n  {line}" for line in lines)
             raise UserError(
-                f"{self._count:,} thing(s) wrong with the table:{listed}\n{EXPECTED}"
+                f"the table has {self._count:,} problem(s):{listed}\n{EXPECTED}"
             )
 
 
 def read_rows(file: str, split: str, rows: list[Row], problems: Problems) -> bool:
-    """Appends what can be used to `rows` and what cannot to `problems`.
+    """Appends usable rows to `rows`, and the problems of others to `problems`.
 
     Args:
       file: ends in .csv, .tsv or .jsonl.
-      split: of the whole file; "" = its column says, and without one it is "train".
-      rows: those read so far.
-      problems: those found so far.
+      split: split of the whole file; "" = the split column's, or "train" without one.
+      rows: the rows read so far.
+      problems: the problems found so far.
 
     Returns:
       Whether a row may have any number of labels.
@@ -98,8 +98,8 @@ def read_rows(file: str, split: str, rows: list[Row], problems: Problems) -> boo
                     problems.add(f"{name}, line {line}: {error}")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file} is not text in UTF-8 ({error.reason} after line {line}). Save it "
-            "as UTF-8."
+            f"{file} is not UTF-8 text ({error.reason} after line {line}). Save it as "
+            "UTF-8."
         ) from error
     except csv.Error as error:
         raise UserError(f"{file} cannot be read after line {line}: {error}") from error
@@ -111,14 +111,14 @@ def read_rows(file: str, split: str, rows: list[Row], problems: Problems) -> boo
 
 
 class _Cell(NamedTuple):
-    """In which column a field of `Row` is, and how to read it (or ValueError)."""
+    """The column of a field of `Row`, and its parser, which may raise ValueError."""
 
     column: str
     parse: Callable[[Any], Any]
 
 
 def _cells(columns: list[str], split: str) -> tuple[dict[str, _Cell], list[str]]:
-    """Field of `Row` → its cell; and what is wrong with the columns."""
+    """Returns field of `Row` → its cell, and the problems of the columns."""
     wrong = []
     found = ", ".join(map(repr, columns)) or "none"
     chosen = {}
@@ -152,7 +152,7 @@ def _cells(columns: list[str], split: str) -> tuple[dict[str, _Cell], list[str]]
 
 
 def _parsed(row: dict[str, Any] | str, cells: dict[str, _Cell]) -> Row:
-    """Raises ValueError with everything that is wrong with the row."""
+    """Parses a row; raises ValueError with all of its problems."""
     if isinstance(row, str):
         raise ValueError(row)
     values: dict[str, Any] = {"weight": 1.0}
@@ -169,7 +169,7 @@ def _parsed(row: dict[str, Any] | str, cells: dict[str, _Cell]) -> Row:
 
 def _path(value: Any) -> str:
     if not isinstance(value, str | None):
-        raise ValueError(f"path is {value!r}, not a text")
+        raise ValueError(f"path is {value!r}, not a string")
     if not value or not value.strip():
         raise ValueError("empty path")
     return value
@@ -177,7 +177,7 @@ def _path(value: Any) -> str:
 
 def _label(value: Any) -> list[str]:
     if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise ValueError(f"label is {value!r}, not a text or a whole number")
+        raise ValueError(f"label is {value!r}, not a string or a whole number")
     text = "" if value is None else str(value).strip()
     if not text:
         raise ValueError("empty label")
@@ -206,13 +206,13 @@ def _split(value: Any, expected: str) -> str:
     if value not in SPLITS:
         raise ValueError(f"unknown split {value!r}")
     if expected and value != expected:
-        raise ValueError(f"split is {value!r} in the table of {expected!r}")
+        raise ValueError(f"split is {value!r} in the table of split {expected!r}")
     return value
 
 
 def _delimited(delimiter: str):
     def lines(text: Iterable[str]) -> Iterator[tuple[int, list | dict | str]]:
-        """The names of the columns, then each row: a dict, or what is wrong with it."""
+        """Yields the names of the columns, then each row: a dict, or its problem."""
         reader = csv.reader(text, delimiter=delimiter)
         columns = [name.strip().lower() for name in next(reader, [])]
         yield 1, columns
@@ -230,7 +230,7 @@ def _delimited(delimiter: str):
 
 def _json_lines(text: Iterable[str]) -> Iterator[tuple[int, list | dict | str]]:
     columns: list[str] | None = None
-    early = []  # broken lines before the first that tells the columns
+    early = []  # broken lines before the first one that gives the columns
     for number, line in enumerate(text, 1):
         if not line.strip():
             continue
@@ -245,7 +245,7 @@ def _json_lines(text: Iterable[str]) -> Iterator[tuple[int, list | dict | str]]:
         if isinstance(row, dict):
             new = {"weight", "split"} & row.keys() - set(columns)
             if new:
-                row = f"{', '.join(sorted(new))}, which the first row has not"
+                row = f"{', '.join(sorted(new))}, which the first row does not have"
         yield number, row
     if columns is None:
         yield 1, []
@@ -256,9 +256,9 @@ def _json_row(line: str) -> dict[str, Any] | str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return f"no JSON object ({error})"
+        return f"not a JSON object ({error})"
     if not isinstance(row, dict):
-        return "no JSON object"
+        return "not a JSON object"
     return {name.strip().lower(): value for name, value in row.items()}
 
 

@@ -1,9 +1,9 @@
-"""Tables as data sets: a row an image, in a .csv, .tsv or .jsonl file.
+"""Tables as data sets: one row per image, in a .csv, .tsv or .jsonl file.
 
-Columns, in any order and with others between them: the image's path, relative to the
-table's folder (named image, path, file or filename); `label`, a text or a whole number,
-or `labels`, any number of them (in .csv and .tsv separated by "|", in .jsonl a list);
-if wanted `weight`, a number of at least 0, and `split`. Without splits a tenth of the
+Columns, in any order and among any others: the image's path, relative to the table's
+folder (named image, path, file or filename); `label`, a string or a whole number, or
+`labels`, any number of labels (separated by "|" in .csv and .tsv, a list in .jsonl);
+optionally `weight`, a number of at least 0, and `split`. Without splits a tenth of the
 images is held out. A folder with train.csv and val.csv (or test …) is one data set.
 """
 
@@ -30,14 +30,14 @@ from vit_jax.errors import UserError
 from vit_jax.words import shortened
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
-_LOOKED_FOR = 100  # files: if not one of so many is there, none will be
+_LOOKED_FOR = 100  # files; if none of them exists, the paths are taken to be wrong
 
 
 def split_files(folder: str) -> dict[str, str]:
-    """Split → its table, if the folder has one to train and one to evaluate on.
+    """Returns split → its table if the folder has tables for training and evaluation.
 
     Raises:
-      UserError: a split has two.
+      UserError: a split has two tables.
     """
     found: dict[str, str] = {}
     for split in SPLITS:
@@ -48,18 +48,18 @@ def split_files(folder: str) -> dict[str, str]:
             if split in found:
                 raise UserError(
                     f"{folder} has both {os.path.basename(found[split])} and "
-                    f"{split}{extension}. Leave one of them there."
+                    f"{split}{extension}. Keep one of them."
                 )
             found[split] = path
     return found if "train" in found and len(found) > 1 else {}
 
 
 def read_tables(path: str) -> Listing:
-    """Reads a table, or a folder with one for each split.
+    """Reads a table, or a folder with one table per split.
 
     Raises:
-      UserError: it cannot be read; or all rows that cannot be used; or classes to
-        evaluate on that are not trained on; or no image is where the table says.
+      UserError: a table cannot be read; rows cannot be used (lists all of them);
+        classes to evaluate on are not trained on; or no image is where the table says.
     """
     path = os.path.abspath(path)
     files = split_files(path) if os.path.isdir(path) else {"": path}
@@ -71,7 +71,9 @@ def read_tables(path: str) -> Listing:
     }
     problems.check()
     if len(set(kinds.values())) > 1:
-        raise UserError(f"{name}: some have a column label, others labels. {EXPECTED}")
+        raise UserError(
+            f"{name}: some tables have a column label, others labels. {EXPECTED}"
+        )
     (several,) = set(kinds.values())
     train = [row for row in rows if row.split == "train"]
     if not train:
@@ -89,7 +91,7 @@ def read_tables(path: str) -> Listing:
     if not all(entries.values()):
         raise UserError(
             f"{name} has {len(rows)} row(s), too few to hold one out for evaluation. "
-            "Add rows, or a column split."
+            "Add rows, or a split column."
         )
     listed = {split: Files.of(some) for split, some in entries.items()}
     listing = Listing(
@@ -97,11 +99,11 @@ def read_tables(path: str) -> Listing:
     )
     trained = {label for row in train for label in row.labels}
     unknown = [one for one in names if one not in trained]
-    if unknown and not several:  # of many labels, some are too rare to be everywhere
+    if unknown and not several:  # rare labels of many may be missing from a split
         raise UnknownClasses(
             f"{name} has classes to evaluate on that are not trained on: "
-            f"{shortened(unknown, repr)}. Write them alike in every split, or leave "
-            "them out.",
+            f"{shortened(unknown, repr)}. Write them the same way in every split, or "
+            "leave them out.",
             listing,
         )
     return listing
@@ -110,7 +112,7 @@ def read_tables(path: str) -> Listing:
 def _entries(
     rows: Iterable[Row], names: tuple[str, ...], several: bool
 ) -> dict[str, list[Entry]]:
-    """Split → what it lists, in the order of preference to evaluate on."""
+    """Returns split → its entries, in the order of preference for evaluation."""
     label_of = {name: label for label, name in enumerate(names)}
     found: dict[str, list[Entry]] = {split: [] for split in SPLITS}
     for row in rows:
@@ -130,11 +132,14 @@ def _check_number(names: tuple[str, ...], several: bool, name: str) -> None:
 
 
 def _look_for(root: str, rows: list[Row], name: str) -> None:
-    """A single file that is gone is found, and counted, when it is read."""
+    """Raises UserError if none of the files exists.
+
+    A single missing file is reported, and counted, when it is read.
+    """
     first = os.path.join(root, rows[0].path)
     if not any(os.path.exists(os.path.join(root, row.path)) for row in rows):
         raise UserError(
-            f"none of the first {len(rows)} images of {name} is there; the first was "
-            f"looked for at {first}. Write paths relative to the table's folder, or "
+            f"none of the first {len(rows)} images of {name} exists; the first was "
+            f"expected at {first}. Write paths relative to the table's folder, or "
             "absolute ones."
         )

@@ -1,8 +1,8 @@
-"""Where a tensorflow-datasets set keeps its labels; all of them, without the images.
+"""The labels and weights of a tensorflow-datasets set, read without the images.
 
-Class labels are numbers with names in the set's description. A label that is a text
-says what it is only in the records, so all of these are read once. The same pass serves
-sampling by class. What it finds is kept in the cache.
+Class labels are numbers whose names are in the set's description. The classes of text
+labels are only in the records, so all records are read once. Sampling by class uses the
+same pass. Its results are cached.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from vit_jax.data.sources.listings import Ragged
 from vit_jax.data.sources.protocol import in_order
 from vit_jax.errors import UserError
 
-# Ours alone: other sets call other things "weight".
+# A name of our own, because other sets use "weight" for other quantities.
 WEIGHT_KEY = "example_weight"
-_FORMAT = 1  # of what is kept
-_AT_ONCE = 64  # records; bounds what a pass holds in memory
+_FORMAT = 1  # of the cached arrays
+_AT_ONCE = 64  # records; bounds the memory of a pass
 _UNREADABLE = -1
-WORTH_KEEPING = 5_000  # fewer are read again as fast as they are looked up
+WORTH_KEEPING = 5_000  # reading fewer records again is as fast as the cache
 
 logger = logging.getLogger(__name__)
 _read: dict[str, dict[str, np.ndarray]] = {}
@@ -36,9 +36,9 @@ class Labels:
     Attributes:
       key: its name.
       feature: a ClassLabel or Text, or a Sequence of ClassLabel.
-      multi_label: an example has any number of them.
+      multi_label: whether an example has any number of labels.
       class_names: in the order of the labels.
-      of_text: text → label, of a Text.
+      of_text: text → label; None unless the feature is a Text.
     """
 
     key: str
@@ -48,10 +48,10 @@ class Labels:
     of_text: dict[str, int] | None = None
 
     def decode(self, value: Any) -> int | tuple[int, ...]:
-        """What a record holds as label or labels.
+        """Converts a record's value to the label, or the labels, of an `Example`.
 
         Raises:
-          ValueError: it is none of the classes.
+          ValueError: it is not one of the classes.
         """
         if self.of_text is not None:
             return self.of_text[_text(value)]
@@ -65,10 +65,10 @@ class Labels:
 
 
 def find_labels(builder) -> Labels:
-    """Finds the feature that is "label", or the only one of class labels.
+    """Finds the feature named "label", or the only one that holds class labels.
 
     Raises:
-      UserError: there is none, or several.
+      UserError: there is no such feature, or several.
     """
     import tensorflow_datasets as tfds
 
@@ -80,7 +80,7 @@ def find_labels(builder) -> Labels:
             feature.feature, tfds.features.ClassLabel
         ):
             several[key] = feature
-    # One label is the rule: a Sequence counts only where there is no single label.
+    # Sequences are considered only if there is no feature with a single label.
     for multi_label, found in ((False, single), (True, several)):
         key = "label" if "label" in found else next(iter(found), None)
         if key is not None and (key == "label" or len(found) == 1):
@@ -100,37 +100,37 @@ def find_labels(builder) -> Labels:
 
 
 def all_labels(builder, labels: Labels, split: str) -> np.ndarray:
-    """int32 [n]: every example's label, of a set with one each.
+    """Returns every example's label, int32 [n], for a set with single labels.
 
-    One whose record cannot be read has that of the next, which stands in for it when
-    images are read.
+    An example whose record cannot be read gets the label of the next one, which also
+    replaces it when images are read.
 
     Args:
-      builder: of the set.
+      builder: the set's builder.
       labels: from `find_labels`.
-      split: a whole one.
+      split: the name of a split, not a slice.
 
     Raises:
-      UserError: not one record can be read.
+      UserError: no record can be read.
     """
     kept = _columns(builder, labels.key, split)
     values = kept["values"]
     if labels.of_text is not None:
         names = Ragged(kept["names/flat"], kept["names/ends"]).texts()
         codes = np.array([*(labels.of_text[name] for name in names), _UNREADABLE])
-        values = codes[values]  # the last stands for −1
+        values = codes[values]  # −1 selects the last code, _UNREADABLE
     good = np.flatnonzero((values >= 0) & (values < len(labels.class_names)))
     if len(values) and not len(good):
         raise UserError(
-            f"no example of {builder.info.full_name}/{split} has a label that can be "
-            "read. Choose another split, or prepare the set again."
+            f"no example of {builder.info.full_name}/{split} has a readable label. "
+            "Choose another split, or prepare the set again."
         )
     following = np.searchsorted(good, np.arange(len(values))) % max(len(good), 1)
     return values[good[following]].astype(np.int32)
 
 
 def all_weights(builder, labels: Labels, split: str) -> np.ndarray:
-    """float64 [n]: every example's weight; see `all_labels`."""
+    """Returns every example's weight, float64 [n]; see `all_labels`."""
     count = builder.info.splits[split].num_examples
     if WEIGHT_KEY not in dict(builder.info.features.items()):
         return np.ones(count)
@@ -143,13 +143,13 @@ def unsuitable(builder, expected: str) -> UserError:
         for key, feature in builder.info.features.items()
     )
     return UserError(
-        f"the dataset {builder.info.full_name} cannot be classified: expected "
-        f"{expected}, found {features}. Choose a set for image classification."
+        f"the dataset {builder.info.full_name} is not for classification: found "
+        f"{features}, expected {expected}. Choose a set for image classification."
     )
 
 
 def raw_records(builder, split: str):
-    """The serialised examples of a split, by index."""
+    """Returns the serialised examples of a split, by index."""
     import tensorflow_datasets as tfds
 
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -157,13 +157,13 @@ def raw_records(builder, split: str):
 
 
 def _columns(builder, key: str, split: str) -> dict[str, np.ndarray]:
-    """Labels and weights of a whole split, from the cache or from the records.
+    """Reads labels and weights of a whole split, from the cache or from the records.
 
     Returns:
-      values: int32 [n], the label, −1 where it cannot be read; of texts an index into
+      values: int32 [n], the label, −1 if it cannot be read; for texts, an index into
         names. weights: float64 [n]. names/flat, names/ends: the texts (see `Ragged`).
     """
-    records = raw_records(builder, split)  # settles the format of the files
+    records = raw_records(builder, split)  # first: it decides the files' format
     shards = builder.info.splits[split].filepaths
     found = [(shard.name, shard.stat()) for shard in shards if shard.exists()]
     versions = [(name, stat.length, stat.mtime) for name, stat in found]
@@ -206,7 +206,7 @@ def _read_columns(builder, key: str, split: str, records) -> dict[str, np.ndarra
                 if np.ndim(label) == 0:
                     values[index] = label
                 weights[index] = found.get(WEIGHT_KEY, 1.0)
-            except Exception:  # named when its image is read
+            except Exception:  # reported when its image is read
                 continue
     names = Ragged.of_texts(list(code_of))
     return {
@@ -218,10 +218,10 @@ def _read_columns(builder, key: str, split: str, records) -> dict[str, np.ndarra
 
 
 def _records(records, indices: range) -> list[bytes]:
-    """What can be read; empty where it cannot."""
+    """Reads records; one that cannot be read is b""."""
     try:
         return list(records.__getitems__(indices))
-    except Exception:  # one of them
+    except Exception:  # some record is damaged
         return [_record(records, index) for index in indices]
 
 

@@ -22,18 +22,18 @@ from vit_jax.data.sources.tfds_labels import WEIGHT_KEY, Labels
 from vit_jax.errors import UserError
 from vit_jax.words import did_you_mean, shortened
 
-# What to evaluate on, in order of preference; a set with one split is divided.
+# Evaluation splits in order of preference; a set with one split is divided.
 EVALUATION_SPLITS = ("validation", "val", "valid", "test")
-# NAME, NAME/CONFIG, with :VERSION or without, and perhaps NAMESPACE: before it.
+# [NAMESPACE:]NAME[/CONFIG][:VERSION]
 _NAME = re.compile(r"([\w-]+:)?\w+(/[\w.,=-]+)?(:[\w.*]+)?")
 TRAIN_PART, HELD_OUT_PART = "[:90%]", "[90%:]"
 
-_LONG_TO_READ = 2**30  # bytes; some seconds
-_STANDARD_ERROR = 2  # by number: notebooks and tests replace sys.stderr
+_LONG_TO_READ = 2**30  # bytes, which take some seconds
+_STANDARD_ERROR = 2  # the file descriptor, as notebooks and tests replace sys.stderr
 
 
 def open_set(location: str, data_dir: str) -> "TfdsContents":
-    """Opens a set by its folder or name; prepares it first where that is possible."""
+    """Opens a set by its folder or name; prepares it first if that is possible."""
     if os.path.isabs(location):
         return TfdsContents(open_folder(prepared_folder(location) or location))
     return TfdsContents(open_name(location, data_dir))
@@ -75,10 +75,10 @@ class TfdsSet:
         self._image_key = _feature_key(builder, tfds.features.Image, "image")
         self.class_names = self._labels.class_names
         self.multi_label = self._labels.multi_label
-        # A wrong split gets our message, not tensorflow-datasets'.
+        # Parsed first, so that a wrong split gets our message.
         self._parts = splits.Parts(split, num_examples(builder), builder.info.full_name)
         self._records = tfds_labels.raw_records(builder, split)
-        # What else a record holds is nobody's concern, and costs no time.
+        # Other features of a record are not parsed, which saves time.
         keys = (self._image_key, self._labels.key, WEIGHT_KEY)
         self._features = tfds.features.FeaturesDict(
             {key: every[key] for key in keys if key in every}
@@ -104,13 +104,13 @@ class TfdsSet:
             return Example(record[self._image_key], label, name, weight)
         except MemoryError:
             raise
-        except Exception as error:  # a wrong checksum, a file cut short, no such file
+        except Exception as error:  # wrong checksum, truncated file, no such file …
             reason = str(error).strip() or type(error).__name__
             raise DecodeError(f"{name} cannot be read: {reason}") from error
 
     @property
     def labels_take_long(self) -> bool:
-        """Whether `labels` has so much to read, when it does so for the first time."""
+        """Whether the first call of `labels` has much to read."""
         splits_read = [self._builder.info.splits[name] for name in self._parts.names]
         return sum(split.num_bytes for split in splits_read) > _LONG_TO_READ
 
@@ -133,18 +133,20 @@ def num_examples(builder) -> dict[str, int]:
 
 
 def prepared_folder(path: str) -> str | None:
-    """The folder of a prepared set, where `path` is one or holds one version of one.
+    """Returns the folder of a prepared set: `path`, or its only subfolder that is one.
+
+    None if there is no such folder.
 
     Raises:
-      UserError: it holds several.
+      UserError: several subfolders are prepared sets.
     """
     for depth in ("", "*"):
         pattern = os.path.join(glob.escape(path), depth, "dataset_info.json")
         found = sorted(os.path.dirname(file) for file in glob.glob(pattern))
         if len(found) > 1:
             raise UserError(
-                f"{path} holds {len(found)} prepared sets. Name one of them: "
-                + shortened(found)
+                f"{path} holds {len(found)} prepared sets, expected one. Name one of "
+                "them: " + shortened(found)
             )
         if found:
             return found[0]
@@ -152,11 +154,11 @@ def prepared_folder(path: str) -> str | None:
 
 
 def open_folder(path: str):
-    """The builder of the prepared set in the folder `path`."""
+    """Returns the builder of the prepared set in the folder `path`."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(path)
-    # DIR/name[/config]/version: the command that converts it takes DIR.
+    # The path is DIR/name[/config]/version; the command that converts it takes DIR.
     name, levels = str(builder.info.name), str(builder.info.full_name).count("/")
     root = pathlib.Path(path).absolute().parents[levels]
     _check_format(builder, name, str(root))
@@ -164,11 +166,11 @@ def open_folder(path: str):
 
 
 def open_name(name: str, data_dir: str = ""):
-    """The builder of the set `name`, prepared first where that is possible.
+    """Returns the builder of the set `name`; prepares it first if that is possible.
 
     Raises:
-      UserError: tensorflow-datasets knows no such set, it is not prepared and cannot
-        be here, or it is in a format without random access.
+      UserError: tensorflow-datasets does not know the set; it is not prepared, and
+        cannot be prepared here; or its format has no random access.
     """
     builder = find_builder(name, data_dir)
     if not builder.is_prepared():
@@ -182,11 +184,11 @@ def find_builder(name: str, data_dir: str = ""):
     """Finds the builder of a set, prepared or not.
 
     Args:
-      name: of the set, or the absolute path of one that is prepared.
-      data_dir: where the sets are; "" = tensorflow-datasets' default.
+      name: name of the set, or the absolute path of a prepared one.
+      data_dir: where data sets are stored; "" = tensorflow-datasets' default.
 
     Raises:
-      UserError: there is no such set; names the nearest ones.
+      UserError: there is no such set; suggests the nearest names.
     """
     import tensorflow_datasets as tfds
 
@@ -200,31 +202,31 @@ def find_builder(name: str, data_dir: str = ""):
         known = tfds.list_builders(with_community_datasets=False)
         end = did_you_mean(name.split("/")[0].split(":")[0], known, count=3) or "."
         raise UserError(
-            f"there is no folder or file {os.path.abspath(name)}, and {name!r} is no "
-            f"name that tensorflow-datasets knows{end} Their names are listed at "
+            f"there is no folder or file {os.path.abspath(name)}, and "
+            f"tensorflow-datasets has no set {name!r}{end} Its sets are listed at "
             "https://www.tensorflow.org/datasets/catalog"
         ) from None
     except (ValueError, AssertionError, RuntimeError) as error:
-        # An unknown configuration or version; the first lines say which there are.
+        # An unknown configuration or version; the first lines list the known ones.
         raise UserError(
             f"the dataset {name!r} cannot be opened: {str(error)[:1000]}"
         ) from error
 
 
 def tensorflow_is_installed() -> bool:
-    """Looks without importing it."""
+    """Returns whether TensorFlow is installed, without importing it."""
     return importlib.util.find_spec("tensorflow") is not None
 
 
 def prepare_command(name: str, data_dir: str) -> list[str]:
-    """The arguments after `python` that prepare a set."""
+    """Returns the arguments after `python` of the command that prepares a set."""
     return ["-m", "vit_jax.prepare", name] + (
         [f"--data_dir={data_dir}"] if data_dir else []
     )
 
 
 def _default_splits(builder) -> tuple[str, str]:
-    """Chooses the splits to train and to evaluate on by default."""
+    """Chooses the default splits for training and evaluation."""
     names = list(builder.info.splits)
     train = "train" if "train" in names else names[0]
     for name in EVALUATION_SPLITS:
@@ -234,7 +236,7 @@ def _default_splits(builder) -> tuple[str, str]:
 
 
 def check_prepared(name: str, data_dir: str) -> None:
-    """Raises UserError, with the commands that mend it, unless the set is there."""
+    """Raises UserError with the commands that prepare a set, unless it is prepared."""
     builder = find_builder(name, data_dir)
     if not builder.is_prepared():
         shown = " ".join(["python", *prepare_command(name, data_dir)])
@@ -251,8 +253,8 @@ def _prepare(name: str, data_dir: str) -> None:
     command = prepare_command(name, data_dir)
     shown = " ".join(["python", *command])
     print(f"{name} is not prepared yet; running: {shown}", file=sys.stderr)
-    # In a process of its own, so that TensorFlow never meets JAX's devices; what it
-    # prints goes to standard error, because standard output is for results.
+    # A process of its own keeps TensorFlow away from JAX's devices. Its output goes to
+    # standard error, because standard output is for results.
     finished = subprocess.run(
         [sys.executable, *command], stdout=_STANDARD_ERROR, check=False
     )
@@ -269,7 +271,7 @@ def _check_format(builder, name: str, data_dir: str) -> None:
     if not found & {"array_record", "parquet"}:
         raise UserError(
             f"the dataset {name!r} in {builder.data_dir} is prepared as "
-            f"{', '.join(sorted(found)) or 'nothing'}, which cannot be read at random; "
+            f"{', '.join(sorted(found)) or 'nothing'}, which has no random access; "
             "expected array_record. To convert it (this needs TensorFlow, once):\n"
             f"  pip install 'vit_jax[prepare]'\n"
             f"  python {' '.join(prepare_command(name, data_dir))}"

@@ -1,1 +1,1 @@
-"""Operations on one image, and chains of them written as text."""
+"""Operations on images, and chains of operations written as text."""

@@ -1,22 +1,22 @@
-"""Transforms of one image, and chains of them written as text.
+"""Chains of image operations, written as text.
 
     "inception_crop|flip_lr"          training
     "resize"                          evaluation as in the published fine-tuning code
     "resize_small(256)|central_crop"  evaluation of most ImageNet models
     ""                                pixels as they are
 
-A size that is left out is the model's image size. A size is a number or (height,
-width). Interpolations: nearest, bilinear (half-pixel centres, no antialias, as
-TensorFlow's), bicubic, area; bilinear_antialias and bicubic_antialias are Pillow's,
-pixel by pixel, as timm and Hugging Face evaluate. Roundings, of the longer side in
-resize_small (nearest if left out) and of the offset in central_crop (down if left
-out): nearest (halves to the even number), down.
+A size is a number or (height, width); by default it is the model's image size.
+Interpolations: nearest, bilinear (half-pixel centres without antialiasing, like
+TensorFlow's), bicubic, area; bilinear_antialias and bicubic_antialias, which equal
+Pillow's pixel by pixel, for evaluation like timm and Hugging Face. Roundings: nearest
+(halves to the even number), down; resize_small rounds the longer side (default:
+nearest), central_crop the offset (default: down).
 
-Training, as published:
+Published training chains:
 
     ViT, SAM, GSAM       "inception_crop|flip_lr"
-    AugReg               "inception_crop|flip_lr|randaugment(2, 15)", which is medium;
-                         magnitude 0 is light1, 10 light2, 20 strong
+    AugReg               "inception_crop|flip_lr|randaugment(2, 15)" is its medium;
+                         magnitude 0 is its light1, 10 light2, 20 strong
     big_vision, to 384   "resize_small(448)|random_crop|flip_lr" in transfer
     DeiT                 "random_resized_crop|flip_lr
                          |timm_randaugment('rand-m9-mstd0.5-inc1')"
@@ -26,7 +26,7 @@ Training, as published:
                          rounding='down')|random_crop(padding=4)|flip_lr
                          |three_augment|color_jitter(0.3, 0.3, 0.3)"
 
-Evaluation, as published:
+Published evaluation chains:
 
     Google's files       "resize"
     big_vision, to 224   "resize_small(256)|central_crop"
@@ -40,8 +40,8 @@ Evaluation, as published:
     ViT of Hugging Face  "resize(interpolation='bilinear_antialias')"
     DeiT of Hugging Face "resize(256, 'bicubic_antialias')|central_crop"
 
-Operations on colours take grey images (1 channel) and RGB (3); crops, resizes and flips
-any number of channels.
+Operations on colours take grey (1 channel) and RGB images (3); crops, resizes and flips
+take any number of channels.
 """
 
 import ast
@@ -100,7 +100,7 @@ OPERATIONS: dict[str, Callable[..., Step]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Operations one after the other, ending at `image_size`. Made by `parse_chain`."""
+    """A sequence of operations that ends at `image_size`; made by `parse_chain`."""
 
     text: str
     image_size: Size
@@ -116,13 +116,13 @@ class Chain:
         """Transforms uint8 [h, w, c] to uint8 [*image_size, c].
 
         Args:
-          image: the pixels, or what `open_image` returns.
-          rng: needed when the chain is random.
-          name: what to call the image in an error.
+          image: pixels, or an image from `open_image`.
+          rng: required if the chain is random.
+          name: the image's name in error messages.
 
         Raises:
           UserError: the image is too small for a crop, has a number of channels that an
-            operation does not take, or ends at another size.
+            operation does not take, or does not end at `image_size`.
         """
         for step in self.steps:
             try:
@@ -151,7 +151,8 @@ def parse_chain(text: str, image_size: Size) -> Chain:
       image_size: (height, width) of the result, and the default of every size.
 
     Raises:
-      UserError: an unknown operation, a wrong argument, or another size at the end.
+      UserError: an operation is unknown, an argument is wrong, or the chain ends at
+        another size.
     """
     parts = [part.strip() for part in text.split("|")] if text.strip() else []
     steps = tuple(_parse_step(part, text, image_size) for part in parts)
@@ -170,14 +171,14 @@ def parse_chain(text: str, image_size: Size) -> Chain:
 
 
 def rescale_chain(text: str, old: Size, new: Size) -> str:
-    """The chain for images of another size: its explicit sizes change in proportion.
+    """Adapts a chain to another image size: explicit sizes change in proportion.
 
-    What the chain does to an image relative to the model's size stays as it is.
+    Relative to the model's image size, the chain does the same as before.
 
     Args:
-      text: a chain that suits `old`.
-      old: (height, width) that it ends at.
-      new: (height, width) that the result ends at.
+      text: a chain that ends at `old`.
+      old: (height, width).
+      new: (height, width) that the returned chain ends at.
     """
     if old == new or not text.strip():
         return text
@@ -193,7 +194,7 @@ def _parse_step(part: str, text: str, image_size: Size) -> Step:
             raise SyntaxError
         name = call.func.id
         arguments = [ast.literal_eval(value) for value in call.args]
-        # An argument without a name here is one written "**".
+        # A keyword without a name is an argument written with "**".
         named = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
     except (SyntaxError, ValueError):
         raise UserError(
@@ -220,7 +221,7 @@ def _parse_step(part: str, text: str, image_size: Size) -> Step:
 
 
 def _rescaled(part: str, old: Size, new: Size) -> str:
-    """One operation, with its size changed in proportion if it has one."""
+    """Rewrites one operation with its size, if it has one, changed in proportion."""
     call = ast.parse(part, mode="eval").body
     if not isinstance(call, ast.Call):
         return part

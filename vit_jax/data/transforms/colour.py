@@ -1,4 +1,4 @@
-"""Operations on the colours of an image, and 3-Augment, which chooses among them."""
+"""Operations on the colours of an image, and 3-Augment, which chooses one of them."""
 
 import math
 
@@ -17,18 +17,21 @@ from vit_jax.data.transforms.operations import (
 
 
 def grey() -> Step:
-    """Luminance in every channel (torchvision's Grayscale, by Pillow)."""
+    """Sets every channel to the luminance (torchvision's Grayscale, by Pillow)."""
     return _step(lambda image, _: _desaturated(image))
 
 
 def solarize(threshold=128) -> Step:
-    """Inverts what is at least as bright as the threshold (PIL.ImageOps.solarize)."""
+    """Inverts values of at least the threshold (PIL.ImageOps.solarize)."""
     check_number("threshold", threshold, 0, 256, whole=True)
     return _step(lambda image, _: tones.solarize(image, threshold))
 
 
 def blur(radius_min=0.1, radius_max=2.0) -> Step:
-    """Gaussian blur of a uniform radius (DeiT-III, arXiv:2204.07118; by Pillow)."""
+    """Blurs with a Gaussian of uniformly drawn radius (DeiT-III, arXiv:2204.07118).
+
+    The blur is Pillow's.
+    """
     radius = check_bounds("radius", radius_min, radius_max)
     return _step(
         lambda image, rng: tones.blur(image, rng.uniform(*radius)), random=True
@@ -36,7 +39,7 @@ def blur(radius_min=0.1, radius_max=2.0) -> Step:
 
 
 def three_augment() -> Step:
-    """Exactly one of grey, solarize and blur (DeiT-III, arXiv:2204.07118)."""
+    """Applies exactly one of grey, solarize and blur (DeiT-III, arXiv:2204.07118)."""
     choices = (grey(), solarize(), blur())
 
     def apply(image, rng):
@@ -46,10 +49,11 @@ def three_augment() -> Step:
 
 
 def color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0) -> Step:
-    """Torchvision's ColorJitter.
+    """Changes brightness, contrast, saturation and hue (torchvision's ColorJitter).
 
-    Each factor is uniform between 1 − x (at least 0) and 1 + x, that of the hue, in
-    turns around the colour circle, between −x and x; the order is random.
+    For an amount x each factor is uniform between 1 − x (at least 0) and 1 + x; the
+    hue's is uniform between −x and x, in turns around the colour circle. The order is
+    random.
     """
     amounts = {
         "brightness": brightness,
@@ -60,7 +64,7 @@ def color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0) -> Step:
     for name, amount in amounts.items():
         check_number(name, amount, 0, 0.5 if name == "hue" else math.inf)
     if not any(amounts.values()):
-        raise ValueError("all amounts are 0: nothing would change")
+        raise ValueError("all amounts are 0; expected at least one above 0")
 
     def apply(image, rng):
         for chosen in rng.permutation(len(ADJUSTMENTS)):
@@ -75,23 +79,23 @@ def color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0) -> Step:
 
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Towards black (0), or away from it (PIL.ImageEnhance.Brightness)."""
+    """Blends with black (factor 0), or away from it (PIL.ImageEnhance.Brightness)."""
     return tones.blend_level(0, image, factor)
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Towards the mean luminance, or away from it (PIL.ImageEnhance.Contrast)."""
+    """Blends with the mean luminance, or away from it (PIL.ImageEnhance.Contrast)."""
     mean = cv2.mean(tones.luminance(image))[0]
     return tones.blend_level(math.floor(mean + 0.5), image, factor)
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """Towards the luminance, or away from it (PIL.ImageEnhance.Color)."""
+    """Blends with the luminance, or away from it (PIL.ImageEnhance.Color)."""
     return tones.blend(_desaturated(image), image, factor)
 
 
 def adjust_hue(image: np.ndarray, turns: float) -> np.ndarray:
-    """Around the colour circle (torchvision's adjust_hue, by Pillow)."""
+    """Turns hues around the colour circle (torchvision's adjust_hue, by Pillow)."""
     if image.shape[2] == 1:
         return image
     hsv = np.array(Image.fromarray(image).convert("HSV"))

@@ -1,4 +1,4 @@
-"""What part of an image is seen, and how large: crops, resizes and flips."""
+"""Crops, resizes and flips."""
 
 import functools
 import math
@@ -28,13 +28,14 @@ def inception_box(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Box:
-    """Draws a box: (top, left, height, width).
+    """Draws (top, left, height, width) like TensorFlow.
 
-    As TensorFlow's sample_distorted_bounding_box without objects: the aspect (width
-    over height) is uniform, then the height is uniform among those that keep the area,
-    as a fraction of the image's, within bounds and the box inside the image. What does
-    not fit is drawn again, 100 times at most; then the box is the whole image. The box
-    may touch the lower and the right border, which TensorFlow's misses by one pixel.
+    Follows sample_distorted_bounding_box without objects: the aspect (width over
+    height) is uniform; then the height is uniform among those for which the area, as a
+    fraction of the image's, is within bounds and the box inside the image. A box that
+    does not fit is drawn again, at most 100 times; after that the box is the whole
+    image. The box may touch the lower and the right border, which TensorFlow's misses
+    by one pixel.
     """
     height, width = size
     least, most = (fraction * height * width for fraction in area)
@@ -59,12 +60,12 @@ def resized_crop_box(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Box:
-    """Draws a box: (top, left, height, width).
+    """Draws (top, left, height, width) like torchvision's RandomResizedCrop.
 
-    As torchvision's RandomResizedCrop: the area, as a fraction of the image's, is
-    uniform, the logarithm of the aspect (width over height) too. What does not fit is
-    drawn again, 10 times at most; then the box is the largest at the centre whose
-    aspect is within bounds.
+    The area, as a fraction of the image's, is uniform, and so is the logarithm of the
+    aspect (width over height). A box that does not fit is drawn again, at most 10
+    times; after that the box is the largest at the centre whose aspect is within
+    bounds.
     """
     height, width = size
     for _ in range(10):
@@ -88,7 +89,7 @@ def inception_crop(
     aspect_max=1.33,
     interpolation="bilinear",
 ) -> Step:
-    """The crop of big_vision and google-research/vision_transformer."""
+    """Cuts out a random box as big_vision and vision_transformer do, and resizes it."""
     area, aspect = (area_min, area_max), (aspect_min, aspect_max)
     return _cut_and_resize(inception_box, size, area, aspect, interpolation)
 
@@ -101,16 +102,19 @@ def random_resized_crop(
     aspect_max=4 / 3,
     interpolation="bicubic_antialias",
 ) -> Step:
-    """Torchvision's RandomResizedCrop, bicubic as DeiT and its successors use it."""
+    """Cuts out and resizes a random box (torchvision's RandomResizedCrop).
+
+    The default interpolation is that of DeiT and its successors.
+    """
     area, aspect = (area_min, area_max), (aspect_min, aspect_max)
     return _cut_and_resize(resized_crop_box, size, area, aspect, interpolation)
 
 
 def random_crop(size, padding=0) -> Step:
-    """A box at any place, as big_vision's random_crop.
+    """Cuts out a box at a random place (big_vision's random_crop).
 
-    With padding, torchvision's RandomCrop with padding_mode="reflect": so many pixels
-    are added on each side first, mirrored at the outermost ones.
+    With padding it is torchvision's RandomCrop with padding_mode="reflect": `padding`
+    pixels are first added on each side, mirrored at the outermost pixels.
     """
     size = read_size(size)
     check_number("padding", padding, 0, math.inf, whole=True)
@@ -119,7 +123,10 @@ def random_crop(size, padding=0) -> Step:
         if have is None:
             return size
         if padding >= min(have):
-            raise ValueError(f"padding={padding} mirrors more than {times(have)} has")
+            raise ValueError(
+                f"padding={padding} mirrors more pixels than {times(have)} has; use "
+                "less padding, or resize first"
+            )
         return _cropped(size, (have[0] + 2 * padding, have[1] + 2 * padding))
 
     def apply(image, rng):
@@ -137,7 +144,7 @@ def random_crop(size, padding=0) -> Step:
 
 
 def central_crop(size, rounding="down") -> Step:
-    """A box at the centre; `rounding` is of its offset."""
+    """Cuts out a box at the centre; `rounding` applies to its offset."""
     size = read_size(size)
     check_choice("rounding", rounding, ROUNDINGS)
 
@@ -152,7 +159,7 @@ def central_crop(size, rounding="down") -> Step:
 
 
 def resize(size, interpolation="bilinear") -> Step:
-    """To this size; the aspect is not kept."""
+    """Resizes to `size`; the aspect is not kept."""
     size = read_size(size)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
     return Step(
@@ -161,17 +168,17 @@ def resize(size, interpolation="bilinear") -> Step:
 
 
 def resize_small(size, interpolation="area", rounding="nearest") -> Step:
-    """To the smallest image of the same aspect that covers `size`.
+    """Resizes to the smallest image of the same aspect that covers `size`.
 
-    For a single number the shorter side becomes that number; `rounding` is of the
-    longer side.
+    If `size` is a single number, the shorter side gets that length. `rounding` applies
+    to the longer side.
     """
     size = read_size(size)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
     check_choice("rounding", rounding, ROUNDINGS)
 
     def covering(have: Size) -> Size:
-        # Multiplied before it is divided: what comes out whole must not be rounded.
+        # Multiplying before dividing keeps whole results exact.
         whole = ROUNDINGS[rounding]
         height = max(size[0], whole(size[1] * have[0] / have[1]))
         width = max(size[1], whole(size[0] * have[1] / have[0]))
@@ -184,12 +191,12 @@ def resize_small(size, interpolation="area", rounding="nearest") -> Step:
 
 
 def flip_lr() -> Step:
-    """Left becomes right in one half of the images."""
+    """Mirrors half of the images, drawn at random, from left to right."""
 
     def apply(image, rng):
         if rng.random() >= 0.5:
             return image
-        # A view, image[:, ::-1], takes longer to copy in the end.
+        # A view, image[:, ::-1], would take longer when it is copied into the batch.
         return cv2.flip(image, 1).reshape(image.shape)
 
     return Step(apply, keep_size, random=True)
@@ -199,7 +206,9 @@ def _cut_and_resize(draw_box, size, area, aspect, interpolation) -> Step:
     size = read_size(size)
     area, aspect = check_bounds("area", *area), check_bounds("aspect", *aspect)
     if area[1] > 1:
-        raise ValueError(f"area_max={area[1]} is a fraction of the image: 1 at most")
+        raise ValueError(
+            f"area_max={area[1]} must be a fraction of the image, at most 1"
+        )
     check_choice("interpolation", interpolation, INTERPOLATIONS)
 
     def apply(image, rng):
@@ -211,12 +220,12 @@ def _cut_and_resize(draw_box, size, area, aspect, interpolation) -> Step:
 
 
 def _place(have: Size, want: Size, rng: np.random.Generator) -> tuple[int, int]:
-    """(top, left) of a box of size `want`, uniform among those inside."""
+    """Draws (top, left) of a box of size `want`, uniformly among those inside."""
     return _draw(rng, 0, have[0] - want[0]), _draw(rng, 0, have[1] - want[1])
 
 
 def _draw(rng: np.random.Generator, least: int, most: int) -> int:
-    """A whole number, uniform from least to most; in a quarter of integers' time."""
+    """Draws a uniform integer in least … most, in a quarter of rng.integers' time."""
     return least + int(rng.random() * (most - least + 1))
 
 

@@ -1,4 +1,4 @@
-"""What an operation of a chain is, and the checks of its arguments."""
+"""The type of a chain's operations, and checks of their arguments."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from vit_jax.data.decode import Opened
 from vit_jax.data.transforms.resizing import Size
 from vit_jax.words import did_you_mean
 
-COLOURED = (1, 3)  # channels that operations on colours take: grey, or RGB
+COLOURED = (1, 3)  # numbers of channels that operations on colours take: grey or RGB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Step:
 
     Attributes:
       apply: (uint8 [h, w, c], random generator) → uint8 [h', w', c].
-      output_size: size of its input (None = not known before the image is seen) →
-        size of its output. Raises ValueError where the input is too small.
+      output_size: input size (None = unknown until there is an image) → output size.
+        Raises ValueError if the input is too small.
       random: whether it draws from the generator.
-      channels: numbers of channels that it takes; none = any.
-      cuts: it uses the shape of its input and one box of it, image[rows, columns], so
-        that no more than that must be decoded.
+      channels: numbers of channels that it takes; empty = any.
+      cuts: whether it uses only the shape of its input and one box,
+        image[rows, columns], so that no more than the box has to be decoded.
     """
 
     apply: Callable[[Any, np.random.Generator | None], np.ndarray]
@@ -34,7 +34,7 @@ class Step:
     cuts: bool = False
 
     def check(self, image: Opened) -> None:
-        """Raises ValueError if it cannot be applied to this image."""
+        """Raises ValueError if the operation does not apply to this image."""
         self.output_size(image.shape[:2])
         if self.channels and image.shape[2] not in self.channels:
             raise ValueError(
@@ -44,12 +44,12 @@ class Step:
 
 
 def keep_size(size: Size | None) -> Size | None:
-    """The `output_size` of what leaves the size as it is."""
+    """Returns `size`: the `output_size` of operations that keep the size."""
     return size
 
 
 def read_size(value) -> Size:
-    """(height, width) of a number of pixels, or of (height, width)."""
+    """Reads a size, given as a number of pixels or as (height, width)."""
     pair = (value, value) if not isinstance(value, (tuple, list)) else tuple(value)
     whole = [isinstance(side, int) and not isinstance(side, bool) for side in pair]
     if len(pair) != 2 or not all(whole) or min(pair) < 1:
@@ -60,7 +60,7 @@ def read_size(value) -> Size:
 
 
 def check_bounds(name: str, low, high) -> tuple[float, float]:
-    """The arguments NAME_min and NAME_max, above zero and in this order."""
+    """Checks that 0 < NAME_min ≤ NAME_max, and returns both."""
     if not _is_number(low) or not _is_number(high) or not 0 < low <= high:
         raise ValueError(
             f"{name}_min={low!r} and {name}_max={high!r} must be numbers with "
@@ -72,7 +72,7 @@ def check_bounds(name: str, low, high) -> tuple[float, float]:
 def check_number(
     name: str, value, least: float, most: float, whole: bool = False
 ) -> None:
-    """An argument is a number from `least` to `most`."""
+    """Checks that an argument is a number from `least` to `most`."""
     kind = "a whole number" if whole else "a number"
     if (
         not _is_number(value)
@@ -84,13 +84,13 @@ def check_number(
 
 
 def check_choice(kind: str, name, known: Iterable[str]) -> None:
-    """An argument is one of the known names."""
-    if name not in tuple(known):  # a list, say, is no key
+    """Checks that an argument is one of the known names."""
+    if name not in tuple(known):  # an unhashable value must not raise TypeError
         raise ValueError(unknown(kind, name, known))
 
 
 def unknown(kind: str, name, known: Iterable[str]) -> str:
-    """The message about a name that is not known."""
+    """Returns the message about an unknown name."""
     end = did_you_mean(name, known) or "."
     return f"no {kind} {name!r}{end} There are: {', '.join(known)}."
 

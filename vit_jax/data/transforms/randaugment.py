@@ -1,8 +1,8 @@
-"""RandAugment (arXiv:1909.13719) in TensorFlow's form, with which AugReg trained.
+"""RandAugment (arXiv:1909.13719) in TensorFlow's form, which AugReg was trained with.
 
 The definitions are those of big_vision (pp/archive/autoaugment.py, from TensorFlow's
-TPU models) in the years of its published models. Their accidents are part of what was
-trained with, and are kept: see `posterize`, `solarize` and `contrast`.
+TPU models) at the time of its published models. Their quirks are kept, because those
+models were trained with them: see `posterize`, `solarize` and `contrast`.
 """
 
 import math
@@ -21,7 +21,7 @@ from vit_jax.data.transforms.operations import (
 )
 from vit_jax.data.transforms.resizing import Size
 
-FILL = 128  # what was outside of the image
+FILL = 128  # grey level of pixels from outside the image
 
 
 class Operator(NamedTuple):
@@ -30,7 +30,7 @@ class Operator(NamedTuple):
     Attributes:
       apply: (image, argument) → image.
       argument: (a tenth of the magnitude, (height, width), random generator) → the
-        argument of `apply`. None: there is none.
+        argument of `apply`; None if `apply` takes no argument.
     """
 
     apply: Callable[..., np.ndarray]
@@ -38,10 +38,10 @@ class Operator(NamedTuple):
 
 
 def randaugment(layers, magnitude) -> Step:
-    """RandAugment in TensorFlow's form: so many of the operations, always applied.
+    """Applies `layers` randomly chosen operations (RandAugment in TensorFlow's form).
 
-    Every layer chooses one of 16 operations, all equally likely, at the same magnitude.
-    That is 0 to 30, of which 0 is not the weakest: see the table.
+    Every layer applies one of 16 operations, all equally likely, at the same magnitude
+    from 0 to 30. Magnitude 0 is not the weakest: see `OPERATORS`.
     """
     check_number("layers", layers, 1, math.inf, whole=True)
     check_number("magnitude", magnitude, 0, 30)
@@ -61,72 +61,72 @@ def apply_operator(
     level: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Draws what the operation leaves to chance, and applies it."""
+    """Draws the random argument of an operation, if it has one, and applies it."""
     if operator.argument is None:
         return operator.apply(image)
     return operator.apply(image, operator.argument(level, image.shape[:2], rng))
 
 
 def signed(value: float, rng: np.random.Generator) -> float:
-    """The value, negative in one half of the cases."""
+    """Returns the value, negated with probability one half."""
     return -value if rng.random() < 0.5 else value
 
 
 def posterize(image: np.ndarray, bits: int) -> np.ndarray:
     """Keeps the highest bits.
 
-    The shift that clears the others is a number of 8 bits, and 7 at most: one bit is
-    kept where none should be, and where more than eight should be.
+    The shift that clears the others is an 8-bit number and at most 7: one bit is kept
+    where none should be, and where more than eight should be.
     """
     return tones.keep_bits(image, 8 - min((8 - bits) % 256, 7))
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-    """Inverts what is at least the threshold.
+    """Inverts values of at least the threshold.
 
-    The threshold is a number of 8 bits: from 256 it starts again at 0. So magnitude 10
-    inverts everything, instead of nothing.
+    The threshold is an 8-bit number: 256 wraps to 0, so magnitude 10 inverts everything
+    instead of nothing.
     """
     return tones.solarize(image, threshold % 256)
 
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
-    """Towards grey (0), or away from it."""
+    """Blends with the grey image (factor 0), or away from it."""
     return tones.blend(luminance(image), image, factor)
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Towards an even grey (0), or away from it.
+    """Blends with a uniform grey (factor 0), or away from it.
 
-    That grey is not the image's mean, but its number of pixels over 256: 196 at 224
-    pixels square, white from 256 on.
+    That grey is not the image's mean, but its number of pixels divided by 256: 196 at
+    224 × 224 pixels, white from 256 × 256 on.
     """
     level = min(image.shape[0] * image.shape[1] // 256, 255)
     return tones.blend_level(level, image, factor)
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Towards black (0), or away from it."""
+    """Blends with black (factor 0), or away from it."""
     return tones.blend_level(0, image, factor)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Towards a smoothed image (0), or away from it."""
+    """Blends with the smoothed image (factor 0), or away from it."""
     return tones.blend(tones.smooth(image, rounded=False), image, factor)
 
 
 def luminance(image: np.ndarray) -> np.ndarray:
-    """Grey as tf.image.rgb_to_grayscale computes it, in three equal channels."""
+    """Computes grey like tf.image.rgb_to_grayscale, in three equal channels."""
     if image.shape[2] == 1:
         return image
-    # From [0, 1] to whole numbers: times 255.5, cut off.
+    # TensorFlow goes from [0, 1] to integers by multiplying with 255.5 and truncating.
     weights = np.array([[0.2989, 0.587, 0.114]]) * (255.5 / 255)
     grey = cv2.transform(image.astype(np.float32), weights.astype(np.float32))
     return tones.in_channels(grey.astype(np.uint8), 3)
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Around the centre; positive degrees turn it counterclockwise."""
+    """Rotates the image around its centre, counterclockwise for positive degrees."""
     radians = np.float32(degrees) * np.float32(math.pi / 180)
     cos, sin = np.cos(radians), np.sin(radians)
     bottom, right = np.float32(image.shape[0] - 1), np.float32(image.shape[1] - 1)
@@ -136,12 +136,12 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def shear_x(image: np.ndarray, level: float) -> np.ndarray:
-    """Shifts every row by `level` times its number, to the left."""
+    """Shifts every row to the left by `level` times its index."""
     return _transform(image, (1, level, 0), (0, 1, 0))
 
 
 def shear_y(image: np.ndarray, level: float) -> np.ndarray:
-    """Shifts every column by `level` times its number, upwards."""
+    """Shifts every column upwards by `level` times its index."""
     return _transform(image, (1, 0, 0), (level, 1, 0))
 
 
@@ -156,11 +156,11 @@ def translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def cutout(image: np.ndarray, argument: tuple[int, int, int]) -> np.ndarray:
-    """Fills a square of which less may be seen at the border.
+    """Fills a square, which is cut off at the image's borders.
 
     Args:
       image: the pixels.
-      argument: half of its side; row and column of its centre.
+      argument: half of the square's side, row and column of its centre.
     """
     pad, row, column = argument
     image = image.copy()
@@ -169,7 +169,7 @@ def cutout(image: np.ndarray, argument: tuple[int, int, int]) -> np.ndarray:
 
 
 def _transform(image: np.ndarray, x_row, y_row) -> np.ndarray:
-    """tensorflow_addons.image.transform to the nearest pixel.
+    """Transforms like tensorflow_addons.image.transform, with the nearest pixel.
 
     Pixel (x, y) comes from (x_row · (x, y, 1), y_row · (x, y, 1)), rounded.
     """
@@ -178,7 +178,7 @@ def _transform(image: np.ndarray, x_row, y_row) -> np.ndarray:
         from_x = np.float32(to_x) * np.arange(image.shape[1], dtype=np.float32)
         from_y = np.float32(to_y) * np.arange(image.shape[0], dtype=np.float32)
         place = from_x[None] + from_y[:, None] + np.float32(offset)
-        # Halves go away from zero, as C rounds.
+        # Halves are rounded away from zero, as in C.
         places.append(np.trunc(place + np.copysign(np.float32(0.5), place)))
     moved = cv2.remap(
         image,
@@ -194,7 +194,7 @@ def _enhancement(level: float, *_) -> float:
     return 1.8 * level + 0.1
 
 
-# Arguments by level, a tenth of the magnitude.
+# Name → operator; `level` is a tenth of the magnitude.
 OPERATORS: dict[str, Operator] = {
     "AutoContrast": Operator(lambda image: tones.auto_contrast(image, np.float32)),
     "Equalize": Operator(tones.equalize),

@@ -26,7 +26,7 @@ def resize_image(
 
 
 def _by_opencv(flag: int, image: np.ndarray, size: Size) -> np.ndarray:
-    if image.shape[2] > 4:  # more than OpenCV takes
+    if image.shape[2] > 4:  # OpenCV's limit
         parts = np.split(image, range(4, image.shape[2], 4), 2)
         return np.dstack([_by_opencv(flag, part, size) for part in parts])
     resized = cv2.resize(image, (size[1], size[0]), interpolation=flag)
@@ -37,7 +37,7 @@ def _by_pillow(resample: Image.Resampling, image: np.ndarray, size: Size) -> np.
     def resized(plane: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(plane).resize((size[1], size[0]), resample))
 
-    # Pillow takes four channels for colour and alpha, and multiplies one by the other.
+    # Pillow would treat the fourth channel as alpha and multiply the colours by it.
     if image.shape[2] == 3:
         return resized(image)
     return np.dstack([resized(plane) for plane in np.moveaxis(image, 2, 0)])

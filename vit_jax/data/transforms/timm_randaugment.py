@@ -1,6 +1,6 @@
-"""RandAugment (arXiv:1909.13719) in timm's form, with which DeiT trained.
+"""RandAugment (arXiv:1909.13719) in timm's form, which DeiT was trained with.
 
-The definitions are those of timm (data/auto_augment.py), which are Pillow's.
+The definitions are those of timm (data/auto_augment.py), which uses Pillow's.
 """
 
 import math
@@ -27,8 +27,8 @@ from vit_jax.data.transforms.operations import (
 )
 from vit_jax.data.transforms.randaugment import signed
 
-PROBABILITY = 0.5  # that an operation which was chosen is applied
-# What to draw from; "random" is timm's own default, DeiT says "bicubic".
+PROBABILITY = 0.5  # of applying an operation that was chosen
+# Filters to draw from. "random" is timm's default; DeiT uses "bicubic".
 RESAMPLING = {
     "bilinear": (Image.Resampling.BILINEAR,),
     "bicubic": (Image.Resampling.BICUBIC,),
@@ -37,12 +37,13 @@ RESAMPLING = {
 
 
 class Policy(NamedTuple):
-    """What a text such as "rand-m9-mstd0.5-inc1" says.
+    """The parameters in a text such as "rand-m9-mstd0.5-inc1".
 
     Attributes:
-      magnitude: 0 to 10.
-      deviation: of the magnitude, which is normally distributed, within 0 and 10.
-      increasing: whether every operation changes more at greater magnitudes.
+      magnitude: mean magnitude, 0 to 10.
+      deviation: standard deviation of the magnitude, which is drawn from a normal
+        distribution and clipped to 0…10.
+      increasing: whether every operation gets stronger as the magnitude increases.
       layers: how many operations are chosen.
     """
 
@@ -56,10 +57,10 @@ class Operator(NamedTuple):
     """One of the operations to choose from.
 
     Attributes:
-      apply: (image, argument) → image. Where pixels move, images are Pillow's, and
-        `resample` and `fillcolor` are given by name.
+      apply: (image, argument) → image. If pixels move, the images are Pillow's, and
+        `resample` and `fillcolor` are keyword arguments.
       argument: (a tenth of the magnitude, random generator) → the argument of `apply`;
-        None = it has none.
+        None if `apply` takes no argument.
       moves: whether pixels move.
     """
 
@@ -73,16 +74,16 @@ def timm_randaugment(
     interpolation="bicubic",
     fill=(124, 116, 104),
 ) -> Step:
-    """RandAugment in timm's form: so many of the operations, each applied or not.
+    """Applies up to n randomly chosen operations (RandAugment in timm's form).
 
-    Every layer chooses one of 15 operations, all equally likely, and applies it in one
-    half of the cases, at a magnitude drawn anew.
+    Each of n layers chooses one of 15 operations, all equally likely, and applies it
+    with probability one half, at a magnitude drawn anew.
 
     Args:
-      policy: as timm writes it, see `parse_policy`.
+      policy: timm's notation, see `parse_policy`.
       interpolation: a key of RESAMPLING.
-      fill: of what was outside of the image: one value, or three. As it is, the mean of
-        ImageNet, with which DeiT normalises.
+      fill: one value, or three, for pixels from outside the image. The default is the
+        mean of ImageNet, which DeiT normalises with.
     """
     magnitude, deviation, increasing, layers = parse_policy(policy)
     check_choice("interpolation", interpolation, RESAMPLING)
@@ -103,15 +104,15 @@ def timm_randaugment(
 
 
 def parse_policy(text: str) -> Policy:
-    """Reads a policy as timm writes it.
+    """Reads a policy in timm's notation.
 
     Args:
-      text: "rand", and in any order, joined by "-": the magnitude m, a whole number;
-        its standard deviation mstd; inc1 where all operations shall grow stronger with
-        it; the number of layers n. What is left out is as `Policy` has it.
+      text: "rand", then in any order, joined by "-": the magnitude m, a whole number;
+        its standard deviation mstd; inc1 if all operations get stronger as it
+        increases; the number of layers n. Defaults are those of `Policy`.
 
     Raises:
-      ValueError: anything else, all of it at once.
+      ValueError: the text is not such a policy; lists all problems at once.
     """
     kind, *sections = str(text).split("-")
     problems = [] if kind == "rand" else [f"it begins with {kind!r}, not 'rand'"]
@@ -124,7 +125,7 @@ def parse_policy(text: str) -> Policy:
         field, least, most, whole = _SECTIONS[match[1]]
         number = float(match[2]) if "." in match[2] else int(match[2])
         if field in values:
-            problems.append(f"{match[1]} is there twice")
+            problems.append(f"{match[1]} occurs twice")
         try:
             check_number(match[1], number, least, most, whole)
         except ValueError as error:
@@ -146,7 +147,7 @@ def apply_operator(
     resample: Image.Resampling,
     fill: tuple[int, ...],
 ) -> np.ndarray:
-    """Draws what the operation leaves to chance, and applies it."""
+    """Draws the random argument of an operation, if it has one, and applies it."""
     if operator.argument is None:
         return operator.apply(image)
     argument = operator.argument(level, rng)
@@ -162,7 +163,7 @@ def move(
     resample: Image.Resampling,
     fill: tuple[int, ...],
 ) -> np.ndarray:
-    """Moves the pixels of an array."""
+    """Applies a transform of Pillow images that moves pixels to an array."""
     grey = image.shape[2] == 1
     picture = Image.fromarray(image[:, :, 0] if grey else image)
     moved = transform(
@@ -175,17 +176,17 @@ def move(
 
 
 def rotate(picture: Image.Image, degrees: float, **how) -> Image.Image:
-    """Around the centre, counterclockwise."""
+    """Rotates the image around its centre, counterclockwise for positive degrees."""
     return picture.rotate(degrees, **how)
 
 
 def shear_x(picture: Image.Image, level: float, **how) -> Image.Image:
-    """Shifts every row by `level` times its number, to the left."""
+    """Shifts every row to the left by `level` times its index."""
     return _affine(picture, (1, level, 0, 0, 1, 0), how)
 
 
 def shear_y(picture: Image.Image, level: float, **how) -> Image.Image:
-    """Shifts every column by `level` times its number, upwards."""
+    """Shifts every column upwards by `level` times its index."""
     return _affine(picture, (1, 0, 0, level, 1, 0), how)
 
 
@@ -200,7 +201,7 @@ def translate_y(picture: Image.Image, fraction: float, **how) -> Image.Image:
 
 
 def adjust_sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Towards a smoothed image (0), or away from it (PIL.ImageEnhance.Sharpness)."""
+    """Blends with the smoothed image, or away from it (PIL.ImageEnhance.Sharpness)."""
     return tones.blend(tones.smooth(image), image, factor)
 
 
@@ -230,7 +231,7 @@ def _increasing_enhancement(level: float, rng: np.random.Generator) -> float:
 
 
 def _operators(posterize, solarize, enhancement) -> dict[str, Operator]:
-    """The operations, in whose arguments the two tables differ."""
+    """Makes a table of the operations; the two tables differ in these arguments."""
     return {
         "AutoContrast": Operator(tones.auto_contrast),
         "Equalize": Operator(tones.equalize),
@@ -254,7 +255,7 @@ def _operators(posterize, solarize, enhancement) -> dict[str, Operator]:
     }
 
 
-# Arguments by level, a tenth of the magnitude. Whether they increase → the table.
+# `Policy.increasing` → name → operator; `level` is a tenth of the magnitude.
 OPERATORS: dict[bool, dict[str, Operator]] = {
     False: _operators(
         posterize=lambda level, _: int(4 * level),
@@ -267,7 +268,7 @@ OPERATORS: dict[bool, dict[str, Operator]] = {
         enhancement=_increasing_enhancement,
     ),
 }
-# A policy's section → field of Policy, least and most value, whether it is whole.
+# Section of a policy → field of Policy, minimum, maximum, whether it is an integer.
 _SECTIONS = {
     "m": ("magnitude", 0, 10, True),
     "mstd": ("deviation", 0, 100, False),

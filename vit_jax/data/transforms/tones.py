@@ -1,7 +1,7 @@
-"""Functions of pixels that move none: lookup tables, blends, filters.
+"""Lookup tables, blends and filters: changes of pixel values that move no pixel.
 
-Images are uint8 [h, w, c] with one channel (grey) or three (RGB), and so are the
-results. Where TensorFlow and Pillow agree to the bit there is one function for both.
+Images and results are uint8 [h, w, c] with one channel (grey) or three (RGB). Where
+TensorFlow and Pillow agree to the bit, one function serves both.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 _LEVELS = np.arange(256, dtype=np.uint8)
-# Pillow's SMOOTH, and the kernel of the published sharpness operators.
+# Pillow's SMOOTH, which is also the kernel of the published sharpness operators.
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
@@ -20,7 +20,7 @@ def look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
 
     Args:
       image: the pixels.
-      table: uint8 [256], or [256, c] with a table a channel.
+      table: uint8 [256], or [256, c] with one table per channel.
     """
     if table.ndim == 2:
         table = table.reshape(1, 256, -1)
@@ -28,23 +28,23 @@ def look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def invert(image: np.ndarray) -> np.ndarray:
-    """Dark becomes light."""
+    """Replaces every value v by 255 − v."""
     return 255 - image
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-    """Inverts what is at least the threshold (PIL.ImageOps.solarize)."""
+    """Inverts values of at least the threshold (PIL.ImageOps.solarize)."""
     return look_up(image, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
 def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
-    """Adds to what is below 128, at most to 255."""
+    """Adds to values below 128; sums are clipped to 255."""
     added = np.minimum(np.arange(256) + addition, 255).astype(np.uint8)
     return look_up(image, np.where(_LEVELS < 128, added, _LEVELS))
 
 
 def keep_bits(image: np.ndarray, bits: int) -> np.ndarray:
-    """Sets all but the highest bits to zero; with none left, black."""
+    """Sets all but the highest bits to zero; 0 bits give black."""
     return image & np.uint8(0xFF00 >> bits & 0xFF)
 
 
@@ -53,8 +53,8 @@ def auto_contrast(image: np.ndarray, dtype: type = np.float64) -> np.ndarray:
 
     Args:
       image: the pixels.
-      dtype: of the arithmetic, whose rounding shows: float64 is Pillow's, float32
-        TensorFlow's.
+      dtype: of the arithmetic, which affects rounding: float64 gives Pillow's result,
+        float32 TensorFlow's.
     """
     tables = []
     for counts in _histograms(image):
@@ -84,22 +84,22 @@ def equalize(image: np.ndarray) -> np.ndarray:
 
 
 def luminance(image: np.ndarray) -> np.ndarray:
-    """Grey as Pillow computes it (ITU-R 601-2): uint8 [h, w]."""
+    """Computes grey like Pillow (ITU-R 601-2): uint8 [h, w]."""
     if image.shape[2] == 1:
         return image[:, :, 0]
     return np.asarray(Image.fromarray(image).convert("L"))
 
 
 def in_channels(grey: np.ndarray, channels: int) -> np.ndarray:
-    """[h, w] → [h, w, 1], or with three equal channels."""
+    """Converts grey [h, w] to [h, w, 1], or to three equal channels."""
     return grey[:, :, None] if channels == 1 else cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
 
 
 def blend(base: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-    """From `base` towards the image (factor 1), and beyond it.
+    """Interpolates from `base` (factor 0) to the image (factor 1), and extrapolates.
 
-    In float32, cut off to 0…255 and to whole numbers, as PIL.Image.blend and the
-    TensorFlow operators do.
+    Computes in float32, clips to 0…255 and truncates to integers, like PIL.Image.blend
+    and the TensorFlow operators.
     """
     blended = image.astype(np.float32)
     below = base.astype(np.float32)
@@ -110,18 +110,19 @@ def blend(base: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def blend_level(level: int, image: np.ndarray, factor: float) -> np.ndarray:
-    """`blend` with an even image."""
+    """Blends the image with a uniform one of the given level; see `blend`."""
     return look_up(image, blend(np.array(level), _LEVELS, factor))
 
 
 def smooth(image: np.ndarray, rounded: bool = True) -> np.ndarray:
-    """Each pixel averaged with its neighbours, itself counting five times.
+    """Averages each pixel (weight 5) with its eight neighbours (weight 1 each).
 
-    The outermost pixels stay as they are (PIL.ImageFilter.SMOOTH).
+    The outermost pixels do not change (PIL.ImageFilter.SMOOTH).
 
     Args:
       image: the pixels.
-      rounded: to the nearest whole number, as Pillow; or cut off, as TensorFlow.
+      rounded: rounds to the nearest integer, like Pillow; otherwise truncates, like
+        TensorFlow.
     """
     depth = -1 if rounded else cv2.CV_32F
     smoothed = cv2.filter2D(image, depth, _SMOOTH).astype(np.uint8, copy=False)
@@ -132,15 +133,15 @@ def smooth(image: np.ndarray, rounded: bool = True) -> np.ndarray:
 
 
 def blur(image: np.ndarray, radius: float) -> np.ndarray:
-    """PIL.ImageFilter.GaussianBlur: three averages in each direction.
+    """Blurs by three box averages in each direction (PIL.ImageFilter.GaussianBlur).
 
     Args:
       image: the pixels.
       radius: standard deviation, in pixels.
     """
-    # The width of an average with a third of the variance, its ends weighing less
-    # (Gwosdek et al., Theoretical Foundations of Gaussian Convolution by Extended Box
-    # Filtering, 2011).
+    # A box with a third of the variance, whose two end weights are fractions (Gwosdek
+    # et al., Theoretical Foundations of Gaussian Convolution by Extended Box Filtering,
+    # 2011).
     variance = radius**2 / 3
     whole = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
@@ -150,7 +151,7 @@ def blur(image: np.ndarray, radius: float) -> np.ndarray:
     weights /= weights.sum()
     along, across = np.ones(1, np.float32), weights
     for kernels in [(across, along)] * 3 + [(along, across)] * 3:
-        # Halves are rounded down, as Pillow's weights, cut off, make them.
+        # Pillow truncates its weights, which has the effect of rounding halves down.
         image = cv2.sepFilter2D(
             image, -1, *kernels, delta=-1e-5, borderType=cv2.BORDER_REPLICATE
         ).reshape(image.shape)
@@ -158,7 +159,7 @@ def blur(image: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _histograms(image: np.ndarray) -> list[np.ndarray]:
-    """How often each channel has each value: int64 [256] a channel."""
+    """Counts the values of each channel: int64 [256] per channel."""
     return [
         cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
         for channel in range(image.shape[2])

@@ -1,4 +1,4 @@
-"""What devices send each other while a compiled program runs once."""
+"""Communication between devices during one run of a compiled program."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,17 +17,17 @@ COLLECTIVES = (
 
 
 class Collectives(NamedTuple):
-    """Those of one kind; several that the compiler has combined are one."""
+    """The collectives of one kind; those that the compiler combined count as one."""
 
     count: int
-    # Of the whole arrays, padded as in memory: as gathered, summed, or summed before
-    # they are scattered. Of n devices each sends and receives (n - 1) / n of it, in an
-    # all-reduce twice that.
+    # Sizes of the whole arrays, padded as in memory: as gathered, as summed, or as
+    # summed before they are scattered. Each of n devices sends and receives (n - 1) / n
+    # of them, or twice that in an all-reduce.
     bytes: int
 
 
 def collectives(program: Program) -> dict[str, Collectives]:
-    """By kind, the most bytes first; what is in a loop counts as often as it runs."""
+    """Counts collectives by kind, the most bytes first, and every round of a loop."""
     counts: dict[str, float] = {}
     sizes: dict[str, float] = {}
     for operation, computation, times in executed(program):
@@ -43,21 +43,21 @@ def collectives(program: Program) -> dict[str, Collectives]:
 def _within(
     operation: Operation, computation: Computation, program: Program
 ) -> Iterator[tuple[str, float]]:
-    """The kind and the size of each that an operation is, fuses, or starts."""
+    """Yields kind and size of each collective that an operation is, fuses or starts."""
     if (kind := operation.opcode.removesuffix("-start")) in COLLECTIVES:
         yield kind, _size(operation, computation)
     if operation.opcode not in ("fusion", "async-start"):
         return
     name = operation.called("calls")
     called = program.computations[name]
-    # Compilers for TPUs fuse parts of a gather with products that run meanwhile: each
-    # part names it, and one of them starts it.
+    # TPU compilers fuse parts of a gather with products that overlap with it: each part
+    # names the gather, and one of them starts it.
     starts = any("AsyncCollectiveStart" in o.attributes for o in _operations(called))
     for inner in _operations(called):
         if inner.opcode not in COLLECTIVES:
             continue
         if starts or "chain_id=" not in inner.attributes:
-            # A sum of which each device keeps a part.
+            # The fusion sums, and each device keeps a part of the sum.
             scatters = name.startswith("all-reduce-scatter")
             kind = "reduce-scatter" if scatters else inner.opcode
             yield kind, _size(inner, called)
@@ -69,6 +69,6 @@ def _operations(computation: Computation) -> Iterator[Operation]:
 
 def _size(operation: Operation, computation: Computation) -> float:
     taken = sum(computation.operations[name].bytes for name in operation.operands)
-    # What starts one gives its operands too.
+    # The results of a start operation include its operands.
     given = operation.bytes - taken * operation.opcode.endswith("-start")
     return max(taken, given)

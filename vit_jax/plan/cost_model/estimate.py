@@ -1,14 +1,14 @@
-"""How long a compiled TPU program takes by what the compiler says of it: two estimates.
+"""Two estimates of a compiled TPU program's time.
 
-  hyb  a product takes the compiler's cycles or its traffic with the main memory (HBM),
-       whichever is longer; everything else its traffic. Optimistic.
-  cyc  everything takes the compiler's cycles, one after the other. Conservative.
+  hyb  A product takes the time of the compiler's cycles or of its traffic with the main
+       memory (HBM), whichever is longer; every other operation that of its traffic.
+       Optimistic.
+  cyc  Every operation takes the compiler's cycles, one after the other. Conservative.
 
-Kernels take the length of their schedules in both. Loops count as often as they run.
-Sums and gathers between devices take no time, and nothing stalls: so the estimates rank
-programs on one chip; they are no throughput, and say nothing of one chip against
-another. Where they disagree on the sign of a difference, or it is below about 5 %,
-there is no difference to be seen.
+In both, kernels take the length of their schedules, and loops count as often as they
+run. Communication between devices takes no time, and nothing stalls. The estimates
+therefore rank programs on one chip; they do not predict throughput or compare chips. If
+they disagree on the sign of a difference, or it is below about 5 %, it means nothing.
 """
 
 import dataclasses
@@ -28,30 +28,30 @@ from vit_jax.plan.cost_model.hlo import (
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one run of the program on one device."""
+    """Estimates for one run of the program on one device."""
 
     hyb_seconds: float
     cyc_seconds: float
     traffic_bytes: float  # read from the main memory and written to it
     collectives: dict[str, Collectives]  # by kind
-    unknown_kernels: int  # calls of kernels that are only counted by their traffic
+    unknown_kernels: int  # calls of kernels that count only by their traffic
 
 
 class _Cost(NamedTuple):
-    """Of one operation."""
+    """The cost of one operation."""
 
     traffic: float = 0.0  # bytes
-    waited: bool = True  # whether what follows waits for this traffic
+    waited: bool = True  # whether later operations wait for this traffic
     cycles: int = 0
-    product: bool = False  # or a fusion with one
-    kernel: float | None = 0.0  # seconds; None = it is a kernel, and not known
+    product: bool = False  # whether it is a product, or a fusion that contains one
+    kernel: float | None = 0.0  # seconds; None = a kernel of unknown time
 
 
 _PRODUCTS = {"convolution", "dot"}
 
 
 def estimate(text: str, chip: Chip) -> Estimate:
-    """Reads the compiled program's text for a chip with a clock."""
+    """Estimates a program from its compiled text, for a chip whose clock is known."""
     program = parse(text)
     hyb = cyc = traffic = 0.0
     unknown = 0
@@ -72,7 +72,7 @@ def _cost(
 ) -> _Cost:
     opcode = operation.opcode
     if opcode in ("copy-start", "slice-start"):
-        # The compiler's own moves between memories, of the smaller of both arrays.
+        # The compiler's own copies between memories move the smaller of both arrays.
         one, other = operation.leaves[:2]
         moved = min(one.bytes, other.bytes)
         return _Cost(moved * (one.in_hbm + other.in_hbm), waited=False)
@@ -100,7 +100,7 @@ def _cost(
 
 
 def _all_traffic(operation: Operation, computation: Computation) -> float:
-    """What it gives is written once, what it takes is read once."""
+    """Returns the bytes of writing all results once and reading all operands once."""
     given = [computation.operations[name] for name in operation.operands]
     return operation.hbm_bytes + sum(operand.hbm_bytes for operand in given)
 
@@ -111,7 +111,7 @@ def _fusion_traffic(
     computations: dict[str, Computation],
     fused: str,
 ) -> float:
-    """The same, but of slices that it takes or replaces only these."""
+    """Returns a fusion's traffic, counting only the slices that it reads or updates."""
     read = kept = 0.0
     for position, name in enumerate(operation.operands):
         whole = computation.operations[name].hbm_bytes
@@ -126,7 +126,7 @@ def _fusion_traffic(
 def _touched(
     name: str, fused: str, computations: dict[str, Computation], whole: float
 ) -> tuple[float, float]:
-    """Bytes that a fused computation reads of a value, and what of it stays."""
+    """Returns the bytes of a value that a fusion reads, and those that it keeps."""
     computation = computations[fused]
     value = computation.operations.get(name)
     if value is None or value.is_root:

@@ -1,8 +1,8 @@
-"""Reads a compiled program's text (optimised HLO) as far as its cost asks for.
+"""A reader of a compiled program's text (optimised HLO), as far as its cost needs it.
 
-The text has a line an operation, grouped into computations; fusions, loops and calls
-name the computation that they run. Layouts say where an array lies and how it is
-padded: `{1,0:T(8,128)S(1)}` is row-major, in tiles of 8 × 128, in vector memory.
+The text has one line per operation, grouped into computations; fusions, loops and calls
+name the computation that they run. Layouts give an array's memory and padding:
+`{1,0:T(8,128)S(1)}` is row-major, in tiles of 8 × 128, in vector memory.
 """
 
 import dataclasses
@@ -19,15 +19,16 @@ _ITEM_BYTES = {
     **dict.fromkeys(("s32", "u32", "f32"), 4),
     **dict.fromkeys(("s64", "u64", "f64", "c64"), 8),
 }
-# Memory spaces other than the main one: vector memory, flags and scalars, the host's.
-# The common memory of a v4, S(3), counts as main memory: its speed is not published.
+# Memory spaces other than main memory: vector memory, flags and scalars, the host's.
+# A v4's common memory, S(3), counts as main memory, because its speed is not published.
 _ELSEWHERE = re.compile(r"S\([1256]\)")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d[a-z]*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _OPERATION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*->.*\{\s*$")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
-# Those that only name what is there, and the ends of what is counted at its start.
+# Operations that only name existing values, and the ends of asynchronous operations,
+# which are counted at their start.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("opt-barrier", "partition-id", "replica-id"),
@@ -37,11 +38,11 @@ _FREE = {
 
 
 class Leaf(NamedTuple):
-    """An array, or one of those in a tuple."""
+    """An array, possibly one of a tuple."""
 
     shape: tuple[int, ...]
-    bytes: float  # with the padding of its tiles
-    in_hbm: bool  # or in the memories on the chip
+    bytes: float  # including the padding of its tiles
+    in_hbm: bool  # in main memory, rather than in other memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,27 +53,27 @@ class Operation:
     type: str
     opcode: str
     operands: tuple[str, ...]
-    arguments: str  # as they are written: operands, or what a constant is
+    arguments: str  # as written: operands, or the value of a constant
     attributes: str
     is_root: bool
 
     @functools.cached_property
     def leaves(self) -> list[Leaf]:
-        """The arrays that it gives."""
+        """The arrays of its result."""
         return [_leaf(match) for match in _ARRAY.finditer(self.type)]
 
     @property
     def bytes(self) -> float:
-        """Of all it gives, wherever that lies."""
+        """Size of its result, in any memory."""
         return sum(leaf.bytes for leaf in self.leaves)
 
     @property
     def hbm_bytes(self) -> float:
-        """Of what it gives, those that lie in the device's main memory."""
+        """Size of the part of its result that is in the device's main memory."""
         return sum(leaf.bytes for leaf in self.leaves if leaf.in_hbm)
 
     def called(self, attribute: str) -> str:
-        """The computation that `attribute` ("calls", "body", …) names, or ""."""
+        """Returns the computation named by `attribute` ("calls", "body", …), or ""."""
         match = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
         return match[1] if match else ""
 
@@ -84,7 +85,7 @@ class Operation:
 
     @property
     def cycles(self) -> int:
-        """The compiler's own estimate; 0 where it has none."""
+        """The compiler's own estimate; 0 if it has none."""
         match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(match[1]) if match else 0
 
@@ -97,7 +98,7 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> dict[int, str]:
-        """Their names by number."""
+        """Names of the parameters, by number."""
         return {
             int(operation.arguments): operation.name
             for operation in self.operations.values()
@@ -106,7 +107,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[tuple[Operation, int]]]:
-        """Name → who takes it, and as which of its operands."""
+        """Name of an operation → (user, position among the user's operands)."""
         found: dict[str, list[tuple[Operation, int]]] = {}
         for operation in self.operations.values():
             for position, name in enumerate(operation.operands):
@@ -115,17 +116,17 @@ class Computation:
 
 
 class Program(NamedTuple):
-    """A module: its computations, and the name of the one that runs."""
+    """A module: its computations, and the name of the entry computation."""
 
     computations: dict[str, Computation]
     entry: str
 
 
 def parse(text: str) -> Program:
-    """Reads what `compiled.as_text()` gives."""
+    """Reads the text of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    # What a kernel says of itself is written over several lines.
+    # The metadata of a kernel span several lines.
     for line in re.sub(r'\n(?="|\}.)', " ", text).splitlines():
         if not line.startswith(" "):
             if match := _COMPUTATION.match(line):
@@ -135,21 +136,22 @@ def parse(text: str) -> Program:
             operation = _operation(line, match)
             current.operations[operation.name] = operation
     if not entry:
-        raise ValueError("no HLO module: it has no ENTRY computation")
+        raise ValueError("the text is not an HLO module: it has no ENTRY computation")
     return Program(computations, entry)
 
 
 def executed(
     program: Program, name: str = "", times: float = 1
 ) -> Iterator[tuple[Operation, Computation, float]]:
-    """Each operation that runs, where it is, and how often it runs.
+    """Yields each operation that runs, its computation, and how often it runs.
 
-    Of branches each is as likely; operations that only name what is there are left out.
+    All branches of a conditional are equally likely. Operations that only name existing
+    values are left out.
 
     Args:
       program: the module.
-      name: of the computation that runs; by default the whole.
-      times: how often it does.
+      name: the computation to run; by default the entry computation.
+      times: how often it runs.
     """
     computation = program.computations[name or program.entry]
     for operation in computation.operations.values():
@@ -167,10 +169,10 @@ def executed(
 
 
 def trip_count(loop: Operation, program: Program) -> int:
-    """How often a `while` runs its body.
+    """Returns how often a `while` runs its body.
 
-    It is an attribute of the loop, or, on TPUs, the constant that the condition
-    compares the counter with, by what a round adds to it.
+    The number is an attribute of the loop; on TPUs, it is the constant that the
+    condition compares the counter with, divided by the counter's increment.
     """
     if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(match[1])
@@ -184,7 +186,7 @@ def trip_count(loop: Operation, program: Program) -> int:
 
 
 def _added(loop: Operation, condition: Computation, program: Program) -> int:
-    """What a round adds to the counter: two in loops that were unrolled."""
+    """Returns the counter's increment per round, which is two in unrolled loops."""
     body = program.computations[loop.called("body")].operations
     root = next((o for o in body.values() if o.is_root), None)
     for read in condition.operations.values():
@@ -200,7 +202,7 @@ def _added(loop: Operation, condition: Computation, program: Program) -> int:
 
 def _operation(line: str, match: re.Match[str]) -> Operation:
     start = match.end()
-    # A tuple's type is in parentheses, any other has no space.
+    # A tuple's type is in parentheses; other types contain no space.
     end = _closing(line, start) if line[start] == "(" else line.index(" ", start)
     opcode = _OPCODE.match(line, end)
     assert opcode, line
@@ -218,7 +220,7 @@ def _operation(line: str, match: re.Match[str]) -> Operation:
 
 
 def _closing(line: str, start: int) -> int:
-    """Just behind the parenthesis that closes the one at `start`."""
+    """Returns the position after the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(line, start):
         depth += 1 if match[0] == "(" else -1

@@ -1,11 +1,11 @@
-"""How long the attention kernels take: the compiler does not look into them.
+"""The time of the attention kernels, which the compiler does not look into.
 
-What is known is the length of their schedules: bundles of instructions that a core
-issues for one image, one a cycle while nothing stalls, as
-`benchmarks/kernel_schedule.py` counts them. The work is a softmax and products over all
-pairs of tokens of each head, so other sizes are taken to need bundles in proportion to
-heads · tokens², from the nearest size that was counted. Chips that were not counted are
-taken to have v5e's schedules. Each core of a device has images of its own.
+It comes from the length of their schedules: the bundles of instructions that a core
+issues for one image, one per cycle while nothing stalls, as counted by
+`benchmarks/kernel_schedule.py`. The work is a softmax and products over all pairs of
+tokens of each head, so other sizes are assumed to need bundles in proportion to
+heads · tokens², starting from the nearest size that was counted. Chips that were not
+counted are assumed to have v5e's schedules. Each core of a device has its own images.
 """
 
 import re
@@ -14,7 +14,7 @@ from vit_jax.plan.chips import CHIPS, Chip
 from vit_jax.plan.cost_model.hlo import Operation
 
 KERNELS = ("attention_forward", "attention_backward")
-# Chip: {(tokens, heads, channels of a head): bundles an image of each kernel}.
+# Chip → {(tokens, heads, channels per head): bundles per image of each of KERNELS}.
 BUNDLES = {
     "v4": {
         (197, 12, 64): (5_222, 9_966),
@@ -36,12 +36,12 @@ BUNDLES = {
         (577, 12, 64): (2 * 6_487, 2 * 22_081),
     },
 }
-_LANES = 128  # of a register
+_LANES = 128  # per register
 _BY_KIND = {CHIPS[name].kind: sizes for name, sizes in BUNDLES.items()}
 
 
 def seconds(kernel: Operation, chip: Chip) -> float | None:
-    """Of one call, on the images [b, n, heads · k] that it gives; None = not known."""
+    """Returns the time of a call with results [b, n, heads · k]; None if unknown."""
     name = kernel.name.partition(".")[0]
     if name not in KERNELS or not chip.clock:
         return None
@@ -51,7 +51,7 @@ def seconds(kernel: Operation, chip: Chip) -> float | None:
     counted = _BY_KIND.get(chip.kind, BUNDLES["v5e"])
 
     def distance(size: tuple[int, int, int]) -> tuple[bool, int]:
-        # Heads that reach over the end of a register cost more.
+        # Heads whose channels cross the end of a register cost more.
         reaches_over, like_it = (
             bool(_LANES % channels) for channels in (width // heads, size[2])
         )
