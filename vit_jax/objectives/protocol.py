@@ -199,4 +199,5 @@ class Objective:
 
 def shapes_of(objective: Objective) -> Params:
     """Returns the shapes and dtypes of an objective's parameters."""
-    return jax.eval_shape(objective.init, jax.random.key(0))
+    # Within the trace: outside of it the key would be compiled and computed.
+    return jax.eval_shape(lambda: objective.init(jax.random.key(0)))
