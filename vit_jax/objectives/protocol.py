@@ -80,7 +80,7 @@ class Given(NamedTuple):
 
     @property
     def placed_model(self) -> PlacedModel:
-        """The model as a function of parameters that lie on the mesh."""
+        """The model as a function of parameters that are sharded over the mesh."""
         return PlacedModel(self.model, self.mesh)
 
 
