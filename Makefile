@@ -42,12 +42,13 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-## Lint, formatting, types and the import contracts.
+## Lint, formatting, types, import contracts, first lines of docstrings.
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/check_docstrings.py vit_jax configs benchmarks
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
