@@ -243,9 +243,9 @@ def test_attention_rows_sum_to_one(model, paths):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((8, 12, 3), np.float32), r"shape \(8, 12, 3\), expected \(batch"),
-        (np.zeros((1, 8, 8, 3), np.float32), r"shape \(1, 8, 8, 3\), expected"),
-        (np.zeros((1, 8, 12, 3), np.uint8), "type uint8, expected floats"),
+        (np.zeros((8, 12, 3), np.float32), r"shape \(8, 12, 3\); expected \(batch"),
+        (np.zeros((1, 8, 8, 3), np.float32), r"shape \(1, 8, 8, 3\); expected"),
+        (np.zeros((1, 8, 12, 3), np.uint8), "type uint8; expected floats"),
     ],
 )
 def test_unsuitable_arrays_are_rejected(model, images, message):

@@ -110,7 +110,7 @@ def test_a_length_given_as_override_clears_the_recipes_length(given, steps, epoc
         ({"mixing.cutmix_alpha": 1.0}, "'big_vision' has no CutMix; use mixing.form="),
         ({"mixing.prob": 0.5}, "'big_vision' mixes every step; use mixing.form=timm"),
         ({"mixing.binary_targets": True}, "binary_targets with loss=softmax"),
-        ({"weight_decay_on": "("}, "no regular expression"),
+        ({"weight_decay_on": "("}, "is not a regular expression"),
         ({"model.variant": ""}, "model.variant and pretrained are both empty"),
         (
             {"model.variant": "", "pretrained": "x", "model.width": 64},

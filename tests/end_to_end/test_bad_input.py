@@ -197,7 +197,7 @@ def test_problems_that_are_detected_before_compilation(
         ),
         ("batch_size = 16", "batch_size = 'x'", "line 7: TypeError: .*"),
         ("(8,)", "(8,", "line 6: SyntaxError: '\\(' was never closed"),
-        ("return config", "pass", "returns None; expected the config"),
+        ("return config", "pass", "returns None; expected a config"),
     ],
 )
 def test_a_mistake_in_a_recipe_names_its_line(recipe, call, before, after, text):

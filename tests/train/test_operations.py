@@ -134,6 +134,6 @@ def test_when_the_process_started():
 
 def test_traces_do_not_go_to_buckets(tiny):
     config = tiny(profile_steps=(1, 2))
-    assert "need a --workdir on a disk" in profiling.untraceable(config, "gs://a/b")[0]
+    assert "pass a --workdir on a disk" in profiling.untraceable(config, "gs://a/b")[0]
     assert profiling.untraceable(config, "runs/b") == []
     assert profiling.untraceable(tiny(), "gs://a/b") == []
