@@ -170,7 +170,7 @@ def test_all_problems_are_in_one_message(recipe, call, tmp_path, monkeypatch):
             r"storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz belongs at .*"
             r"loss='x'",
         ),
-        ({"pretrained": "recipe.py"}, "recipe.py is a file of .* in no format that"),
+        ({"pretrained": "recipe.py"}, "recipe.py is a file of .* in an unknown format"),
         ({"pretrained": "one"}, "one is a directory that holds cat.* work director"),
     ],
 )
