@@ -306,7 +306,7 @@ def test_dtype_of_activations(workdir, model, paths):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 10}, r"height 10 .* nearest: 8 and 12"),
+        ({"image_size": 10}, r"height 10 .*nearest: 8 and 12"),
         ({"posemb_resize": "cubic"}, "posemb_resize='cubic': choose from bicubic"),
         ({"num_classes": -1}, "num_classes is -1"),
         ({"dtype": "float7"}, "dtype='float7'"),
