@@ -88,7 +88,7 @@ MUTATIONS = {
         "tests/train/test_step.py::test_dropout_differs_from_step_to_step_and_not_from_run_to_run",
     ),
     "compute_dtype_ignores_the_devices": Mutation(
-        "vit_jax/train/setup.py",
+        "vit_jax/train/model_from_config.py",
         'name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"',
         'name = "float32"',
         "tests/train/test_step.py::test_compute_dtype_follows_the_devices",

@@ -122,6 +122,10 @@ def measure() -> dict[str, Any]:
         "split": split,
     }
     options = _options(FLAGS.option)
+    if FLAGS.per_class and FLAGS.evaluator != "classification":
+        raise UserError(
+            f"--per_class has no effect with --evaluator={FLAGS.evaluator}; omit it"
+        )
     if FLAGS.evaluator == "classification":
         _check_classes(model, source, dataset)
         options = {"loss": config["loss"], "per_class": FLAGS.per_class} | options
@@ -221,7 +225,7 @@ def _check_classes(model: Any, source: Any, dataset: str):
 
 
 def _print(report: dict[str, Any]):
-    if "top1" not in report:
+    if FLAGS.evaluator != "classification":
         about = {"checkpoint", "step", "dataset", "split"}
         print("{checkpoint}, step {step}, on {dataset} {split}:".format(**report))
         for name, value in report.items():

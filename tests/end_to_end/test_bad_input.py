@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import vit_jax
+from vit_jax import accelerators, main
 from vit_jax import evaluate as evaluate_command
-from vit_jax import main, sharding
 from vit_jax.checkpoints.reading import load_description, load_params
 from vit_jax.errors import UserError
 from vit_jax.train.loop import train_and_evaluate
@@ -550,20 +550,20 @@ def test_an_idle_accelerator_stops_the_run(tmp_path, monkeypatch, device, text):
     add("0000:00:01.0", "0x10de", "0x22ba", "0x040300")  # a GPU's audio device
     add("0000:00:02.0", "0x1ae0", "0x0042", "0x020000")  # a network card of Google's
     monkeypatch.delenv("JAX_PLATFORMS")
-    sharding.refuse_idle_accelerator(str(tmp_path))
+    accelerators.refuse_idle_accelerator(str(tmp_path))
     add("0000:00:03.0", *device)
     with pytest.raises(UserError, match=text) as error:
-        sharding.refuse_idle_accelerator(str(tmp_path))
+        accelerators.refuse_idle_accelerator(str(tmp_path))
     assert "--config.allow_cpu=true or set JAX_PLATFORMS=cpu" in str(error.value)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    sharding.refuse_idle_accelerator(str(tmp_path))
+    accelerators.refuse_idle_accelerator(str(tmp_path))
 
 
 def test_allow_cpu_trains_despite_an_accelerator(tiny, tmp_path, monkeypatch):
     def refuse():
         raise UserError("this machine has a GPU")
 
-    monkeypatch.setattr(sharding, "refuse_idle_accelerator", refuse)
+    monkeypatch.setattr(accelerators, "refuse_idle_accelerator", refuse)
     with pytest.raises(UserError, match="has a GPU"):
         train_and_evaluate(tiny(total_steps=1), str(tmp_path / "run"))
     config = tiny(total_steps=1, allow_cpu=True)

@@ -12,9 +12,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 import vit_jax
+from vit_jax.checkpoints.saving import Checkpoints
+from vit_jax.config.recipes import load_recipe
+from vit_jax.train.setup import set_up
+from vit_jax.train.start import fit_weights, initial_state
+from vit_jax.weights.loading import load_weights
 
 HERE = pathlib.Path(__file__).parent
 STEPS = 6
+ON_EIGHT = ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,13 @@ def whole(recipe):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def whole_on_eight(recipe):
+    workdir = recipe.parent / "eight"
+    run(recipe, workdir, "none", *ON_EIGHT)
+    return workdir
+
+
 def lines(workdir):
     return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -104,11 +117,16 @@ def test_a_toy_objective_trains_and_is_evaluated_on_schedule(whole):
     assert any("centre" in name and np.any(value) for name, value in state.items())
 
 
-def test_a_killed_and_resumed_toy_run_ends_with_the_same_bits(recipe, whole, tmp_path):
+@pytest.mark.parametrize("devices", ["one", "eight"])
+def test_a_killed_and_resumed_toy_run_ends_with_the_same_bits(
+    request, recipe, tmp_path, devices
+):
+    whole = request.getfixturevalue("whole" if devices == "one" else "whole_on_eight")
+    flags = ON_EIGHT if devices == "eight" else []
     workdir = tmp_path / "killed"
-    done = run(recipe, workdir, "write:4:train", check=False)
+    done = run(recipe, workdir, "write:4:train", *flags, check=False)
     assert done.returncode == -9
-    run(recipe, workdir)
+    run(recipe, workdir, "none", *flags)
     assert (workdir / "metrics.jsonl").read_bytes() == (
         whole / "metrics.jsonl"
     ).read_bytes()
@@ -119,19 +137,31 @@ def test_a_killed_and_resumed_toy_run_ends_with_the_same_bits(recipe, whole, tmp
             assert ours[name].tobytes() == theirs[name].tobytes(), (part, name)
 
 
-@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}])
-def test_eight_devices_learn_as_one(recipe, whole, tmp_path, mesh):
-    flags = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    flags += ["--config.accum_steps=1", "--config.model.dropout_rate=0"]
-    plain = [*flags[-2:]]
-    one = tmp_path / "one"
-    run(recipe, one, "none", *plain)
-    run(recipe, tmp_path / "eight", "none", *flags)
-    for ours, theirs in zip(lines(tmp_path / "eight"), lines(one), strict=True):
+def test_eight_devices_learn_as_one(whole, whole_on_eight):
+    for ours, theirs in zip(lines(whole_on_eight), lines(whole), strict=True):
         assert ours["split"] == theirs["split"]
         for name in ("loss", "distance", "grad_norm"):
             if name in theirs:
                 assert ours[name] == pytest.approx(theirs[name], rel=2e-4), name
+
+
+def test_a_run_starts_from_the_model_alone_and_draws_the_rest(
+    recipe, whole, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(HERE)
+    config, _ = load_recipe(["main", f"--config={recipe}", "--config.seed=1"])
+    weights = load_weights(whole)
+    setup = set_up(config, pretrained=weights.description)
+    params = fit_weights(setup, weights, ())
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        state = jax.device_get(initial_state(setup, checkpoints, params))
+    fresh = jax.device_get(jax.jit(setup.init_params)())
+    for name, value in state.params.items():
+        expected = fresh[name] if name == "projection" else weights.params[name]
+        jax.tree.map(np.testing.assert_array_equal, value, expected)
+    jax.tree.map(
+        np.testing.assert_array_equal, state.objective["average"], state.params
+    )
 
 
 def test_the_evaluate_command_measures_the_same(whole, recipe):

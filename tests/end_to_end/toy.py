@@ -25,6 +25,7 @@ class SelfDistillation(Objective):
     """Distillation with a student, its averaged copy, a centre and a frozen teacher."""
 
     sharding_rules = (("projection", ("fsdp", None)),)
+    choices = (False, True)  # whether the large view is flipped
 
     def __init__(self, given, momentum=0.9, temperature=0.5, teacher_seed=7):
         self.given, self.momentum = given, momentum
@@ -56,11 +57,13 @@ class SelfDistillation(Objective):
     def init_state(self, params):
         return {"average": params, "centre": jnp.zeros(OUTPUTS)}
 
+    def choice(self, step):
+        return step % 3 == 1
+
     def prepare(self, key, batch, choice):
         # Every second pixel of the large view: the copy sees more of the image.
         large = batch["large"][:, ::2, ::2]
-        key, flip_key = jax.random.split(key)
-        flipped = jnp.where(jax.random.bernoulli(flip_key), large[:, :, ::-1], large)
+        flipped = large[:, :, ::-1] if choice else large
         return {**batch, "large": flipped}, key
 
     def loss(self, params, batch, key, context):

@@ -105,7 +105,9 @@ def test_the_best_may_be_chosen_by_any_evaluator_in_its_direction(
 def test_a_run_continues_with_other_evaluators(tiny, tmp_path):
     rows = {"often": {"kind": "counting", "every": 2}}
     train_and_evaluate(tiny(rows), str(tmp_path))
+    before = (tmp_path / "metrics.jsonl").read_text()
     train_and_evaluate(tiny({}), str(tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,13 @@ def test_a_failing_evaluator_is_named(tiny, tmp_path, monkeypatch, error, messag
         ({"x": {"kind": "counting", "every": -1}}, {}, "expected `kind`.*`every`"),
         ({"a/b": {"kind": "counting"}}, {}, "evaluators.a/b"),
         ({"x": {"kind": "countin"}}, {}, "evaluators.x='countin'.*'counting'"),
+        (
+            {"x": {"kind": "counting", "batch_size": 0}, "y": {"kind": "z"}},
+            {},
+            "(?s)x.batch_size=0: expected a number of at least 1.*evaluators.y='z'",
+        ),
+        ({"x": {"kind": "counting", "split": 3}}, {}, "x.split=3: expected text"),
+        ({"x": {"kind": "counting", "data_dir": "."}}, {}, "without `dataset`"),
         ({}, {"keep_best": "top2"}, "keep_best='top2': choose from loss, top1, top5"),
         (
             {"x": {"kind": "counting"}},
@@ -147,10 +156,10 @@ def test_rows_that_cannot_work_are_named_before_anything_is_compiled(
         set_up(tiny(evaluators, **values))
 
 
-def test_an_option_that_the_class_does_not_accept_is_named(tiny, tmp_path):
+def test_an_option_that_the_class_does_not_accept_is_named(tiny):
     config = tiny({"x": {"kind": "counting", "begin": 3}})
     with pytest.raises(UserError, match="does not take begin; it takes start"):
-        train_and_evaluate(config, str(tmp_path))
+        set_up(config)
 
 
 def test_views_of_an_example_are_drawn_separately_and_reproducibly():

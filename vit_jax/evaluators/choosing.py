@@ -12,10 +12,16 @@ from vit_jax.named import check_options, find_class
 EVALUATORS: dict[str, type[Evaluator]] = {"classification": Classification}
 
 # Keys of a row of `config.evaluators` that are not options of the evaluator's class.
-_DATA_KEYS = ("dataset", "data_dir", "split", "train_split", "batch_size")
+_DATA_KEYS = {
+    "dataset": str,
+    "data_dir": str,
+    "split": str,
+    "train_split": str,
+    "batch_size": int,
+}
 
 
-class Row(NamedTuple):
+class EvaluatorRow(NamedTuple):
     """One row of `config.evaluators`."""
 
     name: str  # its metrics are written as "name/metric"
@@ -25,11 +31,12 @@ class Row(NamedTuple):
     options: dict[str, Any]
 
 
-def read_rows(evaluators: Mapping[str, Any]) -> list[Row]:
-    """Reads the rows of `config.evaluators`.
+def read_rows(evaluators: Mapping[str, Any]) -> list[EvaluatorRow]:
+    """Reads and checks the rows of `config.evaluators`.
 
     Raises:
-      UserError: a row is incomplete or has a value of the wrong type.
+      UserError: lists every row that is incomplete, has a value of the wrong type, or
+        names a class or an option that does not exist.
     """
     rows, problems = [], []
     for name, given in evaluators.items():
@@ -43,13 +50,31 @@ def read_rows(evaluators: Mapping[str, Any]) -> list[Row]:
             )
             continue
         data = {key: row.pop(key) for key in _DATA_KEYS if key in row}
-        rows.append(Row(name, kind, every, data, row))
+        try:
+            _check_data(name, data)
+            made = evaluator_class(kind, f"evaluators.{name}")
+            check_options(made, row, 2, f"evaluators.{name}")
+        except UserError as error:
+            problems.append(str(error))
+        rows.append(EvaluatorRow(name, kind, every, data, row))
     if problems:
         raise UserError("\n".join(problems))
     return rows
 
 
-def directions(rows: list[Row], *, labelled: bool) -> dict[str, float]:
+def _check_data(name: str, data: Mapping[str, Any]) -> None:
+    for key, value in data.items():
+        if type(value) is not _DATA_KEYS[key] or (key == "batch_size" and value < 1):
+            expected = "text" if _DATA_KEYS[key] is str else "a number of at least 1"
+            raise UserError(f"evaluators.{name}.{key}={value!r}: expected {expected}")
+    if "data_dir" in data and not data.get("dataset"):
+        raise UserError(
+            f"evaluators.{name}: `data_dir` is given without `dataset`; give both or "
+            "neither"
+        )
+
+
+def directions(rows: list[EvaluatorRow], *, labelled: bool) -> dict[str, float]:
     """Lists the metrics that can decide which checkpoint is best.
 
     Args:

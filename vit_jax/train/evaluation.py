@@ -4,12 +4,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
+
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluators.choosing import Row, make_evaluator, read_rows
+from vit_jax.evaluators.choosing import EvaluatorRow, make_evaluator
 from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
+from vit_jax.train.memory import is_out_of_memory
 from vit_jax.train.out_of_memory import EVALUATION, out_of_memory_explained
 from vit_jax.train.setup import Setup
 
@@ -49,7 +52,7 @@ class Evaluations:
             options = {"loss": config.loss, "per_class": config.per_class}
             evaluator = make_evaluator("classification", subject, own, options)
             self._scheduled.append(Scheduled("", config.eval_every, evaluator))
-        for row in read_rows(config.evaluators.to_dict()):
+        for row in setup.evaluators:
             with _named(row.name):
                 evaluator = make_evaluator(
                     row.kind, subject, _own_data(setup, row, own), row.options, row.name
@@ -90,12 +93,20 @@ class Evaluations:
 
     @contextlib.contextmanager
     def _explained(self, name: str) -> Iterator[None]:
-        with _named(name):
-            if name:
+        if not name:
+            with out_of_memory_explained(self._setup, EVALUATION):
                 yield
-            else:
-                with out_of_memory_explained(self._setup, EVALUATION):
-                    yield
+            return
+        with _named(name):
+            try:
+                yield
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise UserError(
+                    "out of memory; set a smaller `batch_size` in its row of "
+                    "`evaluators`"
+                ) from error
 
 
 @contextlib.contextmanager
@@ -104,11 +115,10 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if name:
-            error.args = (f"the evaluator {name!r}: {error}",)
+        error.args = (f"the evaluator {name!r}: {error}",)
         raise
     except Exception as error:
-        error.add_note(f"This happened in the evaluator {name or 'of the run'!r}.")
+        error.add_note(f"This happened in the evaluator {name!r}.")
         raise
 
 
@@ -130,7 +140,7 @@ def _split(setup: Setup, split: str, eval_source: Source) -> Source:
     return setup.dataset.split(split)
 
 
-def _own_data(setup: Setup, row: Row, default: Data) -> Data:
+def _own_data(setup: Setup, row: EvaluatorRow, default: Data) -> Data:
     """Opens the data of a row of `config.evaluators`; the run's data by default."""
     data, given = default, dict(row.data)
     if dataset := given.pop("dataset", ""):
@@ -143,8 +153,4 @@ def _own_data(setup: Setup, row: Row, default: Data) -> Data:
             default.batch_size,
             default.bad_images,
         )
-    elif "data_dir" in given:
-        raise UserError("`data_dir` is given without `dataset`; give both or neither")
-    for key, value in given.items():
-        data = data._replace(**{key: value})
-    return data
+    return data._replace(**given)

@@ -1,13 +1,14 @@
 """A training run from start to end, in phases."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
+from vit_jax import accelerators, sharding
 from vit_jax import config as config_lib
-from vit_jax import sharding
 from vit_jax.checkpoints.reading import has_checkpoint, load_description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.config import Config, checks
@@ -57,7 +58,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
       Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     if not config.allow_cpu:
-        sharding.refuse_idle_accelerator()
+        accelerators.refuse_idle_accelerator()
     workdir = workdir or default_workdir(config)
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
@@ -117,7 +118,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
             stack.enter_context(Progress(config.total_steps, step, first=first)),
         )
         skipped = int(skipped_updates(state.opt_state) or 0)
-        return _train(
+        return _Training(
             programs,
             state,
             batches,
@@ -126,64 +127,128 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
             interrupts,
             stack.enter_context(Profile(workdir, config.profile_steps)),
             stack.enter_context(Watchdog()),
-        )
+        ).run()
 
 
-def _train(
-    programs: Mapping[Hashable, Callable[..., Any]],
-    state: TrainState,
-    batches: Iterator[Any],
-    recorder: Recorder,
-    guardrails: Guardrails,
-    interrupts: Interrupts,
-    profile: Profile,
-    watchdog: Watchdog,
-) -> dict[str, Any]:
-    """Trains from the given state to the last step; returns the last evaluation."""
-    setup, clock = recorder.setup, recorder.clock
-    config, objective, extra = setup.config, setup.objective, setup.extra()
-    arguments = (extra,) if jax.tree.leaves(extra) else ()
-    step = int(state.step)
-    # Number and metrics of the last step. They are fetched only after the next step has
-    # been dispatched, so that the devices never wait for this process.
+@dataclasses.dataclass
+class _Training:
+    """The steps of a run, and everything that happens between two of them.
+
+    Attributes:
+      programs: the compiled step for each choice of the objective.
+      state: the training state, which each step consumes and replaces.
+      unread: number and metrics of the last step. They are fetched only after the next
+        step has been dispatched, so that the devices never wait for this process.
+    """
+
+    programs: Mapping[Hashable, Callable[..., Any]]
+    state: TrainState
+    batches: Iterator[Any]
+    recorder: Recorder
+    guardrails: Guardrails
+    interrupts: Interrupts
+    profile: Profile
+    watchdog: Watchdog
     unread: tuple[int, Any] | None = None
 
-    def read_metrics() -> None:
-        nonlocal unread
-        if unread is None:
-            return
-        number, values = unread[0], jax.device_get(unread[1])
-        unread = None
-        verdict = guardrails.judge(number, values)
-        recorder.write(number, values, always=verdict.left_out)
-        if verdict.stop:
-            stops = f"{verdict.stop}; training stops. {recorder.last_good()} {DIVERGED}"
-            raise UserError(stops)
+    def run(self) -> dict[str, Any]:
+        """Trains up to the last step; returns the last evaluation."""
+        recorder, interrupts = self.recorder, self.interrupts
+        setup = recorder.setup
+        config, objective, extra = setup.config, setup.objective, setup.extra()
+        constants = (extra,) if jax.tree.leaves(extra) else ()
+        step = int(self.state.step)
+        try:
+            while True:
+                # Also right after a start: what an interruption left undone at this
+                # step is done first, so that no number depends on interruptions.
+                if recorder.evaluations.due(step):
+                    self._evaluate(step)
+                due = recorder.due(step, config.checkpoint_every)
+                if due or recorder.is_best(step):
+                    self._save(step)
+                if step == config.total_steps:
+                    recorder.finish(step)
+                    return recorder.writer.recorded(step, "eval") or {}
+                if interrupts.requested():
+                    raise StopRequest
+                batch = self._next_batch(step)
+                program = self.programs[objective.choice(step)]
+                step += 1
+                interrupts.begin()
+                with self.profile.step(step):
+                    self.state, metrics = program(self.state, batch, *constants)
+                recorder.checkpoints.check()
+                with recorder.clock.stopped("tracing"):
+                    self.profile.stepped(step, metrics)
+                # Those of the step before; see `unread`.
+                self._read_metrics()
+                self.unread = step, metrics
+        except StopRequest:
+            if step:
+                self._save(step)
+            recorder.finish(step)
+            assert interrupts.received is not None
+            raise Interrupted(interrupts.received, step) from None
 
-    def save() -> None:
+    def _next_batch(self, step: int) -> dict[str, jax.Array]:
+        setup = self.recorder.setup
+        self.watchdog.begin("a training step")
+        with (
+            self._saving_if_data_fail(step, "bad_images"),
+            self.recorder.clock.waiting(),
+        ):
+            self.guardrails.check_data()
+            rows = next(self.batches)
+            read = {name: rows[name] for name in setup.columns}
+            return sharding.place(read, setup.mesh)
+
+    def _read_metrics(self) -> None:
+        """Judges and records the metrics of the last step, unless that was done."""
+        if self.unread is None:
+            return
+        step, values = self.unread[0], jax.device_get(self.unread[1])
+        self.unread = None
+        verdict = self.guardrails.judge(step, values)
+        self.recorder.write(step, values, always=verdict.left_out)
+        if verdict.stop:
+            self._stop(f"{verdict.stop}; training stops.")
+
+    def _evaluate(self, step: int) -> None:
+        self._read_metrics()
+        with self._saving_if_data_fail(step, "eval_bad_images"):
+            diverged = self.recorder.evaluate(step, self.state, self._watched)
+        self.watchdog.begin("")
+        if diverged:
+            self._stop(diverged)
+
+    def _save(self, step: int) -> None:
         # Save only after the metrics are known to be finite, and after all records of
         # earlier steps are on the disk.
-        read_metrics()
-        watchdog.begin("saving a checkpoint")
-        recorder.save(step, state)
-        watchdog.begin("")
+        self._read_metrics()
+        self.watchdog.begin("saving a checkpoint")
+        self.recorder.save(step, self.state)
+        self.watchdog.begin("")
 
-    def watched(read: Iterable[Any]) -> Iterator[Any]:
-        watchdog.begin("a batch of the evaluation")
-        for batch in interrupts.watch(read):
+    def _stop(self, reason: str) -> NoReturn:
+        raise UserError(f"{reason} {self.recorder.last_good()} {DIVERGED}")
+
+    def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
+        self.watchdog.begin("a batch of the evaluation")
+        for batch in self.interrupts.watch(batches):
             yield batch
-            watchdog.begin("a batch of the evaluation")
+            self.watchdog.begin("a batch of the evaluation")
 
     @contextlib.contextmanager
-    def saving_if_data_fail(policy: str) -> Iterator[None]:
+    def _saving_if_data_fail(self, step: int, policy: str) -> Iterator[None]:
         """Saves before reporting unreadable data, so that the run can resume here."""
         try:
             yield
         except UserError as error:
             lines = [str(error)]
             if step > 0:
-                save()
-                recorder.checkpoints.wait()
+                self._save(step)
+                self.recorder.checkpoints.wait()
                 lines.append(
                     f"Stopped at step {step}, which is saved. Once that is fixed, "
                     "the same command continues from there."
@@ -194,44 +259,3 @@ def _train(
                     "--workdir."
                 )
             raise UserError("\n".join(lines)) from error
-
-    try:
-        while True:
-            # Also right after a start: what an interruption left undone at this step is
-            # done first, so that no number depends on interruptions.
-            if recorder.evaluations.due(step):
-                read_metrics()
-                with saving_if_data_fail("eval_bad_images"):
-                    diverged = recorder.evaluate(step, state, watched)
-                watchdog.begin("")
-                if diverged:
-                    raise UserError(f"{diverged} {recorder.last_good()} {DIVERGED}")
-            if recorder.due(step, config.checkpoint_every) or recorder.is_best(step):
-                save()
-            if step == config.total_steps:
-                recorder.finish(step)
-                return recorder.writer.recorded(step, "eval") or {}
-            if interrupts.requested():
-                raise StopRequest
-            watchdog.begin("a training step")
-            with saving_if_data_fail("bad_images"), clock.waiting():
-                guardrails.check_data()
-                rows = next(batches)
-                read = {name: rows[name] for name in setup.columns}
-                batch = sharding.place(read, setup.mesh)
-            step += 1
-            interrupts.begin()
-            with profile.step(step):
-                program = programs[objective.choice(step - 1)]
-                state, metrics = program(state, batch, *arguments)
-            recorder.checkpoints.check()
-            with clock.stopped("tracing"):
-                profile.stepped(step, metrics)
-            read_metrics()
-            unread = step, metrics
-    except StopRequest:
-        if step:
-            save()
-        recorder.finish(step)
-        assert interrupts.received is not None
-        raise Interrupted(interrupts.received, step) from None

@@ -23,23 +23,25 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import Dataset, open_dataset
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain
-from vit_jax.evaluators.choosing import directions, read_rows
+from vit_jax.evaluators.choosing import EvaluatorRow, directions, read_rows
 from vit_jax.evaluators.classification import make_eval_step
 from vit_jax.evaluators.examples import abstract_batch
 from vit_jax.models import (
-    Architecture,
     PatchModel,
     ViTOrMixer,
     abstract_params,
-    architecture_from_variant,
 )
-from vit_jax.models import build as build_model
-from vit_jax.models.attention.formulations import candidates, why_not_cudnn
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
 from vit_jax.optim.chain import OPTIMIZERS, make_optimizer
 from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.train.choices import CHOICES
+from vit_jax.train.model_from_config import (
+    make_architecture,
+    make_model,
+    make_preprocessing,
+    resolve_attention,
+)
 from vit_jax.train.state import TrainState, new_state
 from vit_jax.train.step import make_train_step
 from vit_jax.words import did_you_mean
@@ -127,19 +129,25 @@ class Setup:
         state = _placed(state, self.shardings(state))
         if not self.config.offload_optimizer:
             return state
-        where = sharding.on_host(state.opt_state, self.mesh)
+        where = sharding.on_host(
+            state.opt_state, self.mesh, self.objective.sharding_rules
+        )
         return state._replace(opt_state=_placed(state.opt_state, where))
 
     def extra(self) -> Any:
         """Places the objective's constants on the devices; see `Objective.extra`."""
-        values, abstract = self.objective.extra(), self._abstract_extra
-        return jax.device_put(values, jax.tree.map(lambda x: x.sharding, abstract))
+        where = jax.tree.map(lambda x: x.sharding, self._abstract_extra)
+        return jax.device_put(self._extra, where)
 
     @functools.cached_property
     def _abstract_extra(self) -> Any:
-        values = self.objective.extra()
-        sharding.check_known(values, self.objective.sharding_rules)
-        return _placed(values, self.shardings(values))
+        sharding.check_known(self._extra, self.objective.sharding_rules)
+        return _placed(self._extra, self.shardings(self._extra))
+
+    @functools.cached_property
+    def _extra(self) -> Any:
+        # Once: it may be a large model that is read from a file.
+        return self.objective.extra()
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes, dtypes and shardings of a global training batch."""
@@ -221,9 +229,12 @@ class Setup:
     def better(self) -> dict[str, float]:
         """The metrics that `keep_best` may name → 1, or −1 if smaller is better."""
         labelled = self.architecture.num_classes > 0
-        return directions(
-            read_rows(self.config.evaluators.to_dict()), labelled=labelled
-        )
+        return directions(self.evaluators, labelled=labelled)
+
+    @functools.cached_property
+    def evaluators(self) -> list[EvaluatorRow]:
+        """The rows of `config.evaluators`, checked."""
+        return read_rows(self.config.evaluators.to_dict())
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -289,14 +300,14 @@ def set_up(
         if chain is None:
             sound.augment.train = "resize"
         with _noting(found, "augment.eval: "):
-            preprocessing = _preprocessing(sound, size, pretrained)
+            preprocessing = make_preprocessing(sound, size, pretrained)
         if sound.model.variant or pretrained:
             classes = 1
             with _noting(found):
                 kind = objective_class(sound.objective)
                 classes = kind.num_classes(sound, info) if info else 1
             with _noting(found):
-                architecture = _architecture(sound, classes, pretrained)
+                architecture = make_architecture(sound, classes, pretrained)
     other_meshes = ""
     if architecture and mesh:
         batch = sound.batch_size, sound.accum_steps
@@ -308,8 +319,8 @@ def set_up(
             )
         attention = ""
         with _noting(found):
-            attention = _attention(sound, architecture, mesh)
-        model = _model(sound, architecture, mesh, attention or "xla")
+            attention = resolve_attention(sound, architecture, mesh)
+        model = make_model(sound, architecture, mesh, attention or "xla")
         with _noting(found):
             setup = Setup(
                 sound,
@@ -352,67 +363,6 @@ def _noting(found: list[str], prefix: str = "") -> Iterator[None]:
         found.append(f"{prefix}{error}")
 
 
-def _architecture(
-    config: Config, num_classes: int, pretrained: Description | None
-) -> ViTOrMixer:
-    """Makes the architecture from variant and config, or from the pretrained file."""
-    model = config.model
-    common = {
-        "image_size": config_lib.image_size(config),
-        "num_classes": num_classes,
-    }
-    if model.variant:
-        architecture = architecture_from_variant(model.variant, **common)
-    else:
-        assert pretrained is not None  # `problems` has asked for one
-        architecture = dataclasses.replace(pretrained.architecture, **common)
-        heads = getattr(architecture, "num_heads", 0)
-        if model.num_heads and model.num_heads != heads:
-            raise ValueError(
-                f"model.num_heads={model.num_heads}, but the pretrained file has "
-                f"{heads}; do not set this key"
-            )
-    names = {field.name for field in dataclasses.fields(architecture)}
-    _refuse_keys_of_other_kinds(config, architecture, names)
-    if model.variant:
-        given = {k: model[k] for k in config_lib.ARCHITECTURE_KEYS if k in names}
-        given = {k: v for k, v in given.items() if v or k not in config_lib.SIZE_KEYS}
-        if "layer_scale" in given:
-            given["layer_scale"] = model.layer_scale > 0
-        architecture = architecture_from_variant(model.variant, **common, **given)
-    elif not config.reset_head:
-        if model.pre_logits:
-            raise ValueError(
-                f"model.pre_logits={model.pre_logits} makes a new layer before the "
-                "head, but reset_head=False keeps the pretrained head; set one of them "
-                "to its default"
-            )
-        return architecture
-    if "pre_logits" not in names:
-        return architecture
-    width = architecture.width if model.pre_logits == -1 else model.pre_logits
-    return dataclasses.replace(architecture, pre_logits=width)
-
-
-def _refuse_keys_of_other_kinds(
-    config: Config, architecture: ViTOrMixer, names: set[str]
-) -> None:
-    """Rejects config keys that this kind of model does not support."""
-    names = names | set(type(build_model(architecture)).__dataclass_fields__)
-    model, default = config.model, config_lib.default_config().model
-    others = {key for key in model if key != "variant" and key not in names}
-    wrong = [
-        f"model.{key}={model[key]!r} (leave it at {default[key]!r})"
-        for key in sorted(others)
-        if model[key] != default[key]
-    ]
-    if model.remat == "attention" and "attention" not in names:
-        wrong.append("model.remat='attention' (use 'dots' or 'full')")
-    if wrong:
-        kind = type(build_model(architecture)).__name__
-        raise ValueError(f"{kind} does not support {', '.join(wrong)}")
-
-
 def _check_best(config: Config, better: Mapping[str, float]) -> None:
     if config.keep_best and config.keep_best not in better:
         raise ValueError(
@@ -420,76 +370,3 @@ def _check_best(config: Config, better: Mapping[str, float]) -> None:
             f"{', '.join(better) or 'no metric: nothing is evaluated'}"
             + did_you_mean(config.keep_best, better)
         )
-
-
-def _preprocessing(
-    config: Config, size: tuple[int, int], pretrained: Description | None
-) -> Preprocessing:
-    """Makes the preprocessing, in the weights' value range or else [−1, 1]."""
-    values = pretrained.preprocessing if pretrained else Preprocessing(size)
-    channels = config.model.channels
-    if not config.model.variant and pretrained:
-        channels = pretrained.architecture.channels
-    return dataclasses.replace(
-        values.for_images(size, channels), eval_transform=config.augment.eval
-    )
-
-
-def _model(
-    config: Config, architecture: ViTOrMixer, mesh: Mesh, attention: str
-) -> PatchModel:
-    return build_model(
-        architecture,
-        dtype=_compute_dtype(config.compute_dtype, mesh),
-        attention=attention,
-        scan=config.model.scan,
-        remat=config.model.remat,
-        dropout_rate=config.model.dropout_rate,
-        stochastic_depth=config.model.stochastic_depth,
-        head_bias=config.model.head_bias,
-        layer_scale_init=config.model.layer_scale or 1.0,
-    )
-
-
-def attention_candidates(
-    architecture: ViTOrMixer, dtype: Any, mesh: Mesh
-) -> tuple[str, ...]:
-    """Lists the candidates for `model.attention=auto`, the most promising first.
-
-    There are none for a model without attention, such as an MLP-Mixer.
-    """
-    if not isinstance(architecture, Architecture):
-        return ()
-    device = mesh.devices.flat[0]
-    return candidates(
-        device.platform,
-        device.device_kind,
-        tokens=architecture.num_tokens,
-        heads=max(architecture.num_heads // mesh.shape.get("tensor", 1), 1),
-        channels=architecture.width // architecture.num_heads,
-        dtype=dtype,
-    )
-
-
-def _attention(config: Config, architecture: ViTOrMixer, mesh: Mesh) -> str:
-    """Returns the formulation that the config names; for `auto`, the most promising.
-
-    Raises:
-      ValueError: it cannot run on these devices.
-    """
-    name, dtype = config.model.attention, _compute_dtype(config.compute_dtype, mesh)
-    found = attention_candidates(architecture, dtype, mesh)
-    if name == "auto":
-        return found[0] if found else name
-    if name == "cudnn" and isinstance(architecture, Architecture):
-        channels = architecture.width // architecture.num_heads
-        if reason := why_not_cudnn(mesh.devices.flat[0].platform, channels, dtype):
-            raise ValueError(f"model.attention='cudnn': {reason}; use auto")
-    return name
-
-
-def _compute_dtype(name: str, mesh: Mesh) -> Any:
-    """Resolves `auto` by the devices of the mesh, not those of this process."""
-    if name == "auto":
-        name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    return jnp.dtype(name)

@@ -76,7 +76,10 @@ def make_train_step(
 
         arguments = (grads, state.opt_state, trained)
         if config.offload_optimizer:
-            trained, opt_state = _from_host(updated, arguments, mesh, always=count > 0)
+            rules = objective.sharding_rules
+            trained, opt_state = _from_host(
+                updated, arguments, mesh, rules, always=count > 0
+            )
         else:
             trained, opt_state = updated(*arguments)
         params = groups.merged(trained, state.params)
@@ -160,6 +163,7 @@ def _from_host(
     updated: Callable[[Any, Any, Any], tuple[Any, Any]],
     arguments: tuple[Any, Any, Any],
     mesh: Mesh,
+    rules: sharding.Rules,
     always: Array,
 ) -> tuple[Any, Any]:
     """Updates with an optimiser whose state is in the memory of the hosts.
@@ -168,13 +172,18 @@ def _from_host(
       updated: gradients, state and parameters → parameters and state.
       arguments: gradients, state and parameters.
       mesh: the devices.
+      rules: the objective's own rows of the table of shardings.
       always: a condition that is always true, which the compiler cannot know.
     """
 
     def run(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
-        opt_state = jax.device_put(opt_state, sharding.shardings(opt_state, mesh))
+        opt_state = jax.device_put(
+            opt_state, sharding.shardings(opt_state, mesh, rules)
+        )
         params, opt_state = updated(grads, opt_state, params)
-        return params, jax.device_put(opt_state, sharding.on_host(opt_state, mesh))
+        return params, jax.device_put(
+            opt_state, sharding.on_host(opt_state, mesh, rules)
+        )
 
     # In a branch that is always taken: otherwise the whole state is fetched at the
     # beginning of the step, and takes memory beside the activations.

@@ -21,8 +21,9 @@ from jax.experimental import multihost_utils
 import vit_jax
 from vit_jax.checkpoints.workdir import locate, write_atomically
 from vit_jax.train.autotune.trial import REFERENCE, Trial
+from vit_jax.train.model_from_config import attention_candidates
 from vit_jax.train.processes import cluster
-from vit_jax.train.setup import Setup, attention_candidates
+from vit_jax.train.setup import Setup
 
 logger = logging.getLogger(__name__)
 

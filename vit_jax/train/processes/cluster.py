@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vit_jax import sharding
+from vit_jax.accelerators import accelerators
 from vit_jax.errors import UserError
 from vit_jax.train.memory import is_out_of_memory
 from vit_jax.train.processes.interrupts import Interrupted, end_process
@@ -160,7 +160,7 @@ def _join(given: Mapping[str, Any]) -> bool:
         if variable in os.environ and _several(launcher[1](os.environ[variable]))
     }
     on_tpu = "cpu" not in os.environ.get("JAX_PLATFORMS", "") and any(
-        "TPU" in name for name, _ in sharding.accelerators()
+        "TPU" in name for name, _ in accelerators()
     )
     if not (explicit or seen or on_tpu):
         return False

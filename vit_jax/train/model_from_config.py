@@ -1,0 +1,155 @@
+"""Makes the model that a config names, or that a pretrained file holds."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoints.description import Description
+from vit_jax.config import Config
+from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.models import (
+    Architecture,
+    PatchModel,
+    ViTOrMixer,
+    architecture_from_variant,
+    build,
+)
+from vit_jax.models.attention.formulations import candidates, why_not_cudnn
+
+
+def make_architecture(
+    config: Config, num_classes: int, pretrained: Description | None
+) -> ViTOrMixer:
+    """Makes the architecture from variant and config, or from the pretrained file."""
+    model = config.model
+    common = {
+        "image_size": config_lib.image_size(config),
+        "num_classes": num_classes,
+    }
+    if model.variant:
+        architecture = architecture_from_variant(model.variant, **common)
+    else:
+        assert pretrained is not None  # `problems` has asked for one
+        architecture = dataclasses.replace(pretrained.architecture, **common)
+        heads = getattr(architecture, "num_heads", 0)
+        if model.num_heads and model.num_heads != heads:
+            raise ValueError(
+                f"model.num_heads={model.num_heads}, but the pretrained file has "
+                f"{heads}; do not set this key"
+            )
+    names = {field.name for field in dataclasses.fields(architecture)}
+    _refuse_keys_of_other_kinds(config, architecture, names)
+    if model.variant:
+        given = {k: model[k] for k in config_lib.ARCHITECTURE_KEYS if k in names}
+        given = {k: v for k, v in given.items() if v or k not in config_lib.SIZE_KEYS}
+        if "layer_scale" in given:
+            given["layer_scale"] = model.layer_scale > 0
+        architecture = architecture_from_variant(model.variant, **common, **given)
+    elif not config.reset_head:
+        if model.pre_logits:
+            raise ValueError(
+                f"model.pre_logits={model.pre_logits} makes a new layer before the "
+                "head, but reset_head=False keeps the pretrained head; set one of them "
+                "to its default"
+            )
+        return architecture
+    if "pre_logits" not in names:
+        return architecture
+    width = architecture.width if model.pre_logits == -1 else model.pre_logits
+    return dataclasses.replace(architecture, pre_logits=width)
+
+
+def make_preprocessing(
+    config: Config, size: tuple[int, int], pretrained: Description | None
+) -> Preprocessing:
+    """Makes the preprocessing, in the weights' value range or else [−1, 1]."""
+    values = pretrained.preprocessing if pretrained else Preprocessing(size)
+    channels = config.model.channels
+    if not config.model.variant and pretrained:
+        channels = pretrained.architecture.channels
+    return dataclasses.replace(
+        values.for_images(size, channels), eval_transform=config.augment.eval
+    )
+
+
+def resolve_attention(config: Config, architecture: ViTOrMixer, mesh: Mesh) -> str:
+    """Returns the formulation that the config names; for `auto`, the most promising.
+
+    Raises:
+      ValueError: it cannot run on these devices.
+    """
+    name, dtype = config.model.attention, _compute_dtype(config.compute_dtype, mesh)
+    found = attention_candidates(architecture, dtype, mesh)
+    if name == "auto":
+        return found[0] if found else name
+    if name == "cudnn" and isinstance(architecture, Architecture):
+        channels = architecture.width // architecture.num_heads
+        if reason := why_not_cudnn(mesh.devices.flat[0].platform, channels, dtype):
+            raise ValueError(f"model.attention='cudnn': {reason}; use auto")
+    return name
+
+
+def attention_candidates(
+    architecture: ViTOrMixer, dtype: Any, mesh: Mesh
+) -> tuple[str, ...]:
+    """Lists the candidates for `model.attention=auto`, the most promising first.
+
+    There are none for a model without attention, such as an MLP-Mixer.
+    """
+    if not isinstance(architecture, Architecture):
+        return ()
+    device = mesh.devices.flat[0]
+    return candidates(
+        device.platform,
+        device.device_kind,
+        tokens=architecture.num_tokens,
+        heads=max(architecture.num_heads // mesh.shape.get("tensor", 1), 1),
+        channels=architecture.width // architecture.num_heads,
+        dtype=dtype,
+    )
+
+
+def make_model(
+    config: Config, architecture: ViTOrMixer, mesh: Mesh, attention: str
+) -> PatchModel:
+    """Makes the module, with a formulation of attention that is not `auto`."""
+    return build(
+        architecture,
+        dtype=_compute_dtype(config.compute_dtype, mesh),
+        attention=attention,
+        scan=config.model.scan,
+        remat=config.model.remat,
+        dropout_rate=config.model.dropout_rate,
+        stochastic_depth=config.model.stochastic_depth,
+        head_bias=config.model.head_bias,
+        layer_scale_init=config.model.layer_scale or 1.0,
+    )
+
+
+def _compute_dtype(name: str, mesh: Mesh) -> Any:
+    """Resolves `auto` by the devices of the mesh, not those of this process."""
+    if name == "auto":
+        name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def _refuse_keys_of_other_kinds(
+    config: Config, architecture: ViTOrMixer, names: set[str]
+) -> None:
+    """Rejects config keys that this kind of model does not support."""
+    names = names | set(type(build(architecture)).__dataclass_fields__)
+    model, default = config.model, config_lib.default_config().model
+    others = {key for key in model if key != "variant" and key not in names}
+    wrong = [
+        f"model.{key}={model[key]!r} (leave it at {default[key]!r})"
+        for key in sorted(others)
+        if model[key] != default[key]
+    ]
+    if model.remat == "attention" and "attention" not in names:
+        wrong.append("model.remat='attention' (use 'dots' or 'full')")
+    if wrong:
+        kind = type(build(architecture)).__name__
+        raise ValueError(f"{kind} does not support {', '.join(wrong)}")
