@@ -47,7 +47,7 @@ def test_the_longer_side_is_rounded(rounding, shape):
     # 5 · 4 / 3 = 6.67
     chain = parse_chain(f"resize_small(4, 'area', {rounding!r})", (4, 6))
     for size in ((3, 5), (5, 3)):
-        (resize,) = chain.steps
+        (resize,) = chain.operations
         expected = shape if size == (3, 5) else shape[::-1]
         assert resize.output_size(size) == expected
         assert resize.apply(noise(*size), None).shape[:2] == expected
@@ -55,7 +55,9 @@ def test_the_longer_side_is_rounded(rounding, shape):
 
 @pytest.mark.parametrize("rounding", ["nearest", "down"])
 def test_exact_longer_side_is_not_rounded(rounding):
-    (resize,) = parse_chain(f"resize_small(49, rounding={rounding!r})", (49, 49)).steps
+    (resize,) = parse_chain(
+        f"resize_small(49, rounding={rounding!r})", (49, 49)
+    ).operations
     for short in range(1, 400):  # among them 49, and 49 · (1 / 49) is below 1
         assert resize.output_size((3 * short, short)) == (147, 49)
 

@@ -252,7 +252,7 @@ def test_a_download_that_cannot_be_resumed_starts_again(server, changes):
 
 
 def left_by_another_process(url, content, etag, length=None):
-    path = cache_dir() / download._place(url)
+    path = cache_dir() / download._cache_path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name(f"{path.name}.partial").write_bytes(content)
     note = transfer._Note(etag, length or len(NPZ))
@@ -699,7 +699,7 @@ def make_weights(random_params):
 
 def cached(url):
     """Returns the place in the cache for a file that is fetched by hand."""
-    path = cache_dir() / download._place(url)
+    path = cache_dir() / download._cache_path(url)
     path.parent.mkdir(parents=True)
     return path
 

@@ -32,7 +32,7 @@ _ROWS_PER_TASK = 16
 _PREFETCHED_BATCHES = 2  # at least; bounds the memory of waiting images
 
 _log = logging.getLogger(__name__)
-Row = dict[str, Any]  # arrays and numpy scalars of one example
+ExampleRow = dict[str, Any]  # arrays and numpy scalars of one example
 Batch = dict[str, np.ndarray]
 
 
@@ -48,7 +48,7 @@ class Batches(Iterator[Batch]):
 
     def __init__(
         self,
-        load_row: Callable[[int, int], Row],
+        load_row: Callable[[int, int], ExampleRow],
         *,
         start: int,
         stop: int,
@@ -134,7 +134,9 @@ class _Task:
     Loading processes work on copies of it.
     """
 
-    def __init__(self, load_row: Callable[[int, int], Row], rows: int, alone: bool):
+    def __init__(
+        self, load_row: Callable[[int, int], ExampleRow], rows: int, alone: bool
+    ):
         self._load_row, self._rows, self._alone = load_row, rows, alone
         self.per_batch = -(-rows // _ROWS_PER_TASK)
         self.threads: set[threading.Thread] = set()  # that have called this object
@@ -161,7 +163,7 @@ class _Task:
                 loaded[key][place] = value
         return loaded
 
-    def _whole(self, batch: int, row: Row) -> Batch:
+    def _whole(self, batch: int, row: ExampleRow) -> Batch:
         """Returns the arrays of a whole batch, shared by the tasks that fill it."""
         with self._lock:
             arrays, to_come = self._begun.pop(batch, (None, self.per_batch))
@@ -240,10 +242,10 @@ def train_batches(
     loader = _Loader(source, channels, sizes, bad_images, weighted)
     chance = _Chance(seed)
 
-    def load_row(batch: int, row: int) -> Row:
+    def load_row(batch: int, row: int) -> ExampleRow:
         position = batch * batch_size + int(numbers[row])
 
-        def views(example: Example) -> Row:
+        def views(example: Example) -> ExampleRow:
             image = opened(example.image, channels, example.name, fast=True)
             random = chance.at(position)
             return {
@@ -297,10 +299,10 @@ def eval_batches(
     sizes = {"image": preprocessing.image_size}
     loader = _Loader(source, preprocessing.channels, sizes, bad_images)
 
-    def views(example: Example) -> Row:
+    def views(example: Example) -> ExampleRow:
         return {"image": preprocessing.prepare(example.image, example.name)}
 
-    def load_row(batch: int, row: int) -> Row:
+    def load_row(batch: int, row: int) -> ExampleRow:
         index = batch * batch_size + int(numbers[row])
         if index >= len(source):
             return {**loader.blank(), "index": np.int32(-1)}
@@ -349,7 +351,7 @@ class _Loader:
     weighted: bool = False  # whether the mask is the example's weight
     _named: set[str] = dataclasses.field(default_factory=set)
 
-    def load(self, index: int, views: Callable[[Example], Row]) -> Row:
+    def load(self, index: int, views: Callable[[Example], ExampleRow]) -> ExampleRow:
         try:
             return self._read(index, views, bad=0)
         except DecodeError as error:
@@ -372,19 +374,21 @@ class _Loader:
     def row_bytes(self) -> int:
         return sum(value.nbytes for value in self.blank().values())
 
-    def blank(self) -> Row:
+    def blank(self) -> ExampleRow:
         images = {
             name: np.zeros((*size, self.channels), np.uint8)
             for name, size in self.sizes.items()
         }
         return self._row(images, (), mask=0, bad=0)
 
-    def _read(self, index: int, views: Callable[[Example], Row], bad: int) -> Row:
+    def _read(
+        self, index: int, views: Callable[[Example], ExampleRow], bad: int
+    ) -> ExampleRow:
         example = self.source[index]
         mask = example.weight if self.weighted else 1
         return self._row(views(example), example.label, mask, bad)
 
-    def _row(self, images: Row, label: Any, mask: float, bad: int) -> Row:
+    def _row(self, images: ExampleRow, label: Any, mask: float, bad: int) -> ExampleRow:
         """Returns the arrays of an example; without a label it is 0, or all zeros."""
         if self.source.multi_label:
             classes = np.zeros(self.source.num_classes, np.float32)
@@ -410,7 +414,7 @@ _NAMING = threading.Lock()
 _CONSEQUENCES = {"replace": "replaced by another image", "skip": "left out"}
 
 
-def _empty(rows: int, like: Row) -> Batch:
+def _empty(rows: int, like: ExampleRow) -> Batch:
     return {key: np.empty((rows, *x.shape), x.dtype) for key, x in like.items()}
 
 

@@ -22,7 +22,7 @@ EXPECTED = (
 _SHOWN = 10  # problems; all are counted
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """The row of one image.
 
     Attributes:
@@ -61,7 +61,7 @@ class Problems:
             )
 
 
-def read_rows(file: str, split: str, rows: list[Row], problems: Problems) -> bool:
+def read_rows(file: str, split: str, rows: list[TableRow], problems: Problems) -> bool:
     """Appends usable rows to `rows`, and the problems of others to `problems`.
 
     Args:
@@ -111,14 +111,14 @@ def read_rows(file: str, split: str, rows: list[Row], problems: Problems) -> boo
 
 
 class _Cell(NamedTuple):
-    """The column of a field of `Row`, and its parser, which may raise ValueError."""
+    """The column of a field of `TableRow`, and its parser; it may raise ValueError."""
 
     column: str
     parse: Callable[[Any], Any]
 
 
 def _cells(columns: list[str], split: str) -> tuple[dict[str, _Cell], list[str]]:
-    """Returns field of `Row` → its cell, and the problems of the columns."""
+    """Returns field of `TableRow` → its cell, and the problems of the columns."""
     wrong = []
     found = ", ".join(map(repr, columns)) or "none"
     chosen = {}
@@ -151,7 +151,7 @@ def _cells(columns: list[str], split: str) -> tuple[dict[str, _Cell], list[str]]
     return cells, wrong
 
 
-def _parsed(row: dict[str, Any] | str, cells: dict[str, _Cell]) -> Row:
+def _parsed(row: dict[str, Any] | str, cells: dict[str, _Cell]) -> TableRow:
     """Parses a row; raises ValueError with all of its problems."""
     if isinstance(row, str):
         raise ValueError(row)
@@ -164,7 +164,7 @@ def _parsed(row: dict[str, Any] | str, cells: dict[str, _Cell]) -> Row:
             wrong.append(str(error))
     if wrong:
         raise ValueError("; ".join(wrong))
-    return Row(**values)
+    return TableRow(**values)
 
 
 def _path(value: Any) -> str:

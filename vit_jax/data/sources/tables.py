@@ -23,7 +23,7 @@ from vit_jax.data.sources.table_rows import (
     EXPECTED,
     SPLITS,
     Problems,
-    Row,
+    TableRow,
     read_rows,
 )
 from vit_jax.errors import UserError
@@ -65,7 +65,7 @@ def read_tables(path: str) -> Listing:
     files = split_files(path) if os.path.isdir(path) else {"": path}
     name = f"the table {path}"
     root = path if os.path.isdir(path) else os.path.dirname(path)
-    rows, problems = list[Row](), Problems()
+    rows, problems = list[TableRow](), Problems()
     kinds = {
         file: read_rows(file, split, rows, problems) for split, file in files.items()
     }
@@ -110,7 +110,7 @@ def read_tables(path: str) -> Listing:
 
 
 def _entries(
-    rows: Iterable[Row], names: tuple[str, ...], several: bool
+    rows: Iterable[TableRow], names: tuple[str, ...], several: bool
 ) -> dict[str, list[Entry]]:
     """Returns split → its entries, in the order of preference for evaluation."""
     label_of = {name: label for label, name in enumerate(names)}
@@ -131,7 +131,7 @@ def _check_number(names: tuple[str, ...], several: bool, name: str) -> None:
         )
 
 
-def _look_for(root: str, rows: list[Row], name: str) -> None:
+def _look_for(root: str, rows: list[TableRow], name: str) -> None:
     """Raises UserError if none of the files exists.
 
     A single missing file is reported, and counted, when it is read.

@@ -70,7 +70,7 @@ from vit_jax.data.transforms.crops import (
     resize_small,
 )
 from vit_jax.data.transforms.operations import (
-    Step,
+    Operation,
     read_size,
     unknown,
 )
@@ -80,7 +80,7 @@ from vit_jax.data.transforms.timm_randaugment import timm_randaugment
 from vit_jax.errors import UserError
 from vit_jax.words import times
 
-OPERATIONS: dict[str, Callable[..., Step]] = {
+OPERATIONS: dict[str, Callable[..., Operation]] = {
     "inception_crop": inception_crop,
     "random_resized_crop": random_resized_crop,
     "random_crop": random_crop,
@@ -104,11 +104,11 @@ class Chain:
 
     text: str
     image_size: Size
-    steps: tuple[Step, ...]
+    operations: tuple[Operation, ...]
 
     @property
     def random(self) -> bool:
-        return any(step.random for step in self.steps)
+        return any(operation.random for operation in self.operations)
 
     def __call__(
         self, image: Opened, rng: np.random.Generator | None = None, name: str = ""
@@ -124,14 +124,14 @@ class Chain:
           UserError: the image is too small for a crop, has a number of channels that an
             operation does not take, or does not end at `image_size`.
         """
-        for step in self.steps:
+        for operation in self.operations:
             try:
-                step.check(image)
+                operation.check(image)
             except ValueError as error:
                 raise UserError(
                     f"{name or 'image'}: {error} (in the chain {self.text!r})"
                 ) from None
-            image = step.apply(image if step.cuts else whole(image), rng)
+            image = operation.apply(image if operation.cuts else whole(image), rng)
         image = whole(image)
         if image.shape[:2] != self.image_size:
             raise UserError(
@@ -155,11 +155,11 @@ def parse_chain(text: str, image_size: Size) -> Chain:
         another size.
     """
     parts = [part.strip() for part in text.split("|")] if text.strip() else []
-    steps = tuple(_parse_step(part, text, image_size) for part in parts)
+    operations = tuple(_parse_operation(part, text, image_size) for part in parts)
     size = None
-    for part, step in zip(parts, steps, strict=True):
+    for part, operation in zip(parts, operations, strict=True):
         try:
-            size = step.output_size(size)
+            size = operation.output_size(size)
         except ValueError as error:
             raise UserError(f"{part!r} in the chain {text!r}: {error}") from None
     if size not in (None, image_size):
@@ -167,7 +167,7 @@ def parse_chain(text: str, image_size: Size) -> Chain:
             f"the chain {text!r} makes images of {times(size)}, the model takes "
             f"{times(image_size)}. Leave the size out of its last operation."
         )
-    return Chain(text, image_size, steps)
+    return Chain(text, image_size, operations)
 
 
 def rescale_chain(text: str, old: Size, new: Size) -> str:
@@ -185,7 +185,7 @@ def rescale_chain(text: str, old: Size, new: Size) -> str:
     return "|".join(_rescaled(part.strip(), old, new) for part in text.split("|"))
 
 
-def _parse_step(part: str, text: str, image_size: Size) -> Step:
+def _parse_operation(part: str, text: str, image_size: Size) -> Operation:
     where = f"{part!r} in the chain {text!r}"
     try:
         tree = ast.parse(part, mode="eval").body

@@ -9,46 +9,46 @@ from PIL import Image
 from vit_jax.data.transforms import tones
 from vit_jax.data.transforms.operations import (
     COLOURED,
-    Step,
+    Operation,
     check_bounds,
     check_number,
     keep_size,
 )
 
 
-def grey() -> Step:
+def grey() -> Operation:
     """Sets every channel to the luminance (torchvision's Grayscale, by Pillow)."""
-    return _step(lambda image, _: _desaturated(image))
+    return _operation(lambda image, _: _desaturated(image))
 
 
-def solarize(threshold=128) -> Step:
+def solarize(threshold=128) -> Operation:
     """Inverts values of at least the threshold (PIL.ImageOps.solarize)."""
     check_number("threshold", threshold, 0, 256, whole=True)
-    return _step(lambda image, _: tones.solarize(image, threshold))
+    return _operation(lambda image, _: tones.solarize(image, threshold))
 
 
-def blur(radius_min=0.1, radius_max=2.0) -> Step:
+def blur(radius_min=0.1, radius_max=2.0) -> Operation:
     """Blurs with a Gaussian of uniformly drawn radius (DeiT-III, arXiv:2204.07118).
 
     The blur is Pillow's.
     """
     radius = check_bounds("radius", radius_min, radius_max)
-    return _step(
+    return _operation(
         lambda image, rng: tones.blur(image, rng.uniform(*radius)), random=True
     )
 
 
-def three_augment() -> Step:
+def three_augment() -> Operation:
     """Applies exactly one of grey, solarize and blur (DeiT-III, arXiv:2204.07118)."""
     choices = (grey(), solarize(), blur())
 
     def apply(image, rng):
         return choices[rng.integers(len(choices))].apply(image, rng)
 
-    return _step(apply, random=True)
+    return _operation(apply, random=True)
 
 
-def color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0) -> Step:
+def color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0) -> Operation:
     """Changes brightness, contrast, saturation and hue (torchvision's ColorJitter).
 
     For an amount x each factor is uniform between 1 − x (at least 0) and 1 + x; the
@@ -75,7 +75,7 @@ def color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0) -> Step:
                 image = adjust(image, rng.uniform(low, centre + amount))
         return image
 
-    return _step(apply, random=True)
+    return _operation(apply, random=True)
 
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -115,5 +115,5 @@ def _desaturated(image: np.ndarray) -> np.ndarray:
     return tones.in_channels(tones.luminance(image), image.shape[2])
 
 
-def _step(apply, random: bool = False) -> Step:
-    return Step(apply, keep_size, random, COLOURED)
+def _operation(apply, random: bool = False) -> Operation:
+    return Operation(apply, keep_size, random, COLOURED)

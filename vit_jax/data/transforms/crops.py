@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from vit_jax.data.transforms.operations import (
-    Step,
+    Operation,
     check_bounds,
     check_choice,
     check_number,
@@ -50,7 +50,7 @@ def inception_box(
         fits = 1 <= box_width <= width
         if not fits or not least <= box_height * box_width <= most:
             continue
-        return (*_place(size, (box_height, box_width), rng), box_height, box_width)
+        return (*_corner(size, (box_height, box_width), rng), box_height, box_width)
     return 0, 0, height, width
 
 
@@ -74,7 +74,7 @@ def resized_crop_box(
         box_width = round(math.sqrt(pixels * ratio))
         box_height = round(math.sqrt(pixels / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
-            return (*_place(size, (box_height, box_width), rng), box_height, box_width)
+            return (*_corner(size, (box_height, box_width), rng), box_height, box_width)
     box_height = max(1, min(height, round(width / aspect[0])))
     box_width = max(1, min(width, round(height * aspect[1])))
     top, left = (height - box_height) // 2, (width - box_width) // 2
@@ -88,7 +88,7 @@ def inception_crop(
     aspect_min=0.75,
     aspect_max=1.33,
     interpolation="bilinear",
-) -> Step:
+) -> Operation:
     """Cuts out a random box as big_vision and vision_transformer do, and resizes it."""
     area, aspect = (area_min, area_max), (aspect_min, aspect_max)
     return _cut_and_resize(inception_box, size, area, aspect, interpolation)
@@ -101,7 +101,7 @@ def random_resized_crop(
     aspect_min=3 / 4,
     aspect_max=4 / 3,
     interpolation="bicubic_antialias",
-) -> Step:
+) -> Operation:
     """Cuts out and resizes a random box (torchvision's RandomResizedCrop).
 
     The default interpolation is that of DeiT and its successors.
@@ -110,7 +110,7 @@ def random_resized_crop(
     return _cut_and_resize(resized_crop_box, size, area, aspect, interpolation)
 
 
-def random_crop(size, padding=0) -> Step:
+def random_crop(size, padding=0) -> Operation:
     """Cuts out a box at a random place (big_vision's random_crop).
 
     With padding it is torchvision's RandomCrop with padding_mode="reflect": `padding`
@@ -137,13 +137,13 @@ def random_crop(size, padding=0) -> Step:
             )
             # OpenCV drops a single channel.
             image = image.reshape(*image.shape[:2], channels)
-        top, left = _place(image.shape[:2], size, rng)
+        top, left = _corner(image.shape[:2], size, rng)
         return image[top : top + size[0], left : left + size[1]]
 
-    return Step(apply, output_size, random=True, cuts=not padding)
+    return Operation(apply, output_size, random=True, cuts=not padding)
 
 
-def central_crop(size, rounding="down") -> Step:
+def central_crop(size, rounding="down") -> Operation:
     """Cuts out a box at the centre; `rounding` applies to its offset."""
     size = read_size(size)
     check_choice("rounding", rounding, ROUNDINGS)
@@ -155,19 +155,19 @@ def central_crop(size, rounding="down") -> Step:
         )
         return image[top : top + size[0], left : left + size[1]]
 
-    return Step(apply, functools.partial(_cropped, size), cuts=True)
+    return Operation(apply, functools.partial(_cropped, size), cuts=True)
 
 
-def resize(size, interpolation="bilinear") -> Step:
+def resize(size, interpolation="bilinear") -> Operation:
     """Resizes to `size`; the aspect is not kept."""
     size = read_size(size)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
-    return Step(
+    return Operation(
         lambda image, _: resize_image(image, size, interpolation), lambda _: size
     )
 
 
-def resize_small(size, interpolation="area", rounding="nearest") -> Step:
+def resize_small(size, interpolation="area", rounding="nearest") -> Operation:
     """Resizes to the smallest image of the same aspect that covers `size`.
 
     If `size` is a single number, the shorter side gets that length. `rounding` applies
@@ -184,13 +184,13 @@ def resize_small(size, interpolation="area", rounding="nearest") -> Step:
         width = max(size[1], whole(size[0] * have[1] / have[0]))
         return height, width
 
-    return Step(
+    return Operation(
         lambda image, _: resize_image(image, covering(image.shape[:2]), interpolation),
         lambda have: have and covering(have),
     )
 
 
-def flip_lr() -> Step:
+def flip_lr() -> Operation:
     """Mirrors half of the images, drawn at random, from left to right."""
 
     def apply(image, rng):
@@ -199,10 +199,10 @@ def flip_lr() -> Step:
         # A view, image[:, ::-1], would take longer when it is copied into the batch.
         return cv2.flip(image, 1).reshape(image.shape)
 
-    return Step(apply, keep_size, random=True)
+    return Operation(apply, keep_size, random=True)
 
 
-def _cut_and_resize(draw_box, size, area, aspect, interpolation) -> Step:
+def _cut_and_resize(draw_box, size, area, aspect, interpolation) -> Operation:
     size = read_size(size)
     area, aspect = check_bounds("area", *area), check_bounds("aspect", *aspect)
     if area[1] > 1:
@@ -216,10 +216,10 @@ def _cut_and_resize(draw_box, size, area, aspect, interpolation) -> Step:
         box = image[top : top + height, left : left + width]
         return resize_image(box, size, interpolation)
 
-    return Step(apply, lambda _: size, random=True, cuts=True)
+    return Operation(apply, lambda _: size, random=True, cuts=True)
 
 
-def _place(have: Size, want: Size, rng: np.random.Generator) -> tuple[int, int]:
+def _corner(have: Size, want: Size, rng: np.random.Generator) -> tuple[int, int]:
     """Draws (top, left) of a box of size `want`, uniformly among those inside."""
     return _draw(rng, 0, have[0] - want[0]), _draw(rng, 0, have[1] - want[1])
 

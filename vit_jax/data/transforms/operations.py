@@ -14,7 +14,7 @@ COLOURED = (1, 3)  # numbers of channels that operations on colours take: grey o
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Operation:
     """One operation with its arguments bound.
 
     Attributes:

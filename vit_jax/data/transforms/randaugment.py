@@ -15,7 +15,7 @@ import numpy as np
 from vit_jax.data.transforms import tones
 from vit_jax.data.transforms.operations import (
     COLOURED,
-    Step,
+    Operation,
     check_number,
     keep_size,
 )
@@ -37,7 +37,7 @@ class Operator(NamedTuple):
     argument: Callable[[float, Size, np.random.Generator], Any] | None = None
 
 
-def randaugment(layers, magnitude) -> Step:
+def randaugment(layers, magnitude) -> Operation:
     """Applies `layers` randomly chosen operations (RandAugment in TensorFlow's form).
 
     Every layer applies one of 16 operations, all equally likely, at the same magnitude
@@ -52,7 +52,7 @@ def randaugment(layers, magnitude) -> Step:
             image = apply_operator(operators[chosen], image, magnitude / 10, rng)
         return image
 
-    return Step(apply, keep_size, random=True, channels=COLOURED)
+    return Operation(apply, keep_size, random=True, channels=COLOURED)
 
 
 def apply_operator(

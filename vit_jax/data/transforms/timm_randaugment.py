@@ -19,7 +19,7 @@ from vit_jax.data.transforms.colour import (
 )
 from vit_jax.data.transforms.operations import (
     COLOURED,
-    Step,
+    Operation,
     check_choice,
     check_number,
     keep_size,
@@ -73,7 +73,7 @@ def timm_randaugment(
     policy="rand-m9-mstd0.5-inc1",
     interpolation="bicubic",
     fill=(124, 116, 104),
-) -> Step:
+) -> Operation:
     """Applies up to n randomly chosen operations (RandAugment in timm's form).
 
     Each of n layers chooses one of 15 operations, all equally likely, and applies it
@@ -100,7 +100,7 @@ def timm_randaugment(
                 image = apply_operator(operator, image, level, rng, resample, colours)
         return image
 
-    return Step(apply, keep_size, random=True, channels=COLOURED)
+    return Operation(apply, keep_size, random=True, channels=COLOURED)
 
 
 def parse_policy(text: str) -> Policy:

@@ -23,7 +23,7 @@ from vit_jax.accelerators import accelerators
 from vit_jax.errors import UserError
 from vit_jax.train.memory import is_out_of_memory
 from vit_jax.train.processes.interrupts import Interrupted, end_process
-from vit_jax.train.processes.peers import Peers, delay_aborts, place
+from vit_jax.train.processes.peers import Peers, delay_aborts, index_and_count
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def together(
     if num_processes == 1 or not _join(given):
         yield
         return
-    index, count = place()
+    index, count = index_and_count()
     if count == 1:
         yield
         return
@@ -198,7 +198,7 @@ def _join(given: Mapping[str, Any]) -> bool:
     finally:
         timer.cancel()
     told = [launcher[1](os.environ[variable]) for variable, launcher in seen.items()]
-    if place()[1] == 1 and any(count is not None for count in told):
+    if index_and_count()[1] == 1 and any(count is not None for count in told):
         raise UserError(f"only one process has joined:\n{remedies}")
     return True
 

@@ -47,7 +47,7 @@ _ALIVE, _LEFT, _END = "vit_jax/alive/", "vit_jax/left/", "vit_jax/end/"
 _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
 
-def place() -> tuple[int, int]:
+def index_and_count() -> tuple[int, int]:
     """Returns the index of this process and the number of processes.
 
     JAX's own functions would first start the devices and wait for all processes.
@@ -61,7 +61,7 @@ class Peers:
 
     def __init__(self) -> None:
         """Makes the threads, which start on entry."""
-        self._index, self._count = place()
+        self._index, self._count = index_and_count()
         self._client: Any = distributed.global_state.client
         self._address = distributed.global_state.coordinator_address or ""
         self._stopped = threading.Event()

@@ -186,13 +186,13 @@ def _rows(architecture: ViTOrMixer) -> list[Row]:
     assert isinstance(a, Architecture)  # `_inexpressible` excludes Mixers
     rows = encoder(a, LINEN)
     if a.posemb == "learned":
-        rows.append(position_row(_place(a), a))
+        rows.append(position_row(_positions_path(a), a))
     if a.pooling == "map":
         rows += _map_head(a)
     return rows
 
 
-def _place(a: Architecture) -> str:
+def _positions_path(a: Architecture) -> str:
     return _POSITIONS_WITH_CLASS if a.class_token_position else _POSITIONS
 
 
@@ -216,7 +216,7 @@ def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     a = architecture
     (height, width), learned = a.grid, a.posemb == "learned"
     stored = (1, height * width + a.class_token_position, a.width)
-    counted = _counts_class_token(stored, _place(a)) == a.class_token_position
+    counted = _counts_class_token(stored, _positions_path(a)) == a.class_token_position
     has = {
         "a ResNet trunk": a.trunk is not None,
         "sin-cos positions with MAE's denominator": (

@@ -122,7 +122,7 @@ def fetch(
     """
     mirrors = (Mirror(source),) if isinstance(source, str) else source.mirrors
     folder = pathlib.Path(cache).expanduser() if cache else cache_dir()
-    places = [(mirror, folder / _place(mirror.url)) for mirror in mirrors]
+    places = [(mirror, folder / _cache_path(mirror.url)) for mirror in mirrors]
     name = shown(source) if isinstance(source, str) else source.name
     for mirror, path in places:
         if _in_cache(path):
@@ -226,8 +226,8 @@ def _shards(path: pathlib.Path) -> list[str]:
     return names
 
 
-def _place(url: str) -> pathlib.Path:
-    """Returns the place of an address's file, relative to the cache."""
+def _cache_path(url: str) -> pathlib.Path:
+    """Returns the path of an address's file, relative to the cache."""
     try:
         address = urllib.parse.urlsplit(url)
     except ValueError as error:
