@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
-from vit_jax.train.setup import _compute_dtype, set_up
+from vit_jax.train.model_from_config import _compute_dtype
+from vit_jax.train.setup import set_up
 from vit_jax.train.state import from_items, to_items
 
 

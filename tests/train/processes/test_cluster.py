@@ -6,7 +6,6 @@ import sys
 import jax
 import pytest
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.train.processes import cluster
 
@@ -88,7 +87,7 @@ def test_a_pod_of_which_only_one_process_started(monkeypatch):
 def test_a_tpu_without_environment_variables_is_one_host(asked, monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     tpu = [("a Google TPU", "")]
-    monkeypatch.setattr(sharding, "accelerators", lambda: iter(tpu))
+    monkeypatch.setattr(cluster, "accelerators", lambda: iter(tpu))
     with cluster.together():
         pass
     assert len(asked) == 1
