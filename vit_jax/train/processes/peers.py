@@ -7,7 +7,9 @@ prevented was measured after 114 seconds, with exit status 134. So here each pro
 writes a sign to the runtime's key-value store every second. One that has not done so
 for 20 seconds is gone, and one that ends with an error says so there. The others then
 end with exit status 75 and a message that names the process and the step from which the
-next start continues (docs/scaling.md).
+next start continues (docs/scaling.md). A parent process that watches this one for an
+abort would be no shorter: it learns neither which process is gone nor why, would have
+to filter the stack from the terminal, and does not exist in a notebook.
 """
 
 import contextlib
@@ -65,8 +67,8 @@ class Peers:
         self._client: Any = distributed.global_state.client
         self._address = distributed.global_state.coordinator_address or ""
         self._stopped = threading.Event()
-        # Whether this process ends with an error, and whether the others know of it.
-        self._leaving, self._told = False, False
+        # Why this process ends, if it ends with an error, and whether the others know.
+        self._reason, self._told = "", threading.Event()
         # The exit status of this process once it is done and needs the others no more.
         self._done: int | None = None
         # Why this process has to end: an exit status and a sentence.
@@ -99,23 +101,8 @@ class Peers:
 
     def leave(self, reason: str) -> None:
         """Tells the others that this process ends, and why, so that they end too."""
-        self._leaving = True
-        sentence = f"process {self._index} has stopped ({' '.join(reason.split())})"
-
-        def tell() -> None:
-            try:
-                self._client.key_value_set(f"{_END}why", f"1 {sentence[:500]}")
-            except jax.errors.JaxRuntimeError as error:
-                if "ALREADY_EXISTS" not in str(error):  # the first one counts
-                    return
-            self._sign_off()
-            self._told = True
-
-        # If the store is gone, there may be no answer.
-        telling = threading.Thread(target=tell, daemon=True)
-        telling.start()
-        telling.join(_PARTING)
-        if not self._told:
+        self._reason = f"process {self._index} has stopped ({' '.join(reason.split())})"
+        if not self._told.wait(_PARTING):  # if the store is gone, there is no answer
             self.wait_for_verdict()
 
     def part(self, status: int) -> None:
@@ -128,9 +115,8 @@ class Peers:
 
     def wait_for_leavers(self) -> None:
         """Makes process 0, which has the store, wait until the others have left."""
-        if self._index:
-            return
-        self._wait_for(set(self._signs) - {"0"} - set(self._silent()), _PARTING)
+        if self._index == 0:
+            self._wait_for(set(self._signs) - {"0"} - set(self._silent()), _PARTING)
 
     def _talk(self) -> None:
         """Exchanges signs; a call that gets no answer may take forever."""
@@ -144,6 +130,10 @@ class Peers:
                     self._read_signs()
                 if not something_to_save.is_set():
                     self._stop_if_asked()
+                if self._reason and not self._told.is_set():
+                    self._end_all(1, self._reason[:500])
+                    self._sign_off()
+                    self._told.set()
                 for end in self._read(_END).values():
                     status, _, sentence = end.partition(" ")
                     self._verdict = int(status), sentence
@@ -164,7 +154,7 @@ class Peers:
             if self._verdict and self._done is not None:
                 end_process(self._done)
             # If the store is gone, an error is most likely a consequence of that.
-            speaks_for_itself = self._told if self._lost else self._leaving
+            speaks_for_itself = self._told.is_set() if self._lost else self._reason
             if self._verdict and not speaks_for_itself:
                 self._end(*self._verdict)
 
@@ -175,10 +165,8 @@ class Peers:
             sign = signs.get(other, "")
             self._signs[other] = sign, 0.0 if sign != before else silent + _PERIOD
         if gone := self._silent():
-            who = ", ".join(gone)
-            sentence = f"process {who} of {self._count} no longer responds"
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                self._client.key_value_set(f"{_END}why", f"{GONE} {sentence}")
+            who = f"process {', '.join(gone)} of {self._count}"
+            self._end_all(GONE, f"{who} no longer responds")
 
     def _stop_if_asked(self) -> None:
         """Ends all on SIGTERM; while they may compile, they cannot agree on a step."""
@@ -189,8 +177,15 @@ class Peers:
                 raise
             return
         stopped = Interrupted(signal.SIGTERM, 0)
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first one counts
-            self._client.key_value_set(f"{_END}why", f"{stopped.exit_status} {stopped}")
+        self._end_all(stopped.exit_status, str(stopped))
+
+    def _end_all(self, status: int, sentence: str) -> None:
+        """Tells all processes to end with this status; the first call of any counts."""
+        try:
+            self._client.key_value_set(f"{_END}why", f"{status} {sentence}")
+        except jax.errors.JaxRuntimeError as error:
+            if "ALREADY_EXISTS" not in str(error):
+                raise
 
     def _silent(self) -> list[str]:
         return [other for other, (_, silent) in self._signs.items() if silent > SILENCE]
@@ -232,10 +227,8 @@ def _nobody_at(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _PERIOD).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:  # unknown
-        return False
+    except OSError as error:
+        return isinstance(error, ConnectionRefusedError)  # others: unknown
     return False
 
 
