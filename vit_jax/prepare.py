@@ -1,6 +1,6 @@
 """Preparation of data sets, once, as ArrayRecord files with fast random access.
 
-    python -m vit_jax.prepare NAME|FOLDER|TABLE … [--data_dir=DIR]
+    python -m vit_jax.prepare NAME|FOLDER|TABLE … [--data_dir=DIR] [--data=NAME=VALUE …]
 
 A folder or table of images becomes DIR/<its name>/1.0.0. Every image is decoded once as
 a check; its bytes are stored unchanged. Images that cannot be read are reported and
@@ -18,7 +18,7 @@ it is complete.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -45,27 +45,46 @@ flags.DEFINE_float(
     upper_bound=1.0,
     flag_values=FLAGS,
 )
+flags.DEFINE_multi_string(
+    "data", [], "how the files are read, as in config.data: NAME=VALUE", FLAGS
+)
 FILE_FORMAT = "array_record"
 
 
-def prepare(dataset: str, data_dir: str = "", max_bad_share: float = 0.01) -> str:
+def prepare(
+    dataset: str,
+    data_dir: str = "",
+    max_bad_share: float = 0.01,
+    data: Sequence[str] = (),
+) -> str:
     """Prepares a data set for random access and returns its folder.
 
     Args:
       dataset: a name or folder of tensorflow-datasets; a folder of images; a table.
       data_dir: where tensorflow-datasets stores data sets; "" = its default.
       max_bad_share: largest share of unreadable images in a folder or table.
+      data: how a folder or table is read: "NAME=VALUE" for each option.
 
     Raises:
       UserError: there is no such set; it cannot be read, downloaded or written; or
         TensorFlow is needed but not installed. The message says why and what to do.
     """
+    from tensorflow_datasets.core import constants
+
+    from vit_jax.data.preparing.record_writer import recorded_rules
     from vit_jax.data.sources.datasets import open_dataset
     from vit_jax.data.sources.listings import ListedImages
+    from vit_jax.data.sources.options import DEFAULT_OPTIONS
 
-    opened = open_dataset(dataset, data_dir)
+    options = DEFAULT_OPTIONS.with_flags(data)
+    opened = open_dataset(dataset, data_dir, options)
     if opened.kind == "tensorflow-datasets":
         return _prepare_tfds(opened.location, data_dir)
+    name, _ = os.path.splitext(os.path.basename(opened.location))
+    folder = os.path.abspath(os.path.expanduser(data_dir or constants.DATA_DIR))
+    # A set that was prepared before is compared by the rules that it was prepared by.
+    rules = recorded_rules(name, folder) or options.rules
+    opened = open_dataset(dataset, data_dir, options.changed({"rules": rules}))
     # Only sets with a training split are prepared.
     source = opened.contents.split(opened.info.train_split)
     if not isinstance(source, ListedImages):
@@ -73,7 +92,7 @@ def prepare(dataset: str, data_dir: str = "", max_bad_share: float = 0.01) -> st
             f"{dataset!r} ({opened.kind}) is held in memory and needs no preparing. "
             "Expected a name of tensorflow-datasets, a folder of images, or a table."
         )
-    return _prepare_images(source.listing, opened.location, data_dir, max_bad_share)
+    return _prepare_images(source.listing, name, folder, max_bad_share, rules)
 
 
 def main(arguments: list[str]) -> None:
@@ -86,7 +105,7 @@ def main(arguments: list[str]) -> None:
     problems = []
     for dataset in arguments:
         try:
-            folder = prepare(dataset, FLAGS.data_dir, FLAGS.max_bad_share)
+            folder = prepare(dataset, FLAGS.data_dir, FLAGS.max_bad_share, FLAGS.data)
             print(f"prepared {dataset} in {folder}", flush=True)
         except UserError as error:
             problems.append(str(error))
@@ -94,16 +113,19 @@ def main(arguments: list[str]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _prepare_images(listing, path: str, data_dir: str, max_bad_share: float) -> str:
-    from tensorflow_datasets.core import constants
-
+def _prepare_images(
+    listing, name: str, data_dir: str, max_bad_share: float, rules: int
+) -> str:
     from vit_jax.data.preparing.record_writer import FROM_FILE, write_set
 
-    name, _ = os.path.splitext(os.path.basename(path))
-    data_dir = os.path.abspath(os.path.expanduser(data_dir or constants.DATA_DIR))
     with _progress() as progress:
         written = write_set(
-            listing, name, data_dir, max_bad_share=max_bad_share, progress=progress
+            listing,
+            name,
+            data_dir,
+            max_bad_share=max_bad_share,
+            progress=progress,
+            rules=rules,
         )
     for problem in written.left_out[:10]:
         print(f"left out: {problem}", file=sys.stderr)
