@@ -247,7 +247,7 @@ def reading(architecture, **fields):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("B/16", ("tanh", 1e-6, "google", "google", "resize", 0.5, "sigmoid")),
+        ("B/16", ("tanh", 1e-6, "google", "google", "resize", 0.5, "independent")),
         (
             "vit_base_patch16_384.augreg_in21k_ft_in1k",
             (
@@ -258,7 +258,7 @@ def reading(architecture, **fields):
                 "resize_small(interpolation='bicubic_antialias', rounding='down')"
                 "|central_crop(rounding='nearest')",
                 0.5,
-                "softmax",
+                "exclusive",
             ),
         ),
         (
@@ -271,7 +271,7 @@ def reading(architecture, **fields):
                 "resize_small(248, 'bicubic_antialias', 'down')"
                 "|central_crop(rounding='nearest')",
                 0.485,
-                "softmax",
+                "exclusive",
             ),
         ),
     ],
@@ -284,9 +284,8 @@ def test_a_row_adds_facts_that_its_files_do_not_record(name, expected):
     after = row.complete(before, CACHED)
     a, p = after.architecture, after.preprocessing
     assert (a.gelu, a.layernorm_epsilon, a.trunk_numerics) == expected[:3]
-    assert (after.posemb_resize, p.eval_transform, p.mean[0], after.loss) == expected[
-        3:
-    ]
+    assert (after.posemb_resize, p.eval_transform, p.mean[0]) == expected[3:-1]
+    assert after.outputs == expected[-1]
     assert p.image_size == a.image_size
     assert a.num_classes == row.architecture.num_classes
 
@@ -458,3 +457,31 @@ def test_the_address_is_found_by_the_file_name(path, address):
 def test_addresses_that_are_not_in_the_table():
     assert published_at("https://example.org/ViT-B_16.npz") is None
     assert published_at(f"{BUCKET}/augreg/index.csv") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        # Pretraining with a sigmoid: the configs of big_vision for ImageNet-21k, AugReg
+        # and Mixer on ImageNet-1k, and GSAM.
+        ("imagenet21k/ViT-B_16", "independent"),
+        ("B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0", "independent"),
+        ("B_16-i1k-300ep-lr_0.001-aug_strong2-wd_0.1-do_0.1-sd_0.1", "independent"),
+        ("vit_base_patch16_224.augreg_in21k", "independent"),
+        ("imagenet21k/Mixer-B_16", "independent"),
+        ("imagenet1k/Mixer-B_16", "independent"),
+        ("gsam/ViT-B_16", "independent"),
+        # Fine-tuning, and S/16 on ImageNet-1k (vit_s16_i1k.py), with a softmax.
+        (
+            "B_16-i1k-300ep-lr_0.001-aug_strong2-wd_0.1-do_0.1-sd_0.1"
+            "--imagenet2012-steps_20k-lr_0.01-res_224",
+            "exclusive",
+        ),
+        ("imagenet21k+imagenet2012/ViT-B_16", "exclusive"),
+        ("vit_base_patch16_224.augreg_in1k", "exclusive"),
+        ("i1k-s16-90ep", "exclusive"),
+        ("google/vit-base-patch16-224", "exclusive"),
+    ],
+)
+def test_what_the_outputs_of_published_heads_mean(name, outputs):
+    assert find(name).outputs == outputs

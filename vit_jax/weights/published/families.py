@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import MixerArchitecture, ViTOrMixer, parse_variant
+from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT
 from vit_jax.weights.formats.layout import Reading
 
 # Classes of a head → their number; "" = no head.
@@ -118,6 +119,10 @@ FAMILIES = {
 }
 
 
+# Families whose own pretraining used the sigmoid loss, on ImageNet-1k too.
+_SIGMOID = ("augreg", "gsam", "mixer")
+
+
 class Mirror(NamedTuple):
     """One address of a file.
 
@@ -180,10 +185,15 @@ class Published:
         return self.architecture and self.architecture.image_size[0]
 
     @property
-    def loss(self) -> str:
-        """The loss that trained the head: ImageNet-21k has several labels per image."""
-        several = self.classes == "i21k" or self.family == "gsam"
-        return "sigmoid" if several else "softmax"
+    def outputs(self) -> str:
+        """What the loss made of the outputs.
+
+        It was a sigmoid's over ImageNet-21k, and in `_SIGMOID` for heads that come from
+        the pretraining, rather than from fine-tuning.
+        """
+        pretraining = self.classes == self.pretraining and "--" not in self.name
+        sigmoid = self.family in _SIGMOID and pretraining
+        return INDEPENDENT if sigmoid or self.classes == "i21k" else EXCLUSIVE
 
     def complete(self, reading: Reading, path: pathlib.Path) -> Reading:
         """Adds the settings of the family to those that were read from a file.
@@ -224,7 +234,7 @@ class Published:
             architecture=architecture,
             preprocessing=preprocessing,
             posemb_resize=family.posemb_resize,
-            loss=self.loss,
+            outputs=self.outputs,
         )
 
     def check(self, found: ViTOrMixer, path: pathlib.Path) -> None:
