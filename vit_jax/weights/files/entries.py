@@ -112,7 +112,10 @@ _ABOVE = {
     *("generator", "discriminator", "metric", "metrics"),
 }
 # A name with one of these is part of the encoder, whatever else it says.
-_BELOW = {"norm", "embed", "embedding", "embeddings", "token", "pos", "pre", "stem"}
+_BELOW = {
+    *("norm", "embed", "embedding", "embeddings", "token", "tokens", "pos", "pre"),
+    *("stem", "conv", "patch", "patches", "in", "input", "qkv"),
+}
 _NO_CLASSIFIERS = {*_BELOW, *_ABOVE}
 
 

@@ -51,6 +51,7 @@ _DTYPES = {
     "Byte": np.uint8,
     "Bool": np.bool_,
 }
+_FLOATS = ("Double", "Float", "Half", "BFloat16")
 _STORAGES = {f"{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()}
 # Names of dtypes for untyped storages.
 _NAMED = {np.dtype(dtype).name: np.dtype(dtype) for dtype in _DTYPES.values()} | {
@@ -256,7 +257,7 @@ def _open_tensor(
     if dtype is None:
         raise Unreadable(
             f"its tensor {quoted(name)} has a type that NumPy lacks",
-            f"Convert it to one of {', '.join(_DTYPES)}",
+            f"Convert it to one of {', '.join(_FLOATS)} where it was made",
         )
     sizes = (offset, *shape, *strides) if _are_tuples(shape, strides) else (None,)
     if not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
