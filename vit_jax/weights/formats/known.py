@@ -81,7 +81,7 @@ def read_tensors(
         ) from error
     params = read_params(tensors, pieces, rows, shapes_of(architecture), format.ignored)
     placed = [(row, pieces[row.theirs]) for row in rows]
-    sentences = _not_read(tensors, placed, heads)
+    sentences = _not_read(tensors, chosen.prefix, placed, heads)
     taken = what_was_taken(chosen, others)
     if taken and not others:
         logger.info("%s: %s", tensors.path.name, taken)
@@ -160,7 +160,10 @@ def _check_whole(tensors: Tensors, names: Sequence[str]) -> None:
 
 
 def _not_read(
-    tensors: Tensors, placed: Sequence[tuple[Row, Piece]], heads: Sequence[str]
+    tensors: Tensors,
+    prefix: str,
+    placed: Sequence[tuple[Row, Piece]],
+    heads: Sequence[str],
 ) -> Iterator[str]:
     """Yields sentences about heads elsewhere, and tensors left out."""
     if beside := [piece.name for _, piece in placed if piece.beside]:
@@ -173,7 +176,7 @@ def _not_read(
         for row, piece in placed
         if row.ours[0].startswith("head/")
         and not piece.beside
-        and not piece.name.endswith(row.theirs)
+        and piece.name != prefix + row.theirs
     ]
     if renamed:
         yield f"used {shortened(renamed, plain)} as the head"
