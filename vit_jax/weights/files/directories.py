@@ -40,6 +40,7 @@ _OF_TRAINING = re.compile(
 _CHOICES = (("best",), ("last", "latest", "final"), ("checkpoint", "model", "weights"))
 # One of several shards: model-00001-of-00003.safetensors.
 _SHARD = re.compile(r"(.+)-\d{5}-of-(?!00001\b)\d{5}(\.\w+)$")
+_STEP = r"epoch|step|iter|checkpoint|ckpt"
 _ORBAX = {"manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA"}
 # Pattern of weights in formats that are not read → the library that writes them.
 _OTHERS = {
@@ -160,10 +161,15 @@ def _usual_choice(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
 
 
 def _latest(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
-    """Returns the file with the highest number; None if the names differ otherwise."""
+    """Returns the file of the last epoch or step; None if names differ otherwise."""
     numbered = {tuple(map(int, re.findall(r"\d+", f.name))): f for f in files}
     names = {re.sub(r"\d+", "0", file.name) for file in files}
-    if len(names) > 1 or len(numbered) < len(files):
+    of_run = all(re.search(_STEP, file.name.lower()) for file in files)
+    if len(names) != 1 or len(numbered) < len(files) or not of_run:
+        return None
+    # Two numbers may be those of an epoch and its step, or of a fold.
+    varying = [set(column) for column in zip(*numbered, strict=True)]
+    if sum(len(column) > 1 for column in varying) > 1:
         return None
     return numbered[max(numbered)]
 

@@ -4,7 +4,6 @@ There is no list of prefixes: whatever stands in front of a format's characteris
 names is one, such as "module.", "net.vit." or "teacher.backbone.".
 """
 
-import collections
 import re
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
@@ -55,17 +54,15 @@ def find_prefixes(names: Iterable[str], anchors: Anchors) -> list[str]:
     """
     names = list(names)
     stems, blocks = (
-        collections.Counter(
-            match["prefix"] for name in names if (match := pattern.match(name))
-        )
+        dict.fromkeys(match["prefix"] for n in names if (match := pattern.match(n)))
         for pattern in anchors
     )
     # A first layer without blocks is that of another kind of model, such as a Swin.
     found = [prefix for prefix in stems if prefix in blocks] or list(stems)
-    if not found:
-        found = [prefix for prefix, _ in blocks.most_common()]
-    weights = [p for p in found if not is_training_state(split(p))] or found
-    return sorted(weights, key=order)
+    weights = [p for p in found or blocks if not is_training_state(split(p))]
+    if not found and len(weights) > 1:
+        return []  # the stages of one model of another kind
+    return sorted(weights or found, key=order)
 
 
 def find_prefix(

@@ -47,9 +47,7 @@ from vit_jax.weights.formats.torch_layers import (
     refuse,
 )
 
-_ANCHORS = anchors(
-    stem=r"patch_embed\.", blocks=r"blocks\.(?:\d+\.){1,2}(?:attn|mlp|norm1)\b"
-)
+_ANCHORS = anchors(stem=r"patch_embed\.", blocks=r"blocks\.(?:\d+\.){1,2}attn\b")
 # DINOv2 may keep its blocks in chunks; the second number counts all blocks.
 _CHUNKED = re.compile(r"blocks\.(\d+)\.(\d+)\.")
 _RENAMES = (
