@@ -27,6 +27,7 @@ from vit_jax.weights.formats.layout import (
     positions,
     unnamed_kinds,
 )
+from vit_jax.weights.formats.meaning import usual_outputs
 from vit_jax.weights.formats.prefixes import anchors, find_prefix
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.torch_layers import (
@@ -172,6 +173,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         preprocessing,
         assumed=(*assumed, *sentences),
         posemb_resize="bicubic_torch",
+        outputs=usual_outputs(architecture.num_classes),
     )
 
 
