@@ -76,8 +76,9 @@ def load(
 
     Args:
       source: a work directory (its newest checkpoint) or WORKDIR/checkpoints/STEP; a
-        file in our own, Google's, big_vision's, timm's or Hugging Face's format, or a
-        directory with one; a published name, see `python -m vit_jax.models`;
+        file in our own, Google's, big_vision's, timm's, torchvision's, mmpretrain's or
+        Hugging Face's format, or a directory with one; a published name, see `python -m
+        vit_jax.models`;
         "hf:owner/name"; an https URL.
       image_size: new size in pixels, or (height, width). Learned positions are resized,
         and the preprocessing produces images of this size.

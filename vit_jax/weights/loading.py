@@ -57,10 +57,10 @@ def load_weights(
     Args:
       source: a work directory (its newest checkpoint) or WORKDIR/checkpoints/STEP,
         also in a bucket (gs://, s3://); a file in our own, Google's, big_vision's,
-        timm's or Hugging Face's format; a directory with such a file and its
-        config.json; a published name, listed by `python -m vit_jax.models`;
-        "hf:owner/name"; an https address. "#entry=NAME" at its end is the same as
-        `entry`.
+        timm's, torchvision's, mmpretrain's or Hugging Face's format; a directory with
+        such a file and its config.json; a published name, listed by `python -m
+        vit_jax.models`; "hf:owner/name"; an https address. "#entry=NAME" at its end
+        does the same as `entry`.
       num_heads: needed if the file does not record it.
       image_size: (height, width) at which the weights will be used. It determines the
         grid if the number of patches is not a square and nothing else determines it.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
+from vit_jax.weights.formats.companion import of_companions
 from vit_jax.weights.formats.heads import find_head
 from vit_jax.weights.formats.huggingface_config import (
     HuggingFaceConfig,
@@ -115,6 +116,7 @@ def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Pie
 
 
 def _read(shapes: Shapes, hints: Hints) -> Reading:
+    hints = of_companions(hints)
     distillation = any(n.endswith("embeddings.distillation_token") for n in shapes)
     # Whether the table's names have a prefix depends on the head.
     p = _prefix(distillation, any(name.startswith(_HEADS) for name in shapes))

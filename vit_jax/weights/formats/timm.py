@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
+from vit_jax.weights.formats.companion import of_companions
 from vit_jax.weights.formats.heads import find_head
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
@@ -129,6 +130,7 @@ def _numbers_of_chunked(
 
 
 def _read(shapes: Shapes, hints: Hints) -> Reading:
+    hints = of_companions(hints)
     refuse(features(shapes, _UNSUPPORTED) + _unusual(shapes))
     config = TimmConfig(hints.config)
     wanted = {

@@ -26,7 +26,6 @@ from vit_jax.weights.formats.companion import (
     entry,
     one_a_channel,
     size_entry,
-    without_nulls,
 )
 from vit_jax.weights.formats.geometry import (
     Geometry,
@@ -105,7 +104,7 @@ class TimmConfig:
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        self._config = config = without_nulls(config)
+        self._config = config
         self._args = entry(config, "model_args", TABLE, {})
         # Files from before 2023 have everything in one table.
         self._pretrained = entry(config, "pretrained_cfg", TABLE, config)
