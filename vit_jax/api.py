@@ -70,13 +70,15 @@ def load(
     dtype: Any = None,
     ema: bool = True,
     outputs: str | None = None,
+    entry: str = "",
 ) -> "Model":
     """Loads a model from any source; logs what was changed while loading.
 
     Args:
       source: a work directory (its newest checkpoint) or WORKDIR/checkpoints/STEP; a
-        file in our own, Google's, big_vision's, timm's or Hugging Face's format, or a
-        directory with one; a published name, see `python -m vit_jax.models`;
+        file in our own, Google's, big_vision's, timm's, torchvision's, mmpretrain's or
+        Hugging Face's format, or a directory with one; a published name, see `python -m
+        vit_jax.models`;
         "hf:owner/name"; an https URL.
       image_size: new size in pixels, or (height, width). Learned positions are resized,
         and the preprocessing produces images of this size.
@@ -102,6 +104,9 @@ def load(
       outputs: what the outputs mean, if the source does not record it or is wrong:
         "exclusive" (an image has one of the classes), "independent" (a yes or no for
         each class) or "numbers" (plain numbers, such as an age).
+      entry: the name of the model to read from a file with several, such as "ema" or
+        "teacher.backbone"; the log names those that there are. "#entry=NAME" at the end
+        of `source` does the same.
 
     Raises:
       UserError: there is no such model, or an argument is invalid.
@@ -124,6 +129,7 @@ def load(
         image_size=size,
         trained_image_size=trained,
         ema=ema,
+        entry=entry,
     )
     original, config = description.architecture, description.config
     preprocessing = description.preprocessing
@@ -186,8 +192,9 @@ def save(model: "Model", path: Path, format: str = "vit_jax") -> pathlib.Path:
 
     Args:
       model: a model from `load`; its `params` may have been changed since.
-      path: NAME.safetensors for "vit_jax"; NAME.npz for "google" and "big_vision"; a
-        directory for "huggingface"; for "timm", NAME.safetensors or a directory.
+      path: NAME.safetensors for "vit_jax", "torchvision" and "mmpretrain"; NAME.npz
+        for "google" and "big_vision"; a directory for "huggingface"; for "timm",
+        NAME.safetensors or a directory.
       format: name of the format.
 
     Returns:

@@ -4,10 +4,10 @@
 
 SOURCE is anything that vit_jax.load takes: a work directory, a file, a directory in
 timm's or Hugging Face's format, a published name (python -m vit_jax.models),
-hf:owner/name, a URL.
+hf:owner/name, a URL. SOURCE#entry=NAME names one of several models in a file.
 FORMAT is google or big_vision (DESTINATION is a file NAME.npz), timm (a file
-NAME.safetensors or a directory), huggingface (a directory) or vit_jax (a file
-NAME.safetensors).
+NAME.safetensors or a directory), huggingface (a directory), or torchvision, mmpretrain
+or vit_jax (a file NAME.safetensors).
 """
 
 from absl import flags

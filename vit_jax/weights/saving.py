@@ -39,6 +39,8 @@ _SUFFIXES = {
     "big_vision": (".npz",),
     "timm": (".safetensors", ""),
     "huggingface": ("",),
+    "torchvision": (".safetensors",),
+    "mmpretrain": (".safetensors",),
 }
 # Endings of files, which a directory with weights would not have by intention.
 _FILE_ENDING = re.compile(
@@ -61,9 +63,10 @@ def save_weights(
     Args:
       description: architecture, preprocessing and class names of the model.
       params: nested dict of arrays.
-      path: NAME.safetensors for "vit_jax"; NAME.npz for "google" and "big_vision"; a
-        directory for "huggingface"; NAME.safetensors or a directory for "timm".
-      format: one of these five names.
+      path: NAME.safetensors for "vit_jax", "torchvision" and "mmpretrain"; NAME.npz
+        for "google" and "big_vision"; a directory for "huggingface"; NAME.safetensors
+        or a directory for "timm".
+      format: one of these names.
 
     Returns:
       The absolute path.

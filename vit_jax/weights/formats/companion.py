@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.errors import UserError
+from vit_jax.weights.formats.layout import Hints
 from vit_jax.words import pair
 
 
@@ -63,6 +64,26 @@ INPUT = Kind(
     lambda value: _is_list_of(_is_size)(value) and len(value) == 3,
     "[channels, height, width]",
 )
+
+
+def without_nulls(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes the entries that are null, which means absent, from nested objects.
+
+    Items of a list stay, because they are counted.
+    """
+    return {
+        name: without_nulls(value) if isinstance(value, Mapping) else value
+        for name, value in table.items()
+        if value is not None
+    }
+
+
+def of_companions(hints: Hints) -> Hints:
+    """Removes what is null in the companion files, for all that reads them."""
+    return hints._replace(
+        config=without_nulls(hints.config),
+        preprocessor=without_nulls(hints.preprocessor),
+    )
 
 
 def entry(table: Mapping[str, Any], name: str, kind: Kind, default: Any = None) -> Any:
