@@ -204,6 +204,61 @@ def test_sigmoid_models_answer_each_class_separately(shared, paths, make_workdir
     assert [name for name, _ in top] == [str(i) for i in np.argsort(-logits)]
 
 
+def test_a_single_output_answers_yes_or_no(shared, paths, make_workdir):
+    path = shared / "one"
+    if not path.exists():
+        make_workdir(path, depth=1, class_names=("tumour",))
+    model = vit_jax.load(path)
+    assert model.outputs == "independent"
+    logits = np.asarray(model(model.prepare(paths)))[:, 0]
+    found = model.predict(paths)
+    assert [name for [(name, _)] in found] == ["tumour"] * 3
+    np.testing.assert_allclose(
+        [p for [(_, p)] in found], 1 / (1 + np.exp(-logits)), atol=1e-6
+    )
+    with pytest.raises(UserError, match="single output, .* choose independent or num"):
+        vit_jax.load(path, outputs="exclusive")
+    with pytest.raises(UserError, match="outputs='yes': choose from exclusive, indepe"):
+        model.outputs = "yes"
+
+
+def test_plain_numbers_are_returned_in_their_order(workdir, paths):
+    model = vit_jax.load(workdir, outputs="numbers")
+    found = model.predict(paths, top_k=1)
+    logits = np.asarray(model(model.prepare(paths)))
+    assert [[name for name, _ in row] for row in found] == [list(NAMES)] * 3
+    np.testing.assert_allclose(
+        [[value for _, value in row] for row in found], logits, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("outputs", ["exclusive", "independent", "numbers"])
+def test_the_meaning_that_was_passed_is_saved(workdir, tmp_path, outputs):
+    model = vit_jax.load(workdir, outputs=outputs)
+    path = vit_jax.save(model, tmp_path / "model.safetensors")
+    assert vit_jax.load(path).outputs == outputs
+    with pytest.raises(UserError, match="outputs='softmax': choose from exclusive, in"):
+        vit_jax.load(path, outputs="softmax")
+
+
+def test_a_new_head_chooses_between_classes(workdir):
+    numbers = vit_jax.load(workdir, outputs="numbers").outputs
+    assert numbers == "numbers"
+    assert vit_jax.load(workdir, num_classes=3).outputs == "exclusive"
+    assert vit_jax.load(workdir, num_classes=1).outputs == "independent"
+    assert vit_jax.load(workdir, num_classes=1, outputs=numbers).outputs == numbers
+
+
+def test_equal_probabilities_are_ordered_by_the_logits(workdir, paths):
+    model = vit_jax.load(workdir)
+    # All round to probability 1 in float32.
+    model.params["head"]["kernel"] = jnp.zeros_like(model.params["head"]["kernel"])
+    model.params["head"]["bias"] = jnp.array([30.0, 50.0, 40.0, 60.0])
+    model.outputs = "independent"
+    [top] = model.predict(paths[0])
+    assert top == [(name, 1.0) for name in ("eel", "cat", "dog", "bird")]
+
+
 def _intermediates(model, images, *names):
     apply = jax.jit(partial(model.module.apply, intermediates=names))
     return apply({"params": model.params}, images)[1]

@@ -19,6 +19,14 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, PatchModel, ViTOrMixer, build
 from vit_jax.models.attention.formulations import FASTEST_ON_CPU, why_not_cudnn
+from vit_jax.models.outputs import (
+    EXCLUSIVE,
+    MEANINGS,
+    is_probability,
+    of_loss,
+    readable,
+    show,
+)
 from vit_jax.models.positions import METHODS
 from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
@@ -53,6 +61,7 @@ def load(
     fold_normalization: bool = False,
     dtype: Any = None,
     ema: bool = True,
+    outputs: str | None = None,
 ) -> "Model":
     """Loads a model from any source; logs what was changed while loading.
 
@@ -82,6 +91,9 @@ def load(
         training, where "auto" is bfloat16 on TPU and GPU and float32 on the CPU.
       ema: use the averaged weights of a work directory that has any (`ema_decay`);
         False uses those of the last update.
+      outputs: what the outputs mean, if the source does not record it or is wrong:
+        "exclusive" (an image has one of the classes), "independent" (a yes or no for
+        each class) or "numbers" (plain numbers, such as an age).
 
     Raises:
       UserError: there is no such model, or an argument is invalid.
@@ -96,6 +108,8 @@ def load(
     }
     size, patch, trained = (_size(name, value) for name, value in sizes.items())
     dtype = None if dtype is None else _compute_dtype(dtype)
+    if outputs is not None:
+        _check_outputs(outputs)
     description, params = load_weights(
         source,
         num_heads=num_heads,
@@ -154,6 +168,8 @@ def load(
         class_names,
         config,
         description.step,
+        outputs
+        or readable(description.outputs if kept else EXCLUSIVE, target.num_classes),
     )
 
 
@@ -179,6 +195,7 @@ def save(model: "Model", path: Path, format: str = "vit_jax") -> pathlib.Path:
         model.class_names,
         model.config,
         model.step,
+        outputs=model.outputs,
     )
     return save_weights(description, jax.device_get(model.params), path, format)
 
@@ -194,6 +211,8 @@ class Model:
       class_names: names in the order of the logits; () if unknown.
       config: the resolved config that the model was trained with.
       step: number of updates that it was trained for.
+      outputs: what the outputs mean: "exclusive" (an image has one of the classes),
+        "independent" (a yes or no for each class) or "numbers" (plain numbers).
     """
 
     def __init__(
@@ -204,6 +223,7 @@ class Model:
         class_names: Sequence[str],
         config: dict[str, Any],
         step: int,
+        outputs: str = "",
     ):
         """Makes a model from its parts; `load` does that for you."""
         self.module = module
@@ -212,10 +232,21 @@ class Model:
         self.class_names = tuple(class_names)
         self.config = config
         self.step = step
+        classes = module.architecture.num_classes
+        self.outputs = outputs or readable(of_loss(config["loss"]), classes)
 
     @property
     def architecture(self) -> ViTOrMixer:
         return self.module.architecture
+
+    @property
+    def outputs(self) -> str:
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, outputs: str):
+        _check_outputs(outputs, self.architecture.num_classes)
+        self._outputs = outputs
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """Computes float32 logits of images in the model's value range.
@@ -246,7 +277,7 @@ class Model:
     def predict(
         self, images: Path | UInt8[np.ndarray, "..."] | Sequence[Any], top_k: int = 5
     ) -> list[list[tuple[str, float]]]:
-        """Predicts the most probable classes of each image, best first.
+        """Predicts the most probable classes of each image, best first; or numbers.
 
         Args:
           images: paths or uint8 arrays [h, w, c] of any size, or a single one.
@@ -254,8 +285,9 @@ class Model:
 
         Returns:
           For each image [(class name, probability), …]; a class without a name is given
-          by its index. A model trained with the sigmoid loss answers yes or no for each
-          class, so its probabilities do not sum to one.
+          by its index. If `outputs` is "independent", the probabilities are those of a
+          yes for each class and do not sum to one. If it is "numbers", all outputs are
+          returned as they are, in their own order.
 
         Raises:
           UserError: names every image that cannot be read.
@@ -272,7 +304,7 @@ class Model:
             problems += unreadable
             if not problems:
                 # After a problem the result is discarded, so skip the forward passes.
-                found += self._most_probable(pixels, top_k)
+                found += self._shown(pixels, top_k)
         _raise(problems)
         return found
 
@@ -361,7 +393,7 @@ class Model:
         empty = np.zeros((0, *a.image_size, a.channels), np.uint8)
         return np.stack(pixels) if pixels else empty, problems
 
-    def _most_probable(
+    def _shown(
         self, pixels: UInt8[np.ndarray, "b h w c"], top_k: int
     ) -> list[list[tuple[str, float]]]:
         # Pad to a power of two, so that few programs are compiled for many counts.
@@ -369,10 +401,13 @@ class Model:
         rows = 1 << (count - 1).bit_length()
         pixels = np.pad(pixels, [(0, rows - count), (0, 0), (0, 0), (0, 0)])
         logits = _logits(self.module, self.params, pixels, self.preprocessing)
-        probabilities = _PROBABILITIES[self.config["loss"]](logits)
-        best, classes = jax.lax.top_k(
-            probabilities, min(top_k, self.architecture.num_classes)
-        )
+        values, num_classes = show(self.outputs, logits), self.architecture.num_classes
+        if is_probability(self.outputs):
+            # By the logits, because probabilities near 0 or 1 may be equal.
+            _, classes = jax.lax.top_k(logits, min(top_k, num_classes))
+        else:
+            classes = jnp.broadcast_to(jnp.arange(num_classes), logits.shape)
+        best = jnp.take_along_axis(values, classes, axis=-1)
         return [
             [
                 (self._name(index), probability)
@@ -387,10 +422,6 @@ class Model:
 
     def _name(self, index: int) -> str:
         return self.class_names[index] if self.class_names else str(index)
-
-
-# Loss → function from logits to probabilities.
-_PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
 @partial(jax.jit, static_argnums=(0, 3))
@@ -438,6 +469,17 @@ def _size(name: str, size: Any) -> tuple[int, int] | None:
         if min(sides := pair(size)) >= 1:
             return sides
     raise UserError(f"{name}={size!r}: expected a number of pixels, or (height, width)")
+
+
+def _check_outputs(outputs: str, num_classes: int = 0):
+    """Raises UserError if outputs cannot mean that."""
+    if outputs not in MEANINGS:
+        raise UserError(f"outputs={outputs!r}: choose from {', '.join(MEANINGS)}")
+    if readable(outputs, num_classes) != outputs:
+        raise UserError(
+            f"outputs={outputs!r}, but the model has a single output, whose "
+            "probability would always be 1; choose independent or numbers"
+        )
 
 
 def _has_pre_logits(architecture: ViTOrMixer) -> bool:

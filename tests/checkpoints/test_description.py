@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -59,3 +60,31 @@ def test_later_changes_of_the_config_do_not_change_the_description(description):
     )
     config["model"]["variant"] = "B/16"
     assert copy.config == {"model": {"variant": "Ti/16"}}
+
+
+@pytest.mark.parametrize(
+    ("loss", "classes", "outputs"),
+    [
+        ("softmax", 2, "exclusive"),
+        ("sigmoid", 2, "independent"),
+        # The softmax of a single output is always 1.
+        ("softmax", 1, "independent"),
+    ],
+)
+def test_old_descriptions_mean_what_their_loss_trained(
+    description, loss, classes, outputs
+):
+    values = description.to_dict()
+    del values["outputs"]
+    values["config"]["loss"] = loss
+    values["architecture"]["num_classes"] = classes
+    assert Description.from_dict(values).outputs == outputs
+
+
+def test_the_meaning_of_the_outputs_is_recorded(description):
+    numbers = dataclasses.replace(description, outputs="numbers")
+    values = json.loads(json.dumps(numbers.to_dict()))
+    assert values["outputs"] == "numbers"
+    assert Description.from_dict(values) == numbers
+    with pytest.raises(UserError, match=r"outputs 'classes': expected one of exclusi"):
+        Description.from_dict(values | {"outputs": "classes"})

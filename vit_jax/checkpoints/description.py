@@ -8,6 +8,7 @@ from vit_jax.checkpoints.workdir import normalised
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer, architecture_from_dict
+from vit_jax.models.outputs import MEANINGS, of_loss, readable
 
 SCHEMA_VERSION = 1
 
@@ -23,10 +24,19 @@ class Description:
     step: int  # completed updates, which is also the number of batches consumed
     # Split → number of examples that the run trains or evaluates on.
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
+    # What the outputs mean, a key of `MEANINGS`; "" = what the config's loss trains.
+    outputs: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "config", normalised(self.config))
+        outputs = self.outputs or of_loss(self.config.get("loss", ""))
+        if outputs not in MEANINGS:
+            raise ValueError(
+                f"outputs {outputs!r}: expected one of {', '.join(MEANINGS)}"
+            )
+        outputs = readable(outputs, self.architecture.num_classes)
+        object.__setattr__(self, "outputs", outputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to JSON values, which `from_dict` reads back as an equal object."""
@@ -38,6 +48,7 @@ class Description:
             "class_names": list(self.class_names),
             "config": self.config,
             "examples": self.examples,
+            "outputs": self.outputs,
         }
 
     @classmethod
@@ -55,7 +66,8 @@ class Description:
                 f"this vit_jax reads version {SCHEMA_VERSION}; use the release of "
                 "vit_jax that wrote it, or a newer one."
             )
-        values.setdefault("examples", {})  # the first checkpoints lack it
+        # The first checkpoints lack these.
+        values = {"examples": {}, "outputs": ""} | values
         names = {field.name for field in dataclasses.fields(cls)}
         if wrong := sorted(names ^ values.keys()):
             raise UserError(
@@ -65,9 +77,9 @@ class Description:
         try:
             values["architecture"] = architecture_from_dict(values["architecture"])
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+            return cls(**values)
         except (ValueError, TypeError) as error:
             raise UserError(
                 "the checkpoint's description cannot be read by this release of "
                 f"vit_jax: {error}"
             ) from error
-        return cls(**values)

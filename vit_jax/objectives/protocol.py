@@ -25,6 +25,7 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain
 from vit_jax.models import PatchModel, ViTOrMixer
+from vit_jax.models.outputs import of_loss
 from vit_jax.sharding import PlacedModel
 
 Params = Any  # a tree of arrays
@@ -115,6 +116,14 @@ class Objective:
         """Returns the number of head outputs for these data; 0 = no head."""
         del config, info
         return 0
+
+    @staticmethod
+    def outputs(config: Config) -> str:
+        """Returns what the head's outputs mean: a key of `MEANINGS`.
+
+        It is saved with the model; see `vit_jax.models.outputs`.
+        """
+        return of_loss(config.loss)
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Draws random values for everything that is trained.

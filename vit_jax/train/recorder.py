@@ -119,6 +119,7 @@ class Recorder:
             config_lib.to_plain(self.setup.config),
             step,
             self.examples,
+            self.setup.objective.outputs(self.setup.config),
         )
         with self.clock.stopped("saving"):
             self.checkpoints.save(step, to_items(state), description)

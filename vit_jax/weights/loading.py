@@ -13,6 +13,7 @@ from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer, abstract_params
+from vit_jax.models.outputs import MEANINGS
 from vit_jax.weights.files.directories import (
     companion,
     holds_model,
@@ -119,11 +120,16 @@ def _described(reading: Reading) -> Description:
     config = to_plain(default_config()) | {
         "dataset": "",
         "image_size": list(reading.architecture.image_size),
-        "loss": reading.loss,
+        "loss": MEANINGS[reading.outputs].loss or "softmax",
         "posemb_resize": reading.posemb_resize,
     }
     return Description(
-        reading.architecture, reading.preprocessing, reading.class_names, config, step=0
+        reading.architecture,
+        reading.preprocessing,
+        reading.class_names,
+        config,
+        step=0,
+        outputs=reading.outputs,
     )
 
 

@@ -253,7 +253,7 @@ def test_preprocessing_and_loss(published):
     found = FORMAT.read(published.google(), Hints())
     assert found.preprocessing == Preprocessing((8, 8), eval_transform="resize")
     assert found.posemb_resize == "google"
-    assert found.loss == "softmax"
+    assert found.outputs == "exclusive"
     assert found.assumed == ()
     # The row of a published model takes precedence.
     known = Preprocessing((224, 224), eval_transform="resize_small(9)|central_crop")

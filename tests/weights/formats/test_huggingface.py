@@ -201,9 +201,9 @@ def test_numerics_and_sizes_come_from_the_config():
     # image_size may be the size to resize to, so a square takes precedence.
     found = described(wide, image_size=(32, 8))
     assert found.architecture.image_size == (16, 16)
-    assert described().loss == "softmax"
+    assert described().outputs == "exclusive"
     several = {"problem_type": "multi_label_classification"}
-    assert described(config=several).loss == "sigmoid"
+    assert described(config=several).outputs == "independent"
     assert described(num_heads=2).architecture.num_heads == 2
 
 

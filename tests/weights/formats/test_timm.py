@@ -402,9 +402,9 @@ def test_num_classes_at_the_top_overrides_pretrained_cfg():
 
 
 def test_models_of_imagenet_21k_were_trained_with_a_sigmoid():
-    assert described().loss == "softmax"
+    assert described().outputs == "exclusive"
     many = shapes_with(head__weight=(21843, 16), head__bias=(21843,))
-    assert described(shapes=many).loss == "sigmoid"
+    assert described(shapes=many).outputs == "independent"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import Architecture, ViTOrMixer
+from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT
 from vit_jax.weights.formats.layout import (
     SAME,
     Hints,
@@ -203,7 +204,7 @@ def reading(
     eval_transform: str,
     assumed: tuple[str, ...] = (),
 ) -> Reading:
-    """Adds preprocessing, position resizing and loss of Google's published families."""
+    """Adds preprocessing, position resizing and outputs of Google's families."""
     inputs = {
         "image_size": architecture.image_size,
         "channels": architecture.channels,
@@ -219,7 +220,7 @@ def reading(
         preprocessing,
         assumed=assumed,
         posemb_resize="google",
-        loss="sigmoid" if several else "softmax",
+        outputs=INDEPENDENT if several else EXCLUSIVE,
     )
 
 

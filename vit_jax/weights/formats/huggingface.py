@@ -173,7 +173,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         class_names,
         (*config.assumed, *assumed, *sentences),
         posemb_resize="bicubic_torch",
-        loss=config.loss,
+        outputs=config.outputs,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer
+from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT
 from vit_jax.weights.formats.companion import (
     COUNT,
     EPSILON,
@@ -78,7 +79,7 @@ class HuggingFaceConfig:
       num_heads: None if not given.
       gelu: our name of the activation.
       layernorm_epsilon: the given one, or the library's default.
-      loss: "sigmoid" if an image has several labels, otherwise "softmax".
+      outputs: what the outputs mean.
       assumed: one sentence per assumption.
 
     Raises:
@@ -101,7 +102,7 @@ class HuggingFaceConfig:
             entry(config, "layer_norm_eps", EPSILON, _EPSILON)
         )
         problem = entry(config, "problem_type", TEXT, "")
-        self.loss = "sigmoid" if problem.startswith("multi_label") else "softmax"
+        self.outputs = INDEPENDENT if problem.startswith("multi_label") else EXCLUSIVE
         self.assumed: tuple[str, ...] = ()
         if "layer_norm_eps" not in config:
             self.assumed = (

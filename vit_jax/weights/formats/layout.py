@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer
+from vit_jax.models.outputs import EXCLUSIVE
 from vit_jax.weights.files.tensors import Spec, Tensors
 from vit_jax.words import plain, shortened
 
@@ -75,7 +76,7 @@ class Reading(NamedTuple):
     class_names: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()  # one sentence per assumption
     posemb_resize: str = "bicubic"  # the method of the family's own code
-    loss: str = "softmax"  # "softmax" or "sigmoid": turns logits into probabilities
+    outputs: str = EXCLUSIVE  # what the head's outputs mean, a key of `MEANINGS`
 
 
 Shapes = Mapping[str, tuple[int, ...]]  # the table's name → shape

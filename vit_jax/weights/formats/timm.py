@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
+from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
@@ -175,7 +176,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         class_names,
         tuple(assumed),
         posemb_resize="bicubic",
-        loss="sigmoid" if several else "softmax",
+        outputs=INDEPENDENT if several else EXCLUSIVE,
     )
 
 

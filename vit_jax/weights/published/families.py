@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import MixerArchitecture, ViTOrMixer, parse_variant
+from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT
 from vit_jax.weights.formats.layout import Reading
 
 # Classes of a head → their number; "" = no head.
@@ -180,10 +181,10 @@ class Published:
         return self.architecture and self.architecture.image_size[0]
 
     @property
-    def loss(self) -> str:
-        """The loss that trained the head: ImageNet-21k has several labels per image."""
+    def outputs(self) -> str:
+        """What the outputs mean: ImageNet-21k has several labels per image."""
         several = self.classes == "i21k" or self.family == "gsam"
-        return "sigmoid" if several else "softmax"
+        return INDEPENDENT if several else EXCLUSIVE
 
     def complete(self, reading: Reading, path: pathlib.Path) -> Reading:
         """Adds the settings of the family to those that were read from a file.
@@ -224,7 +225,7 @@ class Published:
             architecture=architecture,
             preprocessing=preprocessing,
             posemb_resize=family.posemb_resize,
-            loss=self.loss,
+            outputs=self.outputs,
         )
 
     def check(self, found: ViTOrMixer, path: pathlib.Path) -> None:

@@ -1,0 +1,76 @@
+"""What a model's outputs mean, and the values that are shown for them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Logits = Float[Array, "*b k"]
+
+EXCLUSIVE = "exclusive"  # an image has one of the classes
+INDEPENDENT = "independent"  # an image has or lacks each class, whatever the others
+NUMBERS = "numbers"  # the outputs are quantities, such as an age
+
+
+class Meaning(NamedTuple):
+    """One way to read the outputs.
+
+    Attributes:
+      words: its description in messages.
+      show: outputs → the values to show.
+      probability: whether those values are probabilities.
+      loss: name of the loss that trains such outputs; "" = none of ours.
+    """
+
+    words: str
+    show: Callable[[Logits], Logits]
+    probability: bool
+    loss: str
+
+
+def _unchanged(logits: Logits) -> Logits:
+    return logits
+
+
+MEANINGS = {
+    EXCLUSIVE: Meaning(
+        "classes that exclude each other (softmax)", jax.nn.softmax, True, "softmax"
+    ),
+    INDEPENDENT: Meaning(
+        "a yes or no for each class (sigmoid)", jax.nn.sigmoid, True, "sigmoid"
+    ),
+    NUMBERS: Meaning("plain numbers", _unchanged, False, ""),
+}
+
+
+def show(outputs: str, logits: Logits) -> Logits:
+    """Converts a model's outputs to what is shown: probabilities, or the numbers.
+
+    Args:
+      outputs: their meaning, a key of `MEANINGS`.
+      logits: the outputs [..., k].
+    """
+    return MEANINGS[outputs].show(logits.astype(jnp.float32))
+
+
+def is_probability(outputs: str) -> bool:
+    """Returns whether `show` gives probabilities."""
+    return MEANINGS[outputs].probability
+
+
+def of_loss(loss: str) -> str:
+    """Returns the meaning of outputs that were trained with this loss."""
+    trained = {meaning.loss: name for name, meaning in MEANINGS.items() if meaning.loss}
+    return trained.get(loss, EXCLUSIVE)
+
+
+def readable(outputs: str, num_classes: int) -> str:
+    """Returns the meaning that a head with so many outputs can have.
+
+    A single output cannot choose between classes: its softmax is always 1. So it is
+    read as a yes or no.
+    """
+    alone = num_classes == 1 and outputs == EXCLUSIVE
+    return INDEPENDENT if alone else outputs
