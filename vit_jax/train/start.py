@@ -12,11 +12,12 @@ from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
-from vit_jax.checkpoints.workdir import check_shared, claim
+from vit_jax.checkpoints.workdir import check_shared, claim, recorded_config
 from vit_jax.config import Config
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.loading.batches import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
+from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
 from vit_jax.train.processes import cluster
@@ -27,6 +28,20 @@ from vit_jax.weights.loading import Weights
 from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
+
+
+def as_begun(config: Config, workdir: str) -> Config:
+    """Fills in what a run decided for itself when it began, so that it continues so.
+
+    Args:
+      config: the config, not yet resolved.
+      workdir: the run's directory.
+    """
+    begun = recorded_config(workdir)
+    if begun is None or config.data.rules:
+        return config
+    rules = DataOptions.from_config(begun.get("data")).rules
+    return config_lib.changed(config, {"data.rules": rules})
 
 
 def open_sources(
@@ -94,6 +109,7 @@ def claimed(workdir: str, config: Config) -> Iterator[None]:
         if first:
             free = config_lib.FREE_TO_CHANGE
             defaults = config_lib.to_plain(config_lib.default_config())
+            defaults["data"]["rules"] = FIRST_RULES
             stack.enter_context(claim(workdir, plain, free, defaults))
         cluster.wait_for_all("the first has claimed the directory")
         if not first:

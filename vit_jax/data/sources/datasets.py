@@ -5,18 +5,27 @@ import functools
 import os
 
 from vit_jax.data.sources import arrays, digits, folders, tables, tfds_sets
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.errors import UserError
+from vit_jax.words import did_you_mean
 
 # Kind → the function that opens it. Only `_recognised` decides the kind of a data set.
 KINDS: dict[str, Kind] = {
-    "digits": lambda location, data_dir: digits.DigitsContents(),
-    "image folder": lambda location, data_dir: folders.list_folder(location),
-    "table": lambda location, data_dir: tables.read_tables(location),
-    "arrays": lambda location, data_dir: arrays.ArrayContents(location),
-    "tensorflow-datasets": tfds_sets.open_set,
+    "digits": lambda location, data_dir, options: digits.DigitsContents(),
+    "image folder": lambda location, data_dir, options: folders.list_folder(
+        location, options
+    ),
+    "table": lambda location, data_dir, options: tables.read_tables(location, options),
+    "arrays": lambda location, data_dir, options: arrays.ArrayContents(
+        location, options
+    ),
+    "tensorflow-datasets": lambda location, data_dir, options: tfds_sets.open_set(
+        location, data_dir
+    ),
 }
 _EXTENSIONS = {"table": tables.EXTENSIONS, "arrays": arrays.EXTENSIONS}
+_OF_FILES = ("image folder", *_EXTENSIONS)  # kinds whose location is always a path
 
 
 def _preset(name, num_classes, train_split, eval_split, num_examples, **more):
@@ -72,19 +81,23 @@ PRESETS: dict[str, DatasetInfo] = {
 }
 
 
-def open_dataset(dataset: str, data_dir: str = "") -> "Dataset":
+def open_dataset(
+    dataset: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
+) -> "Dataset":
     """Opens a data set of any kind.
 
     Args:
       dataset: "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl),
         arrays (.npz), or a tensorflow-datasets name or prepared folder.
       data_dir: where tensorflow-datasets stores data sets; "" = its default.
+      options: how its files are read.
 
     Raises:
-      UserError: `dataset` is empty, or a folder of several prepared sets. Other errors
-        are raised when facts or examples are first requested; see `Dataset.contents`.
+      UserError: `dataset` is empty, a folder of several prepared sets, or of a kind
+        that does not exist. Other errors are raised when facts or examples are first
+        requested; see `Dataset.contents`.
     """
-    return Dataset(dataset, data_dir)
+    return Dataset(dataset, data_dir, options)
 
 
 class Dataset:
@@ -95,11 +108,14 @@ class Dataset:
       kind: one of `KINDS`.
       location: the absolute path of the data, or the name of a set that has none.
       data_dir: where tensorflow-datasets stores data sets, absolute; "" = its default.
+      options: how its files are read.
     """
 
-    def __init__(self, name: str, data_dir: str = ""):
-        self.name = name
-        self.kind, self.location = _recognised(name)
+    def __init__(
+        self, name: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
+    ):
+        self.name, self.options = name, options
+        self.kind, self.location = _recognised(name, options.kind)
         self.data_dir = _absolute(data_dir) if data_dir else ""
 
     @functools.cached_property
@@ -114,7 +130,7 @@ class Dataset:
             cannot be used, or the set is not prepared; the message says what was found
             and what to do.
         """
-        return KINDS[self.kind](self.location, self.data_dir)
+        return KINDS[self.kind](self.location, self.data_dir, self.options)
 
     @property
     def info(self) -> DatasetInfo:
@@ -146,20 +162,28 @@ class Dataset:
         return self.contents.split(expression or default)
 
 
-def _recognised(dataset: str) -> tuple[str, str]:
+def _recognised(dataset: str, kind: str = "") -> tuple[str, str]:
     """Returns the kind of a data set, one of `KINDS`, and its location.
 
     A preset's name is never taken for a folder; write "./cifar10" for a folder of that
     name.
 
     Raises:
-      UserError: `dataset` is empty, or a folder of several prepared sets.
+      UserError: `dataset` is empty, a folder of several prepared sets, or `kind` is
+        given and does not exist.
     """
+    if kind and kind not in KINDS:
+        raise UserError(
+            f"data.kind={kind!r}: choose from {', '.join(KINDS)}"
+            + did_you_mean(kind, KINDS)
+        )
     if not dataset:
         raise UserError(
             "no dataset given: expected 'digits', a folder of images, a table (.csv, "
             ".tsv, .jsonl), arrays (.npz), or the name of a tensorflow-datasets set"
         )
+    if kind:
+        return kind, _absolute(dataset) if kind in _OF_FILES else dataset
     if dataset == "digits":
         return "digits", dataset
     if not _is_path(dataset):

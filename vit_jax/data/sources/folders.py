@@ -7,7 +7,6 @@ import time
 
 from vit_jax.data.sources import imagenet, kept_listings
 from vit_jax.data.sources.listings import (
-    EVALUATION_NAMES,
     Entry,
     Files,
     Listing,
@@ -15,6 +14,8 @@ from vit_jax.data.sources.listings import (
     hold_out,
     mixed,
 )
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
+from vit_jax.data.sources.split_names import EVALUATION_NAMES
 from vit_jax.errors import UserError
 from vit_jax.words import shortened
 
@@ -30,7 +31,7 @@ _LAYOUTS = (
 )
 
 
-def list_folder(path: str) -> Listing:
+def list_folder(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
     """Finds the classes and images below `path`.
 
     If all folders are named like splits, in upper or lower case, they are splits;
@@ -51,7 +52,7 @@ def list_folder(path: str) -> Listing:
         return kept
     started, scan = time.time(), _Scan()
     try:
-        listing = _list(path, scan)
+        listing = _list(path, scan, options)
     except OSError as error:
         raise UserError(
             f"{error.filename} cannot be listed: {error.strerror}. "
@@ -61,7 +62,7 @@ def list_folder(path: str) -> Listing:
     return listing
 
 
-def _list(path: str, scan: "_Scan") -> Listing:
+def _list(path: str, scan: "_Scan", options: DataOptions) -> Listing:
     folders, _ = scan(path)
     # Split → its folder, whose name may be Train or VAL.
     given = {
@@ -92,7 +93,7 @@ def _list(path: str, scan: "_Scan") -> Listing:
         for split, classes in found.items()
     }
     if held_out := list(entries) == ["train"]:
-        entries = hold_out(entries["train"])
+        entries = hold_out(entries["train"], options.hold_out, rules=options.rules)
     if not all(entries.values()):
         raise UserError(
             f"{path} has {len(entries['train'])} image(s), too few to hold one out for "

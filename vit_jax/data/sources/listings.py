@@ -11,11 +11,9 @@ import numpy as np
 from vit_jax.data.hashing import stable_hash
 from vit_jax.data.preprocessing import read_file
 from vit_jax.data.sources import splits
+from vit_jax.data.sources.options import NEWEST_RULES
 from vit_jax.data.sources.protocol import DatasetInfo, Example, check_single_label
 from vit_jax.errors import UserError
-
-EVALUATION_NAMES = ("val", "valid", "validation", "test")
-HELD_OUT = 0.1  # share of the images, if no evaluation split is given
 
 Label = int | tuple[int, ...]
 
@@ -197,14 +195,26 @@ def mixed(entries: Iterable[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: stable_hash(entry.path))
 
 
-def hold_out(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Divides training data: a tenth, chosen by the hash of the path, for evaluation.
+def hold_out(
+    entries: Sequence[Entry],
+    share: float,
+    groups: Sequence[str] | None = None,
+    rules: int = NEWEST_RULES,
+) -> dict[str, list[Entry]]:
+    """Divides training data: a share, chosen by the hash of the path, for evaluation.
 
     Adding or removing files never moves another one to the other side. The exception
     are very small sets: if one side, or a class's training images, would be empty, one
     image per class changes sides.
+
+    Args:
+      entries: the training data, in the order of `mixed`.
+      share: part of them to hold out.
+      groups: name of each entry's group; None = there are no groups.
+      rules: see `DataOptions`.
     """
-    held_out = {entry.path for entry in entries if _held_out(entry.path)}
+    del groups, rules
+    held_out = {entry.path for entry in entries if _held_out(entry.path, share)}
     of_class = collections.defaultdict(list)  # each in the order of the hash
     for path, label, _ in entries:
         # Combinations of labels are not treated as classes: nearly all may be rare.
@@ -220,10 +230,10 @@ def hold_out(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     }
 
 
-def _held_out(file: str) -> bool:
+def _held_out(file: str, share: float) -> bool:
     # Not the hash that orders the files: slices of the training split would otherwise
     # be cut exactly where the evaluation split ends.
-    return stable_hash("held out\n" + file) < HELD_OUT * 2**64
+    return stable_hash("held out\n" + file) < share * 2**64
 
 
 def _ends(parts: Sequence) -> np.ndarray:

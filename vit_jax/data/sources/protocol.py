@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from vit_jax.data.sources import splits
+from vit_jax.data.sources.options import DataOptions
 from vit_jax.errors import UserError
 
 
@@ -144,8 +145,10 @@ class Kind(Protocol):
     """A function that opens data sets of one kind.
 
     `location` is the absolute path of the data, or the name of a set that has none;
-    `data_dir` is where tensorflow-datasets stores data sets. Raises UserError if the
-    data cannot be used.
+    `data_dir` is where tensorflow-datasets stores data sets; `options` say how the
+    files are read. Raises UserError if the data cannot be used.
     """
 
-    def __call__(self, location: str, data_dir: str, /) -> Contents: ...
+    def __call__(
+        self, location: str, data_dir: str, options: DataOptions, /
+    ) -> Contents: ...
