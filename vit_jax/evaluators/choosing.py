@@ -5,12 +5,17 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.errors import UserError
-from vit_jax.evaluators.classification import Classification
+from vit_jax.evaluators.classification import Classification, metrics_of
 from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.protocol import Evaluator, Subject
+from vit_jax.evaluators.regression import Regression
+from vit_jax.models.outputs import NUMBERS
 from vit_jax.named import check_options, find_class
 
-EVALUATORS: dict[str, type[Evaluator]] = {"classification": Classification}
+EVALUATORS: dict[str, type[Evaluator]] = {
+    "classification": Classification,
+    "regression": Regression,
+}
 
 # Keys of a row of `config.evaluators` that are not options of the evaluator's class.
 _DATA_KEYS = {
@@ -83,17 +88,31 @@ def _check_data(name: str, data: Mapping[str, Any]) -> None:
     DEFAULT_OPTIONS.changed(data.get("data", {}), f"evaluators.{name}.data.")
 
 
-def directions(rows: list[EvaluatorRow], *, labelled: bool) -> dict[str, float]:
+def own_kind(outputs: str) -> str:
+    """Returns the kind of evaluator that suits outputs of this meaning."""
+    return "regression" if outputs == NUMBERS else "classification"
+
+
+def directions(
+    rows: list[EvaluatorRow], num_classes: int, outputs: str, *, multi_label: bool
+) -> dict[str, float]:
     """Lists the metrics that can decide which checkpoint is best.
 
     Args:
       rows: the rows of `config.evaluators`.
-      labelled: whether the run evaluates its own labels.
+      num_classes: number of the model's outputs; 0 = the run does not evaluate its own
+        labels.
+      outputs: their meaning, a key of `MEANINGS`.
+      multi_label: whether an image of the run's own data may have several labels.
 
     Returns:
       Metric, named as in metrics.jsonl → 1.0 if larger is better, −1.0 if smaller is.
     """
-    found = dict(Classification.better) if labelled else {}
+    found = {}
+    if num_classes and outputs == NUMBERS:
+        found = dict(Regression.better)
+    elif num_classes:
+        found = metrics_of(num_classes, outputs, multi_label=multi_label)
     for row in rows:
         better = evaluator_class(row.kind, f"evaluators.{row.name}").better
         found |= {f"{row.name}/{metric}": sign for metric, sign in better.items()}

@@ -157,11 +157,24 @@ def _weights(split: str) -> str:
 def _sentence(numbers: dict[str, Any]) -> str:
     """Writes an evaluation's numbers in one line."""
     parts = []
-    if "top1" in numbers:
-        parts.append(
-            f"top-1 {100 * numbers['top1']:.2f} % of {numbers['examples']} held-out "
-            f"images, loss {numbers['loss']:.4f}"
-        )
+    if "loss" in numbers:
+        # Without any label there is no top-1; with one label, nothing but that.
+        shares = {"top1": "top-1", "exact_match": "exact match"}
+        parts = [
+            f"{words} {100 * numbers[name]:.2f} %"
+            for name, words in shares.items()
+            if name in numbers
+        ]
+        if "mean_average_precision" in numbers:
+            precision = numbers["mean_average_precision"]
+            parts.insert(0, f"mean average precision {precision:.4f}")
+        counted = f"of {numbers['examples']} held-out images"
+        if numbers.get("labelled", numbers["examples"]) < numbers["examples"]:
+            counted += f" (top-1: of {numbers['labelled']} with a label)"
+        loss = f"loss {numbers['loss']:.4f}"
+        parts = [f"{', '.join(parts)} {counted}".lstrip(), loss]
+    elif "mean_absolute_error" in numbers:
+        parts = [f"mean absolute error {numbers['mean_absolute_error']:.4g}"]
     # Numbers of other evaluators have a slash in their names.
     parts += [f"{name} {value:.4g}" for name, value in numbers.items() if "/" in name]
     return ", ".join(part for part in parts if not part.startswith("top1/"))

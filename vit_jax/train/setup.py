@@ -25,13 +25,15 @@ from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain
 from vit_jax.evaluators.choosing import EvaluatorRow, directions, read_rows
-from vit_jax.evaluators.classification import make_eval_step
+from vit_jax.evaluators.classification import what_to_count
 from vit_jax.evaluators.examples import abstract_batch
+from vit_jax.evaluators.steps import Counted, make_eval_step
 from vit_jax.models import (
     PatchModel,
     ViTOrMixer,
     abstract_params,
 )
+from vit_jax.models.outputs import readable
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
 from vit_jax.optim.chain import OPTIMIZERS, make_optimizer
@@ -204,8 +206,24 @@ class Setup:
             self.preprocessing,
             self.mesh,
             loss=self.config.loss,
-            per_class=self.config.per_class,
+            counted=self._counted,
         )
+
+    @property
+    def _counted(self) -> Counted:
+        """What the run's own evaluation counts."""
+        return what_to_count(
+            *(self.architecture.num_classes, self.outputs),
+            self.info.num_examples[self.info.eval_split],
+            multi_label=self.info.multi_label,
+            per_class=self.config.per_class,
+            wanted=self.wanted,
+        )
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The metrics that decide something, named as in metrics.jsonl."""
+        return frozenset({self.config.keep_best} - {""})
 
     def model_params(self, params: Any) -> Any:
         """Returns the model's own parameters, without others of the objective."""
@@ -226,11 +244,21 @@ class Setup:
             found["eval_ema"] = models(state.ema)[""]
         return found
 
+    @property
+    def outputs(self) -> str:
+        """What the model's outputs mean, a key of `MEANINGS`."""
+        found = self.objective.outputs(self.config)
+        return readable(found, self.architecture.num_classes)
+
     @functools.cached_property
     def better(self) -> dict[str, float]:
         """The metrics that `keep_best` may name → 1, or −1 if smaller is better."""
-        labelled = self.architecture.num_classes > 0
-        return directions(self.evaluators, labelled=labelled)
+        return directions(
+            self.evaluators,
+            self.architecture.num_classes,
+            self.outputs,
+            multi_label=self.info.multi_label,
+        )
 
     @functools.cached_property
     def evaluators(self) -> list[EvaluatorRow]:
@@ -337,7 +365,9 @@ def set_up(
             )
             _ = setup.optimizer
         with _noting(found):
-            _check_best(sound, setup.better)
+            _ = setup.evaluators
+            if sound.keep_best:
+                _check_best(sound, setup.better)
     # Problems of the values alone come first.
     found[first:first] = config_lib.problems(
         config,
@@ -368,7 +398,7 @@ def _noting(found: list[str], prefix: str = "") -> Iterator[None]:
 
 
 def _check_best(config: Config, better: Mapping[str, float]) -> None:
-    if config.keep_best and config.keep_best not in better:
+    if config.keep_best not in better:
         raise ValueError(
             f"keep_best={config.keep_best!r}: choose from "
             f"{', '.join(better) or 'no metric: nothing is evaluated'}"

@@ -177,6 +177,11 @@ class ListedImages:
         path = os.path.join(self.listing.path, relative)
         return Example(read_file(path), label, path, float(files.weights[position]))
 
+    def paths(self) -> list[str]:
+        """Lists the files, relative to the listing's root, without opening any."""
+        files = self.listing.files
+        return [files[split].paths.text(place) for split, place in self._parts]
+
     def labels(self) -> np.ndarray:
         check_single_label(self, self.listing.name)
         return self._column("labels")
