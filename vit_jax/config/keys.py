@@ -246,9 +246,10 @@ def default_config() -> Config:
     config.checkpoint_every = 1000
     # Number of the newest checkpoints to keep.
     config.keep_checkpoints = 2
-    # Metric by which the best checkpoint is kept too ("top1", "top5", "loss", or
-    # "NAME/METRIC" of one of the `evaluators`); an evaluation that is better than all
-    # before it saves one. "" = none.
+    # Metric by which the best checkpoint is kept too ("top1", "loss", "macro_f1",
+    # "mean_average_precision" … as in docs/evaluation.md, or "NAME/METRIC" of one of
+    # the `evaluators`); an evaluation that is better than all before it saves one.
+    # "" = none.
     config.keep_best = ""
     # First and last step, counted from 1, to trace for XProf; (0, 0) = none.
     config.profile_steps = (0, 0)
