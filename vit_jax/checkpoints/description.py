@@ -23,6 +23,8 @@ class Description:
     step: int  # completed updates, which is also the number of batches consumed
     # Split → number of examples that the run trains or evaluates on.
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Split → `Source.fingerprint` of these examples.
+    fingerprints: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -38,6 +40,7 @@ class Description:
             "class_names": list(self.class_names),
             "config": self.config,
             "examples": self.examples,
+            "fingerprints": self.fingerprints,
         }
 
     @classmethod
@@ -55,7 +58,8 @@ class Description:
                 f"this vit_jax reads version {SCHEMA_VERSION}; use the release of "
                 "vit_jax that wrote it, or a newer one."
             )
-        values.setdefault("examples", {})  # the first checkpoints lack it
+        # Older checkpoints lack these.
+        values = {"examples": {}, "fingerprints": {}} | values
         names = {field.name for field in dataclasses.fields(cls)}
         if wrong := sorted(names ^ values.keys()):
             raise UserError(

@@ -28,6 +28,8 @@ class Classification(Objective):
     predicted class. For a mixed example, this is the share of the predicted label.
     """
 
+    reads_schedule = False
+
     def __init__(self, given: Given):
         self._given, self._config = given, given.config
         self._mixing = make_mixing(given.config.mixing)

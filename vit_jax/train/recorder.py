@@ -15,6 +15,7 @@ from vit_jax.train.guardrails import DIVERGED, all_finite
 from vit_jax.train.processes.cluster import as_the_first_says
 from vit_jax.train.reporting.goodput import goodput, in_words
 from vit_jax.train.reporting.metrics import MetricWriter, Progress, Stopwatch
+from vit_jax.train.same_data import DataFacts
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, to_items
 
@@ -26,13 +27,12 @@ class Recorder:
     """A writer of everything that a run records, in the right order.
 
     Attributes:
-      examples: split → number of examples.
+      facts: what identifies the data.
       images: number of images trained on since the clock's last lap.
     """
 
     setup: Setup
-    class_names: tuple[str, ...]
-    examples: dict[str, int]
+    facts: DataFacts
     evaluations: Evaluations
     checkpoints: Checkpoints
     writer: MetricWriter
@@ -115,10 +115,11 @@ class Recorder:
         description = Description(
             self.setup.architecture,
             self.setup.preprocessing,
-            self.class_names if self.setup.architecture.num_classes else (),
+            self.facts.class_names,
             config_lib.to_plain(self.setup.config),
             step,
-            self.examples,
+            self.facts.examples,
+            self.facts.fingerprints,
         )
         with self.clock.stopped("saving"):
             self.checkpoints.save(step, to_items(state), description)
