@@ -171,9 +171,10 @@ class _Training:
                 if recorder.evaluations.due(step):
                     self._evaluate(step)
                 due = recorder.due(step, config.checkpoint_every)
-                if due or recorder.is_best(step):
+                ends = recorder.stops_early(step) or step == config.total_steps
+                if due or ends or recorder.is_best(step):
                     self._save(step)
-                if step == config.total_steps:
+                if ends:
                     recorder.finish(step)
                     return recorder.writer.recorded(step, "eval") or {}
                 if interrupts.requested():
