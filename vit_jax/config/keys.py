@@ -251,6 +251,13 @@ def default_config() -> Config:
     # the `evaluators`); an evaluation that is better than all before it saves one.
     # "" = none.
     config.keep_best = ""
+    # Early stopping: the run ends after so many evaluations in a row without a better
+    # value of `patience_metric`; 0 = it always trains to the end.
+    config.patience = 0
+    # The metric, named as for `keep_best`; "" = that of `keep_best`.
+    config.patience_metric = ""
+    # A value is better if it exceeds the best one by more than this.
+    config.patience_min_delta = 0.0
     # First and last step, counted from 1, to trace for XProf; (0, 0) = none.
     config.profile_steps = (0, 0)
     # Weights & Biases project to which metrics are also sent; needs the extra [wandb].
@@ -274,9 +281,9 @@ ARCHITECTURE_KEYS = (
     "layer_scale",
 )
 
-# Keys that determine where and how a run computes, and what it reports. They change its
-# numbers by no more than rounding and the draws of dropout, so a run may continue with
-# other values.
+# Keys that determine where and how a run computes, what it reports, and whether it ends
+# early. They change its numbers by no more than rounding and the draws of dropout, so a
+# run may continue with other values.
 FREE_TO_CHANGE = (
     "evaluators",  # and every key inside it
     "data_dir",
@@ -295,6 +302,9 @@ FREE_TO_CHANGE = (
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "patience",
+    "patience_metric",
+    "patience_min_delta",
     "profile_steps",
     "wandb_project",
     "per_class",

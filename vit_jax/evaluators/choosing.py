@@ -11,6 +11,7 @@ from vit_jax.evaluators.protocol import Evaluator, Subject
 from vit_jax.evaluators.regression import Regression
 from vit_jax.models.outputs import NUMBERS
 from vit_jax.named import check_options, find_class
+from vit_jax.words import did_you_mean
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "classification": Classification,
@@ -117,6 +118,22 @@ def directions(
         better = evaluator_class(row.kind, f"evaluators.{row.name}").better
         found |= {f"{row.name}/{metric}": sign for metric, sign in better.items()}
     return found
+
+
+def check_metric(key: str, metric: str, better: Mapping[str, float]) -> None:
+    """Raises UserError unless the metric that a config key names, if any, is known.
+
+    Args:
+      key: the key.
+      metric: its value; "" = none.
+      better: from `directions`.
+    """
+    if metric and metric not in better:
+        raise UserError(
+            f"{key}={metric!r}: choose from "
+            f"{', '.join(better) or 'no metric: nothing is evaluated'}"
+            + did_you_mean(metric, better)
+        )
 
 
 def evaluator_class(kind: str, name: str = "evaluator") -> type[Evaluator]:

@@ -29,6 +29,8 @@ class Classification(Objective):
     example without any label is left out of it, because no prediction could be right.
     """
 
+    reads_schedule = False
+
     def __init__(self, given: Given):
         self._given, self._config = given, given.config
         self._mixing = make_mixing(given.config.mixing)

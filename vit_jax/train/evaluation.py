@@ -1,7 +1,7 @@
 """The evaluations that a training run repeats, each on its schedule."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -91,8 +91,19 @@ class Evaluations:
         Raises:
           UserError: an evaluator failed; the message names it.
         """
+        return self._run(self.due(step), params, watch)
+
+    def measure_rest(self, step: int, params: Params, watch: Watch) -> dict[str, Any]:
+        """Runs the evaluators that are not due, because the run ends at this step."""
+        due = self.due(step)
+        rest = [row for row in self._scheduled if row not in due]
+        return self._run(rest, params, watch)
+
+    def _run(
+        self, rows: Iterable[Scheduled], params: Params, watch: Watch
+    ) -> dict[str, Any]:
         numbers: dict[str, Any] = {}
-        for name, _, evaluator in self.due(step):
+        for name, _, evaluator in rows:
             with self._explained(name):
                 found = evaluator(params, watch)
             prefix = f"{name}/" if name else ""

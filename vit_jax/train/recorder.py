@@ -10,15 +10,19 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.errors import UserError
 from vit_jax.evaluators.protocol import Watch
+from vit_jax.train.early_stopping import Patience
 from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.guardrails import DIVERGED, all_finite
 from vit_jax.train.processes.cluster import as_the_first_says
 from vit_jax.train.reporting.goodput import goodput, in_words
 from vit_jax.train.reporting.metrics import MetricWriter, Progress, Stopwatch
+from vit_jax.train.same_data import DataFacts
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, to_items
 
 logger = logging.getLogger(__name__)
+
+EARLY_STOP = "early_stop"  # the split of the line of metrics that says why a run ended
 
 
 @dataclasses.dataclass
@@ -26,13 +30,12 @@ class Recorder:
     """A writer of everything that a run records, in the right order.
 
     Attributes:
-      examples: split → number of examples.
+      facts: what identifies the data.
       images: number of images trained on since the clock's last lap.
     """
 
     setup: Setup
-    class_names: tuple[str, ...]
-    examples: dict[str, int]
+    facts: DataFacts
     evaluations: Evaluations
     checkpoints: Checkpoints
     writer: MetricWriter
@@ -41,8 +44,10 @@ class Recorder:
     images: int = 0
 
     def __post_init__(self) -> None:
+        self.patience = Patience.of(self.setup.config, self.setup.better)
         for step, numbers in self.writer.of_split(self._judged):
             self.checkpoints.note(step, numbers)
+            self.patience.note(step, numbers)
 
     def due(self, step: int, every: int) -> bool:
         """Whether a task that runs every `every` steps and at the end is due."""
@@ -70,21 +75,56 @@ class Recorder:
         Raises:
           UserError: an evaluator failed.
         """
-        for split, params in self.setup.evaluated(state).items():
+        found: dict[str, dict[str, Any]] = {}
+        problem = ""
+        models = self.setup.evaluated(state)
+        for split in models:
             if self.writer.recorded(step, split):
                 continue
             with self.clock.stopped("evaluating"):
-                numbers = self.evaluations.measure(step, params, watch)
+                numbers = self.evaluations.measure(step, models[split], watch)
             if not math.isfinite(numbers.get("loss", 0.0)):
-                return (
+                problem = (
                     f"step {step}: the loss on the held-out images is "
                     f"{numbers['loss']}; training stops."
                 )
+                break
+            found[split] = numbers
+        if not problem and self._exhausts(step, found.get(self._judged, {})):
+            # Evaluators that run only at the end share the line with the others.
+            for split in found:
+                with self.clock.stopped("evaluating"):
+                    rest = self.evaluations.measure_rest(step, models[split], watch)
+                found[split] |= rest
+        for split, numbers in found.items():
             self.writer.write(step, split, numbers)
             if split == self._judged:
                 self.checkpoints.note(step, numbers)
+                self.patience.note(step, numbers)
             logger.info("step %d%s: %s", step, _weights(split), _sentence(numbers))
-        return ""
+        return problem
+
+    def _exhausts(self, step: int, numbers: dict[str, Any]) -> bool:
+        """Whether the run ends early after an evaluation, in all processes."""
+        if not self.patience.evaluations:
+            return False
+        return as_the_first_says(self.patience.after(step, numbers).exhausted)
+
+    def stops_early(self, step: int) -> bool:
+        """Whether the evaluation of this step ends the run; if so, records why."""
+        if not (self.writer.recorded(step, self._judged) and self._exhausts(step, {})):
+            return False
+        if step < self.setup.config.total_steps:
+            if not self.writer.recorded(step, EARLY_STOP):
+                self.writer.write(step, EARLY_STOP, self.patience.record())
+            logger.info(
+                "step %d: the run ends early: %s (patience=%d). To train on, pass "
+                "--config.patience=0 or a larger number",
+                step,
+                self.patience,
+                self.patience.evaluations,
+            )
+        return True
 
     @property
     def _judged(self) -> str:
@@ -115,10 +155,11 @@ class Recorder:
         description = Description(
             self.setup.architecture,
             self.setup.preprocessing,
-            self.class_names if self.setup.architecture.num_classes else (),
+            self.facts.class_names,
             config_lib.to_plain(self.setup.config),
             step,
-            self.examples,
+            self.facts.examples,
+            self.facts.fingerprints,
             self.setup.objective.outputs(self.setup.config),
         )
         with self.clock.stopped("saving"):

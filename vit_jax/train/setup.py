@@ -7,7 +7,7 @@ dataset or a checkpoint to know the shapes, the schedule and the compiled progra
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,12 @@ from vit_jax.data.sources.datasets import Dataset, open_dataset
 from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain
-from vit_jax.evaluators.choosing import EvaluatorRow, directions, read_rows
+from vit_jax.evaluators.choosing import (
+    EvaluatorRow,
+    check_metric,
+    directions,
+    read_rows,
+)
 from vit_jax.evaluators.classification import what_to_count
 from vit_jax.evaluators.examples import abstract_batch
 from vit_jax.evaluators.steps import Counted, make_eval_step
@@ -39,6 +44,7 @@ from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
 from vit_jax.optim.chain import OPTIMIZERS, make_optimizer
 from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.train.choices import CHOICES
+from vit_jax.train.early_stopping import check_patience
 from vit_jax.train.model_from_config import (
     make_architecture,
     make_model,
@@ -47,7 +53,6 @@ from vit_jax.train.model_from_config import (
 )
 from vit_jax.train.state import TrainState, new_state
 from vit_jax.train.step import make_train_step
-from vit_jax.words import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +228,11 @@ class Setup:
     @property
     def wanted(self) -> frozenset[str]:
         """The metrics that decide something, named as in metrics.jsonl."""
-        return frozenset({self.config.keep_best} - {""})
+        config = self.config
+        found = {config.keep_best}
+        if config.patience:
+            found.add(config.patience_metric or config.keep_best)
+        return frozenset(found - {""})
 
     def model_params(self, params: Any) -> Any:
         """Returns the model's own parameters, without others of the objective."""
@@ -365,9 +374,9 @@ def set_up(
             )
             _ = setup.optimizer
         with _noting(found):
-            _ = setup.evaluators
-            if sound.keep_best:
-                _check_best(sound, setup.better)
+            check_metric("keep_best", sound.keep_best, setup.better)
+        with _noting(found):
+            check_patience(sound, setup.better, setup.evaluators)
     # Problems of the values alone come first.
     found[first:first] = config_lib.problems(
         config,
@@ -390,17 +399,9 @@ def _placed(shapes: Any, where: Any) -> Any:
 
 @contextlib.contextmanager
 def _noting(found: list[str], prefix: str = "") -> Iterator[None]:
-    """Adds an error inside to `found`, as one more line."""
+    """Adds an error inside to `found`, as one more line unless it is there already."""
     try:
         yield
     except ValueError as error:
-        found.append(f"{prefix}{error}")
-
-
-def _check_best(config: Config, better: Mapping[str, float]) -> None:
-    if config.keep_best not in better:
-        raise ValueError(
-            f"keep_best={config.keep_best!r}: choose from "
-            f"{', '.join(better) or 'no metric: nothing is evaluated'}"
-            + did_you_mean(config.keep_best, better)
-        )
+        if (line := f"{prefix}{error}") not in found:
+            found.append(line)
