@@ -85,7 +85,7 @@ def measure() -> dict[str, Any]:
     from vit_jax import api, sharding
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.evaluators.examples import Data
-    from vit_jax.evaluators.held_out import part_to_evaluate
+    from vit_jax.evaluators.held_out import TrainedWith, part_to_evaluate
     from vit_jax.evaluators.protocol import Subject
     from vit_jax.host_memory import keep_freed_memory
 
@@ -99,7 +99,8 @@ def measure() -> dict[str, Any]:
             "--dataset=NAME|FOLDER with classes of the model"
         )
     part = part_to_evaluate(
-        config, FLAGS.dataset, FLAGS.data_dir, FLAGS.data, FLAGS.split
+        TrainedWith(config, model.examples, model.fingerprints),
+        *(FLAGS.dataset, FLAGS.data_dir, FLAGS.data, FLAGS.split),
     )
     opened, dataset = part.dataset, part.dataset.location
     source = opened.split(part.split)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
-from vit_jax.evaluators.held_out import part_to_evaluate
+from vit_jax.evaluators.held_out import TrainedWith, part_to_evaluate
 
 COUNT = 20  # images of each class
 
@@ -24,10 +24,11 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-def config(dataset="", **more):
+def config(dataset="", examples=(), fingerprints=(), **more):
     splits = {"train_split": "", "eval_split": ""}
     data = {} if not dataset else {"data": {"rules": 2}}
-    return {"dataset": str(dataset), "data_dir": "", **splits, **data, **more}
+    values = {"dataset": str(dataset), "data_dir": "", **splits, **data, **more}
+    return TrainedWith(values, dict(examples), dict(fingerprints))
 
 
 def part(*arguments, **options):
@@ -78,6 +79,37 @@ def test_weights_from_elsewhere_are_measured_on_everything(folder):
 def test_a_copy_of_the_data_is_not_known(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     assert part(config(folder), str(tmp_path / "copy")) == ("train+val", None, True)
+
+
+def recorded(folder):
+    """Returns what a run on a folder records."""
+    dataset = open_dataset(str(folder))
+    sources = {name: dataset.split(name) for name in ("train", "val")}
+    return config(
+        folder,
+        {name: len(source) for name, source in sources.items()},
+        {name: source.fingerprint() for name, source in sources.items()},
+    )
+
+
+def test_a_copy_is_known_by_the_recorded_fingerprints(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    own = recorded(folder)
+    assert part(own, str(tmp_path / "copy")) == ("val", 0, False)
+    shutil.rmtree(folder)
+    assert part(own, str(tmp_path / "copy")) == ("val", 0, False)
+    # As many images of the same classes, but others.
+    (tmp_path / "copy/a/0.png").rename(tmp_path / "copy/a/new.png")
+    assert part(own, str(tmp_path / "copy")) == ("train+val", None, True)
+
+
+def test_own_data_that_have_changed_are_no_longer_known(folder):
+    own = recorded(folder)
+    assert part(own) == ("val", 0, False)
+    for k in range(20):
+        shutil.copy(folder / "a/0.png", folder / f"a/new{k}.png")
+    assert part(own) == ("val", None, True)
+    assert "changed since" in part_to_evaluate(own).remark
 
 
 def test_another_hold_out_of_the_own_data_is_compared_by_files(folder):

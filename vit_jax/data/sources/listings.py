@@ -196,8 +196,11 @@ class ListedImages:
 
     def paths(self) -> list[str]:
         """Lists the files, relative to the listing's root, without opening any."""
-        files = self.listing.files
-        return [files[split].paths.text(place) for split, place in self._parts]
+        files, places = (
+            self.listing.files,
+            map(self._parts.__getitem__, range(len(self))),
+        )
+        return [files[split].paths.text(place) for split, place in places]
 
     def labels(self) -> np.ndarray:
         check_single_label(self, self.listing.name)
