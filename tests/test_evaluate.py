@@ -187,6 +187,32 @@ def test_weights_from_elsewhere_may_have_been_trained_on_the_data(
     assert "note: whether the model was trained on some of these images" in text
 
 
+@pytest.mark.parametrize("outputs", ["exclusive", "independent"])
+def test_the_loss_is_that_of_what_the_outputs_mean(workdir, shared, run, outputs):
+    report = json.loads(
+        run(f"--checkpoint={workdir}", f"--outputs={outputs}", "--json")
+    )
+    model = vit_jax.load(workdir)
+    paths = sorted((shared / "images" / "val").glob("*/*.png"))
+    logits = np.asarray(model(model.prepare(paths)), np.float64)
+    labels = np.array([NAMES.index(path.parent.name) for path in paths])
+    right = np.eye(3)[labels]
+    if outputs == "exclusive":
+        losses = -np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[
+            right > 0
+        ]
+    else:
+        yes = 1 / (1 + np.exp(-logits))
+        losses = -np.log(np.where(right > 0, yes, 1 - yes)).sum(-1)
+    assert report["examples"] == len(paths)
+    assert report["loss"] == pytest.approx(losses.mean(), rel=1e-4)
+
+
+def test_plain_numbers_have_no_accuracy(workdir, run):
+    with pytest.raises(SystemExit, match=r"3 plain numbers .* --outputs=exclusive or"):
+        run(f"--checkpoint={workdir}", "--outputs=numbers")
+
+
 def test_data_of_other_classes_are_refused(workdir, run, tmp_path):
     for name in ("bird", "cat", "fish"):
         (tmp_path / name).mkdir()

@@ -51,6 +51,7 @@ flags.DEFINE_bool("allow_bad_images", False, "skip images that cannot be read", 
 flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
+command.define_outputs(FLAGS)
 flags.DEFINE_string(
     "evaluator",
     None,
@@ -91,7 +92,7 @@ def measure() -> dict[str, Any]:
 
     use_compilation_cache()
     keep_freed_memory()
-    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw)
+    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
     config = model.config
     if not config["dataset"] and FLAGS.dataset is None:
         raise UserError(

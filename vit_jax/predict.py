@@ -4,7 +4,8 @@
 
 MODEL is a work directory, or anything else that vit_jax.load takes; nothing else is
 needed. A folder stands for all the images in it. Prints the most probable classes of
-each image, with their names.
+each image, with their names. If the model answers yes or no for each class, these are
+the probabilities of yes; if its outputs are plain numbers, all of them are printed.
 """
 
 import json
@@ -29,6 +30,7 @@ flags.DEFINE_integer(
 flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
+command.define_outputs(FLAGS)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 
 
@@ -42,30 +44,35 @@ def main(arguments: list[str]) -> None:
         raise UserError("no images given; pass image files, or folders of them")
     from vit_jax import api
     from vit_jax.compilation_cache import use_compilation_cache
+    from vit_jax.models.outputs import is_probability
 
     use_compilation_cache()
     paths = expand(arguments)
-    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw)
+    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
     predictions = model.predict(paths, FLAGS.top_k)
+    are_probabilities = is_probability(model.outputs)
     if FLAGS.json:
+        kind = "probability" if are_probabilities else "value"
         images = [
             {
                 "image": str(path),
-                "top": [{"class": name, "probability": p} for name, p in top],
+                "top": [{"class": name, kind: value} for name, value in top],
             }
             for path, top in zip(paths, predictions, strict=True)
         ]
         report = {
             "checkpoint": FLAGS.checkpoint,
             "step": model.step,
+            "outputs": model.outputs,
             "predictions": images,
         }
         print(json.dumps(report, allow_nan=False))
         return
     for path, top in zip(paths, predictions, strict=True):
         print(path)
-        for name, probability in top:
-            print(f"  {probability:8.2%}  {name}")
+        for name, value in top:
+            shown = f"{value:8.2%}" if are_probabilities else f"{value:12.6g}"
+            print(f"  {shown}  {name}")
 
 
 def expand(arguments: Sequence[str]) -> list[pathlib.Path]:

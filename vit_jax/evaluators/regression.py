@@ -15,6 +15,11 @@ from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
 from vit_jax.words import shortened
 
+_CLASSES_AFTER_ALL = (
+    "If the outputs are classes after all, say so: --outputs=exclusive or "
+    "--outputs=independent"
+)
+
 
 class Regression(Evaluator):
     """Mean absolute and mean squared error, where class names are numbers."""
@@ -31,8 +36,9 @@ class Regression(Evaluator):
         outputs = subject.architecture.num_classes
         if outputs != 1:
             raise UserError(
-                f"the model gives {outputs:,} plain numbers for an image; a label of "
-                "these data can be compared with one number only"
+                f"the model gives {outputs:,} plain numbers for an image, of which a "
+                "label of these data can be compared with one only. "
+                f"{_CLASSES_AFTER_ALL}"
             )
         values = jnp.asarray(_values(self._examples.source))
         placed, normalize = subject.placed_model, subject.preprocessing.normalize
@@ -90,8 +96,7 @@ def _values(source: Any) -> np.ndarray:
         raise UserError(
             "the model gives plain numbers, but the labels of these data are classes "
             f"{found}: neither an accuracy nor an error can be computed. Pass data "
-            "whose classes are called by their numbers, or load the model with another "
-            "meaning of its outputs"
+            f"whose classes are called by their numbers. {_CLASSES_AFTER_ALL}"
         )
     return np.array(values, np.float32)
 
