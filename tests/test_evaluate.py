@@ -116,6 +116,18 @@ def test_accuracy_of_each_class(workdir, run):
     assert {name: sum(row.values()) for name, row in counts.items()} == dict.fromkeys(
         NAMES, 4
     )
+    wrong = {
+        (label, predicted): count
+        for label, row in counts.items()
+        for predicted, count in row.items()
+        if label != predicted
+    }
+    largest = {
+        (cell["class"], cell["predicted"]): cell["count"]
+        for cell in report["largest_confusions"]
+    }
+    assert sorted(largest.values()) == sorted(wrong.values())[-5:]
+    assert largest.items() <= wrong.items()
     for row in rows:
         name = row["class"]
         predicted = sum(others.get(name, 0) for others in counts.values())

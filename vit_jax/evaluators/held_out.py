@@ -82,8 +82,8 @@ def part_to_evaluate(
       UserError: the data cannot be opened, or have no such split.
     """
     name = trained.dataset if dataset is None else dataset
-    data_dir = trained.config["data_dir"] if data_dir is None else data_dir
-    own, opened = _opened(trained, name, data_dir, options)
+    where = trained.config["data_dir"] if data_dir is None else data_dir
+    own, opened = _opened(trained, name, where, options)
     train_split, eval_split = opened.info.train_split, opened.whole
     if own:
         train_split, eval_split = trained.splits(opened.info)

@@ -10,7 +10,7 @@ from vit_jax.evaluators.confusion import Confusion
 
 # Up to this many classes the confusion matrix is always reported.
 FEW_CLASSES = 100
-_MOST_CONFUSIONS = 5  # lines on a terminal
+_MOST_CONFUSIONS = 5
 
 # Metric → its name on a terminal, and how its value is written.
 _LINES = {
@@ -51,8 +51,20 @@ def details(
             | {name: _value(column[k]) for name, column in measured.by_class.items()}
             for k in shown
         ]
-    if measured.confusion and (per_class or len(names) <= FEW_CLASSES):
-        found["confusion"] = _matrix(measured.confusion, _distinct(names))
+    if not (matrix := measured.confusion):
+        return found
+    distinct, examples = _distinct(names), matrix.by_class().examples
+    found["largest_confusions"] = [
+        {
+            "class": distinct[cell.label],
+            "predicted": distinct[cell.predicted],
+            "count": cell.count,
+            "examples": int(examples[cell.label]),
+        }
+        for cell in matrix.largest(_MOST_CONFUSIONS)
+    ]
+    if per_class or len(names) <= FEW_CLASSES:
+        found["confusion"] = _matrix(matrix, distinct)
     return found
 
 
@@ -78,7 +90,13 @@ def lines(report: dict[str, Any]) -> list[str]:
         written.append(
             f"  {accuracy} of {row['examples']:6d}  {row['class']}{_rates(row)}"
         )
-    return written + _largest(report.get("confusion", {}))
+    confusions = [
+        "  {count:6d} of {examples:6d}  {class} → {predicted}".format(**cell)
+        for cell in report.get("largest_confusions", ())
+    ]
+    if confusions:
+        written.append("most frequent confusions (label → prediction):")
+    return written + confusions
 
 
 def _rates(row: dict[str, Any]) -> str:
@@ -88,24 +106,6 @@ def _rates(row: dict[str, Any]) -> str:
         if row.get(name) is not None
     ]
     return f" ({', '.join(rates)})" if rates else ""
-
-
-def _largest(confusion: dict[str, dict[str, int]]) -> list[str]:
-    """Writes the most frequent confusions of two classes."""
-    cells = [
-        (count, label, predicted)
-        for label, row in confusion.items()
-        for predicted, count in row.items()
-        if predicted != label
-    ]
-    largest = sorted(cells, key=lambda cell: -cell[0])[:_MOST_CONFUSIONS]
-    if not largest:
-        return []
-    lines = [
-        f"  {count:6d} of {sum(confusion[label].values()):6d}  {label} → {predicted}"
-        for count, label, predicted in largest
-    ]
-    return ["most frequent confusions (label → prediction):", *lines]
 
 
 def _matrix(confusion: Confusion, names: Sequence[str]) -> dict[str, dict[str, int]]:

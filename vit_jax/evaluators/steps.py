@@ -18,7 +18,7 @@ Sums = dict[str, Array]
 
 
 class Counted(NamedTuple):
-    """What a step counts besides loss, top-1 and top-5.
+    """The counts of a step besides loss, top-1 and top-5.
 
     Attributes:
       per_class: examples and right predictions of each class.

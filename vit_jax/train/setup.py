@@ -216,7 +216,7 @@ class Setup:
 
     @property
     def _counted(self) -> Counted:
-        """What the run's own evaluation counts."""
+        """The counts of the run's own evaluation."""
         return what_to_count(
             *(self.architecture.num_classes, self.outputs),
             self.info.num_examples[self.info.eval_split],
@@ -255,7 +255,7 @@ class Setup:
 
     @property
     def outputs(self) -> str:
-        """What the model's outputs mean, a key of `MEANINGS`."""
+        """The meaning of the model's outputs, a key of `MEANINGS`."""
         found = self.objective.outputs(self.config)
         return readable(found, self.architecture.num_classes)
 

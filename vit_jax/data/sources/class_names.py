@@ -110,5 +110,9 @@ class Relabelled:
     def weights(self) -> np.ndarray:
         return self._selected(self._source.weights())
 
+    def fingerprint(self) -> dict[str, str]:
+        outputs = ",".join(map(str, self._outputs.tolist()))
+        return {**self._source.fingerprint(), "outputs": outputs}
+
     def _selected(self, column: np.ndarray) -> np.ndarray:
         return column if self._kept is None else column[self._kept]
