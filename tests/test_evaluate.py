@@ -57,9 +57,11 @@ def test_a_folder_without_splits_is_evaluated_whole(shared, workdir, run):
     folder = shared / "images/val"
     report = json.loads(run(f"--checkpoint={workdir}", f"--dataset={folder}", "--json"))
     assert (report["split"], report["examples"]) == ("train+val", 12)
+    # None of its images were in the training split of the folder around it.
+    assert report["trained_on"] is False
     # Its own data are split as in training.
     own = json.loads(run(f"--checkpoint={workdir}", "--json"))
-    assert (own["split"], own["examples"]) == ("val", 12)
+    assert (own["split"], own["examples"], own["trained_on"]) == ("val", 12, False)
 
 
 def test_evaluation_needs_only_the_work_directory(workdir, tmp_path):
@@ -78,6 +80,7 @@ def test_evaluation_needs_only_the_work_directory(workdir, tmp_path):
     assert report["split"] == "val"
     assert report["step"] == 3
     assert 0 <= report["top1"] <= report["top5"] == 1.0
+    assert done.stderr == "compiling …\n"
 
 
 def test_any_batch_size_gives_the_same_numbers(workdir, run):
@@ -95,6 +98,8 @@ def test_other_data_and_splits(workdir, shared, run):
     other = f"--dataset={shared / 'images'}"
     report = json.loads(run(f"--checkpoint={workdir}", "--json", "--split=train"))
     assert (report["examples"], report["split"]) == (9, "train")
+    assert report["trained_on"] is True
+    assert report["remark"].startswith("the model was trained on 9 of these images")
     sliced = run(f"--checkpoint={workdir}", "--json", other, "--split=val[:50%]")
     assert json.loads(sliced)["examples"] == 6
 
@@ -114,13 +119,93 @@ def test_accuracy_of_each_class(workdir, run):
     assert [row["class"] for row in rows] == list(NAMES)
     assert [row["examples"] for row in rows] == [4, 4, 4]
     assert np.mean([row["top1"] for row in rows]) == pytest.approx(report["top1"])
+    recalls = [row["recall"] for row in rows]
+    assert np.mean(recalls) == pytest.approx(report["balanced_accuracy"])
+    counts = report["confusion"]
+    assert {name: sum(row.values()) for name, row in counts.items()} == dict.fromkeys(
+        NAMES, 4
+    )
+    wrong = {
+        (label, predicted): count
+        for label, row in counts.items()
+        for predicted, count in row.items()
+        if label != predicted
+    }
+    largest = {
+        (cell["class"], cell["predicted"]): cell["count"]
+        for cell in report["largest_confusions"]
+    }
+    assert sorted(largest.values()) == sorted(wrong.values())[-5:]
+    assert largest.items() <= wrong.items()
+    for row in rows:
+        name = row["class"]
+        predicted = sum(others.get(name, 0) for others in counts.values())
+        assert row["top1"] == row["recall"] == counts[name].get(name, 0) / 4
+        right = counts[name].get(name, 0)
+        assert row["precision"] == (right / predicted if predicted else None)
 
 
 def test_output_without_json_is_readable(workdir, run):
     text = run(f"--checkpoint={workdir}", "--per_class")
     assert "12 examples" in text
-    for word in ("top-1", "top-5", "loss", *NAMES):
+    for word in ("top-1", "top-5", "loss", "balanced accuracy", "macro F1", *NAMES):
         assert word in text
+    assert "most frequent confusions (label → prediction):" in text
+
+
+def test_a_part_of_the_classes_in_another_order(workdir, shared, run, tmp_path):
+    # Numbered, so that the names sort in another order than those of the model.
+    table = ["path,label"]
+    for name in ("dog", "bird"):
+        table += [f"{shared}/images/val/{name}/{k}.png,{name}" for k in range(4)]
+    (tmp_path / "part.csv").write_text("\n".join(table))
+    whole = json.loads(run(f"--checkpoint={workdir}", "--json", "--per_class"))
+    expected = {row["class"]: row["top1"] for row in whole["per_class"]}
+    part = json.loads(
+        run(
+            *(f"--checkpoint={workdir}", f"--dataset={tmp_path / 'part.csv'}"),
+            *("--split=train+val", "--json", "--per_class"),
+        )
+    )
+    found = {row["class"]: row["top1"] for row in part["per_class"]}
+    assert found == {name: expected[name] for name in ("bird", "dog")}
+    assert part["top1"] == np.mean(list(found.values()))
+    assert {name: whole["confusion"][name] for name in found} == part["confusion"]
+
+
+def test_an_exported_model_is_measured_on_what_was_held_out(
+    shared, run, make_workdir, tmp_path
+):
+    folder = shared / "images/val"  # it has no splits
+    config = {"dataset": str(folder), "data": {"rules": 2}}
+    make_workdir(tmp_path / "run", class_names=NAMES, config=config, depth=1)
+    file = tmp_path / "model.safetensors"
+    vit_jax.save(vit_jax.load(tmp_path / "run"), file)
+    (tmp_path / "link").symlink_to(folder)
+    reports = [
+        json.loads(run(f"--checkpoint={source}", *dataset, "--json"))
+        for source, dataset in (
+            (tmp_path / "run", ()),
+            (file, ()),
+            (file, [f"--dataset={tmp_path / 'link'}"]),
+        )
+    ]
+    counts = open_dataset(str(folder)).info.num_examples
+    for report in reports:
+        assert (report["split"], report["trained_on"]) == ("val", False)
+        assert report["examples"] == counts["val"] < 12
+        assert report["loss"] == reports[0]["loss"]
+
+
+def test_weights_from_elsewhere_may_have_been_trained_on_the_data(
+    shared, workdir, run, tmp_path
+):
+    vit_jax.save(vit_jax.load(workdir), tmp_path / "model.npz", format="google")
+    text = run(
+        f"--checkpoint={tmp_path / 'model.npz'}", f"--dataset={shared / 'images/val'}"
+    )
+    assert "12 examples" in text
+    assert "note: whether the model was trained on some of these images" in text
 
 
 @pytest.mark.parametrize("outputs", ["exclusive", "independent"])
@@ -145,7 +230,7 @@ def test_the_loss_is_that_of_what_the_outputs_mean(workdir, shared, run, outputs
 
 
 def test_plain_numbers_have_no_accuracy(workdir, run):
-    with pytest.raises(SystemExit, match="are plain numbers, so no class is right"):
+    with pytest.raises(SystemExit, match=r"3 plain numbers .* --outputs=exclusive or"):
         run(f"--checkpoint={workdir}", "--outputs=numbers")
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -184,6 +184,8 @@ def load(
         description.step,
         outputs
         or readable(description.outputs if kept else EXCLUSIVE, target.num_classes),
+        description.examples,
+        description.fingerprints,
     )
 
 
@@ -210,7 +212,9 @@ def save(model: "Model", path: Path, format: str = "vit_jax") -> pathlib.Path:
         model.class_names,
         model.config,
         model.step,
-        outputs=model.outputs,
+        model.examples,
+        model.fingerprints,
+        model.outputs,
     )
     return save_weights(description, jax.device_get(model.params), path, format)
 
@@ -228,6 +232,8 @@ class Model:
       step: number of updates that it was trained for.
       outputs: what the outputs mean: "exclusive" (an image has one of the classes),
         "independent" (a yes or no for each class) or "numbers" (plain numbers).
+      examples: split → number of examples of the data that it was trained with.
+      fingerprints: split → what identifies these examples; {} if unknown.
     """
 
     def __init__(
@@ -239,6 +245,8 @@ class Model:
         config: dict[str, Any],
         step: int,
         outputs: str = "",
+        examples: Mapping[str, int] | None = None,
+        fingerprints: Mapping[str, dict[str, str]] | None = None,
     ):
         """Makes a model from its parts; `load` does that for you."""
         self.module = module
@@ -247,6 +255,8 @@ class Model:
         self.class_names = tuple(class_names)
         self.config = config
         self.step = step
+        self.examples = dict(examples or {})
+        self.fingerprints = dict(fingerprints or {})
         classes = module.architecture.num_classes
         self.outputs = outputs or readable(of_loss(config["loss"]), classes)
 

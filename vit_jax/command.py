@@ -62,6 +62,15 @@ def guard(action: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def say_last(message: object) -> None:
+    """Prints to standard error, which may be a terminal that has been closed."""
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:
+        # Python would try again at exit, and turn its failure into an exit status.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def define_outputs(flag_values: flags.FlagValues) -> None:
     """Defines the flag --outputs, for weights that do not record what they mean."""
     flags.DEFINE_enum(

@@ -5,20 +5,22 @@
       [--evaluator=KIND --option=NAME=VALUE …]
 
 MODEL is a work directory, or anything else that vit_jax.load takes. By default, the
-data are those in the work directory's config. Prints top-1 and top-5 accuracy and the
-mean loss, or the numbers of another evaluator: KIND is a name in
+data are those in the work directory's config, and the examples those that were held out
+of training. Classes are matched by name. Prints accuracy and loss with what else suits
+the labels (docs/evaluation.md), or the numbers of another evaluator: KIND is a name in
 vit_jax/evaluators/choosing.py, or your own class as package.module:Name.
 """
 
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from absl import flags
 
 from vit_jax import command
 from vit_jax.errors import UserError
-from vit_jax.words import shortened
+from vit_jax.progress import Progress
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -28,7 +30,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "dataset", None, "data other than the config's, with the same classes", FLAGS
+    "dataset", None, "data other than the config's, with classes of the model", FLAGS
 )
 flags.DEFINE_string("split", None, "default: the evaluation split", FLAGS)
 flags.DEFINE_string(
@@ -44,14 +46,17 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("per_class", False, "also report each class's accuracy", FLAGS)
+flags.DEFINE_bool("per_class", False, "also report the numbers of each class", FLAGS)
 flags.DEFINE_bool("allow_bad_images", False, "skip images that cannot be read", FLAGS)
 flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
 command.define_outputs(FLAGS)
 flags.DEFINE_string(
-    "evaluator", "classification", "the evaluator, as in a recipe's `kind`", FLAGS
+    "evaluator",
+    None,
+    "the evaluator, as in a recipe's `kind`; default: as the model's outputs mean",
+    FLAGS,
 )
 flags.DEFINE_multi_string(
     "option", [], "an argument of the evaluator: NAME=VALUE", FLAGS
@@ -80,12 +85,8 @@ def measure() -> dict[str, Any]:
 
     from vit_jax import api, sharding
     from vit_jax.compilation_cache import use_compilation_cache
-    from vit_jax.data.decode import DecodeError
-    from vit_jax.data.sources.datasets import open_dataset
-    from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
-    from vit_jax.evaluators.choosing import make_evaluator
-    from vit_jax.evaluators.classification import Classification
     from vit_jax.evaluators.examples import Data
+    from vit_jax.evaluators.held_out import TrainedWith, part_to_evaluate
     from vit_jax.evaluators.protocol import Subject
     from vit_jax.host_memory import keep_freed_memory
 
@@ -96,68 +97,115 @@ def measure() -> dict[str, Any]:
     if not config["dataset"] and FLAGS.dataset is None:
         raise UserError(
             f"{FLAGS.checkpoint} was not trained here, so it names no data; pass "
-            "--dataset=NAME|FOLDER with the same classes"
+            "--dataset=NAME|FOLDER with classes of the model"
         )
-    name = config["dataset"] if FLAGS.dataset is None else FLAGS.dataset
-    data_dir = config["data_dir"] if FLAGS.data_dir is None else FLAGS.data_dir
-    dataset = open_dataset(name).location
-    # The config's splits and options apply only to its own dataset.
-    same = dataset == config["dataset"]
-    options = DataOptions.from_config(config.get("data")) if same else DEFAULT_OPTIONS
-    opened = open_dataset(name, data_dir, options.with_flags(FLAGS.data))
-    split = FLAGS.split or (config["eval_split"] if same else "")
-    if not split:
-        split = opened.info.eval_split if same else opened.whole
-    source = opened.split(split)
+    part = part_to_evaluate(
+        TrainedWith(config, model.examples, model.fingerprints),
+        *(FLAGS.dataset, FLAGS.data_dir, FLAGS.data, FLAGS.split),
+    )
+    opened, dataset = part.dataset, part.dataset.location
+    source = opened.split(part.split)
     if not len(source):
-        raise UserError(f"{dataset} has no examples in split {split!r}")
+        raise UserError(f"{dataset} has no examples in split {part.split!r}")
     mesh = _mesh(model)
-    subject = Subject(model.module, model.preprocessing, mesh, source.class_names)
     data = Data(
-        lambda name: source if name == split else opened.split(name),
-        split,
-        (config["train_split"] if same else "") or opened.info.train_split,
+        lambda name: source if name == part.split else opened.split(name),
+        part.split,
+        part.train_split,
         FLAGS.batch_size or config["eval_batch_size"],
         "skip" if FLAGS.allow_bad_images else "error",
     )
+    subject = Subject(
+        *(model.module, model.preprocessing, mesh),
+        class_names=model.class_names,
+        outputs=model.outputs,
+    )
     params = jax.device_put(model.params, sharding.shardings(model.params, mesh))
-    report = {
-        "checkpoint": FLAGS.checkpoint,
-        "step": model.step,
-        "dataset": dataset,
-        "split": split,
+    numbers = _numbers(subject, data, params, f"{dataset}: ")
+    wrong = {
+        name: x
+        for name, x in numbers.items()
+        if isinstance(x, float) and not math.isfinite(x)
     }
-    options = _options(FLAGS.option)
-    if FLAGS.per_class and FLAGS.evaluator != "classification":
-        raise UserError(
-            f"--per_class has no effect with --evaluator={FLAGS.evaluator}; omit it"
-        )
-    if FLAGS.evaluator == "classification":
-        _check_classes(model, source, dataset)
-        loss = _loss(model.outputs)
-        options = {"loss": loss, "per_class": FLAGS.per_class} | options
-    evaluator = make_evaluator(FLAGS.evaluator, subject, data, options)
-    by_class = {}
-    try:
-        evaluator.compile(params)
-        if isinstance(evaluator, Classification):
-            numbers = evaluator.measure(params)
-            by_class = _by_class(numbers, model)
-        else:
-            numbers = evaluator(params)
-    except DecodeError as error:
-        raise UserError(
-            f"{error}. Repair or remove that file, or pass --allow_bad_images to skip "
-            "all images that cannot be read"
-        ) from error
-    wrong = {name: x for name, x in numbers.items() if not math.isfinite(x)}
     if wrong:
         raise UserError(
             f"{', '.join(f'{name} is {x}' for name, x in wrong.items())}: the "
             f"parameters of {FLAGS.checkpoint} at step {model.step} do not give finite "
             "numbers; evaluate another checkpoint"
         )
-    return report | numbers | by_class
+    return {
+        "checkpoint": FLAGS.checkpoint,
+        "step": model.step,
+        "dataset": dataset,
+        "split": part.split,
+        # Of the model's own run: true, false, or null if that is not known.
+        "trained_on": None if part.trained_on is None else part.trained_on > 0,
+        "remark": part.remark,
+    } | numbers
+
+
+def _numbers(subject: Any, data: Any, params: Any, where: str) -> dict[str, Any]:
+    """Makes, compiles and runs the evaluator; returns its part of the report."""
+    from vit_jax.data.decode import DecodeError
+    from vit_jax.evaluators.choosing import make_evaluator
+    from vit_jax.evaluators.classification import Classification
+    from vit_jax.models.outputs import MEANINGS, NUMBERS
+
+    kind = FLAGS.evaluator
+    if kind is None:
+        kind = "regression" if subject.outputs == NUMBERS else "classification"
+    options = _options(FLAGS.option)
+    if kind == "classification":
+        loss = MEANINGS[subject.outputs].loss
+        options = {
+            "loss": loss,
+            "per_class": FLAGS.per_class,
+            "details": True,
+        } | options
+    elif FLAGS.per_class:
+        raise UserError(f"--per_class has no effect with --evaluator={kind}; omit it")
+    try:
+        evaluator = make_evaluator(kind, subject, data, options)
+    except UserError as error:
+        error.args = (f"{where}{error}",)
+        raise
+    # An evaluator of another kind may read the examples several times.
+    total = len(evaluator.source) if isinstance(evaluator, Classification) else None
+    try:
+        with Progress("evaluating", total) as progress:
+            with progress.phase("compiling"):
+                evaluator.compile(params)
+            watch = _watch(progress)
+            if not isinstance(evaluator, Classification):
+                return evaluator(params, watch)
+            return _classified(evaluator, evaluator.measure(params, watch))
+    except DecodeError as error:
+        raise UserError(
+            f"{error}. Repair or remove that file, or pass --allow_bad_images to skip "
+            "all images that cannot be read"
+        ) from error
+
+
+def _watch(progress: Progress) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """Returns a function that counts the examples of the batches it passes on."""
+
+    def watch(batches: Iterable[Any]) -> Iterator[Any]:
+        for rows in batches:
+            yield rows
+            progress.advance(int((rows["index"] >= 0).sum()))
+
+    return watch
+
+
+def _classified(evaluator: Any, measured: Any) -> dict[str, Any]:
+    """Returns the numbers of a classification, with those that depend on classes."""
+    from vit_jax.evaluators.report import details
+
+    return measured.numbers | details(
+        measured,
+        *(evaluator.output_names, evaluator.outputs_shown),
+        per_class=FLAGS.per_class,
+    )
 
 
 def _options(texts: list[str]) -> dict[str, Any]:
@@ -174,38 +222,6 @@ def _options(texts: list[str]) -> dict[str, Any]:
     return options
 
 
-def _by_class(numbers: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Moves the per-class numbers out of the numbers of a classification."""
-    right = numbers.pop("class_right", ())
-    counts = numbers.pop("class_examples", ())
-    if not len(counts):
-        return {}
-    names = model.class_names or [str(i) for i in range(len(counts))]
-    return {
-        "per_class": [
-            {
-                "class": name,
-                "examples": int(count),
-                "top1": float(hits / count) if count else None,
-            }
-            for name, hits, count in zip(names, right, counts, strict=True)
-        ]
-    }
-
-
-def _loss(outputs: str) -> str:
-    """Returns the loss by which such outputs are judged; rejects plain numbers."""
-    from vit_jax.models.outputs import MEANINGS
-
-    if loss := MEANINGS[outputs].loss:
-        return loss
-    raise UserError(
-        f"the outputs of {FLAGS.checkpoint} are plain numbers, so no class is right or "
-        "wrong. If they are classes after all, pass --outputs=exclusive or "
-        "--outputs=independent; otherwise --evaluator=package.module:Name"
-    )
-
-
 def _mesh(model: Any) -> Any:
     """Makes the recipe's mesh if the devices allow it; otherwise replicates weights.
 
@@ -220,50 +236,36 @@ def _mesh(model: Any) -> Any:
     return sharding.make_mesh() if sharding.misfits(mesh, model.architecture) else mesh
 
 
-def _check_classes(model: Any, source: Any, dataset: str):
-    """Rejects data whose labels differ from the classes of the head's outputs."""
-    expected, found = model.class_names, tuple(source.class_names or ())
-    classes = model.architecture.num_classes
-    if source.num_classes == classes and (
-        not expected or not found or expected == found
-    ):
-        return
-    lines = [
-        f"{dataset} has different classes from the model in {FLAGS.checkpoint}: "
-        f"{source.num_classes} in the data, {classes} in the model."
-    ]
-    for what, names in (
-        ("Only in the model", set(expected) - set(found)),
-        ("Only in the data", set(found) - set(expected)),
-    ):
-        if names and expected and found:
-            lines.append(f"{what}: {shortened(sorted(names))}.")
-    if set(expected) == set(found):
-        lines.append("The names agree, but their order differs.")
-    lines.append("Pass data with the model's classes, or fine-tune the model on these.")
-    raise UserError(" ".join(lines))
+def _print(report: dict[str, Any]) -> None:
+    where = "{checkpoint}, step {step}, on {dataset} {split}:".format(**report)
+    if FLAGS.evaluator in (None, "classification") and "loss" in report:
+        from vit_jax.evaluators.report import lines
 
-
-def _print(report: dict[str, Any]):
-    if FLAGS.evaluator != "classification":
-        about = {"checkpoint", "step", "dataset", "split"}
-        print("{checkpoint}, step {step}, on {dataset} {split}:".format(**report))
+        print(f"{where} {_counted(report)}")
+        print("\n".join(lines(report)))
+    else:
+        about = {"checkpoint", "step", "dataset", "split", "trained_on", "remark"}
+        print(where)
         for name, value in report.items():
             if name not in about:
                 print(f"  {name:<16} {value:.6g}")
-        return
-    skipped = report["bad_images"]
-    note = f", {skipped} more could not be read" if skipped else ""
-    print(
-        f"{report['checkpoint']}, step {report['step']}, on {report['dataset']} "
-        f"{report['split']}: {report['examples']} examples{note}"
-    )
-    print(f"  top-1 {report['top1']:8.2%}")
-    print(f"  top-5 {report['top5']:8.2%}")
-    print(f"  loss  {report['loss']:8.4f}")
-    for row in report.get("per_class", ()):
-        accuracy = "       –" if row["top1"] is None else f"{row['top1']:8.2%}"
-        print(f"  {accuracy} of {row['examples']:6d}  {row['class']}")
+    if report["remark"]:
+        print(f"note: {report['remark']}")
+
+
+def _counted(report: dict[str, Any]) -> str:
+    """Writes the number of examples, and how many of them some numbers leave out."""
+    parts = [f"{report['examples']} examples"]
+    if (labelled := report.get("labelled", report["examples"])) < report["examples"]:
+        parts.append(f"{labelled} with a label, to which top-1 and top-5 refer")
+    if skipped := report["bad_images"]:
+        parts.append(f"{skipped} more could not be read")
+    if absent := report.get("classes_without_positives"):
+        parts.append(
+            f"{absent} classes without an image, which the mean average precision "
+            "leaves out"
+        )
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ explained in vit_jax/config/keys.py. On several hosts, or in several processes, 
 same command in each; on Cloud TPU, SLURM, Open MPI and Kubernetes they find each other
 (docs/scaling.md).
 
-Exit status: 0 = done, 1 = an error that the message explains, 130 or 143 = stopped by
-Ctrl-C or SIGTERM with everything saved, 75 = another process of the run is gone.
+Exit status: 0 = done, 1 = an error that the message explains, 75 = another process of
+the run is gone, 128 + the signal's number = stopped with everything saved: 130 by
+Ctrl-C, 143 by SIGTERM, 129 by a terminal that closed (SIGHUP), 138 or 140 by a
+scheduler's SIGUSR1 or SIGUSR2.
 """
 
 import signal
@@ -63,7 +65,7 @@ def _main() -> None:
             train_and_evaluate(config, workdir)
     except Interrupted as interrupted:
         if first():
-            print(interrupted, file=sys.stderr)
+            command.say_last(interrupted)
         sys.exit(interrupted.exit_status)
 
 

@@ -25,6 +25,7 @@ from absl import flags
 from vit_jax import command
 from vit_jax.checkpoints.workdir import write_atomically
 from vit_jax.errors import UserError
+from vit_jax.stop_signals import stop_signals
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -154,12 +155,12 @@ def _call(module: str, *options: str, show: bool = False) -> str:
 
 @contextlib.contextmanager
 def _passing_on(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Passes SIGTERM and Ctrl-C on to the process while inside."""
+    """Passes signals that ask to stop on to the process while inside."""
 
     def pass_on(number: int, _: Any) -> None:
         process.send_signal(number)
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = stop_signals()
     previous = [signal.signal(number, pass_on) for number in numbers]
     try:
         yield

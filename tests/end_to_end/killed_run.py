@@ -6,8 +6,8 @@ POINT is `none`, `write:STEP:SPLIT` (before that line of the metrics), `torn:STE
 (half a line written), `evaluating:STEP` (after the first batch), `save:STEP` (before
 the arrays of that checkpoint are written), `rename:STEP` (before it is visible) or
 `join` (once the processes are connected, before their devices are); `term:STEP` asks it
-to stop before that line, and continues slowly. `compile` never finishes the
-compilation; `compile:term` is asked to stop during it.
+to stop before that line, and continues slowly, as `slow:STEP` does unasked. `compile`
+never finishes the compilation; `compile:term` is asked to stop during it.
 """
 
 import ctypes
@@ -32,14 +32,14 @@ def kill(*_args, **_options):
 def arm(kind, step="", split="train"):
     from orbax.checkpoint._src.path import atomicity
 
-    if kind in ("write", "torn", "term"):
+    if kind in ("write", "torn", "term", "slow"):
         write = metrics.MetricWriter.write
 
         def patched_write(self, at, of, values):
-            if kind == "term" and at >= int(step):
-                if at == int(step):
+            if kind in ("term", "slow") and at >= int(step):
+                if kind == "term" and at == int(step):
                     os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.1)
+                time.sleep(0.1 if kind == "term" else 1.0)
             elif (at, of) == (int(step), split):
                 if kind == "torn":
                     self._stream.write(f'{{"step": {at}, "spl')

@@ -3,7 +3,9 @@
 import json
 import os
 import pathlib
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -127,6 +129,31 @@ def test_a_signal_saves_and_exits(recipe, uninterrupted, tmp_path, number):
     assert load_description(workdir).step == step  # that very step was saved
     assert run(recipe, workdir).returncode == 0
     assert_same_end(workdir, uninterrupted)
+
+
+def test_a_terminal_that_closes_makes_the_run_save(recipe, tmp_path):
+    workdir = tmp_path / "run"
+    leader, terminal = pty.openpty()
+    takes_it = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.executable, sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", takes_it, *command(recipe, workdir, "slow:2")],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        env=environment(recipe),
+    )
+    os.close(terminal)
+    metrics = workdir / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        if select.select([leader], [], [], 0.01)[0]:
+            os.read(leader, 1 << 16)
+    os.close(leader)  # the system sends SIGHUP, and nothing can be written any more
+    assert process.wait(120) == 128 + signal.SIGHUP
+    assert 1 <= load_description(workdir).step < STEPS
 
 
 def test_a_signal_during_the_first_compilation_ends_at_once(recipe, tmp_path):

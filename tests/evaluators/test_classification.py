@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from vit_jax import sharding
 from vit_jax.data.loading.batches import eval_batches
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.protocol import Example
-from vit_jax.evaluators.classification import make_eval_step, means
+from vit_jax.errors import UserError
+from vit_jax.evaluators.classification import Classification, means
 from vit_jax.evaluators.examples import add_up
+from vit_jax.evaluators.steps import Counted, make_eval_step
 from vit_jax.objectives.losses import LOSSES
 
 PREPROCESSING = Preprocessing((4, 4), 1, eval_transform="")
@@ -53,7 +56,8 @@ def _model(num_classes):
 def _run(source, batch_size, *, loss="softmax", devices=8, **options):
     model, params = _model(source.num_classes)
     mesh = sharding.make_mesh(devices)
-    step = make_eval_step(model, PREPROCESSING, mesh, loss=loss, **options)
+    counted = Counted(several=source.multi_label, **options)
+    step = make_eval_step(model, PREPROCESSING, mesh, loss=loss, counted=counted)
     with eval_batches(
         source,
         batch_size=sharding.padded_batch_size(batch_size, mesh),
@@ -71,11 +75,13 @@ def _expected(source, loss="softmax"):
     logits = np.asarray(model.apply({"params": params}, images))
     order = np.argsort(-logits, axis=1)
     right = np.take_along_axis(source.targets, order, axis=1) > 0
+    # Without a label no prediction could be right.
+    labelled = source.targets.any(axis=1)
     losses = LOSSES[loss](jnp.asarray(logits), jnp.asarray(source.targets))
     return {
         "loss": np.mean(np.asarray(losses, np.float64)),
-        "top1": right[:, 0].mean(),
-        "top5": right[:, :5].any(axis=1).mean(),
+        "top1": right[labelled, 0].mean(),
+        "top5": right[labelled, :5].any(axis=1).mean(),
         "examples": len(source),
         "bad_images": 0,
         "hits": right[:, 0],
@@ -214,6 +220,49 @@ def test_sums_over_many_batches_stay_exact():
     assert found["examples"] == 2**32
     assert found["loss"] == (2**26 + 1) / 2**32
     assert found["top1"] == 1.0
+
+
+def test_details_of_one_label(pixels, evaluate):
+    rng = np.random.default_rng(0)
+    labels = rng.choice(4, 60, p=[0.7, 0.1, 0.1, 0.1])
+    scores = rng.integers(0, 160, (60, 4))
+    scores[np.arange(60), labels] += 90
+    source = pixels(scores, labels.tolist(), "abcd")
+    plain = evaluate(Classification, source)
+    assert plain.numbers.keys() == {"loss", "top1", "top5", "examples", "bad_images"}
+    assert plain.confusion is None
+    found = evaluate(Classification, source, details=True)
+    predicted = np.argmax(scores, axis=1)
+    assert plain.numbers.items() <= found.numbers.items()
+    assert found.numbers["balanced_accuracy"] == pytest.approx(
+        metrics.balanced_accuracy_score(labels, predicted)
+    )
+    assert found.numbers["macro_f1"] == pytest.approx(
+        metrics.f1_score(labels, predicted, average="macro")
+    )
+    cells = {
+        (cell.label, cell.predicted): cell.count for cell in found.confusion.cells()
+    }
+    matrix = metrics.confusion_matrix(labels, predicted)
+    assert cells == {
+        (i, j): matrix[i, j] for i in range(4) for j in range(4) if matrix[i, j]
+    }
+
+
+def test_a_wanted_metric_is_given_or_refused(pixels, evaluate):
+    source = pixels([[0, 9], [9, 0]], [1, 1], "ab")
+    assert evaluate(Classification, source, wanted=("macro_f1",)).numbers["macro_f1"]
+    with pytest.raises(UserError, match="do not give exact_match; choose from loss"):
+        evaluate(Classification, source, wanted=("exact_match", "top1"))
+
+
+def test_classes_are_matched_by_name(pixels, evaluate):
+    scores = [[0, 0, 255], [255, 0, 0], [0, 255, 0]]
+    source = pixels(scores, [0, 1, 1], ("c", "a"))
+    found = evaluate(Classification, source, names=("a", "b", "c"), per_class=True)
+    assert found.numbers["top1"] == 2 / 3
+    np.testing.assert_array_equal(found.by_class["examples"], [2, 0, 1])
+    np.testing.assert_array_equal(found.by_class["top1"], [1 / 2, np.nan, 1])
 
 
 def test_batch_sizes_are_padded_to_the_devices():

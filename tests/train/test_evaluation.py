@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -9,8 +10,10 @@ from ml_collections import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.evaluators import choosing
 from vit_jax.evaluators.protocol import Evaluator
+from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.setup import set_up
+from vit_jax.train.start import open_sources
 
 
 class Counting(Evaluator):
@@ -102,6 +105,80 @@ def test_the_best_may_be_chosen_by_any_evaluator_in_its_direction(
     assert kept == {best, 6}
 
 
+def several_labels(path, count=24):
+    """Writes images whose labels are four corners, some of which are bright."""
+    rng = np.random.default_rng(0)
+    labels = rng.random((count, 4)) < 0.4
+    labels[0] = False
+    images = np.zeros((count, 8, 8), np.uint8)
+    for corner, (y, x) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+        images[:, y : y + 4, x : x + 4] = 255 * labels[:, corner, None, None]
+    np.savez(
+        path, train_images=images, train_labels=labels.astype(np.uint8),
+        val_images=images, val_labels=labels.astype(np.uint8),
+    )  # fmt: skip
+    return str(path), int(labels.any(axis=1).sum())
+
+
+def measured(config):
+    """Returns the numbers of a run's last evaluation with parameters of zeros."""
+    setup = set_up(config)
+    _, eval_source = open_sources(setup)
+    evaluations = Evaluations(setup, eval_source)
+    params = setup.model_params(setup.param_shapes)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
+    return evaluations.measure(config.total_steps, zeros, iter)
+
+
+def test_several_labels_are_measured_by_average_precision(tiny, tmp_path):
+    path, labelled = several_labels(tmp_path / "corners.npz")
+    rows = {"again": {"kind": "classification", "loss": "sigmoid"}}
+    config = tiny(rows, keep_best="mean_average_precision", dataset=path)
+    config.eval_split, config.loss = "", "sigmoid"
+    numbers = measured(config)
+    own = {
+        *("loss", "top1", "top5", "examples", "labelled", "bad_images"),
+        *("mean_average_precision", "macro_f1", "micro_f1", "exact_match"),
+        "classes_without_positives",
+    }
+    assert numbers.keys() == own | {f"again/{name}" for name in own}
+    assert numbers["labelled"] == labelled < numbers["examples"] == 24
+    # Parameters of zeros rank all images alike: the mean share of positives.
+    with np.load(path) as file:
+        share = file["val_labels"].mean()
+    for name in ("mean_average_precision", "again/mean_average_precision"):
+        assert numbers[name] == pytest.approx(share)
+
+
+def test_what_decides_is_reported(tiny):
+    rows = {"seen": {"kind": "classification", "split": "train[:20]"}}
+    numbers = measured(tiny(rows, keep_best="seen/macro_f1"))
+    assert {"seen/balanced_accuracy", "seen/macro_f1"} < numbers.keys()
+    assert {"balanced_accuracy", "macro_f1"}.isdisjoint(numbers)
+    with pytest.raises(UserError, match="keep_best='exact_match': choose from loss"):
+        set_up(tiny(rows, keep_best="exact_match"))
+
+
+def test_other_data_find_their_classes_by_name(tiny, tmp_path):
+    images = np.zeros((4, 8, 8), np.uint8)
+    for name, classes in (("part", ["7", "0"]), ("other", ["7", "ten"])):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            images=images,
+            labels=np.array([0, 1, 1, 1]),
+            class_names=np.array(classes),
+        )
+    row = {"kind": "classification", "split": "train+val", "per_class": True}
+    rows = {"part": row | {"dataset": str(tmp_path / "part.npz")}}
+    numbers = measured(tiny(rows))
+    # Parameters of zeros predict the run's first class, "0".
+    assert numbers["part/top1"] == 3 / 4
+    assert (numbers["part/top1/0"], numbers["part/top1/7"]) == (1, 0)
+    rows["part"]["dataset"] = str(tmp_path / "other.npz")
+    with pytest.raises(UserError, match=r"evaluator 'part': .*Only in the data: ten"):
+        measured(tiny(rows))
+
+
 def test_a_run_continues_with_other_evaluators(tiny, tmp_path):
     rows = {"often": {"kind": "counting", "every": 2}}
     train_and_evaluate(tiny(rows), str(tmp_path))
@@ -152,7 +229,8 @@ def test_a_failing_evaluator_is_named(tiny, tmp_path, monkeypatch, error, messag
         (
             {"x": {"kind": "counting"}},
             {"keep_best": "x/call"},
-            "choose from loss, top1, top5, x/calls, x/left; did you mean 'x/calls'",
+            "choose from loss, top1, top5, balanced_accuracy, macro_f1, x/calls, "
+            "x/left; did you mean 'x/calls'",
         ),
     ],
 )

@@ -123,6 +123,13 @@ def test_outputs_are_matched_by_name(params, wanted, caplog):
     assert params["head"] is head
 
 
+def test_names_are_the_same_in_any_unicode_normalisation(params):
+    names, wanted = ("caf\u00e9", "b", "c"), ("b", "cafe\u0301")
+    found, _, kept = heads_by_name(params, SOURCE, names, wanted)
+    _assert_equal(found["head"]["kernel"], params["head"]["kernel"][:, [1, 0]])
+    assert kept == wanted
+
+
 @pytest.mark.parametrize(
     ("names", "wanted"),
     [

@@ -24,6 +24,8 @@ class Description:
     step: int  # completed updates, which is also the number of batches consumed
     # Split → number of examples that the run trains or evaluates on.
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Split → `Source.fingerprint` of these examples.
+    fingerprints: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     # What the outputs mean, a key of `MEANINGS`; "" = what the config's loss trains.
     outputs: str = ""
 
@@ -59,6 +61,7 @@ class Description:
             "class_names": list(self.class_names),
             "config": self.config,
             "examples": self.examples,
+            "fingerprints": self.fingerprints,
             "outputs": self.outputs,
         }
 
@@ -77,8 +80,8 @@ class Description:
                 f"this vit_jax reads version {SCHEMA_VERSION}; use the release of "
                 "vit_jax that wrote it, or a newer one."
             )
-        # The first checkpoints lack these.
-        values = {"examples": {}, "outputs": ""} | values
+        # Older checkpoints lack these.
+        values = {"examples": {}, "fingerprints": {}, "outputs": ""} | values
         names = {field.name for field in dataclasses.fields(cls)}
         if wrong := sorted(names ^ values.keys()):
             raise UserError(

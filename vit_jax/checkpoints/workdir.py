@@ -53,6 +53,7 @@ def claim(
     config: Mapping[str, Any],
     free: Collection[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    advice: Mapping[str, str] = MappingProxyType({}),
 ) -> contextlib.AbstractContextManager[Any]:
     """Claims `workdir` for the run that `config` describes.
 
@@ -66,6 +67,7 @@ def claim(
       config: nested, of values JSON can hold; tuples equal lists.
       free: dotted names of keys whose values may differ from the saved ones.
       defaults: nested too; the values of keys that older versions did not write.
+      advice: dotted name → what to do if that key is among those that differ.
 
     Returns:
       A lock. Nobody else can claim the directory until it is released or the process
@@ -83,7 +85,7 @@ def claim(
         directory.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:  # releases the lock if anything is wrong
             stack.enter_context(_lock(directory))
-            _take(directory, file, config, free, normalised(dict(defaults)))
+            _take(directory, file, config, free, normalised(dict(defaults)), advice)
             return stack.pop_all()
     except FileExistsError as error:
         raise UserError(
@@ -130,11 +132,12 @@ def _take(
     config: Mapping[str, Any],
     free: Collection[str],
     defaults: Mapping[str, Any],
+    advice: Mapping[str, str],
 ) -> None:
     """Checks the directory's config and writes the new one if it differs."""
     if file.exists() and _trained(directory):
         before = _read_config(file)
-        changed = _compare(directory, before, config, free, defaults)
+        changed = _compare(directory, before, config, free, defaults, advice)
         _check_writable(directory)
         if changed:
             logger.info("continuing with changed values: %s", ", ".join(changed))
@@ -217,8 +220,35 @@ def _compare(
     new: Mapping[str, Any],
     free: Collection[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    advice: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """Lists the free keys that differ; raises UserError if any other key does."""
+    told = differences(old, new, defaults)
+    fixed = [key for key in told if not is_among(key, free)]
+    if not fixed:
+        return list(told.values())
+    count = "1 key differs" if len(fixed) == 1 else f"{len(fixed)} keys differ"
+    listed = shortened([told[key] for key in fixed], separator="\n  ")
+    advised = dict.fromkeys(f"\n{advice[key]}" for key in fixed if key in advice)
+    raise UserError(
+        f"{directory} belongs to a run with another config; {count} (there → here):\n"
+        f"  {listed}\nTo continue that run, pass its values; to start this one, pass "
+        f"another --workdir (or remove that directory).{''.join(advised)}"
+    )
+
+
+def differences(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, str]:
+    """Returns the dotted names of keys that differ → "NAME: OLD → NEW".
+
+    Args:
+      old: a nested config, as JSON has it.
+      new: the other one.
+      defaults: nested too; the values of keys that the old one lacks.
+    """
     # Compared as text, so that True differs from 1 and NaN equals NaN.
     before = {key: json.dumps(value) for key, value in (*_flat(defaults), *_flat(old))}
     after = {key: json.dumps(value) for key, value in _flat(new)}
@@ -228,21 +258,11 @@ def _compare(
         for key in (*before, *after)
         for dot in re.finditer(r"\.", key)
     }
-    told = {
+    return {
         key: f"{key}: {before.get(key, '(absent)')} → {after.get(key, '(absent)')}"
         for key in sorted((before.keys() | after.keys()) - sections)
         if before.get(key) != after.get(key)
     }
-    fixed = [text for key, text in told.items() if not is_among(key, free)]
-    if not fixed:
-        return list(told.values())
-    count = "1 key differs" if len(fixed) == 1 else f"{len(fixed)} keys differ"
-    listed = shortened(fixed, separator="\n  ")
-    raise UserError(
-        f"{directory} belongs to a run with another config; {count} (there → here):\n"
-        f"  {listed}\nTo continue that run, pass its values; to start this one, pass "
-        "another --workdir (or remove that directory)."
-    )
 
 
 def is_among(key: str, keys: Collection[str]) -> bool:

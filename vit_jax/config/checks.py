@@ -64,6 +64,8 @@ RANGES = {
     "eval_every": (0, math.inf),
     "checkpoint_every": (1, math.inf),
     "keep_checkpoints": (1, math.inf),
+    "patience": (0, math.inf),
+    "patience_min_delta": (0.0, math.inf),
 }
 
 

@@ -18,6 +18,7 @@ def problems(
     """
     found = list(wrong_values(config, choices).values())
     found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
+    found += wrong_patience(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
         if config.batch_size % unit:
@@ -64,6 +65,23 @@ def wrong_average(config: Config) -> list[str]:
     if config.ema_warmup and not config.ema_decay:
         return ["ema_warmup without ema_decay has no effect; set ema_decay"]
     return []
+
+
+def wrong_patience(config: Config) -> list[str]:
+    """Lists conflicts among the keys of early stopping."""
+    if config.patience:
+        if config.patience_metric or config.keep_best:
+            return []
+        return [
+            f"patience={config.patience} without a metric to wait for: set "
+            "patience_metric, or keep_best, such as --config.keep_best=top1"
+        ]
+    default = default_config()
+    return [
+        f"{key} without patience has no effect; set patience"
+        for key in ("patience_metric", "patience_min_delta")
+        if config[key] != default[key]
+    ]
 
 
 def _architecture_without_variant(config: Config) -> list[str]:

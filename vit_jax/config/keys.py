@@ -248,10 +248,18 @@ def default_config() -> Config:
     config.checkpoint_every = 1000
     # Number of the newest checkpoints to keep.
     config.keep_checkpoints = 2
-    # Metric by which the best checkpoint is kept too ("top1", "top5", "loss", or
-    # "NAME/METRIC" of one of the `evaluators`); an evaluation that is better than all
-    # before it saves one. "" = none.
+    # Metric by which the best checkpoint is kept too ("top1", "loss", "macro_f1",
+    # "mean_average_precision" … as in docs/evaluation.md, or "NAME/METRIC" of one of
+    # the `evaluators`); an evaluation that is better than all before it saves one.
+    # "" = none.
     config.keep_best = ""
+    # Early stopping: the run ends after so many evaluations in a row without a better
+    # value of `patience_metric`; 0 = it always trains to the end.
+    config.patience = 0
+    # The metric, named as for `keep_best`; "" = that of `keep_best`.
+    config.patience_metric = ""
+    # A value is better if it exceeds the best one by more than this.
+    config.patience_min_delta = 0.0
     # First and last step, counted from 1, to trace for XProf; (0, 0) = none.
     config.profile_steps = (0, 0)
     # Weights & Biases project to which metrics are also sent; needs the extra [wandb].
@@ -275,9 +283,9 @@ ARCHITECTURE_KEYS = (
     "layer_scale",
 )
 
-# Keys that determine where and how a run computes, and what it reports. They change its
-# numbers by no more than rounding and the draws of dropout, so a run may continue with
-# other values.
+# Keys that determine where and how a run computes, what it reports, and whether it ends
+# early. They change its numbers by no more than rounding and the draws of dropout, so a
+# run may continue with other values.
 FREE_TO_CHANGE = (
     "evaluators",  # and every key inside it
     "data_dir",
@@ -296,6 +304,9 @@ FREE_TO_CHANGE = (
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "patience",
+    "patience_metric",
+    "patience_min_delta",
     "profile_steps",
     "wandb_project",
     "per_class",

@@ -5,12 +5,18 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.errors import UserError
-from vit_jax.evaluators.classification import Classification
+from vit_jax.evaluators.classification import Classification, metrics_of
 from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.protocol import Evaluator, Subject
+from vit_jax.evaluators.regression import Regression
+from vit_jax.models.outputs import NUMBERS
 from vit_jax.named import check_options, find_class
+from vit_jax.words import did_you_mean
 
-EVALUATORS: dict[str, type[Evaluator]] = {"classification": Classification}
+EVALUATORS: dict[str, type[Evaluator]] = {
+    "classification": Classification,
+    "regression": Regression,
+}
 
 # Keys of a row of `config.evaluators` that are not options of the evaluator's class.
 _DATA_KEYS = {
@@ -83,21 +89,51 @@ def _check_data(name: str, data: Mapping[str, Any]) -> None:
     DEFAULT_OPTIONS.changed(data.get("data", {}), f"evaluators.{name}.data.")
 
 
-def directions(rows: list[EvaluatorRow], *, labelled: bool) -> dict[str, float]:
+def own_kind(outputs: str) -> str:
+    """Returns the kind of evaluator that suits outputs of this meaning."""
+    return "regression" if outputs == NUMBERS else "classification"
+
+
+def directions(
+    rows: list[EvaluatorRow], num_classes: int, outputs: str, *, multi_label: bool
+) -> dict[str, float]:
     """Lists the metrics that can decide which checkpoint is best.
 
     Args:
       rows: the rows of `config.evaluators`.
-      labelled: whether the run evaluates its own labels.
+      num_classes: number of the model's outputs; 0 = the run does not evaluate its own
+        labels.
+      outputs: their meaning, a key of `MEANINGS`.
+      multi_label: whether an image of the run's own data may have several labels.
 
     Returns:
       Metric, named as in metrics.jsonl → 1.0 if larger is better, −1.0 if smaller is.
     """
-    found = dict(Classification.better) if labelled else {}
+    found = {}
+    if num_classes and outputs == NUMBERS:
+        found = dict(Regression.better)
+    elif num_classes:
+        found = metrics_of(num_classes, outputs, multi_label=multi_label)
     for row in rows:
         better = evaluator_class(row.kind, f"evaluators.{row.name}").better
         found |= {f"{row.name}/{metric}": sign for metric, sign in better.items()}
     return found
+
+
+def check_metric(key: str, metric: str, better: Mapping[str, float]) -> None:
+    """Raises UserError unless the metric that a config key names, if any, is known.
+
+    Args:
+      key: the key.
+      metric: its value; "" = none.
+      better: from `directions`.
+    """
+    if metric and metric not in better:
+        raise UserError(
+            f"{key}={metric!r}: choose from "
+            f"{', '.join(better) or 'no metric: nothing is evaluated'}"
+            + did_you_mean(metric, better)
+        )
 
 
 def evaluator_class(kind: str, name: str = "evaluator") -> type[Evaluator]:

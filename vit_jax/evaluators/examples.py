@@ -18,6 +18,8 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators.protocol import Params, Subject, Watch
 
 Step = Callable[[Params, Mapping[str, Array]], Any]
+# Receives arrays with a row per example of a batch, as NumPy.
+Columns = Callable[[Mapping[str, np.ndarray]], None]
 
 
 class Data(NamedTuple):
@@ -37,10 +39,22 @@ class Data(NamedTuple):
     batch_size: int
     bad_images: str = "error"
 
-    def examples(self, subject: Subject, split: str = "") -> "Examples":
-        """Returns the examples of a split; by default of the one to evaluate on."""
+    def examples(
+        self,
+        subject: Subject,
+        split: str = "",
+        relabelled: Callable[[Source], Source] | None = None,
+    ) -> "Examples":
+        """Returns the examples of a split.
+
+        Args:
+          subject: the model that will read them.
+          split: by default the one to evaluate on.
+          relabelled: changes the labels of the source, as `labels.by_output` does.
+        """
+        source = self.open_split(split or self.split)
         return Examples(
-            self.open_split(split or self.split),
+            relabelled(source) if relabelled else source,
             subject.preprocessing,
             subject.mesh,
             self.batch_size,
@@ -90,7 +104,13 @@ class Examples:
         ) as batches:
             yield batches
 
-    def sums(self, step: Step, params: Params, watch: Watch = iter) -> dict[str, Any]:
+    def sums(
+        self,
+        step: Step,
+        params: Params,
+        watch: Watch = iter,
+        columns: Columns | None = None,
+    ) -> dict[str, Any]:
         """Adds up a step's results over all batches; see `add_up`.
 
         Raises:
@@ -98,7 +118,9 @@ class Examples:
         """
         with self.batches() as batches:
             totals = add_up(
-                step, params, watch(batches), self._mesh, examples=len(self)
+                *(step, params, watch(batches), self._mesh),
+                examples=len(self),
+                columns=columns,
             )
         if not totals.get("examples"):
             raise UserError(
@@ -115,6 +137,7 @@ def add_up(
     mesh: Mesh,
     *,
     examples: int,
+    columns: Columns | None = None,
 ) -> dict[str, Any]:
     """Adds up a step's results over all batches, as NumPy float64 and int64.
 
@@ -126,6 +149,8 @@ def add_up(
       mesh: the devices.
       examples: number of examples in the data. If the batches have fewer or more, that
         is a bug and raises AssertionError.
+      columns: gets the arrays that the step returns under the name "columns", which
+        have a row per example and are not added up.
     """
     totals: dict[str, Any] = {}
     waiting: Any = None
@@ -134,9 +159,9 @@ def add_up(
         step_rows = {name: x for name, x in rows.items() if name != "index"}
         sums = step(params, sharding.place(step_rows, mesh))
         # Fetch the sums of one batch while the next is being computed.
-        _add(totals, waiting)
+        _add(totals, waiting, columns)
         waiting = sums
-    _add(totals, waiting)
+    _add(totals, waiting, columns)
     counted, bad = (int(totals.get(name, 0)) for name in ("examples", "bad_images"))
     assert counted + bad == examples, (
         f"evaluated {counted} examples and skipped {bad}, but the data have {examples}"
@@ -164,8 +189,12 @@ def abstract_batch(
     return sharding.abstract_batch(columns, rows, mesh)
 
 
-def _add(totals: dict[str, Any], sums: Any) -> None:
+def _add(totals: dict[str, Any], sums: Any, columns: Columns | None) -> None:
     """Adds `sums` to `totals` in float64 and int64; float32 would drop examples."""
-    for name, value in jax.device_get(sums or {}).items():
+    found = jax.device_get(sums or {})
+    rows = found.pop("columns", None)
+    if rows is not None and columns is not None:
+        columns(rows)
+    for name, value in found.items():
         wide = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
         totals[name] = totals.get(name, 0) + value.astype(wide)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import PatchModel, ViTOrMixer
+from vit_jax.models.outputs import EXCLUSIVE
 from vit_jax.sharding import PlacedModel
 
 Params = Any  # a tree of arrays
@@ -27,6 +28,10 @@ class Subject(NamedTuple):
     preprocessing: Preprocessing
     mesh: Mesh
     class_names: tuple[str, ...] = ()  # in the order of the logits; () = unknown
+    outputs: str = EXCLUSIVE  # what the outputs mean, a key of `MEANINGS`
+    # Metrics that decide something, such as which checkpoint is the best. An evaluator
+    # may leave out others if they are expensive, but never one of these.
+    wanted: frozenset[str] = frozenset()
 
     @property
     def architecture(self) -> ViTOrMixer:

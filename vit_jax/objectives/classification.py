@@ -25,8 +25,11 @@ class Classification(Objective):
     """An objective: the loss of the labels, after any mixing and label smoothing.
 
     It also reports `accuracy`: the mean of the targets, before smoothing, at the
-    predicted class. For a mixed example, this is the share of the predicted label.
+    predicted class. For a mixed example, this is the share of the predicted label. An
+    example without any label is left out of it, because no prediction could be right.
     """
+
+    reads_schedule = False
 
     def __init__(self, given: Given):
         self._given, self._config = given, given.config
@@ -71,21 +74,35 @@ class Classification(Objective):
         images = normalised(batch["image"], self._given.preprocessing)
         logits = self._given.placed_model(params, images, train=True, key=key)
         targets = self._targets(batch)
-        best = jnp.argmax(logits, axis=-1, keepdims=True)
-        right = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
+        right, judged = _accuracy(logits, targets)
         if self._config.mixing.binary_targets:
             targets = (targets > 0).astype(jnp.float32)
         # Smoothing is linear, so smoothing a mixture equals mixing smoothed targets.
         smooth = smooth_labels(targets, self._config.label_smoothing)
         losses, mask = self._loss(logits, smooth), batch["mask"]
-        weight = jnp.sum(mask)
+        weight = labelled = jnp.sum(mask)
+        if self._given.info.multi_label:
+            labelled = jnp.sum(jnp.where(judged, mask, 0.0))
         return {
             "loss": (jnp.sum(losses * mask), weight),
-            "accuracy": (jnp.sum(right * mask), weight),
+            "accuracy": (jnp.sum(right * mask), labelled),
         }, ()
 
     def _targets(self, batch: Batch) -> Array:
         return to_targets(batch["label"], self._given.architecture.num_classes)
+
+
+def _accuracy(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Returns how right each prediction is, and which examples can be judged, [b].
+
+    A single output is a yes or no, of which both can be right.
+    """
+    if logits.shape[-1] == 1:
+        right = (logits > 0) == (targets > 0.5)
+        return right[:, 0].astype(jnp.float32), jnp.ones(len(logits), bool)
+    best = jnp.argmax(logits, axis=-1, keepdims=True)
+    right = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
+    return right, (targets > 0).any(axis=-1)
 
 
 def init_model(given: Given, key: Key[Array, ""]) -> Params:

@@ -105,11 +105,15 @@ class Objective:
       choices: all values that `choice` returns. The step is compiled once for each.
       sharding_rules: rows like those of `vit_jax.sharding.PARAMETERS`, for parameters
         and state that only this objective has.
+      reads_schedule: whether it reads the length of the run or other keys of the
+        learning rate. If not, a run may become longer, provided that the steps already
+        made keep their rates.
     """
 
     inputs: Mapping[str, Images | Labels]
     choices: Sequence[Hashable] = (None,)
     sharding_rules: Sequence[tuple[str, tuple[Any, ...]]] = ()
+    reads_schedule: bool = True
 
     @staticmethod
     def num_classes(config: Config, info: DatasetInfo) -> int:

@@ -1,7 +1,7 @@
 """The evaluations that a training run repeats, each on its schedule."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluators.choosing import EvaluatorRow, make_evaluator
+from vit_jax.evaluators.choosing import EvaluatorRow, make_evaluator, own_kind
 from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
 from vit_jax.train.memory import is_out_of_memory
@@ -45,18 +45,25 @@ class Evaluations:
         """
         self._setup, config = setup, setup.config
         subject = Subject(
-            setup.model, setup.preprocessing, setup.mesh, eval_source.class_names
+            *(setup.model, setup.preprocessing, setup.mesh),
+            class_names=eval_source.class_names,
+            outputs=setup.outputs,
         )
         own = _data(setup, lambda split: _split(setup, split, eval_source))
         self._scheduled: list[Scheduled] = []
         if setup.architecture.num_classes:
-            options = {"loss": config.loss, "per_class": config.per_class}
-            evaluator = make_evaluator("classification", subject, own, options)
+            kind, options = own_kind(setup.outputs), {}
+            if kind == "classification":
+                options = {"loss": config.loss, "per_class": config.per_class}
+            judged = subject._replace(wanted=_wanted(setup, ""))
+            evaluator = make_evaluator(kind, judged, own, options)
             self._scheduled.append(Scheduled("", config.eval_every, evaluator))
         for row in setup.evaluators:
             with _named(row.name):
+                judged = subject._replace(wanted=_wanted(setup, row.name))
+                data = _own_data(setup, row, own)
                 evaluator = make_evaluator(
-                    row.kind, subject, _own_data(setup, row, own), row.options, row.name
+                    row.kind, judged, data, row.options, row.name
                 )
             self._scheduled.append(Scheduled(row.name, row.every, evaluator))
         params = setup.model_params(setup.abstract_state().params)
@@ -84,8 +91,19 @@ class Evaluations:
         Raises:
           UserError: an evaluator failed; the message names it.
         """
+        return self._run(self.due(step), params, watch)
+
+    def measure_rest(self, step: int, params: Params, watch: Watch) -> dict[str, Any]:
+        """Runs the evaluators that are not due, because the run ends at this step."""
+        due = self.due(step)
+        rest = [row for row in self._scheduled if row not in due]
+        return self._run(rest, params, watch)
+
+    def _run(
+        self, rows: Iterable[Scheduled], params: Params, watch: Watch
+    ) -> dict[str, Any]:
         numbers: dict[str, Any] = {}
-        for name, _, evaluator in self.due(step):
+        for name, _, evaluator in rows:
             with self._explained(name):
                 found = evaluator(params, watch)
             prefix = f"{name}/" if name else ""
@@ -121,6 +139,16 @@ def _named(name: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"This happened in the evaluator {name!r}.")
         raise
+
+
+def _wanted(setup: Setup, name: str) -> frozenset[str]:
+    """Returns the metrics of one evaluator that decide something in the run."""
+    prefix = f"{name}/" if name else ""
+    return frozenset(
+        metric.removeprefix(prefix)
+        for metric in setup.wanted
+        if (metric.startswith(prefix) if name else "/" not in metric)
+    )
 
 
 def _data(setup: Setup, open_split: Callable[[str], Source]) -> Data:

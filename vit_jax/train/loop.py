@@ -17,6 +17,7 @@ from vit_jax.errors import UserError
 from vit_jax.optim.guard import skipped_updates
 from vit_jax.train.autotune.choice import with_chosen_attention
 from vit_jax.train.choices import CHOICES
+from vit_jax.train.continuing import allowed_changes, tell_of_similar_run
 from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.guardrails import DIVERGED, Guardrails
 from vit_jax.train.out_of_memory import out_of_memory_explained
@@ -28,6 +29,7 @@ from vit_jax.train.reporting.metrics import MetricWriter, Progress
 from vit_jax.train.reporting.profiling import Profile, untraceable
 from vit_jax.train.reporting.summary import log_summary
 from vit_jax.train.reporting.wandb_run import missing_wandb, wandb_runs
+from vit_jax.train.same_data import data_facts
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import (
     as_begun,
@@ -56,11 +58,11 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
     Raises:
       UserError: the config, the data, the weights or the directory cannot work, the
         loss is no longer finite, or a checkpoint could not be saved.
-      Interrupted: SIGTERM or Ctrl-C; the state is saved.
+      Interrupted: a signal, such as SIGTERM or Ctrl-C; the state is saved.
     """
     if not config.allow_cpu:
         accelerators.refuse_idle_accelerator()
-    workdir = workdir or default_workdir(config)
+    named, workdir = bool(workdir), workdir or default_workdir(config)
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
 
@@ -83,9 +85,13 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         setup = set_up(as_begun(config, workdir), pretrained=start, problems=problems)
         config = setup.config
         stack.enter_context(out_of_memory_explained(setup))
-        train_source, eval_source = open_sources(setup, earlier)
+        train_source, eval_source = open_sources(setup)
+        facts = data_facts(setup, train_source, eval_source)
+        changes = allowed_changes(setup, facts, earlier, workdir)
+        if not (named or earlier):
+            tell_of_similar_run(workdir, config)
         params = weights and fit_weights(setup, weights, train_source.class_names)
-        stack.enter_context(claimed(workdir, config))
+        stack.enter_context(claimed(workdir, config, changes))
         peers.going_on_in(workdir)
         setup = with_chosen_attention(setup, workdir)
 
@@ -109,8 +115,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         log_summary(setup, workdir, step, memory, batches.waiting_bytes)
         recorder = Recorder(
             setup,
-            train_source.class_names,
-            setup.info.num_examples,
+            facts,
             evaluations,
             checkpoints,
             stack.enter_context(
@@ -166,9 +171,10 @@ class _Training:
                 if recorder.evaluations.due(step):
                     self._evaluate(step)
                 due = recorder.due(step, config.checkpoint_every)
-                if due or recorder.is_best(step):
+                ends = recorder.stops_early(step) or step == config.total_steps
+                if due or ends or recorder.is_best(step):
                     self._save(step)
-                if step == config.total_steps:
+                if ends:
                     recorder.finish(step)
                     return recorder.writer.recorded(step, "eval") or {}
                 if interrupts.requested():

@@ -10,15 +10,19 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.errors import UserError
 from vit_jax.evaluators.protocol import Watch
+from vit_jax.train.early_stopping import Patience
 from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.guardrails import DIVERGED, all_finite
 from vit_jax.train.processes.cluster import as_the_first_says
 from vit_jax.train.reporting.goodput import goodput, in_words
 from vit_jax.train.reporting.metrics import MetricWriter, Progress, Stopwatch
+from vit_jax.train.same_data import DataFacts
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, to_items
 
 logger = logging.getLogger(__name__)
+
+EARLY_STOP = "early_stop"  # the split of the line of metrics that says why a run ended
 
 
 @dataclasses.dataclass
@@ -26,13 +30,12 @@ class Recorder:
     """A writer of everything that a run records, in the right order.
 
     Attributes:
-      examples: split → number of examples.
+      facts: what identifies the data.
       images: number of images trained on since the clock's last lap.
     """
 
     setup: Setup
-    class_names: tuple[str, ...]
-    examples: dict[str, int]
+    facts: DataFacts
     evaluations: Evaluations
     checkpoints: Checkpoints
     writer: MetricWriter
@@ -41,8 +44,10 @@ class Recorder:
     images: int = 0
 
     def __post_init__(self) -> None:
+        self.patience = Patience.of(self.setup.config, self.setup.better)
         for step, numbers in self.writer.of_split(self._judged):
             self.checkpoints.note(step, numbers)
+            self.patience.note(step, numbers)
 
     def due(self, step: int, every: int) -> bool:
         """Whether a task that runs every `every` steps and at the end is due."""
@@ -70,21 +75,56 @@ class Recorder:
         Raises:
           UserError: an evaluator failed.
         """
-        for split, params in self.setup.evaluated(state).items():
+        found: dict[str, dict[str, Any]] = {}
+        problem = ""
+        models = self.setup.evaluated(state)
+        for split in models:
             if self.writer.recorded(step, split):
                 continue
             with self.clock.stopped("evaluating"):
-                numbers = self.evaluations.measure(step, params, watch)
+                numbers = self.evaluations.measure(step, models[split], watch)
             if not math.isfinite(numbers.get("loss", 0.0)):
-                return (
+                problem = (
                     f"step {step}: the loss on the held-out images is "
                     f"{numbers['loss']}; training stops."
                 )
+                break
+            found[split] = numbers
+        if not problem and self._exhausts(step, found.get(self._judged, {})):
+            # Evaluators that run only at the end share the line with the others.
+            for split in found:
+                with self.clock.stopped("evaluating"):
+                    rest = self.evaluations.measure_rest(step, models[split], watch)
+                found[split] |= rest
+        for split, numbers in found.items():
             self.writer.write(step, split, numbers)
             if split == self._judged:
                 self.checkpoints.note(step, numbers)
+                self.patience.note(step, numbers)
             logger.info("step %d%s: %s", step, _weights(split), _sentence(numbers))
-        return ""
+        return problem
+
+    def _exhausts(self, step: int, numbers: dict[str, Any]) -> bool:
+        """Whether the run ends early after an evaluation, in all processes."""
+        if not self.patience.evaluations:
+            return False
+        return as_the_first_says(self.patience.after(step, numbers).exhausted)
+
+    def stops_early(self, step: int) -> bool:
+        """Whether the evaluation of this step ends the run; if so, records why."""
+        if not (self.writer.recorded(step, self._judged) and self._exhausts(step, {})):
+            return False
+        if step < self.setup.config.total_steps:
+            if not self.writer.recorded(step, EARLY_STOP):
+                self.writer.write(step, EARLY_STOP, self.patience.record())
+            logger.info(
+                "step %d: the run ends early: %s (patience=%d). To train on, pass "
+                "--config.patience=0 or a larger number",
+                step,
+                self.patience,
+                self.patience.evaluations,
+            )
+        return True
 
     @property
     def _judged(self) -> str:
@@ -115,10 +155,11 @@ class Recorder:
         description = Description(
             self.setup.architecture,
             self.setup.preprocessing,
-            self.class_names if self.setup.architecture.num_classes else (),
+            self.facts.class_names,
             config_lib.to_plain(self.setup.config),
             step,
-            self.examples,
+            self.facts.examples,
+            self.facts.fingerprints,
             self.setup.objective.outputs(self.setup.config),
         )
         with self.clock.stopped("saving"):
@@ -157,11 +198,24 @@ def _weights(split: str) -> str:
 def _sentence(numbers: dict[str, Any]) -> str:
     """Writes an evaluation's numbers in one line."""
     parts = []
-    if "top1" in numbers:
-        parts.append(
-            f"top-1 {100 * numbers['top1']:.2f} % of {numbers['examples']} held-out "
-            f"images, loss {numbers['loss']:.4f}"
-        )
+    if "loss" in numbers:
+        # Without any label there is no top-1; with one label, nothing but that.
+        shares = {"top1": "top-1", "exact_match": "exact match"}
+        parts = [
+            f"{words} {100 * numbers[name]:.2f} %"
+            for name, words in shares.items()
+            if name in numbers
+        ]
+        if "mean_average_precision" in numbers:
+            precision = numbers["mean_average_precision"]
+            parts.insert(0, f"mean average precision {precision:.4f}")
+        counted = f"of {numbers['examples']} held-out images"
+        if numbers.get("labelled", numbers["examples"]) < numbers["examples"]:
+            counted += f" (top-1: of {numbers['labelled']} with a label)"
+        loss = f"loss {numbers['loss']:.4f}"
+        parts = [f"{', '.join(parts)} {counted}".lstrip(), loss]
+    elif "mean_absolute_error" in numbers:
+        parts = [f"mean absolute error {numbers['mean_absolute_error']:.4g}"]
     # Numbers of other evaluators have a slash in their names.
     parts += [f"{name} {value:.4g}" for name, value in numbers.items() if "/" in name]
     return ", ".join(part for part in parts if not part.startswith("top1/"))

@@ -7,7 +7,7 @@ dataset or a checkpoint to know the shapes, the schedule and the compiled progra
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,19 +24,27 @@ from vit_jax.data.sources.datasets import Dataset, open_dataset
 from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain
-from vit_jax.evaluators.choosing import EvaluatorRow, directions, read_rows
-from vit_jax.evaluators.classification import make_eval_step
+from vit_jax.evaluators.choosing import (
+    EvaluatorRow,
+    check_metric,
+    directions,
+    read_rows,
+)
+from vit_jax.evaluators.classification import what_to_count
 from vit_jax.evaluators.examples import abstract_batch
+from vit_jax.evaluators.steps import Counted, make_eval_step
 from vit_jax.models import (
     PatchModel,
     ViTOrMixer,
     abstract_params,
 )
+from vit_jax.models.outputs import readable
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
 from vit_jax.optim.chain import OPTIMIZERS, make_optimizer
 from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.train.choices import CHOICES
+from vit_jax.train.early_stopping import check_patience
 from vit_jax.train.model_from_config import (
     make_architecture,
     make_model,
@@ -45,7 +53,6 @@ from vit_jax.train.model_from_config import (
 )
 from vit_jax.train.state import TrainState, new_state
 from vit_jax.train.step import make_train_step
-from vit_jax.words import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +211,28 @@ class Setup:
             self.preprocessing,
             self.mesh,
             loss=self.config.loss,
-            per_class=self.config.per_class,
+            counted=self._counted,
         )
+
+    @property
+    def _counted(self) -> Counted:
+        """The counts of the run's own evaluation."""
+        return what_to_count(
+            *(self.architecture.num_classes, self.outputs),
+            self.info.num_examples[self.info.eval_split],
+            multi_label=self.info.multi_label,
+            per_class=self.config.per_class,
+            wanted=self.wanted,
+        )
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The metrics that decide something, named as in metrics.jsonl."""
+        config = self.config
+        found = {config.keep_best}
+        if config.patience:
+            found.add(config.patience_metric or config.keep_best)
+        return frozenset(found - {""})
 
     def model_params(self, params: Any) -> Any:
         """Returns the model's own parameters, without others of the objective."""
@@ -226,11 +253,21 @@ class Setup:
             found["eval_ema"] = models(state.ema)[""]
         return found
 
+    @property
+    def outputs(self) -> str:
+        """The meaning of the model's outputs, a key of `MEANINGS`."""
+        found = self.objective.outputs(self.config)
+        return readable(found, self.architecture.num_classes)
+
     @functools.cached_property
     def better(self) -> dict[str, float]:
         """The metrics that `keep_best` may name → 1, or −1 if smaller is better."""
-        labelled = self.architecture.num_classes > 0
-        return directions(self.evaluators, labelled=labelled)
+        return directions(
+            self.evaluators,
+            self.architecture.num_classes,
+            self.outputs,
+            multi_label=self.info.multi_label,
+        )
 
     @functools.cached_property
     def evaluators(self) -> list[EvaluatorRow]:
@@ -337,7 +374,9 @@ def set_up(
             )
             _ = setup.optimizer
         with _noting(found):
-            _check_best(sound, setup.better)
+            check_metric("keep_best", sound.keep_best, setup.better)
+        with _noting(found):
+            check_patience(sound, setup.better, setup.evaluators)
     # Problems of the values alone come first.
     found[first:first] = config_lib.problems(
         config,
@@ -360,17 +399,9 @@ def _placed(shapes: Any, where: Any) -> Any:
 
 @contextlib.contextmanager
 def _noting(found: list[str], prefix: str = "") -> Iterator[None]:
-    """Adds an error inside to `found`, as one more line."""
+    """Adds an error inside to `found`, as one more line unless it is there already."""
     try:
         yield
     except ValueError as error:
-        found.append(f"{prefix}{error}")
-
-
-def _check_best(config: Config, better: Mapping[str, float]) -> None:
-    if config.keep_best and config.keep_best not in better:
-        raise ValueError(
-            f"keep_best={config.keep_best!r}: choose from "
-            f"{', '.join(better) or 'no metric: nothing is evaluated'}"
-            + did_you_mean(config.keep_best, better)
-        )
+        if (line := f"{prefix}{error}") not in found:
+            found.append(line)

@@ -22,6 +22,7 @@ from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer
 from vit_jax.models.outputs import EXCLUSIVE, MEANINGS
+from vit_jax.train.continuing import Changes
 from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items, to_items
@@ -51,19 +52,12 @@ def as_begun(config: Config, workdir: str) -> Config:
     return config_lib.changed(config, {"data.rules": rules})
 
 
-def open_sources(
-    setup: Setup, earlier: Description | None = None
-) -> tuple[Source, Source]:
+def open_sources(setup: Setup) -> tuple[Source, Source]:
     """Opens the training and the evaluation examples.
 
-    Args:
-      setup: the run.
-      earlier: description of the checkpoint that the run resumes from.
-
     Raises:
-      UserError: examples cannot be read or do not suit the transforms; their classes
-        are not those expected, those of the other split, or those trained on so far; or
-        their number has changed since the run began.
+      UserError: examples cannot be read or do not suit the transforms; or their classes
+        are not those expected, or not those of the other split.
     """
     info, config = setup.info, setup.config
     train, held_out = (
@@ -79,22 +73,8 @@ def open_sources(
             f"{config.dataset} has {train.num_classes} classes here, but a dataset of "
             f"this name should have {info.num_classes}"
         )
-    labelled = setup.architecture.num_classes > 0
-    if labelled:
+    if setup.architecture.num_classes:
         _warn_of_outputs(setup)
-    if earlier and labelled and earlier.class_names != tuple(train.class_names):
-        raise UserError(
-            f"{config.dataset} has the classes {shortened(train.class_names)}, but the "
-            f"run so far was trained on {shortened(earlier.class_names)}; restore the "
-            "data, or pass another --workdir"
-        )
-    counts = {info.train_split: len(train), info.eval_split: len(held_out)}
-    if earlier and earlier.examples and earlier.examples != counts:
-        raise UserError(
-            f"{config.dataset} has {_counted(counts)} examples, but the run so far had "
-            f"{_counted(earlier.examples)}: with other data it cannot be the same run. "
-            "Restore the data, or pass another --workdir"
-        )
     # Errors that any image would cause appear now, before anything is compiled.
     with contextlib.suppress(DecodeError):
         example, rng = train[0], np.random.default_rng(0)
@@ -126,8 +106,13 @@ def _warn_of_outputs(setup: Setup) -> None:
 
 
 @contextlib.contextmanager
-def claimed(workdir: str, config: Config) -> Iterator[None]:
+def claimed(workdir: str, config: Config, changes: Changes) -> Iterator[None]:
     """Claims the directory for this run, in all processes, while inside; see `claim`.
+
+    Args:
+      workdir: the directory.
+      config: the run's, resolved.
+      changes: those with which it may continue.
 
     Raises:
       UserError: it belongs to another run, or the processes see different directories.
@@ -135,10 +120,10 @@ def claimed(workdir: str, config: Config) -> Iterator[None]:
     plain, first = config_lib.to_plain(config), cluster.first()
     with contextlib.ExitStack() as stack:
         if first:
-            free = config_lib.FREE_TO_CHANGE
+            free = {*config_lib.FREE_TO_CHANGE, *changes.free}
             defaults = config_lib.to_plain(config_lib.default_config())
             defaults["data"]["rules"] = FIRST_RULES
-            stack.enter_context(claim(workdir, plain, free, defaults))
+            stack.enter_context(claim(workdir, plain, free, defaults, changes.advice))
         cluster.wait_for_all("the first has claimed the directory")
         if not first:
             check_shared(workdir, plain)
@@ -256,7 +241,3 @@ def initial_state(
         return setup.new_state(setup.init_params() | params)
 
     return jax.jit(completed, out_shardings=shardings)(placed)
-
-
-def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {split}" for split, count in counts.items())

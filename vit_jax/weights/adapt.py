@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.sources.class_names import match_names
 from vit_jax.errors import UserError
 from vit_jax.models import MixerArchitecture, ViTOrMixer, abstract_params
 from vit_jax.models.positions import METHODS, resize
@@ -203,7 +204,7 @@ def heads_by_name(
     """Orders the head's outputs by other class names, which are some or all of its own.
 
     Nothing changes if the names are the same, unknown, not unique, or not all among the
-    head's own.
+    head's own. Names are compared as `match_names` does.
 
     Args:
       params: nested dict of arrays.
@@ -215,11 +216,14 @@ def heads_by_name(
       Parameters, architecture and class names.
     """
     names, wanted = tuple(source_names), tuple(target_names)
-    outputs = {name: index for index, name in enumerate(names)}
-    unique = len(outputs) == len(names) and len(set(wanted)) == len(wanted)
-    if not wanted or names == wanted or not unique or set(wanted) - outputs.keys():
+    if not wanted or names == wanted or len(set(wanted)) < len(wanted):
         return params, source, names
-    order = [outputs[name] for name in wanted]
+    try:
+        order = match_names(wanted, names)
+    except UserError:
+        return params, source, names
+    if -1 in order:
+        return params, source, names
     reordered = {
         name: {leaf: np.asarray(x)[..., order] for leaf, x in params[name].items()}
         for name in _HEADS

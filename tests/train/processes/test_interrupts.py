@@ -7,6 +7,7 @@ import pytest
 
 from vit_jax.checkpoints.reading import has_checkpoint, load_description
 from vit_jax.evaluators import examples
+from vit_jax.stop_signals import stop_signals
 from vit_jax.train import loop
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.processes.interrupts import Interrupted, Interrupts
@@ -102,3 +103,46 @@ def test_the_second_signal_takes_effect_at_once():
         assert interrupts.received == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+WARNINGS = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+
+
+@pytest.mark.parametrize("number", WARNINGS)
+def test_warnings_of_schedulers_never_end_a_run_at_once(number, capfd):
+    before = [signal.getsignal(one) for one in WARNINGS]
+    with Interrupts() as interrupts:
+        interrupts.begin()
+        for _ in range(3):  # as SIGXCPU comes every second, and SIGHUP often twice
+            os.kill(os.getpid(), number)
+        assert interrupts.received == number
+        # SLURM sends SIGTERM half a minute before it kills.
+        ask_to_stop()
+        assert interrupts.received == number
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    said = capfd.readouterr().err.splitlines()
+    noted = "stopping: the step in progress is finished and saved first"
+    assert said == [noted, f"{noted}; a second Ctrl-C or SIGTERM ends the run at once"]
+    assert [signal.getsignal(one) for one in WARNINGS] == before
+    assert Interrupted(number, 3).exit_status == 128 + number
+
+
+def test_an_ignored_warning_stays_ignored():
+    """As under nohup, which ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            interrupts.begin()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.received is None
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert interrupts.received == signal.SIGUSR1
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_systems_without_these_signals_have_the_others(monkeypatch):
+    for number in WARNINGS:
+        monkeypatch.delattr(signal, number.name)  # as on Windows
+    assert stop_signals() == [signal.SIGINT, signal.SIGTERM]

@@ -22,6 +22,7 @@ from vit_jax.data.preprocessing import Preprocessing, opened
 from vit_jax.data.sources.protocol import Example, Source
 from vit_jax.data.transforms.chains import Chain, Size
 from vit_jax.errors import UserError
+from vit_jax.stop_signals import stop_signals
 
 TRAIN_POLICIES = ("replace", "skip", "error")
 EVAL_POLICIES = ("error", "skip")
@@ -29,6 +30,7 @@ REPLACEMENT_TRIES = 16
 # Rows per task of a thread. With fewer, passing tasks around costs more than loading
 # small images; with more, the first batch is late.
 _ROWS_PER_TASK = 16
+_GRACE = 60.0  # seconds in which a run that was asked to stop closes its processes
 _PREFETCHED_BATCHES = 2  # at least; bounds the memory of waiting images
 
 _log = logging.getLogger(__name__)
@@ -430,10 +432,21 @@ def _joined(parts) -> Batch:
 
 
 def _prepare_process(_index: int, _count: int) -> None:
-    """Sets up a loading process: it ignores Ctrl-C."""
-    # Ctrl-C reaches all processes of a terminal. The training run handles it and closes
-    # this process in the end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Sets up a loading process: signals that stop the run do not end it first.
+
+    Ctrl-C and a terminal's or scheduler's signals often reach all processes of a run.
+    The training run handles them and closes this process in the end.
+    """
+    for number in stop_signals():
+        signal.signal(number, signal.SIG_IGN)
+    # Python itself ends processes by SIGTERM when it exits, and waits for them.
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, _frame: object) -> None:
+    timer = threading.Timer(_GRACE, os._exit, (128 + number,))
+    timer.daemon = True
+    timer.start()
 
 
 def cores() -> int:

@@ -20,6 +20,7 @@ import weakref
 
 import numpy as np
 
+from vit_jax.data.hashing import digest
 from vit_jax.data.sources import npz, splits
 from vit_jax.data.sources.array_file import ArrayFile, read_array_file, version
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
@@ -104,6 +105,18 @@ class ArrayImages:
     def weights(self) -> np.ndarray:
         parts = self._file.parts.items()
         return self._parts.gather({split: part.weights for split, part in parts})
+
+    def fingerprint(self) -> dict[str, str]:
+        file, used = self._file, list(self._parts)
+        sums = npz.checksums(file.path)
+        rows = [file.parts[split].rows[selected] for split, selected in used]
+        images = [f"{sums[file.parts[split].images]}" for split, _ in used]
+        labels = [file.parts[split].labels[selected] for split, selected in used]
+        return {
+            "images": digest(*images, *rows),
+            "labels": digest(*labels),
+            "weights": digest(self.weights()),
+        }
 
 
 def _read_split(path: str, split: str, options: DataOptions) -> ArrayImages:

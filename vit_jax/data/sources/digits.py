@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from vit_jax.data.hashing import stable_hash
+from vit_jax.data.hashing import digest, stable_hash
 from vit_jax.data.sources import splits
 from vit_jax.data.sources.protocol import DatasetInfo, Example, Source
 
@@ -54,6 +54,9 @@ class Digits:
 
     def weights(self) -> np.ndarray:
         return np.ones(len(self))
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"labels": digest(self.labels())}
 
 
 @functools.cache

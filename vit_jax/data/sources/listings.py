@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.data.hashing import stable_hash
+from vit_jax.data.hashing import digest, stable_hash
 from vit_jax.data.preprocessing import read_file
 from vit_jax.data.sources import splits
 from vit_jax.data.sources.holding_out import Label, held_out, uncovered
@@ -40,6 +40,12 @@ class Ragged:
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.flat[self.ends[index] : self.ends[index + 1]]
+
+    def part(self, selected: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the arrays of a slice, concatenated, and their lengths."""
+        first, last, _ = selected.indices(len(self))
+        ends = self.ends[first : last + 1]
+        return self.flat[ends[0] : ends[-1]], np.diff(ends)
 
     @classmethod
     def of(cls, parts: Sequence[Sequence[int]], dtype: type) -> "Ragged":
@@ -194,12 +200,31 @@ class ListedImages:
         path = os.path.join(self.listing.path, relative)
         return Example(read_file(path), label, path, float(files.weights[position]))
 
+    def paths(self) -> list[str]:
+        """Lists the files, relative to the listing's root, without opening any."""
+        files, places = (
+            self.listing.files,
+            map(self._parts.__getitem__, range(len(self))),
+        )
+        return [files[split].paths.text(place) for split, place in places]
+
     def labels(self) -> np.ndarray:
         check_single_label(self, self.listing.name)
         return self._column("labels")
 
     def weights(self) -> np.ndarray:
         return self._column("weights")
+
+    def fingerprint(self) -> dict[str, str]:
+        of_column = {}
+        for name in ("paths", "labels", "weights"):
+            arrays = []
+            for split, selected in self._parts:
+                column = getattr(self.listing.files[split], name)
+                ragged = isinstance(column, Ragged)
+                arrays += column.part(selected) if ragged else (column[selected],)
+            of_column[name] = digest(*arrays)
+        return of_column
 
     def _column(self, name):
         return self._parts.gather(

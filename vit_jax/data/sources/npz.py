@@ -68,6 +68,16 @@ def read(path: str, name: str) -> np.ndarray:
             raise Unreadable(f"{name} has changed since it was checked") from None
 
 
+def checksums(path: str) -> dict[str, int]:
+    """Returns each array's name and the CRC-32 of its bytes, as the file records it.
+
+    Raises:
+      UserError: the file is not an archive of arrays.
+    """
+    with _opened(path) as arrays:
+        return {name: member.checksum for name, member in arrays.items()}
+
+
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[dict[str, Member]]:
     """Yields the arrays by name; turns errors of damaged files into UserErrors."""

@@ -52,6 +52,14 @@ class Source(Protocol):
         """Returns every example's weight, float64 [n]."""
         ...
 
+    def fingerprint(self) -> dict[str, str]:
+        """Identifies the examples in their order, decoding none, wherever they are.
+
+        Returns:
+          What is compared, such as "paths" or "labels" → a digest.
+        """
+        ...
+
 
 def check_single_label(source: Source, name: str) -> None:
     """Raises UserError unless every example of the source has one label."""

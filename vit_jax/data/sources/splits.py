@@ -1,7 +1,7 @@
 """Resolution of split expressions such as "train[:98%]" or "train+test"."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,6 +64,11 @@ class Parts:
         """Resolves `spec`; for arguments and errors see `resolve`."""
         self._parts = resolve(spec, num_examples, dataset)
 
+    def __iter__(self) -> Iterator[tuple[str, slice]]:
+        """Yields the name of each split that it selects from, and what it selects."""
+        for name, part in self._parts:
+            yield name, slice(part.start, part.stop)
+
     @property
     def names(self) -> list[str]:
         """Names of the splits that it selects from."""
@@ -82,9 +87,7 @@ class Parts:
 
     def gather(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns the selected elements of arrays, one array per split."""
-        return np.concatenate(
-            [columns[name][part.start : part.stop] for name, part in self._parts]
-        )
+        return np.concatenate([columns[name][part] for name, part in self])
 
 
 def count(spec: str, num_examples: Mapping[str, int], dataset: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.decode import DecodeError
+from vit_jax.data.hashing import digest
 from vit_jax.data.sources import splits, tfds_labels
 from vit_jax.data.sources.protocol import (
     DatasetInfo,
@@ -120,6 +121,15 @@ class TfdsSet:
 
     def weights(self) -> np.ndarray:
         return self._column(tfds_labels.all_weights)
+
+    def fingerprint(self) -> dict[str, str]:
+        # Labels are in the records, which may take minutes to read.
+        info = self._builder.info
+        facts = [str(info.full_name)]
+        for name, selected in self._parts:
+            shards = info.splits[name].shard_lengths
+            facts.append(f"{name} {shards} {selected.start} {selected.stop}")
+        return {"name, version and shards": digest(*facts)}
 
     def _column(self, read) -> np.ndarray:
         names = self._parts.names

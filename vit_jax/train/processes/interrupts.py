@@ -1,7 +1,8 @@
-"""SIGTERM and Ctrl-C as requests that the training loop honours between steps.
+"""Signals as requests to stop, which the training loop honours between steps.
 
-Before the first step there is nothing to save, and the process ends at once: the first
-compilation may take longer than the sender of the signal waits.
+`vit_jax.stop_signals` lists them. Before the first step there is nothing to save, and
+the process ends at once: the first compilation may take longer than the sender of the
+signal waits.
 
 With several processes, all stop at the same step, whichever of them got the signal:
 JAX's runtime, which takes over SIGTERM, agrees on that step.
@@ -20,6 +21,8 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
+
+from vit_jax.stop_signals import BY_PEOPLE, stop_signals
 
 T = TypeVar("T")
 
@@ -43,10 +46,8 @@ class Interrupted(BaseException):
         self.exit_status = 128 + signal_number
 
 
-_NOTED = (
-    b"stopping: the step in progress is finished and saved first; a second signal ends "
-    b"the run at once\n"
-)
+_NOTED = b"stopping: the step in progress is finished and saved first"
+_TWICE = b"; a second Ctrl-C or SIGTERM ends the run at once"
 
 
 class StopRequest(Exception):
@@ -71,11 +72,13 @@ def end_process(status: int) -> NoReturn:
 
 
 class Interrupts:
-    """A context that notes the first SIGTERM or SIGINT; the second ends the process.
+    """A context that notes signals which ask the run to stop.
 
-    With several processes, SIGTERM belongs to the runtime, and a second one has no
-    effect. Until `begin` is called, a signal that ends a process by default does so,
-    with a message, even during a compilation, when Python's handlers do not run.
+    Ctrl-C or SIGTERM, sent a second time, ends the process. Other signals never do:
+    terminals and schedulers repeat them, or send SIGTERM soon after. With several
+    processes, SIGTERM belongs to the runtime, and a second one has no effect. Until
+    `begin` is called, a signal that ends a process by default does so, with a message,
+    even during a compilation, when Python's handlers do not run.
     """
 
     def __init__(self) -> None:
@@ -87,22 +90,20 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         something_to_save.clear()
-        handlers: dict[int, Any] = {signal.SIGINT: self._note}
-        if self._together:
-            handlers = {signal.SIGINT: self._pass_on}
-        else:
-            handlers[signal.SIGTERM] = self._note
         # Python allows handlers to be set in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._watch_signals()
-            for number, handler in handlers.items():
+            for number in stop_signals():
+                if self._together and number == signal.SIGTERM:
+                    continue
+                handler = self._pass_on if self._together else self._note
                 self._previous[number] = signal.signal(number, handler)
                 if self._previous[number] == signal.SIG_DFL:
                     self._ending.add(number)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._let_go()
+        self._let_go(self._previous)
         if self._wakeup:
             ours, before = self._wakeup
             signal.set_wakeup_fd(before)
@@ -127,20 +128,24 @@ class Interrupts:
                 raise StopRequest
             yield batch
 
-    def _let_go(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def _let_go(self, numbers: Iterable[int]) -> None:
+        """Sets the handlers that these signals had before."""
+        for number in numbers:
+            if number in self._previous:
+                signal.signal(number, self._previous[number])
 
-    def _pass_on(self, *_: Any) -> None:
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        self._let_go()
+        if number in BY_PEOPLE:
+            self._let_go(BY_PEOPLE)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = number
-        if something_to_save.is_set():
-            # Not with print: the signal may have arrived in the middle of another one.
-            os.write(2, _NOTED)
-        self._let_go()
+        again, insists = self.received is not None, number in BY_PEOPLE
+        self.received = self.received or number
+        if something_to_save.is_set() and (insists or not again):
+            _say(_NOTED + _TWICE * insists)
+        if insists:
+            self._let_go(BY_PEOPLE)
 
     def _watch_signals(self) -> None:
         """Starts a thread that reads the signal numbers that the C handler writes."""
@@ -162,5 +167,12 @@ class Interrupts:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             interrupted = Interrupted(number, 0)
-            os.write(2, f"{interrupted}\n".encode())
+            _say(str(interrupted).encode())
             end_process(interrupted.exit_status)
+
+
+def _say(text: bytes) -> None:
+    # Not with print: a signal may arrive in the middle of another one. And the terminal
+    # whose end was signalled cannot be written to.
+    with contextlib.suppress(OSError):
+        os.write(2, text + b"\n")

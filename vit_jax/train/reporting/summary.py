@@ -65,7 +65,9 @@ def log_summary(
         * (config.accum_steps > 1),
         "length": f"{'from step ' + format(step, ',') + ' to ' if step else ''}"
         f"{config.total_steps:,} steps of {examples / config.batch_size:.1f} "
-        f"per epoch = {config.total_steps * config.batch_size / examples:.1f} epochs",
+        f"per epoch = {config.total_steps * config.batch_size / examples:.1f} epochs"
+        + f"; ends early after {config.patience} evaluations without a better "
+        f"{config.patience_metric or config.keep_best}" * (config.patience > 0),
         "input": _input(config, waiting_bytes),
         "memory": "; ".join(filter(None, (_memory(memory), host_memory.in_words()))),
         "directory": workdir,

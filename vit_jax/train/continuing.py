@@ -1,0 +1,165 @@
+"""What may change when a run continues: where its data are, and its length."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.reading import has_checkpoint
+from vit_jax.checkpoints.workdir import (
+    differences,
+    is_among,
+    locate,
+    recorded_config,
+)
+from vit_jax.config import Config
+from vit_jax.errors import UserError
+from vit_jax.optim.schedules import make_schedule
+from vit_jax.train.same_data import DataFacts, check_same_data
+from vit_jax.train.setup import Setup
+
+logger = logging.getLogger(__name__)
+
+# Keys that say where the data are, which `check_same_data` recognises elsewhere.
+LOCATIONS = ("dataset", "data.image_root")
+# Keys that determine the learning rate of every step.
+SCHEDULE = (
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "end_learning_rate",
+    "rsqrt_timescale",
+    "cooldown_steps",
+    "total_steps",
+)
+
+
+class Changes(NamedTuple):
+    """The changes of the config with which a run may continue.
+
+    Attributes:
+      free: keys that may differ, besides those that always may.
+      advice: key that may not → what to do instead.
+    """
+
+    free: frozenset[str]
+    advice: Mapping[str, str]
+
+
+def allowed_changes(
+    setup: Setup, facts: DataFacts, earlier: Description | None, workdir: str
+) -> Changes:
+    """Finds the keys that may differ from those of the run so far.
+
+    Data may have moved if they are the same. Keys of the learning rate may differ if
+    every step already made would have had the same rate.
+
+    Args:
+      setup: the run.
+      facts: what identifies its data.
+      earlier: description of the checkpoint that the run resumes from.
+      workdir: the run's directory.
+
+    Raises:
+      UserError: the data are not those that the run was trained on so far, or it has
+        already made more steps than it should.
+    """
+    config = setup.config
+    if earlier is None:
+        begun = recorded_config(workdir)
+        same = begun is not None and _same_name(begun.get("dataset", ""), config)
+        return Changes(frozenset(LOCATIONS if same else ()), {})
+    free = set()
+    if check_same_data(config.dataset, facts, earlier):
+        free.update(LOCATIONS)
+    if earlier.step > config.total_steps:
+        raise UserError(
+            f"{workdir} has already made {earlier.step:,} steps, more than "
+            f"total_steps={config.total_steps:,}; pass at least that number, or "
+            "another --workdir"
+        )
+    before = {key: earlier.config[key] for key in SCHEDULE if key in earlier.config}
+    then = config_lib.changed(config, before)
+    if setup.objective.reads_schedule:
+        reason = f"The objective {config.objective} may depend on the run's length"
+    elif _same_rates(then, config, earlier.step):
+        return Changes(frozenset({*free, *SCHEDULE}), {})
+    else:
+        reason = (
+            f"With schedule={config.schedule} and these values, the {earlier.step:,} "
+            "steps already made would have had other learning rates"
+        )
+    advice = (
+        f"{reason}, so this is another run. {_another_run(config, earlier, workdir)}"
+    )
+    return Changes(frozenset(free), {"total_steps": advice})
+
+
+def tell_of_similar_run(workdir: str, config: Config) -> None:
+    """Logs that there is a run that this new one may be meant to continue.
+
+    The name of a work directory depends on where the data are and on the length.
+
+    Args:
+      workdir: the new run's directory; the other one is beside it.
+      config: the new run's, resolved.
+    """
+    folder, plain = locate(workdir).parent, config_lib.to_plain(config)
+    defaults = config_lib.to_plain(config_lib.default_config())
+    ignored = {*config_lib.FREE_TO_CHANGE, "data.rules"}
+    beside = sorted(folder.iterdir()) if folder.is_dir() else []
+    for other in beside:
+        if not other.name.startswith(f"{config.name}-") or not has_checkpoint(other):
+            continue
+        begun = None
+        with contextlib.suppress(UserError, OSError):
+            begun = recorded_config(other)
+        if begun is None or not _same_name(begun.get("dataset", ""), config):
+            continue
+        told = differences(begun, plain, defaults)
+        told = {key: text for key, text in told.items() if not is_among(key, ignored)}
+        if told and told.keys() <= {*LOCATIONS, *SCHEDULE}:
+            directory = os.path.relpath(other)
+            logger.info(
+                "this is a new run; %s holds one that differs only in %s. To continue "
+                "that one, pass --workdir=%s",
+                directory,
+                ", ".join(told.values()),
+                directory,
+            )
+
+
+def _same_name(dataset: str, config: Config) -> bool:
+    return os.path.basename(dataset) == os.path.basename(config.dataset)
+
+
+def _same_rates(then: Config, now: Config, steps: int) -> bool:
+    """Whether the first steps have exactly the same rates with both configs."""
+    numbers = np.arange(steps)
+    rates = (np.asarray(make_schedule(config)(numbers)) for config in (then, now))
+    return np.array_equal(*rates)
+
+
+def _another_run(config: Config, earlier: Description, workdir: str) -> str:
+    """Says how to train the model for longer in a new run."""
+    more = config.total_steps - earlier.step
+    if not more:
+        return ""
+    values: dict[str, Any] = {
+        "pretrained": workdir,
+        "reset_head": "false",
+        "total_steps": more,
+    }
+    if config.warmup_steps + config.cooldown_steps >= more:
+        values |= {"warmup_steps": 0, "cooldown_steps": 0}
+    return (
+        "To train this model for longer, begin a new run with its weights, in another "
+        f"--workdir:\n  {config_lib.as_flags(values)}\n(A run with a constant or rsqrt "
+        "schedule and without cooldown_steps needs no new one: it continues with a "
+        "larger total_steps.)"
+    )
