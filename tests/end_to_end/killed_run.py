@@ -7,7 +7,8 @@ POINT is `none`, `write:STEP:SPLIT` (before that line of the metrics), `torn:STE
 the arrays of that checkpoint are written), `rename:STEP` (before it is visible) or
 `join` (once the processes are connected, before their devices are); `term:STEP` asks it
 to stop before that line, and continues slowly, as `slow:STEP` does unasked. `compile`
-never finishes the compilation; `compile:term` and `compile:usr1` are asked to stop during it.
+never finishes the compilation; `compile:term` and `compile:usr1` are asked to stop
+during it.
 """
 
 import ctypes
