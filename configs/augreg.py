@@ -2,6 +2,14 @@
 
 Source: "How to train your ViT?" (arXiv:2106.10270), section 3 and appendix B; the
     levels and defaults of each size as in big_vision's vit_i1k.py and vit_i21k.py.
+    Other than published:
+    - On ImageNet-21k, big_vision pools the mean over the patches; here the head reads
+      the class token, as in the published weights: --config.model.pooling=gap.
+    - Positions start with deviation 0.02 (big_vision: 1/sqrt(width)).
+    - Mixup pairs an image with its neighbour in the whole batch (big_vision: among
+      those of the same device).
+    - On ImageNet-2012, `validation` is evaluated (big_vision also has train[99%:],
+      ImageNet-V2 and ReaL, and few-shot accuracy).
 Command: python -m vit_jax.main --config=configs/augreg.py:B/16,imagenet2012,medium2
     The argument is VARIANT,DATASET,LEVEL. LEVEL is none, light1, light2, medium1,
     medium2, strong1 or strong2; by default, big_vision's level for the variant.

@@ -1,8 +1,22 @@
 """Trains a ViT from scratch on ImageNet-2012 alone, as DeiT did.
 
 Source: "Training data-efficient image transformers" (arXiv:2012.12877), table 9, and
-    the defaults of its published code. Differences: the cosine ends at 0 (there 1e-5),
-    the warm-up starts at 0 (there 1e-6), and images are scaled to [−1, 1].
+    the defaults of its published code. Other than published:
+    - Initialisation: there normal with deviation 0.02, truncated, for linear layers,
+      positions and tokens, and PyTorch's default for the patches; here Xavier's for
+      linear layers, LeCun's for the patches, and zeros for the class token and the
+      head.
+    - Images are scaled to [−1, 1] (there by ImageNet's mean and deviation), so random
+      erasing fills with noise of 128 grey levels (there 57).
+    - Mixup or CutMix is drawn once per step, for images of the whole batch (there once
+      per GPU, for its images: 8 or 16 draws per step).
+    - The batch has 1,008 images (there 1,024) at the same rate of 1e-3, which its rule
+      of 5e-4 for 512 would make 9.84e-4.
+    - The warm-up takes 6,250 steps from 0 (there 5 epochs from 1e-6, which are 6,355
+      steps of 1,008), and the cosine ends at 0 (there 1e-5).
+    - No average of the weights is tracked (there one of decay 0.99996, which its
+      published numbers do not use): --config.ema_decay=0.99996.
+    - Activations are bfloat16 on TPU and GPU (there float16).
 Command: python -m vit_jax.main --config=configs/deit.py:S/16
     The argument is VARIANT or VARIANT,DATASET.
 Hardware: as published, 8 V100 for 53 hours (B/16).

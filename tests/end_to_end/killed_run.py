@@ -7,7 +7,8 @@ POINT is `none`, `write:STEP:SPLIT` (before that line of the metrics), `torn:STE
 the arrays of that checkpoint are written), `rename:STEP` (before it is visible) or
 `join` (once the processes are connected, before their devices are); `term:STEP` asks it
 to stop before that line, and continues slowly, as `slow:STEP` does unasked. `compile`
-never finishes the compilation; `compile:term` is asked to stop during it.
+never finishes the compilation; `compile:term` and `compile:usr1` are asked to stop
+during it.
 """
 
 import ctypes
@@ -86,9 +87,10 @@ def arm(kind, step="", split="train"):
         from vit_jax.train.setup import Setup
 
         def patched_lower(self, choice=None):
-            if step == "term":
+            if step:
                 # Once the handlers are set, while C code runs.
-                ask = os.kill, (os.getpid(), signal.SIGTERM)
+                number = signal.Signals[f"SIG{step.upper()}"]
+                ask = os.kill, (os.getpid(), number)
                 threading.Timer(0.5, *ask).start()
             # Locked twice it never returns, and no Python handler can run.
             mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)

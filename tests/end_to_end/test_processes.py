@@ -142,7 +142,7 @@ def test_two_processes_of_two_devices_are_one_of_four(recipe, tmp_path):
 
 
 def test_a_signal_to_one_process_before_the_first_step_ends_all(recipe, tmp_path):
-    points = {0: "compile", 1: "compile:term"}
+    points = {0: "compile", 1: "compile:usr1"}
     ended, errors = run_in(2, 2, recipe, tmp_path / "run", SPREAD, points)
     assert ended == [128 + signal.SIGTERM] * 2, errors
     assert "stopped by SIGTERM before the first step; there was noth" in errors[0]

@@ -1,4 +1,4 @@
-"""What may change when a run continues: where its data are, and its length."""
+"""The changes with which a run may continue: data elsewhere, another length."""
 
 import contextlib
 import logging

@@ -16,6 +16,8 @@ from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
 
+_FEW = 10  # classes, which a message lists
+
 
 class DataFacts(NamedTuple):
     """The facts by which a run recognises its data.
@@ -89,17 +91,19 @@ def _differences(facts: DataFacts, earlier: Description) -> list[str]:
     """Lists what the data have, where it differs from what the run recorded."""
     found = []
     now, then = facts.class_names, earlier.class_names
-    if facts.class_names and now != then:
+    if now and now != then:
+        what = "the classes " if len(now) <= _FEW else "classes: "
         found.append(
-            f"{_classes(now, then)}, but the run so far was trained on "
+            f"{what}{_classes(now, then)}, but the run so far was trained on "
             f"{_classes(then, now)}"
         )
-    same_counts = not earlier.examples or earlier.examples == facts.examples
-    if not same_counts:
+    if earlier.examples and earlier.examples != facts.examples:
         found.append(
             f"{_counted(facts.examples)} examples, but the run so far had "
             f"{_counted(earlier.examples)}"
         )
+    if found:  # then their lists differ too
+        return found
     for split, digests in facts.fingerprints.items():
         recorded = earlier.fingerprints.get(split, digests)
         other = [
@@ -107,19 +111,19 @@ def _differences(facts: DataFacts, earlier: Description) -> list[str]:
             for name in {**recorded, **digests}
             if recorded.get(name) != digests.get(name)
         ]
-        if same_counts and other:
+        if other:
             found.append(f"other {' and '.join(other)} in {split} than the run so far")
     return found
 
 
 def _classes(names: tuple[str, ...], others: tuple[str, ...]) -> str:
     """Writes classes; of many, only those that are not among the others."""
-    if len(names) <= 10:
-        return f"the classes {shortened(names)}"
-    only = [name for name in names if name not in set(others)]
-    return f"{len(names)} classes" + (
-        f", among them {shortened(only, repr)}" if only else " in this order"
-    )
+    if len(names) <= _FEW:
+        return shortened(names)
+    known = set(others)
+    only = [name for name in names if name not in known]
+    what = f"among them {shortened(only, repr)}" if only else "in another order"
+    return f"{len(names)}, {what}"
 
 
 def _counted(counts: dict[str, int]) -> str:

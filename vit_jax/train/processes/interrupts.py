@@ -104,6 +104,7 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         self._let_go(self._previous)
+        self._ending.clear()  # the thread may still have signals of this run to read
         if self._wakeup:
             ours, before = self._wakeup
             signal.set_wakeup_fd(before)
