@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.sources import digits, folders, npz, tables, tfds_labels, tfds_sets
+from vit_jax.data.sources import digits, folders, npz, tfds_labels, tfds_sets
+from vit_jax.data.sources.tables import reading
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import open_sources
 
@@ -48,8 +49,8 @@ def array_file(root):
 # different files, or arrays of a file, that they read.
 KINDS = {
     "image folder": (image_folder, [(folders, "_list")], 1),
-    "table": (table, [(tables, "read_rows")], 1),
-    "tables of splits": (tables_of_splits, [(tables, "read_rows")], 2),
+    "table": (table, [(reading, "open_table")], 1),
+    "tables of splits": (tables_of_splits, [(reading, "open_table")], 2),
     "arrays": (array_file, [(npz, "headers"), (npz, "read")], 3),
     "prepared folder": (
         lambda _: f"{SETS}/tiny_digits/1.0.0",

@@ -209,7 +209,7 @@ def test_all_bad_rows_are_listed(root):
         ",b,1,val\n"
         "images/3.png,b,heavy,train\n"
         "images/4.png,b,-1,train\n"
-        "images/5.png,b,nan,holdout\n"
+        "images/5.png,b,nan,later\n"
         "images/6.png,b\n"
         "images/7.png,b,1,val\n",
         encoding="utf-8",
@@ -222,7 +222,7 @@ def test_all_bad_rows_are_listed(root):
         "set.csv, line 5: weight is 'heavy', not a number of at least 0",
         "set.csv, line 6: weight is '-1', not a number of at least 0",
         "set.csv, line 7: weight is 'nan', not a number of at least 0; "
-        "unknown split 'holdout'",
+        "unknown split 'later'",
         "set.csv, line 8: 2 cells, but 4 columns",
     ]
     assert lines[-1].startswith("Expected columns: image, path, file or filename")
@@ -232,7 +232,8 @@ def test_ten_of_many_bad_rows_are_shown(root):
     dataset = write(root / "set.tsv", rows() * 200)
     found = message(dataset)
     assert (
-        "no column for the label: expected one of label, labels; found 'image'" in found
+        "no column for the label: expected one of label, labels, or its name in "
+        "data.label_columns; found 'image'" in found
     )
     dataset = write(root / "set.tsv", rows(label=lambda k: " ") * 200)
     lines = message(dataset).splitlines()
@@ -303,8 +304,8 @@ def test_errors_describe_the_table(root, tmp_path):
     found = message(path)
     assert "2 columns for the path" in found
     assert "2 columns for the label" in found
-    path.write_text("image;label\nimages/0.png;a\n")
-    assert "found 'image;label'" in message(path)
+    path.write_text("image:label\nimages/0.png:a\n")
+    assert "found 'image:label'" in message(path)
     path.write_bytes("image,label\nimages/0.png,Bär\n".encode("latin-1"))
     assert "is not UTF-8 text" in message(path)
     path.write_text("image,label\n" + "x" * 200_000 + ",a\n")
