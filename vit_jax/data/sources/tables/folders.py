@@ -65,7 +65,7 @@ def find_tables(folder: str, options: DataOptions) -> Found | None:
     for found in (_metadata(folder, options), _shards(folder, options)):
         if found:
             return Found(found)
-    return Found({file: ""}) if (file := _only_table(folder)) else None
+    return Found({file: ""}) if (file := _only_table(folder, options)) else None
 
 
 def class_folders(folder: str, options: DataOptions) -> int:
@@ -171,7 +171,7 @@ def _parquet_files(folder: str, depth: int = 2) -> Iterator[str]:
             yield from _parquet_files(os.path.join(folder, name), depth - 1)
 
 
-def _only_table(folder: str) -> str:
+def _only_table(folder: str, options: DataOptions) -> str:
     """Returns the only table with a column of images; "" without one.
 
     Raises:
@@ -186,7 +186,7 @@ def _only_table(folder: str) -> str:
             continue
         if any(normal(column) in tier for tier in PATHS for column in columns):
             found.append(file)
-    if len(found) > 1 and not class_folders(folder, DataOptions()):
+    if len(found) > 1 and class_folders(folder, options) < 2:
         names = shortened([os.path.basename(file) for file in found])
         raise UserError(
             f"{folder} has several tables: {names}. Name the one to use as the dataset."

@@ -113,7 +113,7 @@ def _suggestion(root: str, cells: Sequence[str]) -> str:
     given = " and ".join(
         f"data.{name}={text!r}" for name, text in values.items() if text
     )
-    return f"With {given}, {most} of these {len(cells)} exist: set that."
+    return f"With {given}, {most} of the first {len(cells)} images exist: set that."
 
 
 def _folders(root: str) -> Iterator[str]:
