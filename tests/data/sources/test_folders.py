@@ -96,11 +96,15 @@ def test_folders_without_images_are_logged(tmp_path, caplog):
     dataset = open_dataset(str(tmp_path))
     assert dataset.info.class_names == ("a", "b")
     assert dataset.split("train").class_names == ("a", "b")
-    [message] = caplog.messages
-    assert (
-        f"folders without images in {tmp_path}/, left out: 'c' (not images: .heic"
-        in message
-    )
+    assert caplog.messages == [
+        f"{tmp_path}: {line}"
+        for line in (
+            f"folders without images in {tmp_path}, left out: 'c'",
+            "there is no folder for evaluation: 2 of 6 images are held out for it "
+            "(data.hold_out=0.1)",
+            "left out: 1 × .heic",
+        )
+    ]
 
 
 def test_val_is_preferred_to_test(tmp_path):

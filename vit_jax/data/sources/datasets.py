@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import logging
 import os
+import re
+from collections.abc import Mapping
 
-from vit_jax.data.sources import arrays, digits, folders, tfds_sets
-from vit_jax.data.sources.listings import Listing
+from vit_jax.data.sources import arrays, digits, folders, imagenet, tfds_sets
+from vit_jax.data.sources.image_files import in_words
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.data.sources.tables.files import EXTENSIONS as TABLE_EXTENSIONS
@@ -13,6 +16,8 @@ from vit_jax.data.sources.tables.folders import class_folders, find_tables
 from vit_jax.data.sources.tables.reading import read_tables
 from vit_jax.errors import UserError
 from vit_jax.words import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 # Kind → the function that opens it. Only `_recognised` decides the kind of a data set.
 KINDS: dict[str, Kind] = {
@@ -113,12 +118,14 @@ class Dataset:
       location: the absolute path of the data, or the name of a set that has none.
       data_dir: where tensorflow-datasets stores data sets, absolute; "" = its default.
       options: how its files are read.
+      announces: whether opening it logs its remarks, and what was left out. A command
+        that shows them itself sets it to False.
     """
 
     def __init__(
         self, name: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
     ):
-        self.name, self.options = name, options
+        self.name, self.options, self.announces = name, options, True
         self.kind, self.location = _recognised(name, options)
         self.data_dir = _absolute(data_dir) if data_dir else ""
 
@@ -135,11 +142,30 @@ class Dataset:
             and what to do.
         """
         contents = KINDS[self.kind](self.location, self.data_dir, self.options)
-        if isinstance(contents, Listing) and not self.options.kind:
-            said = _other_kind(self.kind, self.location, self.options)
-            remarks = (*said, *contents.remarks)
-            contents = dataclasses.replace(contents, remarks=remarks)
+        if self.announces:
+            left_out = in_words(getattr(contents, "left_out", {}))
+            lines = [*self._remarks(contents), f"left out: {left_out}" * bool(left_out)]
+            for line in filter(None, lines):
+                logger.warning("%s: %s", self.name, line)
         return contents
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about how the name and the files of the data set were read."""
+        return tuple(self._remarks(self.contents))
+
+    def _remarks(self, contents: Contents) -> list[str]:
+        found = [*getattr(contents, "remarks", ())]
+        if not self.options.kind:
+            about_kind = _other_kind(self.kind, self.location, self.options)
+            about_name = _other_meaning(self.name, self.kind, self.location)
+            found = [*filter(None, (about_name, about_kind)), *found]
+        return found
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Reason → number of files that are not in the data set."""
+        return getattr(self.contents, "left_out", {})
 
     @property
     def info(self) -> DatasetInfo:
@@ -219,19 +245,40 @@ def _kind_of_folder(folder: str, options: DataOptions) -> str:
     return "table" if is_table else "image folder"
 
 
-def _other_kind(kind: str, location: str, options: DataOptions) -> list[str]:
-    """Says in one sentence which of several kinds of data in one folder was taken."""
+def _other_kind(kind: str, location: str, options: DataOptions) -> str:
+    """Says which of several kinds of data in one folder was taken; else ""."""
     if not os.path.isdir(location) or options.rules == FIRST_RULES:
-        return []
+        return ""
     found = find_tables(location, options)
     if not found or class_folders(location, options) < 2:
-        return []
+        return ""
     other = "image folder" if kind == "table" else "table"
     taken = {"table": found.names, "image folder": "the folders of classes"}
-    return [
+    return (
         f"{location} has both {found.names} and folders of classes: {taken[kind]} "
         f"gave the labels; data.kind={other!r} takes {taken[other]} instead"
-    ]
+    )
+
+
+def _other_meaning(name: str, kind: str, location: str) -> str:
+    """Says which data set a name means, if it could also mean another; else ""."""
+    if not re.fullmatch(r"\w+", name):
+        return ""
+    here = os.path.abspath(name)
+    if location == name:
+        which = "embedded" if kind == "digits" else "tensorflow-datasets"
+        if not os.path.exists(here):
+            return ""
+        return f"this is the {which} data set, not {here}; for that, write ./{name}"
+    # Imported, tensorflow-datasets would take a second to list its sets.
+    package = imagenet.package_folder()
+    code, checksums = package / "datasets" / name, package / "url_checksums"
+    if not code.is_dir() and not (checksums / f"{name}.txt").is_file():
+        return ""
+    return (
+        f"this is {here}, not the tensorflow-datasets set of the same name; for that, "
+        "pass data.kind=tensorflow-datasets"
+    )
 
 
 def _is_path(dataset: str) -> bool:

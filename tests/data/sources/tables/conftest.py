@@ -1,5 +1,7 @@
 """Images of known pixels for the tests of tables."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,7 +28,8 @@ def opened():
     from vit_jax.data.sources.options import DataOptions
 
     def open_it(path, **options):
-        contents = open_dataset(str(path), "", DataOptions(**options)).contents
+        dataset = open_dataset(str(path), "", DataOptions(**options))
+        contents = dataclasses.replace(dataset.contents, remarks=dataset.remarks)
         found = {}
         for split in contents.num_examples:
             source = contents.split(split)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from vit_jax.data.sources import split_names
-from vit_jax.data.sources.folders import EXTENSIONS as IMAGES
+from vit_jax.data.sources.image_files import EXTENSIONS as IMAGES
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.tables.columns import PATHS, known
 from vit_jax.data.sources.tables.files import (
@@ -92,9 +92,7 @@ def class_folders(folder: str, options: DataOptions) -> int:
 
 def _split_files(folder: str, options: DataOptions) -> dict[str, str]:
     """Returns table → split if there are tables for training and evaluation."""
-    names = _files(folder, EXTENSIONS)
-    if options.rules == FIRST_RULES:
-        names = [name for name in names if not name.endswith(PARQUET)]
+    names = _files(folder, _TEXT)
     by_split: dict[str, list[str]] = {}
     for name in names:
         stem = os.path.splitext(name)[0]

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from vit_jax.data.sources.folders import EXTENSIONS
+from vit_jax.data.sources.image_files import EXTENSIONS
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.tables.columns import clean_path
 from vit_jax.data.sources.tables.parquet import EmbeddedImage

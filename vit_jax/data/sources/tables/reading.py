@@ -13,7 +13,8 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 from vit_jax.data.sources import split_names
 from vit_jax.data.sources.array_file import version
@@ -23,6 +24,7 @@ from vit_jax.data.sources.listings import (
     Listing,
     UnknownClasses,
     hold_out,
+    left_without,
     mixed,
 )
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
@@ -38,7 +40,7 @@ from vit_jax.data.sources.tables.rows import EXPECTED, Rows, TableRow
 from vit_jax.errors import UserError
 from vit_jax.words import shortened
 
-_DECIMAL = re.compile(r"([+-]?[0-9]+)\.0+")
+_WHOLE = re.compile(r"[+-]?[0-9]+(\.0+)?")
 
 
 def read_tables(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
@@ -69,13 +71,14 @@ class _Reading:
             self._files, self._root = found.files, path
         self._rows = Rows()
         self._remarks: list[str] = []
+        self._problems: dict[str, UserError] = {}
         self._embedded: dict[str, EmbeddedFile] = {}
         self._declared: set[str] = set()  # classes that the tables name themselves
         self._one_hot = False
 
     def listing(self) -> Listing:
         several = self._read()
-        rows, name, options = self._rows.usable, self._name, self._options
+        rows, name = self._rows.usable, self._name
         train = [row for row in rows if row.split == "train"]
         if not train:
             splits = ", ".join(sorted({row.split for row in rows}))
@@ -84,14 +87,10 @@ class _Reading:
         names = in_order(found | self._declared)
         _check_number(names, several, name)
         entries = _entries(rows, names, several)
-        if held_out := len(entries) == 1:
-            groups = None
-            if options.group_column:
-                group_of = {row.path: row.group for row in rows}
-                groups = [group_of[entry.path] for entry in entries["train"]]
-            entries = hold_out(
-                entries["train"], options.hold_out, groups, rules=options.rules
-            )
+        unknown = () if several else _unknown_classes(rows)
+        evaluated = [split for split in entries if split != "train"]
+        if held_out := not evaluated:
+            entries, evaluated = self._held_out(entries["train"], names), ["val"]
         if not all(entries.values()):
             raise UserError(
                 f"{name} has {len(rows)} row(s), too few to hold one out for "
@@ -103,15 +102,33 @@ class _Reading:
             names,
             {split: Files.of(some) for split, some in entries.items()},
             "train",
-            list(entries)[1],
+            evaluated[0],
             several,
             held_out,
             remarks=tuple(self._remarks),
+            problems=self._problems,
             reader=ImageReader(self._root, self._embedded) if self._embedded else None,
         )
-        if unknown := self._unknown_classes(several):
-            raise UnknownClasses(f"{name} has {unknown}", listing)
+        if unknown:
+            raise UnknownClasses(f"{name} has {_sentence(unknown)}", listing)
         return listing
+
+    def _held_out(
+        self, entries: list[Entry], names: tuple[str, ...]
+    ) -> dict[str, list[Entry]]:
+        """Holds out a part of the training data."""
+        options, groups = self._options, None
+        if options.group_column:
+            group_of = {row.path: row.group for row in self._rows.usable}
+            groups = [group_of[entry.path] for entry in entries]
+        divided = hold_out(entries, options.hold_out, groups, rules=options.rules)
+        self._remarks.append(
+            f"there is no split for evaluation: {len(divided['val']):,} of "
+            f"{len(entries):,} images are held out for it "
+            f"(data.hold_out={options.hold_out:g})"
+        )
+        self._remarks += left_without(divided, names)
+        return divided
 
     def _read(self) -> bool:
         """Reads all rows and returns whether an image may have several labels."""
@@ -124,35 +141,21 @@ class _Reading:
         if self._one_hot:
             several = any(len(row.labels) != 1 for row in rows.usable)
         if options.rules > FIRST_RULES:
-            rows.usable = _whole_numbers(rows.usable)
+            rows.usable = _respelled(rows.usable)
             complete = not rows.problems  # else classes may be missing because of them
             if not several:
                 checks.add_contradictions(
                     rows.usable, rows.problems, options.label_separator
                 )
-            if complete and rows.problems and (wrong := self._unknown_classes(several)):
-                rows.problems.add(wrong)
+            unknown = () if several else _unknown_classes(rows.usable)
+            if complete and rows.problems and unknown:
+                rows.problems.add(_sentence(unknown))
         rows.check()
         self._leave_out_unlabelled()
         train = [row for row in rows.usable if row.split == "train"]
         self._look_for(tables, train)
         self._remark_on(several)
         return several
-
-    def _unknown_classes(self, several: bool) -> str:
-        """Returns the problem of classes in evaluation splits only; "" without any."""
-        if several:  # rare labels of many may be missing from a split
-            return ""
-        rows = self._rows.usable
-        trained = {one for row in rows if row.split == "train" for one in row.labels}
-        unknown = {one for row in rows for one in row.labels if one not in trained}
-        if not unknown or not trained:
-            return ""
-        return (
-            "classes to evaluate on that are not trained on: "
-            f"{shortened(in_order(unknown), repr)}. Write them the same way in every "
-            "split, or leave them out."
-        )
 
     def _opened(self) -> list[tuple[Table, Columns, str]]:
         """Opens the tables and chooses their columns."""
@@ -210,9 +213,9 @@ class _Reading:
                     unlabelled[row.split] += 1
             rows.usable = [row for row in rows.usable if row.split not in unlabelled]
         for split, count in unlabelled.items():
-            self._remarks.append(
-                f"the split {split} has no labels: its {count:,} row(s) are left out"
-            )
+            problem = f"the split {split} has no labels: its {count:,} row(s) are "
+            self._remarks.append(f"{problem}left out")
+            self._problems[split] = UserError(f"{self._name}: {problem}of no use here")
 
     def _look_for(self, tables, train: list[TableRow]) -> None:
         """Raises UserError if none of the first training images exists."""
@@ -246,6 +249,22 @@ class _Reading:
             self._remarks += checks.unseparated(rows.usable, options.label_separator)
 
 
+def _unknown_classes(rows: Iterable[TableRow]) -> tuple[str, ...]:
+    """Returns classes that occur in evaluation splits only, in order."""
+    trained, evaluated = set[str](), set[str]()
+    for row in rows:
+        (trained if row.split == "train" else evaluated).update(row.labels)
+    return in_order(evaluated - trained) if trained else ()
+
+
+def _sentence(unknown: Sequence[str]) -> str:
+    return (
+        "classes to evaluate on that are not trained on: "
+        f"{shortened(unknown, repr)}. Write them the same way in every split, or "
+        "leave them out."
+    )
+
+
 def _entries(
     rows: Iterable[TableRow], names: tuple[str, ...], several: bool
 ) -> dict[str, list[Entry]]:
@@ -259,14 +278,18 @@ def _entries(
     return {split: mixed(some) for split, some in found.items() if some}
 
 
-def _whole_numbers(rows: list[TableRow]) -> list[TableRow]:
-    """Writes labels such as "3.0" as "3", if all labels are whole numbers."""
+def _respelled(rows: list[TableRow]) -> list[TableRow]:
+    """Spells each label in one way: composed characters, and whole numbers as such.
+
+    "3.0" becomes "3" if all labels are whole numbers, as pandas writes those of a
+    column with an empty cell.
+    """
     names = {label for row in rows for label in row.labels}
-    if not any(map(_DECIMAL.fullmatch, names)) or not all(
-        _DECIMAL.fullmatch(name) or re.fullmatch("[+-]?[0-9]+", name) for name in names
-    ):
+    new = {name: unicodedata.normalize("NFC", name) for name in names}
+    if all(map(_WHOLE.fullmatch, names)):
+        new = {name: name.partition(".")[0] for name in names}
+    if all(name == same for name, same in new.items()):
         return rows
-    new = {name: _DECIMAL.sub(r"\1", name) for name in names}
     return [row._replace(labels=[new[label] for label in row.labels]) for row in rows]
 
 

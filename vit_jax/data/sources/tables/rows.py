@@ -36,7 +36,7 @@ class TableRow(NamedTuple):
       labels: names of its classes.
       weight: 1 if there is no such column.
       split: the name of its split.
-      group: what `group_column` says; "" if there is none.
+      group: what `group_column` says; "" = it is in no group.
     """
 
     path: str
@@ -284,10 +284,7 @@ def _weight(value: Any) -> float:
 
 
 def _group(value: Any) -> str:
-    text = "" if value is None else str(value).strip()
-    if not text:
-        raise ValueError("empty group")
-    return text
+    return "" if value is None else str(value).strip()
 
 
 def _short(value: Any) -> str:
