@@ -20,6 +20,7 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.tables import parquet_images
 from vit_jax.errors import UserError
+from vit_jax.prepare import prepare
 
 ALL = {k: "ab"[k % 2] for k in range(12)}
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -360,6 +361,19 @@ def test_threads_unpack_a_file_once(root, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(source.__getitem__, range(20)))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("small", [0, 2**20])
+def test_embedded_images_can_be_prepared(root, tmp_path, monkeypatch, small):
+    monkeypatch.setattr(parquet_images, "_SMALL", small)
+    pq.write_table(embedded(range(12)), root / "t.parquet")
+    folder = prepare(str(root / "t.parquet"), str(tmp_path / "sets"))
+    source = open_dataset(folder).split("train+val")
+    found = {}
+    for k in range(len(source)):
+        number = int(decode(source[k].image)[0, 0, 0])
+        found[number] = source.class_names[source[k].label]
+    assert found == {k: ("dog", "cat")[k % 2] for k in range(12)}
 
 
 def test_preprocessing_of_an_embedded_image(root):
