@@ -36,7 +36,7 @@ class DataOptions:
       group_column: a table's column of groups, such as patients, which held-out images
         do not share with others; "" = none.
       image_root: folder that a table's paths are relative to, itself relative to the
-        table's folder.
+        table's folder; or several, joined by commas or as a pattern ("images_*").
       image_suffix: text to append to a table's paths that have no ending of images.
     """
 

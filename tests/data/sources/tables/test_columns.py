@@ -159,6 +159,32 @@ def test_other_cells_than_zeros_and_ones_are_problems(root, message):
     assert "t.csv, line 5: a is '2', not 0 or 1" in found
 
 
+def test_minus_ones_are_zeros_where_there_are_none(root, opened, message):
+    sign = {True: "1", False: "-1"}
+    path = write(
+        root / "t.csv",
+        "image_id,Smiling,Young",
+        lambda k: f"images/{k}.png,{sign[k % 2 > 0]},{sign[k % 3 > 0]}",
+    )
+    listing, found = opened(path)
+    assert listing.multi_label
+    assert [merged(found)[k] for k in range(4)] == [
+        "", "Smiling|Young", "Young", "Smiling",
+    ]  # fmt: skip
+    assert any("-1 is read as 0" in remark for remark in listing.remarks)
+    path = write(
+        root / "u.csv", "image,a,b", lambda k: f"images/{k}.png,{k % 3 - 1},{k % 2}"
+    )
+    assert "line 2: a is '-1', not 0 or 1" in message(path, label_columns="a,b")
+
+
+def test_a_table_without_a_header_is_explained(root, message):
+    path = write(root / "t.csv", "images/0.png,a", lambda k: f"images/{k}.png,a")
+    assert "found 'images/0.png', 'a'; the first line has to name the columns" in (
+        message(path)
+    )
+
+
 @pytest.mark.parametrize(
     ("header", "options", "several"),
     [

@@ -70,6 +70,14 @@ def test_a_test_table_without_labels_is_left_out(root, opened):
     assert "the split test has no labels: its 1 row(s) are left out" in listing.remarks
 
 
+def test_the_only_table_for_training_is_taken(root, opened):
+    write(root / "train.csv")
+    write(root / "sample_submission.csv", range(2))
+    write(root / "extra.csv", range(2))
+    found = opened(root)[1]
+    assert found["train"] | found["val"] == ALL
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_metadata_in_the_folder_of_each_split(root, opened, ending):
     for split, numbers in (("train", range(4, 12)), ("test", range(4))):

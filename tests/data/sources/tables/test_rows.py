@@ -75,6 +75,12 @@ def test_names_that_differ_only_in_case_are_remarked_on(root, opened):
     )
 
 
+def test_names_for_no_value_are_remarked_on(root, opened):
+    labels = {k: ("nan", "NULL", "Nanna")[k % 3] for k in range(12)}
+    (remark,) = opened(write(root / "t.csv", rows(labels)))[0].remarks
+    assert remark == "classes whose names may stand for no label: 'NULL', 'nan'"
+
+
 @pytest.mark.parametrize("header", ["label", "labels"])
 def test_a_test_split_without_labels_is_left_out(root, opened, header):
     lines = rows({k: "" if k < 2 else ALL[k] for k in range(12)}, _three)
@@ -169,6 +175,38 @@ def test_where_the_images_are(root, opened, message, folder, path, options):
     assert opened(table, **options | {"image_root": str(absolute)})[1] == found
 
 
+@pytest.mark.parametrize("given", ["part_1,part_2", "part_*"])
+def test_images_in_several_folders(root, opened, message, given):
+    for part in (1, 2):
+        (root / f"part_{part}").mkdir()
+        for k in range(part - 1, 12, 2):
+            (root / "images" / f"{k}.png").rename(root / f"part_{part}" / f"{k}.png")
+    path = write(root / "t.csv", rows(path="{}"))
+    found = message(path)
+    assert "data.image_root='part_1,part_2' and data.image_suffix='.png', 12" in found
+    options = {"image_root": given, "image_suffix": ".png"}
+    found = opened(path, **options)[1]
+    assert found["train"] | found["val"] == ALL
+    # The same name twice could be either image.
+    shutil.copy(root / "part_1" / "4.png", root / "part_2" / "4.png")
+    assert "line 6: 4.png is in several folders of data.image_root: part_1, part_2" in (
+        message(path, **options)
+    )
+    assert "there is no folder 'none_*'" in message(path, image_root="none_*")
+
+
+@pytest.mark.parametrize("path", ["/home/me/data/{}.png", "C:\\data\\images\\{}.png"])
+def test_absolute_paths_of_another_machine(root, opened, message, path):
+    where = "." if "images" in path else "images"
+    table = write(root / "t.csv", rows(path=path))
+    assert f"data.image_root={where!r}, 12 of the first 12 images exist" in message(
+        table
+    )
+    listing, found = opened(table, image_root=where)
+    assert found["train"] | found["val"] == ALL
+    assert listing.files["val"][0][0].startswith(f"{where}/")
+
+
 def test_an_ending_is_only_given_to_paths_without_one(root, opened):
     shutil.copy(root / "images" / "1.png", root / "images" / "v1.5.png")
     lines = ["images/0.PNG,a,val", "images/v1.5,b,train", "images/2,a,train"]
@@ -181,7 +219,7 @@ def test_an_ending_is_only_given_to_paths_without_one(root, opened):
 
 
 def test_without_a_suggestion_the_options_are_named(root, message):
-    found = message(write(root / "t.csv", rows(path="C:\\gone\\{}.png")))
+    found = message(write(root / "t.csv", rows(path="C:\\gone\\x{}.png")))
     assert "the first was expected at" in found
     assert "data.image_root" in found
     assert "data.image_suffix" in found

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from vit_jax.data.sources.tables.rows import Problems, TableRow
 from vit_jax.words import quoted, shortened
 
+_NO_VALUE = ("nan", "none", "null", "n/a", "<na>", "nat", "?", "undefined")
+
 
 def contradictions(rows: Iterable[TableRow]) -> list[str]:
     """Returns a problem for each image that has different labels in different rows."""
@@ -86,6 +88,14 @@ def similar_names(names: Iterable[str]) -> list[str]:
     if not found:
         return []
     return [f"classes that differ only in case or blanks: {shortened(found)}"]
+
+
+def missing_values(names: Iterable[str]) -> list[str]:
+    """Returns a remark if classes have names that programs write for no value."""
+    found = [name for name in names if name.casefold() in _NO_VALUE]
+    if not found:
+        return []
+    return [f"classes whose names may stand for no label: {shortened(found, repr)}"]
 
 
 def unseparated(rows: Iterable[TableRow], separator: str) -> list[str]:

@@ -8,10 +8,11 @@ error that names the option.
 import ast
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from vit_jax.data.sources import split_names
+from vit_jax.data.sources.image_files import EXTENSIONS
 from vit_jax.data.sources.options import FIRST_RULES, NO_SPLITS, DataOptions
 from vit_jax.data.sources.tables.files import Table, normal
 from vit_jax.words import did_you_mean, shortened
@@ -51,6 +52,7 @@ _NUMBERING = ("", "index", "unnamed_0", "row", "no", "nr")
 _ZERO_OR_ONE = {
     "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True,
 }  # fmt: skip
+_MINUS = frozenset(("-1", "-1.0"))
 _MOST_VALUES = 100  # distinct ones of a column that are looked at
 
 
@@ -62,6 +64,7 @@ class Columns:
       labels: one column of labels, or one column of zeros and ones per class; none in a
         table for testing without labels.
       one_hot: whether it is the latter.
+      minus_is_no: whether -1 stands for 0 in these, which have no 0.
       several: whether a row may have any number of labels; decided by the rows if
         `one_hot`.
       folder_is_split: whether the first folder of the path is the split.
@@ -70,6 +73,7 @@ class Columns:
     path: str
     labels: tuple[str, ...]
     one_hot: bool
+    minus_is_no: bool
     several: bool
     weight: str
     split: str
@@ -147,6 +151,7 @@ class _Choice:
             path=path,
             labels=labels,
             one_hot=one_hot,
+            minus_is_no=one_hot and self._minus_is_no(labels),
             several=not one_hot and bool(labels) and self._several(labels[0]),
             weight=weight,
             split=split,
@@ -189,7 +194,9 @@ class _Choice:
             if name not in taken and normal(name) not in _NUMBERING
         ]
         seen = self._seen(others)
-        binary = [name for name in others if seen[name].is_binary]
+        values = set[str]().union(*(seen[name].values for name in others))
+        usual = _MINUS if all(zero_or_one(one) is not False for one in values) else ()
+        binary = [name for name in others if seen[name].is_binary(usual)]
         if len(binary) > 1 and len(binary) == len(others):
             return tuple(binary), True
         if split_names.role(self._file_split) == "test":
@@ -202,6 +209,15 @@ class _Choice:
             )
         self._only([], "label", LABELS, "label_columns", hint)
         return (), False
+
+    def _minus_is_no(self, labels: Sequence[str]) -> bool:
+        """Returns whether the columns of classes hold ones and minus ones only."""
+        seen = self._seen(labels).values()
+        values = set[str]().union(*(one.values for one in seen))
+        if not (values & _MINUS) or any(zero_or_one(one) is False for one in values):
+            return False
+        self._remarks.append("columns of classes have no 0: -1 is read as 0")
+        return True
 
     def _matching(self, given: str) -> tuple[tuple[str, ...], bool]:
         """Returns the columns of `label_columns`."""
@@ -337,6 +353,8 @@ class _Choice:
                 f"data.{option} to one of them; found {columns}"
             )
         else:
+            if any(name.lower().endswith(EXTENSIONS) for name in self._table.columns):
+                hint = "; the first line has to name the columns"
             usual = ", ".join(tiers[0])
             self._wrong.append(
                 f"no column for the {what}: expected one of {usual}, or its name in "
@@ -380,11 +398,10 @@ class _Seen:
         if self._separator in text or listed(text) is not None:
             self.several = True
 
-    @property
-    def is_binary(self) -> bool:
-        """Whether all values are zeros and ones."""
+    def is_binary(self, also: Collection[str]) -> bool:
+        """Returns whether all values are zeros and ones, or in `also`."""
         return bool(self.values) and all(
-            zero_or_one(value) is not None for value in self.values
+            zero_or_one(value) is not None or value in also for value in self.values
         )
 
 

@@ -101,9 +101,7 @@ def _split_files(folder: str, options: DataOptions) -> dict[str, str]:
     if options.rules > FIRST_RULES:
         roles = {split_names.role(split) for split in by_split}
         for name in names:
-            split = options.named_splits.get(name) or split_names.canonical(
-                _NEUTRAL.sub(" ", os.path.splitext(name)[0])
-            )
+            split = _table_split(name, options)
             if split and split_names.role(split) not in roles:
                 by_split.setdefault(split_names.role(split), []).append(name)
     if "train" not in by_split or len(by_split) < 2:
@@ -172,11 +170,15 @@ def _parquet_files(folder: str, depth: int = 2) -> Iterator[str]:
 def _only_table(folder: str, options: DataOptions) -> str:
     """Returns the only table with a column of images; "" without one.
 
+    Of several the only one for training is taken, and never a file of predictions.
+
     Raises:
       UserError: there are several.
     """
     found = []
     for name in _files(folder, _TEXT):
+        if "submission" in name.lower():
+            continue
         file = os.path.join(folder, name)
         try:
             columns = open_table(file, known).columns
@@ -184,6 +186,9 @@ def _only_table(folder: str, options: DataOptions) -> str:
             continue
         if any(normal(column) in tier for tier in PATHS for column in columns):
             found.append(file)
+    train = [file for file in found if _table_split(file, options) == "train"]
+    if len(train) == 1:
+        return train[0]
     if len(found) > 1 and class_folders(folder, options) < 2:
         names = shortened([os.path.basename(file) for file in found])
         raise UserError(
@@ -196,6 +201,13 @@ def _place_of(split: str) -> int:
     """Returns the place of a split in the order of preference for evaluation."""
     usual = split_names.PLAIN_NAMES
     return usual.index(split) if split in usual else len(usual)
+
+
+def _table_split(file: str, options: DataOptions) -> str | None:
+    """Returns the split that the name of a table means: "train_labels.csv"."""
+    name = os.path.basename(file)
+    stem = _NEUTRAL.sub(" ", os.path.splitext(name)[0])
+    return options.named_splits.get(name) or split_names.canonical(stem)
 
 
 def _split_of(name: str, options: DataOptions) -> str | None:

@@ -1,65 +1,133 @@
 """Where a table's paths lead, and what would make them lead to images."""
 
+import glob
 import itertools
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from vit_jax.data.sources.image_files import EXTENSIONS
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.tables.columns import clean_path
 from vit_jax.data.sources.tables.parquet import EmbeddedImage
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
 LOOKED_FOR = 100  # files; if none of them exists, the paths are taken to be wrong
 _TRIED = 200  # folders in which images are looked for
 _UPWARDS = 3  # parents of the table's folder among them
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
 
 
-class Place(NamedTuple):
+class Place:
     """A function from a table's cells to paths, relative to the data set's folder.
 
-    Attributes:
-      folder: the folder of the images, relative to the data set's; "" = the same.
-      table_folder: the table's folder, likewise, where embedded images are.
-      suffix: text to append to paths without an ending of images.
-      rules: see `DataOptions`.
+    With `image_root`, an absolute path that does not exist is taken to be of another
+    machine: it is cut to the part that lies below `image_root`.
     """
 
-    folder: str
-    table_folder: str
-    suffix: str
-    rules: int
-
-    @classmethod
-    def of(cls, file: str, root: str, options: DataOptions) -> "Place":
-        """Returns the place of a table.
+    def __init__(self, file: str, root: str, options: DataOptions):
+        """Finds the folders of a table's images.
 
         Args:
           file: the table.
           root: the data set's folder.
           options: `image_root` and `image_suffix` are used.
+
+        Raises:
+          UserError: there is no folder of the pattern `image_root`.
         """
         below = os.path.relpath(os.path.dirname(file), root).replace(os.sep, "/")
-        below = "" if below == "." else below
-        folder = os.path.expanduser(clean_path(options.image_root))
-        suffix = options.image_suffix.strip()
-        if suffix and "." not in suffix:
-            suffix = f".{suffix}"
-        return cls(posixpath.join(below, folder), below, suffix, options.rules)
+        self._root, self._below = root, "" if below == "." else below
+        self._folders = self._image_folders(options.image_root)
+        self._suffix = options.image_suffix.strip()
+        if self._suffix and "." not in self._suffix:
+            self._suffix = f".{self._suffix}"
+        self._first_rules = options.rules == FIRST_RULES
+        self._names = [_names_in(os.path.join(root, one)) for one in self._folders[1:]]
+        if self._names:
+            self._names.insert(0, _names_in(os.path.join(root, self._folders[0])))
+        # Parts of absolute paths to leave out; None = not known yet.
+        self._cut = None if options.image_root else 0
+        self._tries = LOOKED_FOR
 
     def __call__(self, cell: str) -> str:
-        """Returns the path that a cell stands for."""
+        """Returns the path that a cell stands for.
+
+        Raises:
+          ValueError: it is in several of the folders.
+        """
         if isinstance(cell, EmbeddedImage):
-            return posixpath.join(self.table_folder, cell)
-        if self.rules > FIRST_RULES:
+            return posixpath.join(self._below, cell)
+        if not self._first_rules:
             cell = clean_path(cell)
-        if self.suffix and not cell.lower().endswith(
-            (*EXTENSIONS, self.suffix.lower())
-        ):
-            cell += self.suffix
-        return posixpath.join(self.folder, cell)
+        endings = (*EXTENSIONS, self._suffix.lower())
+        if self._suffix and not cell.lower().endswith(endings):
+            cell += self._suffix
+        if self._cut != 0 and _ABSOLUTE.match(cell):
+            cell = self._cut_off(cell)
+        return posixpath.join(self._folder_of(cell), cell)
+
+    def _image_folders(self, image_root: str) -> list[str]:
+        """Returns the folders that `image_root` names, relative to the data set's."""
+        given = os.path.expanduser(clean_path(image_root))
+        whole = posixpath.join(self._below, given)
+        if os.path.isdir(os.path.join(self._root, whole)):
+            return [whole]
+        found, missing = [], []
+        for part in filter(None, (part.strip() for part in given.split(","))):
+            one = posixpath.join(self._below, os.path.expanduser(part))
+            if not glob.has_magic(one):
+                found.append(one)
+                continue
+            matching = [
+                path.replace(os.sep, "/").rstrip("/")
+                for path in sorted(glob.glob(f"{one}/", root_dir=self._root))
+            ]
+            found += matching
+            missing += [] if matching else [part]
+        if missing:
+            raise UserError(
+                f"data.image_root={image_root!r}: there is no folder "
+                f"{shortened(missing, repr)} in {os.path.join(self._root, self._below)}"
+            )
+        return list(dict.fromkeys(found)) or [whole]
+
+    def _folder_of(self, cell: str) -> str:
+        """Returns the one of several folders that has a file; else the first."""
+        if not self._names:
+            return self._folders[0]
+        first = cell.partition("/")[0]
+        holding = [
+            folder
+            for folder, names in zip(self._folders, self._names, strict=True)
+            if first in names
+            and (
+                first == cell or os.path.exists(os.path.join(self._root, folder, cell))
+            )
+        ]
+        if len(holding) > 1:
+            raise ValueError(
+                f"{cell} is in several folders of data.image_root: {shortened(holding)}"
+            )
+        return holding[0] if holding else self._folders[0]
+
+    def _cut_off(self, cell: str) -> str:
+        """Cuts an absolute path as the first one that was found below `image_root`."""
+        parts = cell.lstrip("/").split("/")
+        if self._cut is None and self._tries:
+            self._tries -= 1
+            if os.path.exists(cell):
+                self._cut = 0
+                return cell
+            for count in range(1, len(parts)):
+                tail = posixpath.join(*parts[count:])
+                for folder in self._folders:
+                    if os.path.exists(os.path.join(self._root, folder, tail)):
+                        self._cut = count
+                        return tail
+        return posixpath.join(*parts[self._cut :]) if self._cut else cell
 
 
 def check_exist(
@@ -94,26 +162,57 @@ def _suggestion(root: str, cells: Sequence[str]) -> str:
     suffixes = [""]
     if cells and not cells[0].lower().endswith(EXTENSIONS):
         suffixes += [*EXTENSIONS, *map(str.upper, EXTENSIONS)]
-    best, most = (), len(cells) // 2
+    cells = [_tail(root, cell) for cell in cells]
+    hits: dict[str, dict[str, set[str]]] = {suffix: {} for suffix in suffixes}
     for folder in itertools.islice(_folders(root), _TRIED):
+        names = _names_in(os.path.join(root, folder))
         for suffix in suffixes:
-            first = posixpath.join(root, folder, cells[0] + suffix) if cells else ""
-            last = posixpath.join(root, folder, cells[-1] + suffix) if cells else ""
-            if not (os.path.isfile(first) or os.path.isfile(last)):
-                continue
-            found = sum(
-                os.path.isfile(posixpath.join(root, folder, cell + suffix))
+            found = {
+                cell
                 for cell in cells
-            )
-            if found > most:
-                best, most = (folder, suffix), found
+                if (cell + suffix).partition("/")[0] in names
+                and ("/" not in cell or _is_file(root, folder, cell + suffix))
+            }
+            if found:
+                hits[suffix][folder] = found
+    best, most = {}, len(set(cells)) // 2
+    for suffix, folders in hits.items():
+        one = max(folders, key=lambda name: len(folders[name]), default="")
+        together = set().union(*folders.values())
+        for names, found in (([one], folders.get(one, ())), (list(folders), together)):
+            if len(found) > most:
+                best = {"image_root": ",".join(names) or ".", "image_suffix": suffix}
+                most = len(found)
     if not best:
         return ""
-    values = {"image_root": best[0], "image_suffix": best[1]}
-    given = " and ".join(
-        f"data.{name}={text!r}" for name, text in values.items() if text
+    if best["image_root"] == "." and best["image_suffix"]:
+        del best["image_root"]
+    given = " and ".join(f"data.{name}={text!r}" for name, text in best.items() if text)
+    return (
+        f"With {given}, {most} of the first {len(set(cells))} images exist: set that."
     )
-    return f"With {given}, {most} of the first {len(cells)} images exist: set that."
+
+
+def _tail(root: str, cell: str) -> str:
+    """Cuts an absolute path to the part that exists near `root`, if any does."""
+    if not _ABSOLUTE.match(cell):
+        return cell
+    parts = cell.lstrip("/").split("/")
+    for count in range(1, len(parts)):
+        if _is_file(root, "", posixpath.join(*parts[count:])):
+            return posixpath.join(*parts[count:])
+    return parts[-1]
+
+
+def _is_file(root: str, folder: str, path: str) -> bool:
+    return os.path.isfile(os.path.join(root, folder, path))
+
+
+def _names_in(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
 
 
 def _folders(root: str) -> Iterator[str]:

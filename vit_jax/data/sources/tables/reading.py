@@ -135,7 +135,7 @@ class _Reading:
         rows, options = self._rows, self._options
         tables = self._opened()
         for table, columns, split in tables:
-            place = Place.of(table.file, self._root, options)
+            place = Place(table.file, self._root, options)
             rows.read(table, columns, split, place, options)
         several = any(columns.several for _, columns, _ in tables)
         if self._one_hot:
@@ -245,6 +245,7 @@ class _Reading:
         self._remarks += checks.shared_groups(rows.usable)
         names = {one for row in rows.usable for one in row.labels}
         self._remarks += checks.similar_names(sorted(names))
+        self._remarks += checks.missing_values(sorted(names))
         if several and not self._one_hot:
             self._remarks += checks.unseparated(rows.usable, options.label_separator)
 

@@ -225,9 +225,11 @@ class _Parser:
         """Returns the columns of classes in which there is a one."""
         labels = []
         for column in self._columns.labels:
-            one = zero_or_one(row.get(column))
+            value = row.get(column)
+            one = zero_or_one(value)
+            if one is None and self._columns.minus_is_no:
+                one = False if str(value).strip() in ("-1", "-1.0") else None
             if one is None:
-                value = row.get(column)
                 wrong.append(f"{column} is {_short(value)}, not 0 or 1")
             elif one:
                 labels.append(column)
@@ -255,7 +257,7 @@ class _Parser:
 
 def _label_or_none(value: Any) -> list[str]:
     """Reads a label; [] for an empty cell."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or value != value or not str(value).strip():  # None, NaN, blank
         return []
     return _label(value)
 
