@@ -1,4 +1,4 @@
-"""What is contradictory or suspicious in a table's rows."""
+"""Checks of a table's rows for contradictions and for what is suspicious."""
 
 import collections
 import posixpath

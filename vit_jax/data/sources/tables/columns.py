@@ -374,7 +374,7 @@ class _Choice:
 
 
 class _Seen:
-    """What the values of a column look like.
+    """A summary of the values of a column.
 
     Attributes:
       values: its distinct texts without blanks around them, as far as they are few.

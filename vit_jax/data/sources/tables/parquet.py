@@ -48,7 +48,8 @@ class ParquetTable(Table):
         marked = {
             name
             for name in self.bytes_column
-            if _feature_type(features.get(name)) == "Image"
+            if isinstance(about := features.get(name), dict)
+            and about.get("_type") == "Image"
         }
         self.images = tuple(marked or self.bytes_column)
         self.lists = frozenset(filter(lambda name: _is_list(types[name]), types))
@@ -206,17 +207,15 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _feature_type(feature: Any) -> Any:
-    return feature.get("_type") if isinstance(feature, dict) else None
-
-
 def _class_names(feature: Any) -> tuple[str, ...] | None:
     """Returns the names of a feature of classes, or of a list of them; else None."""
     if isinstance(feature, list) and len(feature) == 1:
         return _class_names(feature[0])
-    if _feature_type(feature) in ("Sequence", "List", "LargeList"):
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") in ("Sequence", "List", "LargeList"):
         return _class_names(feature.get("feature"))
-    if _feature_type(feature) == "ClassLabel" and feature.get("names"):
+    if feature.get("_type") == "ClassLabel" and feature.get("names"):
         return tuple(str(name).strip() for name in feature["names"])
     return None
 
