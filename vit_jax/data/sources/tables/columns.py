@@ -5,15 +5,14 @@ Name" is "file_name"). More usual names come first. Two that are equally usual a
 error that names the option.
 """
 
-import ast
 import dataclasses
 import fnmatch
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from vit_jax.data.sources import split_names
 from vit_jax.data.sources.image_files import EXTENSIONS
 from vit_jax.data.sources.options import FIRST_RULES, NO_SPLITS, DataOptions
+from vit_jax.data.sources.tables.cells import Seen, clean_path, zero_or_one
 from vit_jax.data.sources.tables.files import Table, normal
 from vit_jax.words import did_you_mean, shortened
 
@@ -49,11 +48,7 @@ SPLITS = (
 )
 _SEVERAL = ("labels", "tags", "classes", "categories")  # any number of labels per row
 _NUMBERING = ("", "index", "unnamed_0", "row", "no", "nr")
-_ZERO_OR_ONE = {
-    "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True,
-}  # fmt: skip
 _MINUS = frozenset(("-1", "-1.0"))
-_MOST_VALUES = 100  # distinct ones of a column that are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,23 +107,6 @@ def choose(
       UserError: the table cannot be read.
     """
     return _Choice(table, options, file_split).made()
-
-
-def zero_or_one(value: Any) -> bool | None:
-    """Reads a cell of a column for one class; None if it is something else."""
-    return _ZERO_OR_ONE.get(str(value).strip().lower())
-
-
-def listed(value: str) -> list[Any] | None:
-    """Reads a list that was written as text, such as "['cat', 'dog']"; else None."""
-    text = value.strip()
-    if not (text.startswith("[") and text.endswith("]")):
-        return None
-    try:
-        found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-    return found if isinstance(found, list) else None
 
 
 class _Choice:
@@ -362,52 +340,12 @@ class _Choice:
             )
         return ""
 
-    def _seen(self, columns: Sequence[str]) -> "dict[str, _Seen]":
+    def _seen(self, columns: Sequence[str]) -> dict[str, Seen]:
         """Looks at the values of columns."""
-        seen = {name: _Seen(self._options.label_separator) for name in columns}
+        seen = {name: Seen(self._options.label_separator) for name in columns}
         if seen:
             for _, row in self._table.rows(columns):
                 if not isinstance(row, str):
                     for name, about in seen.items():
                         about.add(row.get(name))
         return seen
-
-
-class _Seen:
-    """A summary of the values of a column.
-
-    Attributes:
-      values: its distinct texts without blanks around them, as far as they are few.
-      more: whether there are more.
-      several: whether a cell holds several labels.
-    """
-
-    def __init__(self, separator: str):
-        self.values: set[str] = set()
-        self.more = self.several = False
-        self._separator = separator
-
-    def add(self, value: Any) -> None:
-        if isinstance(value, list):
-            self.several = True
-            return
-        text = "" if value is None else str(value).strip()
-        if not self.more:
-            self.values.add(text)
-            self.more = len(self.values) > _MOST_VALUES
-        if self._separator in text or listed(text) is not None:
-            self.several = True
-
-    def is_binary(self, also: Collection[str]) -> bool:
-        """Returns whether all values are zeros and ones, or in `also`."""
-        return bool(self.values) and all(
-            zero_or_one(value) is not None or value in also for value in self.values
-        )
-
-
-def clean_path(path: str) -> str:
-    """Writes a path with "/" and without blanks or "./" around it."""
-    path = path.strip().replace("\\", "/")
-    while path.startswith("./"):
-        path = path[2:].lstrip("/")
-    return path

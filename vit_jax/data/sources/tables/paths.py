@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from vit_jax.data.sources.image_files import EXTENSIONS
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
-from vit_jax.data.sources.tables.columns import clean_path
+from vit_jax.data.sources.tables.cells import clean_path
 from vit_jax.data.sources.tables.parquet import EmbeddedImage
 from vit_jax.errors import UserError
 from vit_jax.words import shortened

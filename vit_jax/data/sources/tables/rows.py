@@ -7,13 +7,8 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.sources import split_names
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
-from vit_jax.data.sources.tables.columns import (
-    PATHS,
-    Columns,
-    clean_path,
-    listed,
-    zero_or_one,
-)
+from vit_jax.data.sources.tables.cells import clean_path, listed, zero_or_one
+from vit_jax.data.sources.tables.columns import PATHS, Columns
 from vit_jax.data.sources.tables.files import Row, Table
 from vit_jax.data.sources.tables.parquet import EmbeddedImage
 from vit_jax.data.sources.tables.paths import Place
