@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from vit_jax.data.sources import arrays, digits, folders, imagenet, tfds_sets
 from vit_jax.data.sources.image_files import in_words
@@ -141,36 +141,30 @@ class Dataset:
             cannot be used, or the set is not prepared; the message says what was found
             and what to do.
         """
+        self._announce(self.about_name)
         contents = KINDS[self.kind](self.location, self.data_dir, self.options)
-        if self.announces:
-            left_out = in_words(getattr(contents, "left_out", {}))
-            lines = [*self._remarks(contents), f"left out: {left_out}" * bool(left_out)]
-            for line in filter(None, lines):
-                logger.warning("%s: %s", self.name, line)
+        self._announce(getattr(contents, "remarks", ()))
+        if left_out := in_words(getattr(contents, "left_out", {})):
+            self._announce([f"left out: {left_out}"])
         return contents
 
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """Sentences about how the name and the files of the data set were read."""
-        return tuple(self._remarks(self.contents))
-
-    def _remarks(self, contents: Contents) -> list[str]:
-        found = [*getattr(contents, "remarks", ())]
-        if not self.options.kind:
-            about_kind = _other_kind(self.kind, self.location, self.options)
-            about_name = _other_meaning(self.name, self.kind, self.location)
-            found = [*filter(None, (about_name, about_kind)), *found]
-        return found
+    def _announce(self, lines: Iterable[str]) -> None:
+        for line in lines if self.announces else ():
+            logger.warning("%s: %s", self.name, line)
 
     @property
-    def left_out(self) -> Mapping[str, int]:
-        """Reason → number of files that are not in the data set."""
-        return getattr(self.contents, "left_out", {})
+    def about_name(self) -> tuple[str, ...]:
+        """Sentences that say what was taken, if `name` could mean other data."""
+        if self.options.kind:
+            return ()
+        other = _other_meaning(self.name, self.kind, self.location)
+        beside = _other_kind(self.kind, self.location, self.options)
+        return tuple(filter(None, (other, beside)))
 
     @property
     def info(self) -> DatasetInfo:
         """Classes, splits and their sizes; presets need no data for this."""
-        if self.name in PRESETS:
+        if self.name in PRESETS and self.location == self.name:
             return PRESETS[self.name]
         return dataclasses.replace(self.contents.info, name=self.name)
 

@@ -29,7 +29,8 @@ def opened():
 
     def open_it(path, **options):
         dataset = open_dataset(str(path), "", DataOptions(**options))
-        contents = dataclasses.replace(dataset.contents, remarks=dataset.remarks)
+        remarks = (*dataset.about_name, *dataset.contents.remarks)
+        contents = dataclasses.replace(dataset.contents, remarks=remarks)
         found = {}
         for split in contents.num_examples:
             source = contents.split(split)
