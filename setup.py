@@ -9,6 +9,7 @@ INIT = pathlib.Path("vit_jax/__init__.py").read_text(encoding="utf-8")
 
 TEST = [
     "beartype>=0.22.1",
+    "pyarrow>=18.1.0",
     "pytest>=9.0",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
@@ -81,6 +82,8 @@ setup(
         "prepare": ["tensorflow>=2.20"],
         # Compiles for TPUs that are not there.
         "plan": ["libtpu>=0.0.52"],
+        # Tables of images as Parquet files.
+        "parquet": ["pyarrow>=18.1.0"],
         "notebook": ["ipykernel>=7.0", "matplotlib>=3.10"],
         "test": TEST,
         "dev": TEST + LINT,

@@ -11,7 +11,8 @@ from PIL import Image
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.workdir import claim
-from vit_jax.data.sources import digits, folders, npz, tables, tfds_labels, tfds_sets
+from vit_jax.data.sources import digits, folders, npz, tfds_labels, tfds_sets
+from vit_jax.data.sources.tables import reading
 from vit_jax.errors import UserError
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import as_begun, claimed, open_sources
@@ -53,8 +54,8 @@ def array_file(root):
 # different files, or arrays of a file, that they read.
 KINDS = {
     "image folder": (image_folder, [(folders, "divide")], 1),
-    "table": (table, [(tables, "read_rows")], 1),
-    "tables of splits": (tables_of_splits, [(tables, "read_rows")], 2),
+    "table": (table, [(reading, "open_table")], 1),
+    "tables of splits": (tables_of_splits, [(reading, "open_table")], 2),
     "arrays": (array_file, [(npz, "headers"), (npz, "read")], 3),
     "prepared folder": (
         lambda _: f"{SETS}/tiny_digits/1.0.0",

@@ -40,6 +40,20 @@ def default_config() -> Config:
     # Version of the rules for endings, splits, order of classes and held-out images;
     # 0 = those that the run began with, and the newest for a new run.
     config.data.rules = 0
+    # Tables: the column of images, and of labels (or several columns of zeros and ones,
+    # one per class: "cat,dog" or "class_*"); "" = recognised by their names.
+    config.data.path_column = ""
+    config.data.label_columns = ""
+    # Text between several labels in one cell.
+    config.data.label_separator = "|"
+    # The column of splits; "none" = there is none; "" = recognised.
+    config.data.split_column = ""
+    # The column of groups (patients, ...) that are held out as a whole; "" = none.
+    config.data.group_column = ""
+    # The folder that paths are relative to, from the table's folder; and the ending to
+    # append to paths that have none, such as ".jpg".
+    config.data.image_root = ""
+    config.data.image_suffix = ""
     # Splits in tensorflow-datasets' syntax ("train[:98%]"); empty = the dataset's.
     config.train_split = ""
     config.eval_split = ""

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from vit_jax.data.decode import DecodeError, decode
-from vit_jax.data.preprocessing import read_file
 from vit_jax.data.sources.listings import Files, Listing, Ragged
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
 from vit_jax.files import atomic_write
@@ -49,9 +49,10 @@ def plan(listing: Listing, name: str, shard_bytes: int, pool: Executor) -> list[
     """Divides every split into files of about `shard_bytes`."""
     shards = []
     for split, files in listing.files.items():
-        paths = [os.path.join(listing.path, path) for path in files.paths.texts()]
+        paths = files.paths.texts()
         batches = (paths[k : k + 1000] for k in range(0, len(paths), 1000))
-        stats = np.concatenate(list(_ahead(pool, _sizes_and_times, batches)))
+        look = functools.partial(_sizes_and_times, listing)
+        stats = np.concatenate(list(_ahead(pool, look, batches)))
         ends = np.cumsum(stats[:, 0])
         count = max(1, min(math.ceil(ends[-1] / shard_bytes), len(files)))
         cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count)
@@ -63,13 +64,12 @@ def plan(listing: Listing, name: str, shard_bytes: int, pool: Executor) -> list[
     return shards
 
 
-def _sizes_and_times(paths: list[str]) -> np.ndarray:
+def _sizes_and_times(listing: Listing, paths: list[str]) -> np.ndarray:
     """Returns sizes and modification times (ns), int64 [n, 2]; 0 for missing files."""
     found = np.zeros((len(paths), 2), np.int64)
     for row, path in enumerate(paths):
         with contextlib.suppress(OSError):  # reported when it is read
-            stat = os.stat(path)
-            found[row] = stat.st_size, stat.st_mtime_ns
+            found[row] = listing.size_and_time(path)
     return found
 
 
@@ -131,12 +131,12 @@ def write_shard(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     files = listing.files[shard.split]
-    paths = (os.path.join(listing.path, files.paths.text(row)) for row in shard.rows)
+    paths = (files.paths.text(row) for row in shard.rows)
     examples, num_bytes, left_out = 0, 0, []
     with atomic_write(work / shard.file) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         try:
-            checked = _ahead(pool, _checked, paths)
+            checked = _ahead(pool, functools.partial(_checked, listing), paths)
             for row, (data, problem) in zip(shard.rows, checked, strict=True):
                 if problem:
                     left_out.append(problem)
@@ -181,11 +181,11 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _checked(path: str) -> tuple[bytes, str]:
+def _checked(listing: Listing, path: str) -> tuple[bytes, str]:
     """Returns a file's bytes and ""; or no bytes and why they are not an image."""
     try:
-        data = read_file(path)
-        decode(data, name=path)
+        data = listing.read(path)
+        decode(data, name=os.path.join(listing.path, path))
         return data, ""
     except DecodeError as error:
         return b"", str(error)

@@ -7,17 +7,13 @@ import os
 import re
 from collections.abc import Iterable
 
-from vit_jax.data.sources import (
-    arrays,
-    digits,
-    folders,
-    imagenet,
-    tables,
-    tfds_sets,
-)
+from vit_jax.data.sources import arrays, digits, folders, imagenet, tfds_sets
 from vit_jax.data.sources.image_files import in_words
-from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
+from vit_jax.data.sources.tables.files import EXTENSIONS as TABLE_EXTENSIONS
+from vit_jax.data.sources.tables.folders import class_folders, find_tables
+from vit_jax.data.sources.tables.reading import read_tables
 from vit_jax.errors import UserError
 from vit_jax.words import did_you_mean
 
@@ -29,7 +25,7 @@ KINDS: dict[str, Kind] = {
     "image folder": lambda location, data_dir, options: folders.list_folder(
         location, options
     ),
-    "table": lambda location, data_dir, options: tables.read_tables(location, options),
+    "table": lambda location, data_dir, options: read_tables(location, options),
     "arrays": lambda location, data_dir, options: arrays.ArrayContents(
         location, options
     ),
@@ -37,7 +33,7 @@ KINDS: dict[str, Kind] = {
         location, data_dir
     ),
 }
-_EXTENSIONS = {"table": tables.EXTENSIONS, "arrays": arrays.EXTENSIONS}
+_EXTENSIONS = {"table": TABLE_EXTENSIONS, "arrays": arrays.EXTENSIONS}
 _OF_FILES = ("image folder", *_EXTENSIONS)  # kinds whose location is always a path
 
 
@@ -100,8 +96,8 @@ def open_dataset(
     """Opens a data set of any kind.
 
     Args:
-      dataset: "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl),
-        arrays (.npz), or a tensorflow-datasets name or prepared folder.
+      dataset: "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl,
+        .parquet), arrays (.npz), or a tensorflow-datasets name or prepared folder.
       data_dir: where tensorflow-datasets stores data sets; "" = its default.
       options: how its files are read.
 
@@ -130,7 +126,7 @@ class Dataset:
         self, name: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
     ):
         self.name, self.options, self.announces = name, options, True
-        self.kind, self.location = _recognised(name, options.kind)
+        self.kind, self.location = _recognised(name, options)
         self.data_dir = _absolute(data_dir) if data_dir else ""
 
     @functools.cached_property
@@ -158,9 +154,12 @@ class Dataset:
 
     @property
     def about_name(self) -> tuple[str, ...]:
-        """A sentence that says what `name` means, if it could mean another data set."""
+        """Sentences that say what was taken, if `name` could mean other data."""
+        if self.options.kind:
+            return ()
         other = _other_meaning(self.name, self.kind, self.location)
-        return (other,) if other and not self.options.kind else ()
+        beside = _other_kind(self.kind, self.location, self.options)
+        return tuple(filter(None, (other, beside)))
 
     @property
     def info(self) -> DatasetInfo:
@@ -192,16 +191,17 @@ class Dataset:
         return self.contents.split(expression or default)
 
 
-def _recognised(dataset: str, kind: str = "") -> tuple[str, str]:
+def _recognised(dataset: str, options: DataOptions) -> tuple[str, str]:
     """Returns the kind of a data set, one of `KINDS`, and its location.
 
     A preset's name is never taken for a folder; write "./cifar10" for a folder of that
     name.
 
     Raises:
-      UserError: `dataset` is empty, a folder of several prepared sets, or `kind` is
-        given and does not exist.
+      UserError: `dataset` is empty, a folder of several prepared sets, or there is no
+        such kind as `options.kind`.
     """
+    kind = options.kind
     if kind and kind not in KINDS:
         raise UserError(
             f"data.kind={kind!r}: choose from {', '.join(KINDS)}"
@@ -210,7 +210,8 @@ def _recognised(dataset: str, kind: str = "") -> tuple[str, str]:
     if not dataset:
         raise UserError(
             "no dataset given: expected 'digits', a folder of images, a table (.csv, "
-            ".tsv, .jsonl), arrays (.npz), or the name of a tensorflow-datasets set"
+            ".tsv, .jsonl, .parquet), arrays (.npz), or the name of a "
+            "tensorflow-datasets set"
         )
     if kind:
         return kind, _absolute(dataset) if kind in _OF_FILES else dataset
@@ -222,11 +223,35 @@ def _recognised(dataset: str, kind: str = "") -> tuple[str, str]:
     if tfds_sets.prepared_folder(path):
         return "tensorflow-datasets", path
     if os.path.isdir(path):
-        return ("table" if tables.split_files(path) else "image folder"), path
+        return _kind_of_folder(path, options), path
     for kind, extensions in _EXTENSIONS.items():
         if path.lower().endswith(extensions):
             return kind, path
     return "image folder", path
+
+
+def _kind_of_folder(folder: str, options: DataOptions) -> str:
+    found = find_tables(folder, options)
+    if not found:
+        return "image folder"
+    # A table that does not have to be one is often beside folders of classes.
+    is_table = found.sure or class_folders(folder, options) < 2
+    return "table" if is_table else "image folder"
+
+
+def _other_kind(kind: str, location: str, options: DataOptions) -> str:
+    """Says which of several kinds of data in one folder was taken; else ""."""
+    if not os.path.isdir(location) or options.rules == FIRST_RULES:
+        return ""
+    found = find_tables(location, options)
+    if not found or class_folders(location, options) < 2:
+        return ""
+    other = "image folder" if kind == "table" else "table"
+    taken = {"table": found.names, "image folder": "the folders of classes"}
+    return (
+        f"{location} has both {found.names} and folders of classes: {taken[kind]} "
+        f"gave the labels; data.kind={other!r} takes {taken[other]} instead"
+    )
 
 
 def _other_meaning(name: str, kind: str, location: str) -> str:

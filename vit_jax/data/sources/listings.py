@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -99,6 +99,18 @@ class Files(Sequence[tuple[str, Label]]):
         return self.paths.text(index), label
 
 
+class Reader(Protocol):
+    """Reads what a listing's paths stand for, if these are not all ordinary files."""
+
+    def __call__(self, path: str, /) -> bytes:
+        """Returns the bytes of an image; raises DecodeError if it cannot be read."""
+        ...
+
+    def size_and_time(self, path: str, /) -> tuple[int, int] | None:
+        """Returns size and modification time (ns); None if it is an ordinary file."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Listing:
     """The image files of a data set and their labels, by split.
@@ -115,6 +127,7 @@ class Listing:
       left_out: reason → number of files that are not in the listing.
       remarks: sentences about what was found and how it was understood.
       problems: see `DatasetInfo`.
+      reader: reads a file's bytes, by its path in `files`; None = an ordinary file.
     """
 
     path: str
@@ -128,6 +141,7 @@ class Listing:
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     problems: Mapping[str, UserError] = dataclasses.field(default_factory=dict)
+    reader: Reader | None = None
 
     @property
     def num_examples(self) -> dict[str, int]:
@@ -147,6 +161,23 @@ class Listing:
             self.held_out,
             self.problems,
         )
+
+    def read(self, path: str) -> bytes:
+        """Reads the bytes of one of `files`; raises DecodeError if that fails."""
+        if self.reader:
+            return self.reader(path)
+        return read_file(os.path.join(self.path, path))
+
+    def size_and_time(self, path: str) -> tuple[int, int]:
+        """Returns the size and the modification time (ns) of one of `files`.
+
+        Raises:
+          OSError: there is no such file.
+        """
+        if self.reader and (known := self.reader.size_and_time(path)):
+            return known
+        stat = os.stat(os.path.join(self.path, path))
+        return stat.st_size, stat.st_mtime_ns
 
     def split(self, expression: str) -> "ListedImages":
         """Opens a split such as "train[:98%]" or "train+val".
@@ -197,8 +228,9 @@ class ListedImages:
         split, position = self._parts[index]
         files = self.listing.files[split]
         relative, label = files[position]
-        path = os.path.join(self.listing.path, relative)
-        return Example(read_file(path), label, path, float(files.weights[position]))
+        name = os.path.join(self.listing.path, relative)
+        weight = float(files.weights[position])
+        return Example(self.listing.read(relative), label, name, weight)
 
     def paths(self) -> list[str]:
         """Lists the files, relative to the listing's root, without opening any."""

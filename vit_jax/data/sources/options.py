@@ -27,12 +27,30 @@ class DataOptions:
       rules: version of the rules for what the files mean: which endings are images,
         which folders are splits, the order of the classes, and what is held out. 1 =
         those of runs begun before there was this option.
+      path_column: a table's column of images; "" = recognised by its name.
+      label_columns: a table's column of labels; or several columns of zeros and ones,
+        one per class, joined by commas, where "finding_*" stands for all that match;
+        "" = recognised.
+      label_separator: text between several labels in one cell of a table.
+      split_column: a table's column of splits; "none" = there is none; "" = recognised.
+      group_column: a table's column of groups, such as patients, which held-out images
+        do not share with others; "" = none.
+      image_root: folder that a table's paths are relative to, itself relative to the
+        table's folder; or several, joined by commas or as a pattern ("images_*").
+      image_suffix: text to append to a table's paths that have no ending of images.
     """
 
     kind: str = ""
     splits: str = ""
     hold_out: float = 0.1
     rules: int = NEWEST_RULES
+    path_column: str = ""
+    label_columns: str = ""
+    label_separator: str = "|"
+    split_column: str = ""
+    group_column: str = ""
+    image_root: str = ""
+    image_suffix: str = ""
 
     def __post_init__(self):
         if not 0 < self.hold_out < 1:
@@ -44,6 +62,11 @@ class DataOptions:
             raise UserError(
                 f"data.rules={self.rules}: this version knows {FIRST_RULES} to "
                 f"{NEWEST_RULES}; 0 = those that the run began with, or the newest"
+            )
+        if not self.label_separator:
+            raise UserError(
+                "data.label_separator is empty: expected the text between two labels, "
+                "such as '|'"
             )
         _ = self.named_splits
 

@@ -4,25 +4,13 @@ import csv
 import json
 import os
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from vit_jax.data.decode import DecodeError, decode
 from vit_jax.data.loading.batches import eval_batches
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
-
-
-@pytest.fixture
-def root(tmp_path):
-    """A folder with images/0.png … 11.png of 4×4 pixels."""
-    (tmp_path / "images").mkdir()
-    for k in range(12):
-        pixels = np.full((4, 4, 3), k, np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{k}.png")
-    return tmp_path
 
 
 def write(path, rows):
@@ -52,12 +40,6 @@ def examples(dataset, split=""):
         os.path.basename(one.name): one
         for one in (source[i] for i in range(len(source)))
     }
-
-
-def message(dataset) -> str:
-    with pytest.raises(UserError) as error:
-        open_dataset(str(dataset)).info.with_splits()
-    return str(error.value)
 
 
 @pytest.mark.parametrize("extension", [".csv", ".tsv", ".jsonl", ".CSV"])
@@ -200,7 +182,7 @@ def test_changed_table_is_read_again(root):
     assert open_dataset(dataset).info.num_classes == 4
 
 
-def test_all_bad_rows_are_listed(root):
+def test_all_bad_rows_are_listed(root, message):
     path = root / "set.csv"
     path.write_text(
         "image,label,weight,split\n"
@@ -209,7 +191,7 @@ def test_all_bad_rows_are_listed(root):
         ",b,1,val\n"
         "images/3.png,b,heavy,train\n"
         "images/4.png,b,-1,train\n"
-        "images/5.png,b,nan,holdout\n"
+        "images/5.png,b,nan,later\n"
         "images/6.png,b\n"
         "images/7.png,b,1,val\n",
         encoding="utf-8",
@@ -222,17 +204,18 @@ def test_all_bad_rows_are_listed(root):
         "set.csv, line 5: weight is 'heavy', not a number of at least 0",
         "set.csv, line 6: weight is '-1', not a number of at least 0",
         "set.csv, line 7: weight is 'nan', not a number of at least 0; "
-        "unknown split 'holdout'",
+        "unknown split 'later'",
         "set.csv, line 8: 2 cells, but 4 columns",
     ]
     assert lines[-1].startswith("Expected columns: image, path, file or filename")
 
 
-def test_ten_of_many_bad_rows_are_shown(root):
+def test_ten_of_many_bad_rows_are_shown(root, message):
     dataset = write(root / "set.tsv", rows() * 200)
     found = message(dataset)
     assert (
-        "no column for the label: expected one of label, labels; found 'image'" in found
+        "no column for the label: expected one of label, labels, or its name in "
+        "data.label_columns; found 'image'" in found
     )
     dataset = write(root / "set.tsv", rows(label=lambda k: " ") * 200)
     lines = message(dataset).splitlines()
@@ -241,7 +224,7 @@ def test_ten_of_many_bad_rows_are_shown(root):
     assert lines[11] == "  … and 2,390 more"
 
 
-def test_both_tables_of_a_folder_are_checked_together(root):
+def test_both_tables_of_a_folder_are_checked_together(root, message):
     write(root / "train.csv", rows(label=lambda k: "" if k == 2 else "ab"[k % 2]))
     write(root / "test.csv", rows(label=lambda k: "a", split=lambda k: "val"))
     found = message(root)
@@ -256,7 +239,7 @@ def test_both_tables_of_a_folder_are_checked_together(root):
     assert "has both train.csv and train.jsonl" in message(root)
 
 
-def test_bad_json(root):
+def test_bad_json(root, message):
     path = root / "set.jsonl"
     good = '{"image": "images/0.png", "label": "a"}\n'
     path.write_text(
@@ -291,7 +274,7 @@ def test_bad_json(root):
     assert "labels is {'a': 1}, not a list" in message(path)
 
 
-def test_errors_describe_the_table(root, tmp_path):
+def test_errors_describe_the_table(root, tmp_path, message):
     assert "the table" in message(root / "gone.csv")
     assert "gone.csv cannot be read: No such file" in message(root / "gone.csv")
     path = root / "set.csv"
@@ -303,8 +286,8 @@ def test_errors_describe_the_table(root, tmp_path):
     found = message(path)
     assert "2 columns for the path" in found
     assert "2 columns for the label" in found
-    path.write_text("image;label\nimages/0.png;a\n")
-    assert "found 'image;label'" in message(path)
+    path.write_text("image:label\nimages/0.png:a\n")
+    assert "found 'image:label'" in message(path)
     path.write_bytes("image,label\nimages/0.png,Bär\n".encode("latin-1"))
     assert "is not UTF-8 text" in message(path)
     path.write_text("image,label\n" + "x" * 200_000 + ",a\n")
@@ -330,7 +313,7 @@ def test_a_missing_file_is_found_when_it_is_read(root):
     open_dataset(dataset).info.with_splits()
 
 
-def test_wrong_paths_are_reported_when_the_table_is_read(root):
+def test_wrong_paths_are_reported_when_the_table_is_read(root, message):
     listed = [{"image": f"x/{k}.png", "label": k % 2} for k in range(300)]
     dataset = write(root / "set.csv", listed)
     found = message(dataset)

@@ -1,0 +1,232 @@
+"""Tests of rows that contradict each other, repeat, lack labels, or lead nowhere."""
+
+import shutil
+
+import pytest
+
+from vit_jax.data.sources.datasets import open_dataset
+from vit_jax.errors import UserError
+
+ALL = {k: "ab"[k % 2] for k in range(12)}
+
+
+def rows(labels=ALL, split=lambda k: "val" if k < 4 else "train", path="images/{}.png"):
+    return [f"{path.format(k)},{label},{split(k)}" for k, label in labels.items()]
+
+
+def write(path, lines, header="image,label,split"):
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+def test_contradictory_rows_are_named(root, message, opened):
+    lines = [*rows(), "images/7.png,a,train", "./images/3.png,c,train"]
+    path = write(root / "t.csv", lines)
+    found = message(path)
+    assert "the table has 2 problem(s)" in found
+    assert "images/7.png has several labels: 'b', 'a'" in found
+    assert "images/3.png has several labels: 'b', 'c'" in found
+    assert "write them in one row, as 'a|b' in a column labels" in found
+    # A run that was begun before continues.
+    assert opened(path, rules=1)[0].class_names == ("a", "b", "c")
+
+
+def test_ten_contradictions_are_named_and_all_are_counted(root, message):
+    path = write(root / "t.csv", [*rows(), *rows(dict.fromkeys(ALL, "x"))])
+    found = message(path)
+    assert "the table has 12 problem(s)" in found
+    assert found.count("has several labels") == 10
+    assert "… and 2 more" in found
+
+
+def test_several_labels_in_several_rows_contradict_nothing(root, opened):
+    lines = [f"images/{k}.png,{'ab'[k % 2]}" for k in range(12)]
+    path = write(root / "t.csv", [*lines, "images/0.png,c"], "image,labels")
+    assert opened(path)[0].class_names == ("a", "b", "c")
+
+
+def test_repeated_rows_are_remarked_on(root, opened):
+    lines = [*rows(), "images/7.png,b,train", "images//7.png,b,train"]
+    lines += ["images/5.png,b,val", "images/2.png,a,test"]
+    remarks = opened(write(root / "t.csv", lines))[0].remarks
+    assert len(remarks) == 2
+    assert remarks[0].startswith(
+        "2 image(s) are in more than one split: images/2.png (test, val), "
+        "images/5.png (train, val)"
+    )
+    assert remarks[1] == "1 image(s) occur in several rows of a split: images/7.png"
+    assert opened(write(root / "u.csv", rows()))[0].remarks == ()
+
+
+def test_groups_in_two_splits_are_remarked_on(root, opened):
+    lines = [f"{row},p{k % 5 if k else 9}" for k, row in enumerate(rows())]
+    path = write(root / "t.csv", lines, "image,label,split,patient")
+    (remark,) = opened(path, group_column="patient")[0].remarks
+    assert (
+        "3 group(s) have images in more than one split: p1 (train, val), p2" in remark
+    )
+
+
+def test_names_that_differ_only_in_case_are_remarked_on(root, opened):
+    labels = {k: ("Cat", "cat ", "black_dog", "Black Dog")[k % 4] for k in range(12)}
+    (remark,) = opened(write(root / "t.csv", rows(labels)))[0].remarks
+    assert "only in case or blanks: 'Black Dog' and 'black_dog', 'Cat' and 'cat'" in (
+        remark
+    )
+
+
+def test_names_for_no_value_are_remarked_on(root, opened):
+    labels = {k: ("nan", "NULL", "Nanna")[k % 3] for k in range(12)}
+    (remark,) = opened(write(root / "t.csv", rows(labels)))[0].remarks
+    assert remark == "classes whose names may stand for no label: 'NULL', 'nan'"
+
+
+@pytest.mark.parametrize("header", ["label", "labels"])
+def test_a_test_split_without_labels_is_left_out(root, opened, header):
+    lines = rows({k: "" if k < 2 else ALL[k] for k in range(12)}, _three)
+    listing, found = opened(write(root / "t.csv", lines, f"image,{header},split"))
+    assert {split: set(some) for split, some in found.items()} == {
+        "train": set(range(4, 12)),
+        "val": {2, 3},
+    }
+    assert "the split test has no labels: its 2 row(s) are left out" in listing.remarks
+    with pytest.raises(UserError, match="test"):
+        listing.split("test")
+
+
+def _three(k):
+    return "test" if k < 2 else "val" if k < 4 else "train"
+
+
+def test_some_rows_without_a_label_are_problems(root, message):
+    labels = {k: "" if k == 1 else ALL[k] for k in range(12)}
+    found = message(write(root / "t.csv", rows(labels, _three)))
+    assert "t.csv, line 3: empty label" in found
+    labels = {k: "" if k in (2, 3) else ALL[k] for k in range(12)}
+    found = message(write(root / "t.csv", rows(labels, _three)))
+    assert "the table has 2 problem(s)" in found
+
+
+@pytest.mark.parametrize(
+    "path", [r"images\{}.png", r".\images\{}.png", " ./images/{}.png "]
+)
+def test_paths_of_windows_and_with_blanks(root, opened, path):
+    _, found = opened(write(root / "t.csv", rows(path=path)))
+    assert found == {
+        "train": {k: ALL[k] for k in range(4, 12)},
+        "val": {k: ALL[k] for k in range(4)},
+    }
+
+
+def test_labels_with_blanks_are_the_same(root, opened):
+    labels = {k: f" {label} " if k % 3 else label for k, label in ALL.items()}
+    assert opened(write(root / "t.csv", rows(labels)))[0].class_names == ("a", "b")
+
+
+def test_whole_numbers_written_as_decimals(root, opened):
+    labels = {k: f"{8 + k // 2}.0" for k in range(12)}
+    path = write(root / "t.csv", rows(labels, lambda k: "train"))
+    assert opened(path)[0].class_names == ("8", "9", "10", "11", "12", "13")
+    labels[2] = labels[3] = "9.5"
+    path = write(root / "t.csv", rows(labels, lambda k: "train"))
+    names = ("10.0", "11.0", "12.0", "13.0", "8.0", "9.5")
+    assert opened(path)[0].class_names == names
+
+
+def test_names_equal_but_for_composed_characters_are_one(root, opened):
+    labels = {k: ("Bär", "Ba\u0308r", "Hund")[k % 3] for k in range(12)}
+    assert opened(write(root / "t.csv", rows(labels)))[0].class_names == ("Bär", "Hund")
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "options"),
+    [
+        ("images", "{}.png", {"image_root": "images"}),
+        ("images", "{}", {"image_root": "images", "image_suffix": ".png"}),
+        ("images", "images/{}", {"image_suffix": "png"}),
+        ("deep/er", "{}", {"image_root": "deep/er", "image_suffix": ".PNG"}),
+        ("..", "set/images/{}.png", {"image_root": ".."}),
+    ],
+)
+def test_where_the_images_are(root, opened, message, folder, path, options):
+    if folder.startswith("deep"):
+        (root / "deep").mkdir()
+        (root / "images").rename(root / folder)
+        for file in (root / folder).iterdir():
+            file.rename(file.with_suffix(".PNG"))
+    table = root / "t.csv"
+    if folder == "..":
+        (root / "set").mkdir()
+        (root / "images").rename(root / "set" / "images")
+        (root / "set" / "tables").mkdir()
+        table = root / "set" / "tables" / "t.csv"
+        options = {"image_root": "../.."}
+    write(table, rows(path=path))
+    found = message(table)
+    assert "none of the first 8 images of the table" in found
+    for name, value in options.items():
+        if (name, value) != ("image_suffix", "png"):
+            assert f"data.{name}={value!r}" in found
+    assert "12 of the first 12 images exist" in found
+    found = opened(table, **options)[1]
+    assert found["val"] == {k: ALL[k] for k in range(4)}
+    root = options.get("image_root", "")
+    absolute = (table.parent / root).resolve()
+    assert opened(table, **options | {"image_root": str(absolute)})[1] == found
+
+
+@pytest.mark.parametrize("given", ["part_1,part_2", "part_*"])
+def test_images_in_several_folders(root, opened, message, given):
+    for part in (1, 2):
+        (root / f"part_{part}").mkdir()
+        for k in range(part - 1, 12, 2):
+            (root / "images" / f"{k}.png").rename(root / f"part_{part}" / f"{k}.png")
+    path = write(root / "t.csv", rows(path="{}"))
+    found = message(path)
+    assert "data.image_root='part_1,part_2' and data.image_suffix='.png', 12" in found
+    options = {"image_root": given, "image_suffix": ".png"}
+    found = opened(path, **options)[1]
+    assert found["train"] | found["val"] == ALL
+    # The same name twice could be either image.
+    shutil.copy(root / "part_1" / "4.png", root / "part_2" / "4.png")
+    assert "line 6: 4.png is in several folders of data.image_root: part_1, part_2" in (
+        message(path, **options)
+    )
+    assert "there is no folder 'none_*'" in message(path, image_root="none_*")
+
+
+@pytest.mark.parametrize("path", ["/home/me/data/{}.png", "C:\\data\\images\\{}.png"])
+def test_absolute_paths_of_another_machine(root, opened, message, path):
+    where = "." if "images" in path else "images"
+    table = write(root / "t.csv", rows(path=path))
+    assert f"data.image_root={where!r}, 12 of the first 12 images exist" in message(
+        table
+    )
+    listing, found = opened(table, image_root=where)
+    assert found["train"] | found["val"] == ALL
+    assert listing.files["val"][0][0].startswith(f"{where}/")
+
+
+def test_an_ending_is_only_given_to_paths_without_one(root, opened):
+    shutil.copy(root / "images" / "1.png", root / "images" / "v1.5.png")
+    lines = ["images/0.PNG,a,val", "images/v1.5,b,train", "images/2,a,train"]
+    (root / "images" / "0.png").rename(root / "images" / "0.PNG")
+    path = write(root / "t.csv", lines)
+    assert opened(path, image_suffix=".png")[1] == {
+        "train": {1: "b", 2: "a"},
+        "val": {0: "a"},
+    }
+
+
+def test_without_a_suggestion_the_options_are_named(root, message):
+    found = message(write(root / "t.csv", rows(path="C:\\gone\\x{}.png")))
+    assert "the first was expected at" in found
+    assert "data.image_root" in found
+    assert "data.image_suffix" in found
+
+
+def test_weights_and_splits_of_options_reach_the_listing(root):
+    path = write(root / "t.csv", [f"{row},{k}" for k, row in enumerate(rows())],
+                 "image,label,split,Weight")  # fmt: skip
+    source = open_dataset(str(path)).split("val")
+    assert sorted(source.weights()) == [0, 1, 2, 3]

@@ -1,0 +1,1 @@
+"""Tables of images: reading them, whatever their format and columns."""

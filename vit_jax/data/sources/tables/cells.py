@@ -1,0 +1,67 @@
+"""Readers of single cells of a table: paths, zeros and ones, lists written as text."""
+
+import ast
+from collections.abc import Collection
+from typing import Any
+
+_ZERO_OR_ONE = {
+    "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True,
+}  # fmt: skip
+_MOST_VALUES = 100  # distinct ones of a column that are looked at
+
+
+def zero_or_one(value: Any) -> bool | None:
+    """Reads a cell of a column for one class; None if it is something else."""
+    return _ZERO_OR_ONE.get(str(value).strip().lower())
+
+
+def listed(value: str) -> list[Any] | None:
+    """Reads a list that was written as text, such as "['cat', 'dog']"; else None."""
+    text = value.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+class Seen:
+    """A summary of the values of a column.
+
+    Attributes:
+      values: its distinct texts without blanks around them, as far as they are few.
+      more: whether there are more.
+      several: whether a cell holds several labels.
+    """
+
+    def __init__(self, separator: str):
+        self.values: set[str] = set()
+        self.more = self.several = False
+        self._separator = separator
+
+    def add(self, value: Any) -> None:
+        if isinstance(value, list):
+            self.several = True
+            return
+        text = "" if value is None else str(value).strip()
+        if not self.more:
+            self.values.add(text)
+            self.more = len(self.values) > _MOST_VALUES
+        if self._separator in text or listed(text) is not None:
+            self.several = True
+
+    def is_binary(self, also: Collection[str]) -> bool:
+        """Returns whether all values are zeros and ones, or in `also`."""
+        return bool(self.values) and all(
+            zero_or_one(value) is not None or value in also for value in self.values
+        )
+
+
+def clean_path(path: str) -> str:
+    """Writes a path with "/" and without blanks or "./" around it."""
+    path = path.strip().replace("\\", "/")
+    while path.startswith("./"):
+        path = path[2:].lstrip("/")
+    return path

@@ -1,0 +1,303 @@
+"""Tables as data sets: one row per image, in a .csv, .tsv, .jsonl or .parquet file.
+
+Columns, in any order and among any others: the image's path, relative to the table's
+folder, or its bytes; its label, a string or a whole number, or any number of labels (in
+one cell, separated by "|" or as a list, or as a column of zeros and ones per class);
+optionally `weight`, a number of at least 0, and the split. columns.py knows the
+usual names, and options give others. Without splits a part of the images is held out.
+A folder of tables, one per split, is one data set; see folders.py.
+"""
+
+import collections
+import dataclasses
+import itertools
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from vit_jax.data.sources import split_names
+from vit_jax.data.sources.array_file import version
+from vit_jax.data.sources.listings import (
+    Entry,
+    Files,
+    Listing,
+    UnknownClasses,
+    hold_out,
+    left_without,
+    mixed,
+)
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
+from vit_jax.data.sources.protocol import in_order
+from vit_jax.data.sources.tables import checks
+from vit_jax.data.sources.tables.columns import Columns, choose, known
+from vit_jax.data.sources.tables.files import Table, normal, open_table
+from vit_jax.data.sources.tables.folders import find_tables
+from vit_jax.data.sources.tables.parquet import EmbeddedImage, ParquetTable
+from vit_jax.data.sources.tables.parquet_images import EmbeddedFile, ImageReader
+from vit_jax.data.sources.tables.paths import LOOKED_FOR, Place, check_exist
+from vit_jax.data.sources.tables.rows import EXPECTED, Rows, TableRow
+from vit_jax.errors import UserError
+from vit_jax.words import shortened
+
+_WHOLE = re.compile(r"[+-]?[0-9]+(\.0+)?")
+
+
+def read_tables(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
+    """Reads a table, or a folder with tables.
+
+    Raises:
+      UserError: a table cannot be read; rows cannot be used or contradict each other
+        (lists all of them); classes to evaluate on are not trained on; or no image is
+        where the table says.
+    """
+    return _Reading(os.path.abspath(path), options).listing()
+
+
+class _Reading:
+    """The reading of a data set's tables, step by step."""
+
+    def __init__(self, path: str, options: DataOptions):
+        self._options = options
+        self._name = f"the table {path}"
+        self._files, self._root = {path: ""}, os.path.dirname(path)
+        if os.path.isdir(path):
+            found = find_tables(path, options)
+            if found is None:
+                raise UserError(
+                    f"{path} has no table: expected one such as labels.csv, or one for "
+                    "each split (train.csv and val.csv, or test.csv)"
+                )
+            self._files, self._root = found.files, path
+        self._rows = Rows()
+        self._remarks: list[str] = []
+        self._problems: dict[str, UserError] = {}
+        self._embedded: dict[str, EmbeddedFile] = {}
+        self._declared: set[str] = set()  # classes that the tables name themselves
+        self._one_hot = False
+
+    def listing(self) -> Listing:
+        several = self._read()
+        rows, name = self._rows.usable, self._name
+        train = [row for row in rows if row.split == "train"]
+        if not train:
+            splits = ", ".join(sorted({row.split for row in rows}))
+            raise UserError(f"{name} has no row to train on, only {splits}. {EXPECTED}")
+        found = {label for row in rows for label in row.labels}
+        names = in_order(found | self._declared)
+        _check_number(names, several, name)
+        entries = _entries(rows, names, several)
+        unknown = () if several else _unknown_classes(rows)
+        evaluated = [split for split in entries if split != "train"]
+        if held_out := not evaluated:
+            entries, evaluated = self._held_out(entries["train"], names), ["val"]
+        if not all(entries.values()):
+            raise UserError(
+                f"{name} has {len(rows)} row(s), too few to hold one out for "
+                "evaluation. Add rows, or a split column."
+            )
+        listing = Listing(
+            self._root,
+            name,
+            names,
+            {split: Files.of(some) for split, some in entries.items()},
+            "train",
+            evaluated[0],
+            several,
+            held_out,
+            remarks=tuple(self._remarks),
+            problems=self._problems,
+            reader=ImageReader(self._root, self._embedded) if self._embedded else None,
+        )
+        if unknown:
+            raise UnknownClasses(f"{name} has {_sentence(unknown)}", listing)
+        return listing
+
+    def _held_out(
+        self, entries: list[Entry], names: tuple[str, ...]
+    ) -> dict[str, list[Entry]]:
+        """Holds out a part of the training data."""
+        options, groups = self._options, None
+        if options.group_column:
+            group_of = {row.path: row.group for row in self._rows.usable}
+            groups = [group_of[entry.path] for entry in entries]
+        divided = hold_out(entries, options.hold_out, groups, rules=options.rules)
+        self._remarks.append(
+            f"there is no split for evaluation: {len(divided['val']):,} of "
+            f"{len(entries):,} images are held out for it "
+            f"(data.hold_out={options.hold_out:g})"
+        )
+        self._remarks += left_without(divided, names)
+        return divided
+
+    def _read(self) -> bool:
+        """Reads all rows and returns whether an image may have several labels."""
+        rows, options = self._rows, self._options
+        tables = self._opened()
+        for table, columns, split in tables:
+            place = Place(table.file, self._root, options)
+            rows.read(table, columns, split, place, options)
+        several = any(columns.several for _, columns, _ in tables)
+        if self._one_hot:
+            several = any(len(row.labels) != 1 for row in rows.usable)
+        if options.rules > FIRST_RULES:
+            rows.usable = _respelled(rows.usable)
+            complete = not rows.problems  # else classes may be missing because of them
+            if not several:
+                checks.add_contradictions(
+                    rows.usable, rows.problems, options.label_separator
+                )
+            unknown = () if several else _unknown_classes(rows.usable)
+            if complete and rows.problems and unknown:
+                rows.problems.add(_sentence(unknown))
+        rows.check()
+        self._leave_out_unlabelled()
+        train = [row for row in rows.usable if row.split == "train"]
+        self._look_for(tables, train)
+        self._remark_on(several)
+        return several
+
+    def _opened(self) -> list[tuple[Table, Columns, str]]:
+        """Opens the tables and chooses their columns."""
+        options, tables = self._options, []
+        own = {options.path_column, options.split_column, options.group_column}
+        own = {normal(name) for name in own | set(options.label_columns.split(","))}
+
+        def is_known(name: str) -> bool:
+            return known(name) or normal(name) in own
+
+        for file, split in self._files.items():
+            table = open_table(file, is_known)
+            columns, wrong, remarks = choose(table, options, split)
+            for problem in wrong:
+                self._rows.problems.add(f"{table.name}: {problem}")
+            self._remarks += [f"{table.name}: {remark}" for remark in remarks]
+            if not wrong:
+                tables.append((table, columns, split))
+                self._note(table, columns)
+        labelled = [columns for _, columns, _ in tables if columns.labels]
+        named = {normal(one.labels[0]) for one in labelled if not one.one_hot}
+        if len({one.one_hot for one in labelled}) > 1 or {"label", "labels"} <= named:
+            self._rows.problems.check()
+            raise UserError(
+                f"{self._name}: some tables have a column label, others labels. "
+                f"{EXPECTED}"
+            )
+        several = any(one.several for one in labelled)
+        return [
+            (table, dataclasses.replace(columns, several=several), split)
+            for table, columns, split in tables
+        ]
+
+    def _note(self, table: Table, columns: Columns) -> None:
+        """Notes which classes a table declares, and which images it embeds."""
+        if columns.one_hot:
+            self._one_hot = True
+            self._declared |= set(columns.labels)
+        elif columns.labels:
+            self._declared |= set(table.class_names.get(columns.labels[0], ()))
+        if isinstance(table, ParquetTable) and columns.path in table.bytes_column:
+            file = os.path.relpath(table.file, self._root).replace(os.sep, "/")
+            self._embedded[file] = EmbeddedFile(
+                table.bytes_column[columns.path], version(table.file)
+            )
+
+    def _leave_out_unlabelled(self) -> None:
+        """Leaves out splits for testing without any label."""
+        rows = self._rows
+        unlabelled = collections.Counter(rows.unlabelled)
+        if self._options.rules > FIRST_RULES:
+            labelled = {row.split for row in rows.usable if row.labels}
+            for row in rows.usable:
+                if split_names.role(row.split) == "test" and row.split not in labelled:
+                    unlabelled[row.split] += 1
+            rows.usable = [row for row in rows.usable if row.split not in unlabelled]
+        for split, count in unlabelled.items():
+            problem = f"the split {split} has no labels: its {count:,} row(s) are "
+            self._remarks.append(f"{problem}left out")
+            self._problems[split] = UserError(f"{self._name}: {problem}of no use here")
+
+    def _look_for(self, tables, train: list[TableRow]) -> None:
+        """Raises UserError if none of the first training images exists."""
+        paths = [row.path for row in train[:LOOKED_FOR] if not self._is_embedded(row)]
+        if not paths:
+            return
+
+        def cells() -> list[str]:
+            found = (
+                row[columns.path]
+                for table, columns, split in tables
+                if split in ("", "train")
+                for _, row in table.rows([columns.path])
+                if isinstance(row, dict) and row.get(columns.path)
+            )
+            texts = (str(one) for one in found if not isinstance(one, EmbeddedImage))
+            return list(itertools.islice(texts, LOOKED_FOR))
+
+        check_exist(self._root, paths, self._name, cells)
+
+    def _is_embedded(self, row: TableRow) -> bool:
+        return row.path.endswith("]") and row.path.rpartition("[")[0] in self._embedded
+
+    def _remark_on(self, several: bool) -> None:
+        rows, options = self._rows, self._options
+        self._remarks += checks.repeated(rows.usable)
+        self._remarks += checks.shared_groups(rows.usable)
+        names = {one for row in rows.usable for one in row.labels}
+        self._remarks += checks.similar_names(sorted(names))
+        self._remarks += checks.missing_values(sorted(names))
+        if several and not self._one_hot:
+            self._remarks += checks.unseparated(rows.usable, options.label_separator)
+
+
+def _unknown_classes(rows: Iterable[TableRow]) -> tuple[str, ...]:
+    """Returns classes that occur in evaluation splits only, in order."""
+    trained, evaluated = set[str](), set[str]()
+    for row in rows:
+        (trained if row.split == "train" else evaluated).update(row.labels)
+    return in_order(evaluated - trained) if trained else ()
+
+
+def _sentence(unknown: Sequence[str]) -> str:
+    return (
+        "classes to evaluate on that are not trained on: "
+        f"{shortened(unknown, repr)}. Write them the same way in every split, or "
+        "leave them out."
+    )
+
+
+def _entries(
+    rows: Iterable[TableRow], names: tuple[str, ...], several: bool
+) -> dict[str, list[Entry]]:
+    """Returns split → its entries, in the order of preference for evaluation."""
+    label_of = {name: label for label, name in enumerate(names)}
+    found: dict[str, list[Entry]] = {split: [] for split in split_names.PLAIN_NAMES}
+    for row in rows:
+        labels = tuple(dict.fromkeys(label_of[label] for label in row.labels))
+        label = labels if several else labels[0]
+        found.setdefault(row.split, []).append(Entry(row.path, label, row.weight))
+    return {split: mixed(some) for split, some in found.items() if some}
+
+
+def _respelled(rows: list[TableRow]) -> list[TableRow]:
+    """Spells each label in one way: composed characters, and whole numbers as such.
+
+    "3.0" becomes "3" if all labels are whole numbers, as pandas writes those of a
+    column with an empty cell.
+    """
+    names = {label for row in rows for label in row.labels}
+    new = {name: unicodedata.normalize("NFC", name) for name in names}
+    if all(map(_WHOLE.fullmatch, names)):
+        new = {name: name.partition(".")[0] for name in names}
+    if all(name == same for name, same in new.items()):
+        return rows
+    return [row._replace(labels=[new[label] for label in row.labels]) for row in rows]
+
+
+def _check_number(names: tuple[str, ...], several: bool, name: str) -> None:
+    if len(names) < (1 if several else 2):
+        shown = f" ({names[0]!r})" if names else ""
+        raise UserError(
+            f"found {len(names)} class(es){shown} in {name}, expected at least "
+            f"{1 if several else 2}. {EXPECTED}"
+        )
