@@ -118,6 +118,7 @@ def measure() -> dict[str, Any]:
         (config["train_split"] if same else "") or opened.info.train_split,
         FLAGS.batch_size or config["eval_batch_size"],
         "skip" if FLAGS.allow_bad_images else "error",
+        opened.options.white_level,
     )
     params = jax.device_put(model.params, sharding.shardings(model.params, mesh))
     report = {

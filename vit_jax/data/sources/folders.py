@@ -5,6 +5,7 @@ import logging
 import os
 import time
 
+from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.sources import imagenet, kept_listings
 from vit_jax.data.sources.listings import (
     Entry,
@@ -18,8 +19,6 @@ from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.split_names import EVALUATION_NAMES
 from vit_jax.errors import UserError
 from vit_jax.words import shortened
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Options of a data set: how its files are read where their layout does not say it."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -24,6 +25,9 @@ class DataOptions:
         class; "" = recognised by their names.
       hold_out: share of the training data that is held out if no split is for
         evaluation.
+      white_level: the value that is white in images of more than 8 bits per channel
+        whose file does not say it; 0 = the largest of 16 bits. A model is saved with
+        the one it was trained with.
       rules: version of the rules for what the files mean: which endings are images,
         which folders are splits, the order of the classes, and what is held out. 1 =
         those of runs begun before there was this option.
@@ -32,6 +36,7 @@ class DataOptions:
     kind: str = ""
     splits: str = ""
     hold_out: float = 0.1
+    white_level: float = 0.0
     rules: int = NEWEST_RULES
 
     def __post_init__(self):
@@ -39,6 +44,11 @@ class DataOptions:
             raise UserError(
                 f"data.hold_out={self.hold_out}: expected a share of the training "
                 "data, more than 0 and less than 1, such as 0.1"
+            )
+        if not 0 <= self.white_level < math.inf:
+            raise UserError(
+                f"data.white_level={self.white_level}: expected the value that is "
+                "white, such as 4095, or 0 for the largest of 16 bits"
             )
         if not FIRST_RULES <= self.rules <= NEWEST_RULES:
             raise UserError(
