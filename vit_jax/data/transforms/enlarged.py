@@ -60,8 +60,8 @@ class Enlarged:
         if self.size[0] * self.size[1] > limit:
             raise ValueError(
                 f"resizing {times(self.source.shape[:2])} to {times(self.size)} pixels "
-                f"needs more than the {limit:,} allowed. Crop directly after resizing, "
-                "or remove the image"
+                f"needs more than the {limit:,} allowed. Let a crop to a fixed "
+                "size follow directly, or remove the image"
             )
         return resize_image(self.source, self.size, self.interpolation)
 
@@ -69,7 +69,7 @@ class Enlarged:
         """Makes the pixels of one box.
 
         They are those of `decode()[box]`, within one grey level if the box is a small
-        share and OpenCV resizes.
+        share of it.
         """
         rows, columns = box
         kept = (rows.stop - rows.start) * (columns.stop - columns.start)
@@ -87,19 +87,21 @@ class Enlarged:
 
     def _by_pillow(self, rows: slice, columns: slice) -> np.ndarray:
         (height, width), (new_height, new_width) = self.source.shape[:2], self.size
-        box = (
-            columns.start * width / new_width,
-            rows.start * height / new_height,
-            min(columns.stop * width / new_width, width),
-            min(rows.stop * height / new_height, height),
-        )
-        size = columns.stop - columns.start, rows.stop - rows.start
+        how = PILLOWS[self.interpolation]
+        left, right = (x * width / new_width for x in (columns.start, columns.stop))
+        top, bottom = (y * height / new_height for y in (rows.start, rows.stop))
+
+        def resized(plane: np.ndarray) -> np.ndarray:
+            # Two passes, like Pillow's of the whole, because it rounds between them.
+            image = Image.fromarray(plane)
+            size = columns.stop - columns.start, height
+            image = image.resize(size, how, (left, 0, min(right, width), height))
+            size = size[0], rows.stop - rows.start
+            box = 0, top, size[0], min(bottom, height)
+            return np.asarray(image.resize(size, how, box))
+
         # Each plane alone: the fourth would be treated as alpha.
-        planes = [
-            Image.fromarray(plane).resize(size, PILLOWS[self.interpolation], box)
-            for plane in np.moveaxis(self.source, 2, 0)
-        ]
-        return np.dstack([np.asarray(plane) for plane in planes])
+        return np.dstack([resized(x) for x in np.moveaxis(self.source, 2, 0)])
 
 
 def _combined(
