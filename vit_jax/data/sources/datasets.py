@@ -2,13 +2,26 @@
 
 import dataclasses
 import functools
+import logging
 import os
+import re
+from collections.abc import Mapping
 
-from vit_jax.data.sources import arrays, digits, folders, tables, tfds_sets
+from vit_jax.data.sources import (
+    arrays,
+    digits,
+    folders,
+    imagenet,
+    tables,
+    tfds_sets,
+)
+from vit_jax.data.sources.image_files import in_words
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.errors import UserError
 from vit_jax.words import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 # Kind → the function that opens it. Only `_recognised` decides the kind of a data set.
 KINDS: dict[str, Kind] = {
@@ -109,12 +122,14 @@ class Dataset:
       location: the absolute path of the data, or the name of a set that has none.
       data_dir: where tensorflow-datasets stores data sets, absolute; "" = its default.
       options: how its files are read.
+      announces: whether opening it logs its remarks, and what was left out. A command
+        that shows them itself sets it to False.
     """
 
     def __init__(
         self, name: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
     ):
-        self.name, self.options = name, options
+        self.name, self.options, self.announces = name, options, True
         self.kind, self.location = _recognised(name, options.kind)
         self.data_dir = _absolute(data_dir) if data_dir else ""
 
@@ -130,7 +145,29 @@ class Dataset:
             cannot be used, or the set is not prepared; the message says what was found
             and what to do.
         """
-        return KINDS[self.kind](self.location, self.data_dir, self.options)
+        contents = KINDS[self.kind](self.location, self.data_dir, self.options)
+        if self.announces:
+            left_out = in_words(getattr(contents, "left_out", {}))
+            lines = [*self._remarks(contents), f"left out: {left_out}" * bool(left_out)]
+            for line in filter(None, lines):
+                logger.warning("%s: %s", self.name, line)
+        return contents
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about how the name and the files of the data set were read."""
+        return tuple(self._remarks(self.contents))
+
+    def _remarks(self, contents: Contents) -> list[str]:
+        about_name = _other_meaning(self.name, self.kind, self.location)
+        if about_name and not self.options.kind:
+            return [about_name, *getattr(contents, "remarks", ())]
+        return [*getattr(contents, "remarks", ())]
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Reason → number of files that are not in the data set."""
+        return getattr(self.contents, "left_out", {})
 
     @property
     def info(self) -> DatasetInfo:
@@ -197,6 +234,27 @@ def _recognised(dataset: str, kind: str = "") -> tuple[str, str]:
         if path.lower().endswith(extensions):
             return kind, path
     return "image folder", path
+
+
+def _other_meaning(name: str, kind: str, location: str) -> str:
+    """Says which data set a name means, if it could also mean another; else ""."""
+    if not re.fullmatch(r"\w+", name):
+        return ""
+    here = os.path.abspath(name)
+    if location == name:
+        which = "embedded" if kind == "digits" else "tensorflow-datasets"
+        if not os.path.exists(here):
+            return ""
+        return f"this is the {which} data set, not {here}; for that, write ./{name}"
+    # Imported, tensorflow-datasets would take a second to list its sets.
+    package = imagenet.package_folder()
+    code, checksums = package / "datasets" / name, package / "url_checksums"
+    if not code.is_dir() and not (checksums / f"{name}.txt").is_file():
+        return ""
+    return (
+        f"this is {here}, not the tensorflow-datasets set of the same name; for that, "
+        "pass data.kind=tensorflow-datasets"
+    )
 
 
 def _is_path(dataset: str) -> bool:

@@ -25,19 +25,19 @@ class DataOptions:
         class; "" = recognised by their names.
       hold_out: share of the training data that is held out if no split is for
         evaluation.
-      white_level: the value that is white in images of more than 8 bits per channel
-        whose file does not say it; 0 = the largest of 16 bits. A model is saved with
-        the one it was trained with.
       rules: version of the rules for what the files mean: which endings are images,
         which folders are splits, the order of the classes, and what is held out. 1 =
         those of runs begun before there was this option.
+      white_level: the value that is white in images of more than 8 bits per channel
+        whose file does not say it; 0 = the largest of 16 bits. A model is saved with
+        the one it was trained with.
     """
 
     kind: str = ""
     splits: str = ""
     hold_out: float = 0.1
-    white_level: float = 0.0
     rules: int = NEWEST_RULES
+    white_level: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.hold_out < 1:
