@@ -40,8 +40,9 @@ def default_config() -> Config:
     # The value that is white in images of more than 8 bits per channel whose file does
     # not say it, such as 4095 for 12 bits stored as 16; 0 = the largest of 16 bits.
     config.data.white_level = 0.0
-    # Version of the rules for endings, splits, order of classes and held-out images;
-    # 0 = those that the run began with, and the newest for a new run.
+    # Version of the rules for endings, splits, order of classes, held-out images, and
+    # boxes of inception_crop in images below 64 pixels; 0 = those that the run began
+    # with, and the newest for a new run.
     config.data.rules = 0
     # Splits in tensorflow-datasets' syntax ("train[:98%]"); empty = the dataset's.
     config.train_split = ""

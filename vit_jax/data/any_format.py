@@ -111,6 +111,28 @@ def read(
     return _upright(image)
 
 
+def own_channels(data: bytes) -> int:
+    """Returns the channels that lose nothing of an image: its bands or pages, or 3."""
+    pages = tiff.pages(data)
+    if len(pages) > 1:
+        return len(pages)
+    return pages[0].bands if pages and not pages[0].is_picture(0) else 3
+
+
+def deep_values(data: bytes, white_level: float) -> tuple[np.ndarray, float] | None:
+    """Returns the values of an image of more than 8 bits per channel, and its white.
+
+    Returns None for another image, or if its white is not known. Broken files raise
+    exceptions of Pillow's.
+    """
+    found = read(data, own_channels(data), white_level)
+    if not isinstance(found, Samples) or found.values.dtype.itemsize == 1:
+        return None
+    default = depth.FULL if found.values.dtype == np.uint16 else None
+    white = found.white or default
+    return None if white is None else (found.values, white)
+
+
 def _stack(pages: Sequence[tiff.Page], data: bytes, white_level: float) -> Samples:
     """Reads the pages of a TIFF as channels."""
     image, planes = open_with_pillow(data), []

@@ -19,6 +19,7 @@ from vit_jax.data.loading.batches import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Source
+from vit_jax.data.suspicious import suspicious_at_start
 from vit_jax.errors import UserError
 from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
@@ -86,6 +87,8 @@ def open_sources(
             f"{_counted(earlier.examples)}: with other data it cannot be the same run. "
             "Restore the data, or pass another --workdir"
         )
+    for line in suspicious_at_start(train, held_out, setup.preprocessing.white_level):
+        logger.warning("%s", line)
     # Errors that any image would cause appear now, before anything is compiled.
     with _unless_damaged():
         example, rng = train[0], np.random.default_rng(0)

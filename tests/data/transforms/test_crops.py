@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vit_jax.data.transforms.chains import parse_chain
+from vit_jax.data.transforms.chains import parse_chain, with_first_boxes
 from vit_jax.data.transforms.crops import inception_box, resized_crop_box
 from vit_jax.data.transforms.resizing import resize_image
 
@@ -247,3 +247,26 @@ def test_inception_boxes_from_64_pixels_on_are_those_of_earlier_versions():
         (64, 300): (3, 65, 58, 71),
         (375, 500): (28, 32, 320, 389),
     }
+
+
+def test_runs_of_the_first_versions_keep_their_boxes():
+    random = np.random.default_rng(5)
+    area, aspect = (0.4, 1.0), (0.75, 1.33)
+    drawn = [inception_box((32, 32), random, area, aspect, False) for _ in range(3)]
+    assert drawn == [(4, 0, 25, 30), (2, 0, 26, 20), (0, 1, 32, 25)]
+    text = "resize(32)|inception_crop(24, area_min=0.4)|flip_lr"
+    first = with_first_boxes(text)
+    assert first == "resize(32)|inception_crop(24, area_min=0.4, rounded=False)|flip_lr"
+    assert with_first_boxes(first) == first
+    assert with_first_boxes("inception_crop|grey") == (
+        "inception_crop(rounded=False)|grey"
+    )
+    assert with_first_boxes("") == ""
+    image, different = noise(32, 32), 0
+    for seed in range(20):
+        old, new = (
+            parse_chain(chain, (24, 24))(image, np.random.default_rng(seed))
+            for chain in (first, text)
+        )
+        different += not np.array_equal(old, new)
+    assert different

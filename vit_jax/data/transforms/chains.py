@@ -196,6 +196,24 @@ def rescale_chain(text: str, old: Size, new: Size) -> str:
     return "|".join(_rescaled(part.strip(), old, new) for part in text.split("|"))
 
 
+def with_first_boxes(text: str) -> str:
+    """Rewrites a chain so that it draws the boxes of version 0.2.
+
+    Runs that those began continue with it; see `crops.inception_box`.
+    """
+    parts = []
+    for part in text.split("|"):
+        call = ast.parse(part.strip() or "''", mode="eval").body
+        name = call.func if isinstance(call, ast.Call) else call
+        if isinstance(name, ast.Name) and name.id == "inception_crop":
+            given = call if isinstance(call, ast.Call) else ast.Call(name, [], [])
+            if "rounded" not in {key.arg for key in given.keywords}:
+                given.keywords.append(ast.keyword("rounded", ast.Constant(False)))
+            part = ast.unparse(given)
+        parts.append(part)
+    return "|".join(parts)
+
+
 def _parse_operation(part: str, text: str, image_size: Size) -> Operation:
     where = f"{part!r} in the chain {text!r}"
     try:

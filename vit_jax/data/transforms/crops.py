@@ -29,6 +29,7 @@ def inception_box(
     rng: np.random.Generator,
     area: tuple[float, float],
     aspect: tuple[float, float],
+    rounded: bool = True,
 ) -> Box:
     """Draws (top, left, height, width) like TensorFlow.
 
@@ -38,12 +39,16 @@ def inception_box(
     does not fit is drawn again, at most 100 times; after that the box is the whole
     image. The box may touch the lower and the right border, which TensorFlow's misses
     by one pixel.
+
+    Without `rounded`, the boxes of images below 64 pixels are those of version 0.2,
+    which did not round the bounds of the height.
     """
     height, width = size
     least, most = (fraction * height * width for fraction in area)
     # The roundings change the mean area by less than a hundredth from 64 pixels on,
     # where boxes stay those that earlier versions drew.
-    draw = _rounded_box if min(size) < _ROUNDED_BELOW else _inner_box
+    rounded = rounded and min(size) < _ROUNDED_BELOW
+    draw = _rounded_box if rounded else _inner_box
     for _ in range(100):
         ratio = aspect[0] + (aspect[1] - aspect[0]) * rng.random()
         box_height = draw(size, rng, ratio, least, most)
@@ -119,10 +124,13 @@ def inception_crop(
     aspect_min=0.75,
     aspect_max=1.33,
     interpolation="bilinear",
+    rounded=True,
 ) -> Operation:
     """Cuts out a random box as big_vision and vision_transformer do, and resizes it."""
     area, aspect = (area_min, area_max), (aspect_min, aspect_max)
-    return _cut_and_resize(inception_box, size, area, aspect, interpolation)
+    check_choice("rounded", rounded, (True, False))
+    draw = functools.partial(inception_box, rounded=rounded)
+    return _cut_and_resize(draw, size, area, aspect, interpolation)
 
 
 def random_resized_crop(
