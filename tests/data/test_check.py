@@ -169,16 +169,17 @@ def test_incomplete_copy_lists_its_problems(imagenet_root, run_command, capsys):
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 6
 
 
-def test_missing_evaluation_split_is_a_problem(imagenet_root):
-    (imagenet_root / "val").rename(imagenet_root / "elsewhere")
+def test_missing_evaluation_split_is_a_problem(imagenet_root, tmp_path_factory):
+    (imagenet_root / "val").rename(tmp_path_factory.mktemp("elsewhere") / "val")
     (found,) = problems(imagenet_root)
     assert found.startswith("nothing to evaluate on (imagenet2012 has validation)")
 
 
-def test_long_lists_of_missing_classes_are_shortened(imagenet_root, tmp_path):
+def test_long_lists_of_missing_classes_are_shortened(imagenet_root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
     names = imagenet.class_names()
     for split in ("train", "val"):
-        (imagenet_root / split / names[0]).rename(tmp_path / f"{split}-gone")
+        (imagenet_root / split / names[0]).rename(elsewhere / split)
         for k in range(12):
             write(imagenet_root / split / f"more{k:02d}" / "x.png")
     found = problems(imagenet_root)

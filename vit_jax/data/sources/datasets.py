@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from vit_jax.data.sources import (
     arrays,
@@ -145,34 +145,27 @@ class Dataset:
             cannot be used, or the set is not prepared; the message says what was found
             and what to do.
         """
+        self._announce(self.about_name)
         contents = KINDS[self.kind](self.location, self.data_dir, self.options)
-        if self.announces:
-            left_out = in_words(getattr(contents, "left_out", {}))
-            lines = [*self._remarks(contents), f"left out: {left_out}" * bool(left_out)]
-            for line in filter(None, lines):
-                logger.warning("%s: %s", self.name, line)
+        self._announce(getattr(contents, "remarks", ()))
+        if left_out := in_words(getattr(contents, "left_out", {})):
+            self._announce([f"left out: {left_out}"])
         return contents
 
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """Sentences about how the name and the files of the data set were read."""
-        return tuple(self._remarks(self.contents))
-
-    def _remarks(self, contents: Contents) -> list[str]:
-        about_name = _other_meaning(self.name, self.kind, self.location)
-        if about_name and not self.options.kind:
-            return [about_name, *getattr(contents, "remarks", ())]
-        return [*getattr(contents, "remarks", ())]
+    def _announce(self, lines: Iterable[str]) -> None:
+        for line in lines if self.announces else ():
+            logger.warning("%s: %s", self.name, line)
 
     @property
-    def left_out(self) -> Mapping[str, int]:
-        """Reason → number of files that are not in the data set."""
-        return getattr(self.contents, "left_out", {})
+    def about_name(self) -> tuple[str, ...]:
+        """A sentence that says what `name` means, if it could mean another data set."""
+        other = _other_meaning(self.name, self.kind, self.location)
+        return (other,) if other and not self.options.kind else ()
 
     @property
     def info(self) -> DatasetInfo:
         """Classes, splits and their sizes; presets need no data for this."""
-        if self.name in PRESETS:
+        if self.name in PRESETS and self.location == self.name:
             return PRESETS[self.name]
         return dataclasses.replace(self.contents.info, name=self.name)
 

@@ -94,7 +94,7 @@ def divide(path: str, walker: Walker, options: DataOptions) -> Division:
         if set(walker.scan(inside[name]).folders) & set(unknown):
             _stop(
                 path,
-                f"the folder {name!r} looks like a split, because it has folders of "
+                f"the folder {name!r} looks like a split, because it has folders with "
                 f"the same names as those beside it: {shortened(unknown, repr)}",
                 [name],
                 rest=True,
@@ -113,11 +113,12 @@ def check_not_inverted(path: str, classes: Iterable[str], walker: Walker) -> Non
 
     All its images would otherwise be for training.
     """
+    full = [name for name in classes if walker.has_images(os.path.join(path, name))]
+    if len(full) < 2:
+        return
     roles, example = set(), ""
-    for name in classes:
+    for name in full:
         folder = os.path.join(path, name)
-        if not walker.has_images(folder):
-            continue
         inner = [
             one
             for one in walker.scan(folder).folders

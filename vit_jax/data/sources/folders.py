@@ -128,12 +128,16 @@ class _Folder:
             train = os.path.join(self.path, division.folders["train"][0])
             for split, those in unknown.items():
                 where = os.path.join(self.path, division.folders[split][0])
-                self.problems[split] = UnknownClasses(
+                problem = (
                     f"{where} has classes that {train} does not have: "
                     f"{shortened(those, repr)}. Classes to train on: "
-                    f"{shortened(names, repr)}. Give the folders the same names.",
-                    complete,
+                    f"{shortened(names, repr)}. Give the folders the same names."
                 )
+                self.problems[split] = UnknownClasses(problem, complete)
+                if split != listing.eval_split:  # nothing else would say it
+                    listing = dataclasses.replace(
+                        listing, remarks=(*listing.remarks, f"not used: {problem}")
+                    )
         return listing
 
     def _made(

@@ -17,7 +17,7 @@ _FIRST_EXTENSIONS = (
 # Reasons for leaving a file out; the ending is the reason for all others.
 HIDDEN = "hidden"
 SIDE_FILES = "thumbnails and files of file servers and systems"
-SPECIAL = "links that lead nowhere and special files"
+SPECIAL = "special files (pipes, sockets, devices)"
 LOOPS = "links to a folder that contains them"
 NO_ENDING = "without an ending"
 
@@ -141,7 +141,9 @@ class Walker:
         # The kind of an entry costs no call of the system, except for a link.
         if entry.is_dir():
             return LOOPS if entry.is_symlink() and _contains(entry, folder) else ""
-        return "" if entry.is_file() else SPECIAL
+        # A link that leads nowhere stays: reading it will be a missing image's error.
+        lost = entry.is_symlink() and not os.path.exists(entry.path)
+        return "" if entry.is_file() or lost else SPECIAL
 
     def _walk(
         self,

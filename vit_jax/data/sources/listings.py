@@ -181,6 +181,12 @@ class ListedImages:
     def __len__(self) -> int:
         return len(self._parts)
 
+    def path(self, index: int) -> str:
+        """Returns the path of an example's file."""
+        split, position = self._parts[index]
+        relative = self.listing.files[split].paths.text(position)
+        return os.path.join(self.listing.path, relative)
+
     def __getitem__(self, index: int) -> Example:
         split, position = self._parts[index]
         files = self.listing.files[split]
