@@ -34,6 +34,7 @@ _MOST_FILES = 200_000  # whose sizes are compared
 _MOST_BYTES = 2 << 30  # of files of equal size, which are read completely
 _MOST_RECORDS = 5_000  # of examples that are not files
 _PIECE = 1 << 20
+_TRAIN, _EVAL = "the training data", "the split for evaluation"
 _FEW_IMAGES = 5  # of one colour, from which they are more than an exception
 
 
@@ -86,8 +87,8 @@ def suspicious_at_start(
     ranges = _ranges(train, white_level, _SAMPLED_AT_START, _SECONDS_AT_START)
     return [
         *_about_names(tuple(train.class_names or ())),
-        *_about_labels({"": held_out}, ""),
-        *_about_pixels("the training data", ranges),
+        *_about_labels({_TRAIN: train, _EVAL: held_out}, _EVAL),
+        *_about_pixels(_TRAIN, ranges),
     ]
 
 
@@ -121,18 +122,16 @@ def _folded(name: str) -> str:
 def _about_labels(sources: Mapping[str, Source], eval_split: str) -> Iterator[str]:
     for split, source in sources.items():
         if split == eval_split and len(source) == 1:
-            yield (
-                f"{split or 'the split for evaluation'} has one image, so its accuracy "
-                "is 0 % or 100 %"
-            )
+            yield (f"{split} has one image, so its accuracy is 0 % or 100 %")
         if source.multi_label or getattr(source, "labels_take_long", False):
             continue
-        counts = np.bincount(source.labels(), minlength=source.num_classes)
+        labels = source.labels()
+        counts = np.bincount(labels[labels >= 0], minlength=source.num_classes)
         if len(source) > 1 and not counts.all():
             names = source.class_names or range(source.num_classes)
             empty = [names[label] for label in np.flatnonzero(counts == 0)]
             yield (
-                f"{split or 'the split for evaluation'} has no image of "
+                f"{split} has no image of "
                 f"{len(empty):,} of {len(counts):,} classes: {shortened(empty, repr)}"
             )
 

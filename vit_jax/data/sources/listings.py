@@ -189,10 +189,15 @@ class ListedImages:
 
     def __getitem__(self, index: int) -> Example:
         split, position = self._parts[index]
-        files = self.listing.files[split]
-        relative, label = files[position]
-        path = os.path.join(self.listing.path, relative)
-        return Example(read_file(path), label, path, float(files.weights[position]))
+        path, label = self.file(index)
+        weight = float(self.listing.files[split].weights[position])
+        return Example(read_file(path), label, path, weight)
+
+    def file(self, index: int) -> tuple[str, Label]:
+        """Returns the path and the label of an example, without reading the file."""
+        split, position = self._parts[index]
+        relative, label = self.listing.files[split][position]
+        return os.path.join(self.listing.path, relative), label
 
     def labels(self) -> np.ndarray:
         check_single_label(self, self.listing.name)
