@@ -114,6 +114,7 @@ def measure() -> dict[str, Any]:
         part.train_split,
         FLAGS.batch_size or config["eval_batch_size"],
         "skip" if FLAGS.allow_bad_images else "error",
+        opened.options.white_level,
     )
     subject = Subject(
         *(model.module, model.preprocessing, mesh),

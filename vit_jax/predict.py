@@ -98,7 +98,7 @@ def expand(arguments: Sequence[str]) -> list[pathlib.Path]:
 
 
 def _images_within(folder: pathlib.Path) -> list[pathlib.Path]:
-    from vit_jax.data.sources.folders import EXTENSIONS
+    from vit_jax.data.formats import EXTENSIONS
 
     return sorted(
         path

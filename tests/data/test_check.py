@@ -10,7 +10,7 @@ from PIL import Image
 
 import vit_jax.data.__main__ as command
 from vit_jax.data import check as check_module
-from vit_jax.data import decode, preprocessing
+from vit_jax.data import decode, preprocessing, suspicious
 from vit_jax.data.check import check
 from vit_jax.data.sources import imagenet, tfds_sets
 from vit_jax.data.sources.datasets import PRESETS
@@ -126,16 +126,17 @@ def test_digits_match_their_own_preset(run_command, capsys):
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
-def test_decodes_one_image_per_split(root, monkeypatch):
+def test_decodes_one_image_per_split_and_a_sample(root, monkeypatch):
     opened = []
 
-    def counted(data, channels, name, fast):
+    def counted(data, channels, name, *more):
         opened.append(name)
-        return decode.open_image(data, channels, name, fast)
+        return decode.open_image(data, channels, name, *more)
 
     monkeypatch.setattr(preprocessing, "open_image", counted)
+    monkeypatch.setattr(suspicious, "_SAMPLED", 3)
     check(str(root))
-    assert len(opened) == 2
+    assert len(opened) == 2 + 2 * 3
 
 
 def test_slow_labels_are_not_counted(monkeypatch):

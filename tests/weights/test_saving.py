@@ -167,6 +167,23 @@ def test_lost_information_is_logged(tmp_path, caplog):
     assert "GELU" in caplog.text
 
 
+@pytest.mark.parametrize("format", ["google", "timm", "huggingface"])
+def test_a_lost_value_of_white_is_logged(tmp_path, caplog, format):
+    description, params = _model(PLAIN)
+    deep = dataclasses.replace(description.preprocessing, white_level=4095)
+    description = dataclasses.replace(description, preprocessing=deep)
+    with caplog.at_level(logging.WARNING):
+        save_weights(
+            description, params, tmp_path / ("x.npz" * (format == "google")), format
+        )
+    assert "the value of white, 4095: scale images" in caplog.text
+    own = tmp_path / "own.safetensors"
+    caplog.clear()
+    save_weights(description, params, own, "vit_jax")
+    assert load_weights(own).description.preprocessing == deep
+    assert not caplog.text
+
+
 def test_timm_gets_fixed_positions_as_numbers(tmp_path, caplog):
     architecture = _replace(gelu="exact", posemb="sincos2d", class_token_position=False)
     description, params = _model(architecture)

@@ -37,8 +37,12 @@ def default_config() -> Config:
     config.data.splits = ""
     # Share of the training data to hold out if nothing else is for evaluation.
     config.data.hold_out = 0.1
-    # Version of the rules for endings, splits, order of classes and held-out images;
-    # 0 = those that the run began with, and the newest for a new run.
+    # The value that is white in images of more than 8 bits per channel whose file does
+    # not say it, such as 4095 for 12 bits stored as 16; 0 = the largest of 16 bits.
+    config.data.white_level = 0.0
+    # Version of the rules for endings, splits, order of classes, held-out images, and
+    # boxes of inception_crop in images below 64 pixels; 0 = those that the run began
+    # with, and the newest for a new run.
     config.data.rules = 0
     # Tables: the column of images, and of labels (or several columns of zeros and ones,
     # one per class: "cat,dog" or "class_*"); "" = recognised by their names.

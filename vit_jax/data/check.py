@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data.any_format import own_channels
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources import imagenet, tfds_sets
@@ -18,6 +19,7 @@ from vit_jax.data.sources.listings import ListedImages, UnknownClasses
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo, Source
 from vit_jax.data.sources.splits import count
+from vit_jax.data.suspicious import suspicious
 from vit_jax.errors import UserError
 from vit_jax.words import shortened
 
@@ -158,7 +160,7 @@ def check(
     first = {}
     for split, source in sources.items():
         try:
-            first[split] = _first(source)
+            first[split] = _first(source, options.white_level)
         except DecodeError as error:
             problems.append(str(error))
     if like:
@@ -177,7 +179,14 @@ def check(
         first=first,
         used={split: what for split, what in _uses(info) if split},
         left_out=dict(getattr(contents, "left_out", {})),
-        remarks=(*opened.about_name, *getattr(contents, "remarks", ())),
+        remarks=(
+            *opened.about_name,
+            *getattr(contents, "remarks", ()),
+            *(
+                f"suspicious: {sign}"
+                for sign in suspicious(sources, info.eval_split, options.white_level)
+            ),
+        ),
         problems=problems,
     )
 
@@ -214,11 +223,12 @@ def _is_empty(path: str) -> bool:
         return False
 
 
-def _first(source: Source) -> tuple[str, int, int]:
+def _first(source: Source, white_level: float) -> tuple[str, int, int]:
     example = source[0]
     image = example.image
-    pixels = to_pixels(image, 3, example.name) if isinstance(image, bytes) else image
-    return example.name, pixels.shape[0], pixels.shape[1]
+    if isinstance(image, bytes):
+        image = to_pixels(image, own_channels(image), example.name, white_level)
+    return example.name, image.shape[0], image.shape[1]
 
 
 def _missing(info: DatasetInfo, counts: dict[str, np.ndarray], like: str) -> list[str]:

@@ -187,5 +187,6 @@ def _own_data(setup: Setup, row: EvaluatorRow, default: Data) -> Data:
             info.train_split,
             default.batch_size,
             default.bad_images,
+            opened.options.white_level,
         )
     return data._replace(**given)

@@ -21,9 +21,9 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.config import Config, checks
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import Dataset, open_dataset
-from vit_jax.data.sources.options import DataOptions
+from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo
-from vit_jax.data.transforms.chains import Chain, parse_chain
+from vit_jax.data.transforms.chains import Chain, parse_chain, with_first_boxes
 from vit_jax.evaluators.choosing import (
     EvaluatorRow,
     check_metric,
@@ -82,9 +82,15 @@ class Setup:
                 self.architecture,
                 self.preprocessing,
                 self.model,
-                parse_chain(self.config.augment.train, self.architecture.image_size),
+                self._train_chain(),
             )
         )
+
+    def _train_chain(self) -> Chain:
+        text = self.config.augment.train
+        if self.dataset.options.rules == FIRST_RULES:
+            text = with_first_boxes(text)
+        return parse_chain(text, self.architecture.image_size)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:

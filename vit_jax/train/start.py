@@ -14,11 +14,12 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.checkpoints.workdir import check_shared, claim, recorded_config
 from vit_jax.config import Config
-from vit_jax.data.decode import DecodeError
+from vit_jax.data.decode import DecodeError, UnsuitableImage
 from vit_jax.data.loading.batches import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Source
+from vit_jax.data.suspicious import suspicious_at_start
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer
 from vit_jax.models.outputs import EXCLUSIVE, MEANINGS
@@ -75,13 +76,16 @@ def open_sources(setup: Setup) -> tuple[Source, Source]:
         )
     if setup.architecture.num_classes:
         _warn_of_outputs(setup)
+    for line in suspicious_at_start(train, held_out, setup.preprocessing.white_level):
+        logger.warning("%s", line)
     # Errors that any image would cause appear now, before anything is compiled.
-    with contextlib.suppress(DecodeError):
+    with _unless_damaged():
         example, rng = train[0], np.random.default_rng(0)
-        pixels = to_pixels(example.image, setup.preprocessing.channels, example.name)
+        made = setup.preprocessing
+        pixels = to_pixels(example.image, made.channels, example.name, made.white_level)
         for chain in setup.train_transforms.values():
             chain(pixels, rng, example.name)
-    with contextlib.suppress(DecodeError):
+    with _unless_damaged():
         setup.preprocessing.prepare(held_out[0].image, held_out[0].name)
     return train, held_out
 
@@ -103,6 +107,17 @@ def _warn_of_outputs(setup: Setup) -> None:
             "always 0. Add images of another class",
             config.dataset,
         )
+
+
+@contextlib.contextmanager
+def _unless_damaged() -> Iterator[None]:
+    """Ignores a damaged image, which says nothing about the others."""
+    try:
+        yield
+    except UnsuitableImage:
+        raise
+    except DecodeError:
+        pass
 
 
 @contextlib.contextmanager
@@ -138,6 +153,7 @@ def open_batches(setup: Setup, source: Source, start: int) -> Batches:
         batch_size=config.batch_size,
         transform=setup.train_transforms,
         channels=setup.architecture.channels,
+        white_level=setup.preprocessing.white_level,
         seed=config.seed,
         start=start,
         stop=config.total_steps,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vit_jax.data.transforms.chains import parse_chain
+from vit_jax.data.transforms.chains import parse_chain, with_first_boxes
 from vit_jax.data.transforms.crops import inception_box, resized_crop_box
 from vit_jax.data.transforms.resizing import resize_image
 
@@ -221,3 +221,52 @@ def test_padding_mirrors_at_the_outermost_pixels(channels):
     counts = np.zeros((9, 9))
     np.add.at(counts, tuple(np.transpose(places)), 1)
     assert stats.chisquare(counts.ravel()).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("area_min", "mean"), [(0.05, 0.378), (0.4, 0.622)])
+def test_small_inception_boxes_have_tensorflows_mean_area(area_min, mean):
+    # The means of sample_distorted_bounding_box at 32×32, whose heights are rounded;
+    # without the rounding they would be 0.384 and 0.629.
+    random = np.random.default_rng(0)
+    draws = [
+        inception_box((32, 32), random, (area_min, 1.0), (0.75, 1.33))
+        for _ in range(10_000)
+    ]
+    areas = np.prod(np.array(draws)[:, 2:], 1) / 32**2
+    assert abs(areas.mean() - mean) < 4 * areas.std() / 10_000**0.5
+    assert areas.min() >= area_min
+
+
+def test_inception_boxes_from_64_pixels_on_are_those_of_earlier_versions():
+    drawn = {
+        size: inception_box(size, np.random.default_rng(5), (0.05, 1.0), (0.75, 1.33))
+        for size in ((64, 64), (64, 300), (375, 500))
+    }
+    assert drawn == {
+        (64, 64): (9, 2, 46, 56),
+        (64, 300): (3, 65, 58, 71),
+        (375, 500): (28, 32, 320, 389),
+    }
+
+
+def test_runs_of_the_first_versions_keep_their_boxes():
+    random = np.random.default_rng(5)
+    area, aspect = (0.4, 1.0), (0.75, 1.33)
+    drawn = [inception_box((32, 32), random, area, aspect, False) for _ in range(3)]
+    assert drawn == [(4, 0, 25, 30), (2, 0, 26, 20), (0, 1, 32, 25)]
+    text = "resize(32)|inception_crop(24, area_min=0.4)|flip_lr"
+    first = with_first_boxes(text)
+    assert first == "resize(32)|inception_crop(24, area_min=0.4, rounded=False)|flip_lr"
+    assert with_first_boxes(first) == first
+    assert with_first_boxes("inception_crop|grey") == (
+        "inception_crop(rounded=False)|grey"
+    )
+    assert with_first_boxes("") == ""
+    image, different = noise(32, 32), 0
+    for seed in range(20):
+        old, new = (
+            parse_chain(chain, (24, 24))(image, np.random.default_rng(seed))
+            for chain in (first, text)
+        )
+        different += not np.array_equal(old, new)
+    assert different

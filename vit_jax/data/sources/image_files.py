@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from vit_jax.data.formats import EXTENSIONS
 from vit_jax.data.sources.options import FIRST_RULES, NEWEST_RULES
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Runs that began with the first rules read files with these endings, and no others.
 _FIRST_EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),

@@ -226,11 +226,16 @@ class ListedImages:
 
     def __getitem__(self, index: int) -> Example:
         split, position = self._parts[index]
-        files = self.listing.files[split]
-        relative, label = files[position]
+        relative, label = self.listing.files[split][position]
+        weight = float(self.listing.files[split].weights[position])
         name = os.path.join(self.listing.path, relative)
-        weight = float(files.weights[position])
         return Example(self.listing.read(relative), label, name, weight)
+
+    def file(self, index: int) -> tuple[str, Label]:
+        """Returns the path and the label of an example, without reading the file."""
+        split, position = self._parts[index]
+        relative, label = self.listing.files[split][position]
+        return os.path.join(self.listing.path, relative), label
 
     def paths(self) -> list[str]:
         """Lists the files, relative to the listing's root, without opening any."""

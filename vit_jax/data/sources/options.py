@@ -1,6 +1,7 @@
 """Options of a data set: how its files are read where their layout does not say it."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -38,6 +39,9 @@ class DataOptions:
       image_root: folder that a table's paths are relative to, itself relative to the
         table's folder; or several, joined by commas or as a pattern ("images_*").
       image_suffix: text to append to a table's paths that have no ending of images.
+      white_level: the value that is white in images of more than 8 bits per channel
+        whose file does not say it; 0 = the largest of 16 bits. A model is saved with
+        the one it was trained with.
     """
 
     kind: str = ""
@@ -51,12 +55,18 @@ class DataOptions:
     group_column: str = ""
     image_root: str = ""
     image_suffix: str = ""
+    white_level: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.hold_out < 1:
             raise UserError(
                 f"data.hold_out={self.hold_out}: expected a share of the training "
                 "data, more than 0 and less than 1, such as 0.1"
+            )
+        if not 0 <= self.white_level < math.inf:
+            raise UserError(
+                f"data.white_level={self.white_level}: expected the value that is "
+                "white, such as 4095, or 0 for the largest of 16 bits"
             )
         if not FIRST_RULES <= self.rules <= NEWEST_RULES:
             raise UserError(

@@ -120,6 +120,11 @@ def to_tensors(
             f"Formats that can: {', '.join([*others, 'vit_jax'])}"
         )
     lost += format.lost(architecture, preprocessing)
+    if preprocessing.white_level:
+        lost.append(
+            f"the value of white, {preprocessing.white_level:g}: scale images of more "
+            "than 8 bits before readers of the file use them"
+        )
     arrays = write_tensors(flatten(params), format.rows(architecture))
     return architecture, arrays, lost
 
