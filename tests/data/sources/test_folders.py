@@ -216,6 +216,15 @@ def test_links_are_followed_once(tmp_path):
     assert sum(info.num_examples.values()) == 60
 
 
+def test_a_link_to_the_data_set_is_not_a_class(tmp_path):
+    fill(tmp_path, "ab", 20)
+    (tmp_path / "c").symlink_to(".")
+    (tmp_path / "d").symlink_to(tmp_path.parent)
+    listing = list_folder(str(tmp_path))
+    assert listing.class_names == ("a", "b")
+    assert listing.left_out == {"links to a folder that contains them": 2}
+
+
 def test_a_large_folder_is_listed_quickly(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -116,6 +116,13 @@ def test_several_labels_have_examples_on_both_sides():
     assert 30 <= len(divided["val"]) <= 80
 
 
+@pytest.mark.parametrize("name", range(10))
+def test_the_last_image_of_a_label_stays_in_training(name):
+    listed = [Entry(f"{name}a.jpg", (0, 1)), Entry(f"{name}b.jpg", (0,))]
+    divided = hold_out(listed, 1e-6)
+    assert divided == {"train": listed[:1], "val": listed[1:]}
+
+
 def test_the_same_image_twice_is_on_one_side():
     listed = [Entry(f"{k % 40}.jpg", k % 2) for k in range(120)]
     divided = hold_out(listed, 0.2)

@@ -18,6 +18,7 @@ from vit_jax.data.loading.batches import eval_batches, train_batches
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources import tfds_sets
 from vit_jax.data.sources.datasets import open_dataset
+from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.transforms.chains import parse_chain
 from vit_jax.errors import UserError
 
@@ -253,6 +254,23 @@ def test_damaged_records_do_not_stop_threads(write_set):
         bad_images="skip", num_threads=4,
     ) as batches:  # fmt: skip
         assert sum(int(batch["bad"].sum()) for batch in batches) == 128
+
+
+@pytest.mark.parametrize(
+    ("share", "splits"),
+    [
+        (0.1, ("train[:90%]", "train[90%:]")),
+        (0.5, ("train[:50%]", "train[50%:]")),
+        (0.375, ("train[:4]", "train[4:]")),
+        (0.001, ("train[:5]", "train[5:]")),
+    ],
+)
+def test_the_share_to_hold_out_of_the_only_split_is_an_option(share, splits):
+    dataset = open_dataset("tiny_tags", SETS, DataOptions(hold_out=share))
+    info = dataset.info
+    assert (info.train_split, info.eval_split) == splits
+    assert info.held_out
+    assert sum(map(len, map(dataset.split, splits))) == 6
 
 
 def test_label_outside_the_classes_is_an_error(write_set):

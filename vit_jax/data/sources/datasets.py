@@ -29,9 +29,7 @@ KINDS: dict[str, Kind] = {
     "arrays": lambda location, data_dir, options: arrays.ArrayContents(
         location, options
     ),
-    "tensorflow-datasets": lambda location, data_dir, options: tfds_sets.open_set(
-        location, data_dir
-    ),
+    "tensorflow-datasets": tfds_sets.open_set,
 }
 _EXTENSIONS = {"table": TABLE_EXTENSIONS, "arrays": arrays.EXTENSIONS}
 _OF_FILES = ("image folder", *_EXTENSIONS)  # kinds whose location is always a path

@@ -14,6 +14,7 @@ import numpy as np
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.hashing import digest
 from vit_jax.data.sources import splits, tfds_labels
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import (
     DatasetInfo,
     Example,
@@ -27,28 +28,32 @@ from vit_jax.words import did_you_mean, shortened
 EVALUATION_SPLITS = ("validation", "val", "valid", "test")
 # [NAMESPACE:]NAME[/CONFIG][:VERSION]
 _NAME = re.compile(r"([\w-]+:)?\w+(/[\w.,=-]+)?(:[\w.*]+)?")
-TRAIN_PART, HELD_OUT_PART = "[:90%]", "[90%:]"
 
 _LONG_TO_READ = 2**30  # bytes, which take some seconds
 _STANDARD_ERROR = 2  # the file descriptor, as notebooks and tests replace sys.stderr
 
 
-def open_set(location: str, data_dir: str) -> "TfdsContents":
+def open_set(
+    location: str, data_dir: str, options: DataOptions = DEFAULT_OPTIONS
+) -> "TfdsContents":
     """Opens a set by its folder or name; prepares it first if that is possible."""
     if os.path.isabs(location):
-        return TfdsContents(open_folder(prepared_folder(location) or location))
-    return TfdsContents(open_name(location, data_dir))
+        builder = open_folder(prepared_folder(location) or location)
+    else:
+        builder = open_name(location, data_dir)
+    return TfdsContents(builder, options)
 
 
 class TfdsContents:
     """The description of a prepared set, and the names of its classes."""
 
-    def __init__(self, builder):
+    def __init__(self, builder, options: DataOptions = DEFAULT_OPTIONS):
         self._builder, self._labels = builder, tfds_labels.find_labels(builder)
+        self._default_splits = _default_splits(builder, options.hold_out)
 
     @property
     def info(self) -> DatasetInfo:
-        train_split, eval_split = _default_splits(self._builder)
+        train_split, eval_split = self._default_splits
         return DatasetInfo(
             str(self._builder.info.full_name),
             len(self._labels.class_names),
@@ -57,7 +62,7 @@ class TfdsContents:
             train_split,
             eval_split,
             multi_label=self._labels.multi_label,
-            held_out=eval_split.endswith(HELD_OUT_PART),
+            held_out=eval_split not in self._builder.info.splits,
         )
 
     def split(self, expression: str) -> "TfdsSet":
@@ -235,14 +240,22 @@ def prepare_command(name: str, data_dir: str) -> list[str]:
     )
 
 
-def _default_splits(builder) -> tuple[str, str]:
-    """Chooses the default splits for training and evaluation."""
+def _default_splits(builder, share: float) -> tuple[str, str]:
+    """Chooses the default splits for training and evaluation.
+
+    The end of the only split is held out: sets are shuffled when they are prepared.
+    """
     names = list(builder.info.splits)
     train = "train" if "train" in names else names[0]
     for name in EVALUATION_SPLITS:
         if name in names and name != train:
             return train, name
-    return train + TRAIN_PART, train + HELD_OUT_PART
+    kept = 100 * (1 - share)
+    if abs(kept - round(kept)) < 1e-6:
+        return f"{train}[:{round(kept)}%]", f"{train}[{round(kept)}%:]"
+    count = builder.info.splits[train].num_examples
+    first = min(max(round((1 - share) * count), 1), count - 1)
+    return f"{train}[:{first}]", f"{train}[{first}:]"
 
 
 def check_prepared(name: str, data_dir: str) -> None:
