@@ -30,7 +30,7 @@ NARROW = 1 / 8
 
 
 class Unsuited(ValueError):
-    """What an intact image is, and what would be needed to use it, without its name."""
+    """An intact image that cannot be used; the message does not name it."""
 
 
 def eight_bits(values: np.ndarray, white: float | None) -> np.ndarray:
