@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+import vit_jax
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture
 from vit_jax.weights.files.tensors import open_tensors
@@ -172,3 +174,17 @@ def test_a_stem_of_convolutions_is_refused(tensors, load):
 )
 def test_models_that_torchvision_cannot_hold(changes, phrase):
     assert phrase in "; ".join(FORMAT.inexpressible(tiny(**changes)))
+
+
+def test_a_file_that_save_writes_is_read_again(tensors, random_images, tmp_path):
+    images = random_images(tiny())
+    source = tmp_path / "source.safetensors"
+    save_file(tensors, source)
+    model = vit_jax.load(source, num_heads=HEADS)
+    assert model.architecture == tiny()
+    for format in ("torchvision", "mmpretrain"):
+        path = vit_jax.save(model, tmp_path / f"{format}.safetensors", format)
+        again = vit_jax.load(path, num_heads=HEADS)
+        np.testing.assert_array_equal(again(images), model(images))
+    with pytest.raises(UserError, match=r"is written to a file NAME\.safetensors"):
+        vit_jax.save(model, tmp_path / "x", "torchvision")

@@ -33,7 +33,7 @@ class Stored(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a file holds.
+    """The opened content of a file.
 
     Attributes:
       kind: "npz", "safetensors" or "torch".

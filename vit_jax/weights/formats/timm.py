@@ -117,7 +117,7 @@ def _numbers_of_chunked(
 ) -> dict[tuple[str, str], int]:
     """Numbers the blocks that lie in chunks: (chunk, number there) → number."""
     found = {
-        (int(match[1]), int(match[2])): match.groups()
+        (int(match[1]), int(match[2])): (match[1], match[2])
         for name in specs
         if (match := _CHUNKED.match(name.removeprefix(prefix)))
     }
