@@ -99,6 +99,15 @@ def test_other_data_and_splits(workdir, shared, run):
     assert json.loads(sliced)["examples"] == 6
 
 
+def test_options_say_how_the_data_are_read(workdir, shared, run):
+    model, data = f"--checkpoint={workdir}", f"--dataset={shared / 'images'}"
+    given = [model, "--json", data, "--data=splits=train=val,test=train"]
+    report = json.loads(run(*given))
+    assert (report["split"], report["examples"]) == ("test", 9)
+    with pytest.raises(SystemExit, match="--data=spilts: no such option"):
+        run(model, "--data=spilts=none")
+
+
 def test_accuracy_of_each_class(workdir, run):
     report = json.loads(run(f"--checkpoint={workdir}", "--json", "--per_class"))
     rows = report["per_class"]

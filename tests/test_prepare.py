@@ -3,6 +3,7 @@
 tests/data/sources/test_tfds_sets.py covers tensorflow-datasets sets.
 """
 
+import json
 import pathlib
 
 import numpy as np
@@ -47,6 +48,33 @@ def test_prepares_a_folder_and_a_table(root, tmp_path, run_command, capfd):
             open_dataset(str(one)).split("val") for one in (folder, dataset)
         )
         assert [one.image for one in ours] == [one.image for one in theirs]
+
+
+def test_options_say_how_a_folder_is_read(root, tmp_path, run_command, capfd):
+    (root / "a").rename(root / "b" / "x")
+    (root / "b").rename(root / "Dev Set")
+    fill = root / "Pool"
+    fill.mkdir()
+    (root / "Dev Set" / "x").rename(fill / "x")
+    (root / "Dev Set").rename(fill / "y")
+    options = ["--data=splits=train=Pool", "--data=hold_out=0.5"]
+    run_command(prepare, root, f"--data_dir={tmp_path / 'sets'}", *options)
+    info = open_dataset(str(tmp_path / "sets" / "pets_1")).info
+    assert info.class_names == ("x", "y")
+    assert info.num_examples.keys() == {"train", "val"}
+    assert 10 <= info.num_examples["val"] <= 30
+
+
+def test_a_set_prepared_before_is_found_prepared(root, tmp_path, run_command, capfd):
+    data_dir = f"--data_dir={tmp_path / 'sets'}"
+    run_command(prepare, root, data_dir, "--data=rules=1")
+    note = tmp_path / "sets/pets_1/1.0.0/prepared_from.json"
+    found = json.loads(note.read_text())
+    assert found.pop("rules") == 1
+    note.write_text(json.dumps(found))  # as a version wrote it that had only these
+    capfd.readouterr()
+    run_command(prepare, root, data_dir)
+    assert capfd.readouterr().out == f"prepared {root} in {note.parent}\n"
 
 
 def test_unreadable_images_and_the_share_allowed(root, tmp_path, run_command, capfd):

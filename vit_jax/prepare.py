@@ -69,13 +69,22 @@ def prepare(
       UserError: there is no such set; it cannot be read, downloaded or written; or
         TensorFlow is needed but not installed. The message says why and what to do.
     """
+    from tensorflow_datasets.core import constants
+
+    from vit_jax.data.preparing.record_writer import recorded_rules
     from vit_jax.data.sources.datasets import open_dataset
     from vit_jax.data.sources.listings import ListedImages
     from vit_jax.data.sources.options import DEFAULT_OPTIONS
 
-    opened = open_dataset(dataset, data_dir, DEFAULT_OPTIONS.with_flags(data))
+    options = DEFAULT_OPTIONS.with_flags(data)
+    opened = open_dataset(dataset, data_dir, options)
     if opened.kind == "tensorflow-datasets":
         return _prepare_tfds(opened.location, data_dir)
+    name, _ = os.path.splitext(os.path.basename(opened.location))
+    folder = os.path.abspath(os.path.expanduser(data_dir or constants.DATA_DIR))
+    # A set that was prepared before is compared by the rules that it was prepared by.
+    rules = recorded_rules(name, folder) or options.rules
+    opened = open_dataset(dataset, data_dir, options.changed({"rules": rules}))
     # Only sets with a training split are prepared.
     source = opened.contents.split(opened.info.train_split)
     if not isinstance(source, ListedImages):
@@ -83,7 +92,7 @@ def prepare(
             f"{dataset!r} ({opened.kind}) is held in memory and needs no preparing. "
             "Expected a name of tensorflow-datasets, a folder of images, or a table."
         )
-    return _prepare_images(source.listing, opened.location, data_dir, max_bad_share)
+    return _prepare_images(source.listing, name, folder, max_bad_share, rules)
 
 
 def main(arguments: list[str]) -> None:
@@ -104,16 +113,19 @@ def main(arguments: list[str]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _prepare_images(listing, path: str, data_dir: str, max_bad_share: float) -> str:
-    from tensorflow_datasets.core import constants
-
+def _prepare_images(
+    listing, name: str, data_dir: str, max_bad_share: float, rules: int
+) -> str:
     from vit_jax.data.preparing.record_writer import FROM_FILE, write_set
 
-    name, _ = os.path.splitext(os.path.basename(path))
-    data_dir = os.path.abspath(os.path.expanduser(data_dir or constants.DATA_DIR))
     with _progress() as progress:
         written = write_set(
-            listing, name, data_dir, max_bad_share=max_bad_share, progress=progress
+            listing,
+            name,
+            data_dir,
+            max_bad_share=max_bad_share,
+            progress=progress,
+            rules=rules,
         )
     for problem in written.left_out[:10]:
         print(f"left out: {problem}", file=sys.stderr)

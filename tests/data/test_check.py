@@ -59,6 +59,44 @@ def test_reports_a_folder(root, run_command, capsys):
     assert found["problems"] == []
 
 
+def test_reports_uses_classes_and_what_was_left_out(root, run_command, capsys):
+    for name in ("train/a/x.xyz", "train/b/.x.png", "val/a/empty.png"):
+        (root / name).touch()
+    for k in range(9):
+        write(root / "train" / f"more {k}" / "0.png")
+    (root / "val").rename(root / "Dev Set")
+    with pytest.raises(SystemExit):
+        run_command(command, root)
+    lines = capsys.readouterr().out.splitlines()
+    more = ", ".join(f"'more {k}'" for k in (5, 6, 7, 8))
+    assert lines[1] == f"12 classes: a, b, c, 'more 0', …, {more}"
+    assert "train is for training; val is for evaluation" in lines
+    assert "left out: 1 × .xyz, 1 × hidden" in lines
+    assert "splits by the names of folders: val is 'Dev Set'" in lines
+    assert lines[-1] == (
+        "missing or wrong: val: 1 of the 8 files looked at are empty: "
+        f"{root}/Dev Set/a/empty.png"
+    )
+    with pytest.raises(SystemExit):
+        run_command(command, root, "--json", "--data=splits=train=train,test=Dev Set")
+    found = json.loads(capsys.readouterr().out)
+    assert found["used_for"] == {"train": "training", "test": "evaluation"}
+    assert found["left_out"] == {".xyz": 1, "hidden": 1}
+    assert found["class_names"][:4] == ["a", "b", "c", "more 0"]
+    assert found["splits"]["test"]["examples"] == 8
+
+
+def test_reports_what_is_held_out(root, run_command, capsys):
+    options = ["--data=splits=train=train", "--data=hold_out=0.3"]
+    run_command(command, root, *options)
+    lines = capsys.readouterr().out.splitlines()
+    assert "train is for training; val is for evaluation, held out of train" in lines
+    assert any(
+        line.endswith("are held out for it (data.hold_out=0.3)") for line in lines
+    )
+    assert "not used, because data.splits does not name them: 'val'" in lines
+
+
 @pytest.mark.parametrize(
     ("dataset", "kind", "splits"),
     [
@@ -169,16 +207,17 @@ def test_incomplete_copy_lists_its_problems(imagenet_root, run_command, capsys):
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 6
 
 
-def test_missing_evaluation_split_is_a_problem(imagenet_root):
-    (imagenet_root / "val").rename(imagenet_root / "elsewhere")
+def test_missing_evaluation_split_is_a_problem(imagenet_root, tmp_path_factory):
+    (imagenet_root / "val").rename(tmp_path_factory.mktemp("elsewhere") / "val")
     (found,) = problems(imagenet_root)
     assert found.startswith("nothing to evaluate on (imagenet2012 has validation)")
 
 
-def test_long_lists_of_missing_classes_are_shortened(imagenet_root, tmp_path):
+def test_long_lists_of_missing_classes_are_shortened(imagenet_root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
     names = imagenet.class_names()
     for split in ("train", "val"):
-        (imagenet_root / split / names[0]).rename(tmp_path / f"{split}-gone")
+        (imagenet_root / split / names[0]).rename(elsewhere / split)
         for k in range(12):
             write(imagenet_root / split / f"more{k:02d}" / "x.png")
     found = problems(imagenet_root)

@@ -141,6 +141,13 @@ def test_a_failing_evaluator_is_named(tiny, tmp_path, monkeypatch, error, messag
         ),
         ({"x": {"kind": "counting", "split": 3}}, {}, "x.split=3: expected text"),
         ({"x": {"kind": "counting", "data_dir": "."}}, {}, "without `dataset`"),
+        ({"x": {"kind": "counting", "data": {"splits": ""}}}, {}, "without `dataset`"),
+        (
+            {"x": {"kind": "counting", "dataset": "digits", "data": {"spilts": ""}}},
+            {},
+            "evaluators.x.data.spilts: no such option; .* did you mean 'splits'",
+        ),
+        ({"x": {"kind": "counting", "data": 1}}, {}, "x.data=1: expected options by"),
         ({}, {"keep_best": "top2"}, "keep_best='top2': choose from loss, top1, top5"),
         (
             {"x": {"kind": "counting"}},

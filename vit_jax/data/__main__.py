@@ -11,12 +11,15 @@ set. The exit status is 1 if anything is missing or wrong.
 
 import json
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
 from vit_jax import command
 from vit_jax.errors import UserError
-from vit_jax.words import times
+from vit_jax.words import plain, times
+
+_SHOWN = 4  # class names at either end
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", "", "where tensorflow-datasets stores data sets", FLAGS)
@@ -47,11 +50,21 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
 
 
+def _few(names: Sequence[str]) -> str:
+    """Lists the first and the last few names of many."""
+    if len(names) <= 2 * _SHOWN + 1:
+        return ", ".join(map(plain, names))
+    first, last = names[:_SHOWN], names[-_SHOWN:]
+    return f"{', '.join(map(plain, first))}, …, {', '.join(map(plain, last))}"
+
+
 def _print(report) -> None:
+    from vit_jax.data.sources.image_files import in_words
+
     several = ", any number per example" if report.multi_label else ""
     lines = [
         f"{report.location} ({report.kind})",
-        f"{len(report.class_names):,} classes{several}",
+        f"{len(report.class_names):,} classes{several}: {_few(report.class_names)}",
     ]
     for split, count in report.num_examples.items():
         lines.append(f"{split}: {count:,} examples")
@@ -61,8 +74,11 @@ def _print(report) -> None:
         if split in report.first:
             name, *size = report.first[split]
             lines.append(f"  first: {name}, {times(size)} pixels")
-    if report.held_out:
-        lines.append("part of the training data is held out for evaluation")
+    uses = [f"{split} is for {use}" for split, use in report.used.items()]
+    lines.append("; ".join(uses))
+    if report.left_out:
+        lines.append(f"left out: {in_words(report.left_out)}")
+    lines += report.remarks
     lines += [f"missing or wrong: {problem}" for problem in report.problems]
     # A file name need not be valid UTF-8.
     print("\n".join(lines).encode("utf-8", "backslashreplace").decode())

@@ -4,6 +4,8 @@ It takes seconds: labels are read only if that is quick, and one image per split
 """
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from vit_jax.data.decode import DecodeError
 from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources import imagenet, tfds_sets
 from vit_jax.data.sources.datasets import PRESETS, open_dataset
-from vit_jax.data.sources.listings import UnknownClasses
+from vit_jax.data.sources.listings import ListedImages, UnknownClasses
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo, Source
 from vit_jax.data.sources.splits import count
@@ -26,6 +28,8 @@ _SMALLEST = {
     "cifar100": (500, 100),
     "imagenet2012": (732, 50),
 }
+
+_SIZES_LOOKED_AT = 20_000  # files per split, which takes under a second on a disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Report:
       class_counts: split → examples per class; leaves out splits whose labels would
         take long to read, or that have several labels per example.
       first: the first example of each split in use: name, height and width.
+      used: split → what it is used for by default.
+      left_out: reason → number of files that are not in the data set.
+      remarks: sentences about how the data were understood.
       problems: everything that is wrong or missing.
     """
 
@@ -56,6 +63,9 @@ class Report:
     multi_label: bool
     class_counts: dict[str, np.ndarray]
     first: dict[str, tuple[str, int, int]]
+    used: dict[str, str]
+    left_out: dict[str, int]
+    remarks: tuple[str, ...]
     problems: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,9 +85,13 @@ class Report:
             "kind": self.kind,
             "place": self.location,
             "splits": splits,
+            "used_for": self.used,
             "held_out": self.held_out,
             "classes": len(self.class_names),
+            "class_names": list(self.class_names),
             "multi_label": self.multi_label,
+            "left_out": self.left_out,
+            "remarks": list(self.remarks),
             "problems": self.problems,
         }
 
@@ -114,7 +128,11 @@ def check(
         raise UserError(f"--like={like}: expected one of {', '.join(PRESETS)}")
     opened = open_dataset(dataset, data_dir, options)
     if opened.kind == "tensorflow-datasets":  # opening it would prepare it
-        tfds_sets.check_prepared(opened.location, opened.data_dir)
+        try:
+            tfds_sets.check_prepared(opened.location, opened.data_dir)
+        except UserError as error:
+            raise UserError("\n".join((*opened.about_name, str(error)))) from None
+    opened.announces = False  # the report has the remarks
     problems: list[str] = []
     try:
         contents = opened.contents
@@ -122,6 +140,11 @@ def check(
         problems.append(str(error))
         contents = error.listing
     info = contents.info
+    if problem := info.problems.get(info.eval_split):
+        problems.append(str(problem))
+        if isinstance(problem, UnknownClasses):
+            contents = problem.listing
+            info = contents.info
     sources = {
         split: contents.split(split)
         for split in dict.fromkeys((info.train_split, info.eval_split))
@@ -140,6 +163,7 @@ def check(
             problems.append(str(error))
     if like:
         problems += _missing(info, counts, like)
+    problems += _empty_files(sources)
     return Report(
         dataset=dataset,
         kind=opened.kind,
@@ -151,8 +175,43 @@ def check(
         multi_label=info.multi_label,
         class_counts=counts,
         first=first,
+        used={split: what for split, what in _uses(info) if split},
+        left_out=dict(getattr(contents, "left_out", {})),
+        remarks=(*opened.about_name, *getattr(contents, "remarks", ())),
         problems=problems,
     )
+
+
+def _uses(info: DatasetInfo) -> list[tuple[str, str]]:
+    """Lists the default splits with what they are used for."""
+    part = f", held out of {info.train_split}" if info.held_out else ""
+    return [
+        (info.train_split, "training"),
+        (info.eval_split, f"evaluation{part}"),
+    ]
+
+
+def _empty_files(sources: Mapping[str, Source]) -> list[str]:
+    """Counts image files of no bytes among the first of each split."""
+    found = []
+    for split, source in sources.items():
+        if not isinstance(source, ListedImages):
+            continue
+        looked_at = min(len(source), _SIZES_LOOKED_AT)
+        empty = [path for path in map(source.path, range(looked_at)) if _is_empty(path)]
+        if empty:
+            found.append(
+                f"{split}: {len(empty):,} of the {looked_at:,} files looked at are "
+                f"empty: {shortened(empty)}"
+            )
+    return found
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        return os.path.getsize(path) == 0
+    except OSError:  # it is reported when it is read
+        return False
 
 
 def _first(source: Source) -> tuple[str, int, int]:

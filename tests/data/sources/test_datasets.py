@@ -1,11 +1,14 @@
 """Tests of the facts of data sets that are known before they are read."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from vit_jax.data.sources import datasets
 from vit_jax.data.sources.datasets import PRESETS, open_dataset
+from vit_jax.data.sources.options import DataOptions
 from vit_jax.errors import UserError
 
 FIRST_TRAIN_LABELS = [7, 1, 3, 4, 9, 4, 1, 3]
@@ -80,6 +83,57 @@ def test_preset_takes_precedence_over_a_folder(tmp_path, monkeypatch):
         open_dataset("cifar10", str(tmp_path / "sets")).split()
     (tmp_path / "cifar10").rename(tmp_path / "mine")
     assert open_dataset("mine").info.class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("digits", "this is the embedded data set, not {here}/digits; for that, write"),
+        (
+            "cifar10",
+            "this is the tensorflow-datasets data set, not {here}/cifar10",
+        ),
+        (
+            "mnist",
+            "this is {here}/mnist, not the tensorflow-datasets set",
+        ),
+        ("tf_flowers", "this is {here}/tf_flowers, not the tensorflow-datasets set"),
+        ("./digits", ""),
+        ("digits/", ""),
+        ("linked", ""),
+    ],
+)
+def test_a_folder_named_like_a_published_set(tmp_path, monkeypatch, caplog, name, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.tfds_sets, "tensorflow_is_installed", lambda: False)
+    for label in ("a", "b"):
+        for folder in ("digits", "cifar10", "mnist", "tf_flowers"):
+            (tmp_path / folder / label).mkdir(parents=True)
+            for k in range(2):
+                (tmp_path / folder / label / f"{k}.png").touch()
+    (tmp_path / "linked").symlink_to("mnist")
+    dataset = open_dataset(name, str(tmp_path / "sets"))
+    with contextlib.suppress(UserError):  # cifar10 is not prepared
+        _ = dataset.contents
+    told = [message for message in caplog.messages if "this is" in message]
+    assert len(told) == bool(said)
+    if said:
+        assert told[0].startswith(f"{name}: {said.format(here=tmp_path)}")
+    monkeypatch.chdir("/")
+    assert open_dataset("digits").about_name == ()
+
+
+def test_a_kind_chooses_between_two_data_sets_of_one_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits/a/0.png", "digits/b/0.png", "digits/b/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    dataset = open_dataset("digits", "", DataOptions(kind="image folder"))
+    assert dataset.location == str(tmp_path / "digits")
+    assert dataset.info.class_names == ("a", "b")
+    (tmp_path / "cats").mkdir()
+    dataset = open_dataset("cats", "", DataOptions(kind="tensorflow-datasets"))
+    assert (dataset.kind, dataset.location) == ("tensorflow-datasets", "cats")
 
 
 def test_empty_name_lists_the_kinds():

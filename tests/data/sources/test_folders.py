@@ -10,6 +10,7 @@ from PIL import Image
 from vit_jax.data.decode import DecodeError, decode
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.folders import list_folder
+from vit_jax.data.sources.options import DataOptions
 from vit_jax.errors import UserError
 
 
@@ -96,11 +97,15 @@ def test_folders_without_images_are_logged(tmp_path, caplog):
     dataset = open_dataset(str(tmp_path))
     assert dataset.info.class_names == ("a", "b")
     assert dataset.split("train").class_names == ("a", "b")
-    [message] = caplog.messages
-    assert (
-        f"folders without images in {tmp_path}/, left out: 'c' (not images: .heic"
-        in message
-    )
+    assert caplog.messages == [
+        f"{tmp_path}: {line}"
+        for line in (
+            f"folders without images in {tmp_path}, left out: 'c'",
+            "there is no folder for evaluation: 2 of 6 images are held out for it "
+            "(data.hold_out=0.1)",
+            "left out: 1 × .heic",
+        )
+    ]
 
 
 def test_val_is_preferred_to_test(tmp_path):
@@ -260,6 +265,86 @@ def test_errors_describe_the_folder(tmp_path):
     assert "'x'. Classes to train on: 'a', 'b'." in found
     fill(tmp_path / "two", "ab", 1)
     assert "too few to hold one out" in message(tmp_path / "two")
+
+
+def test_folders_named_by_numbers_are_ordered_by_value(tmp_path):
+    fill(tmp_path, list(map(str, range(12))), 2)
+    info = open_dataset(str(tmp_path)).info
+    assert info.class_names == tuple(map(str, range(12)))
+    # Runs begun with the first rules keep their order, which was that of text.
+    info = open_dataset(str(tmp_path), "", DataOptions(rules=1)).info
+    assert info.class_names == ("0", "1", "10", "11", *map(str, range(2, 10)))
+    fill(tmp_path, ["x"], 2)  # not all are numbers
+    info = open_dataset(str(tmp_path)).info
+    assert info.class_names[:4] == ("0", "1", "10", "11")
+
+
+def test_accents_are_the_same_in_every_form(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    fill(tmp_path / "train", [composed, "a"])
+    fill(tmp_path / "val", [decomposed, "a"], 2)
+    dataset = open_dataset(str(tmp_path))
+    assert dataset.info.class_names == ("a", composed)
+    source = dataset.split("val")
+    labels = {source[i].name: source[i].label for i in range(4)}
+    assert labels[str(tmp_path / "val" / decomposed / "0.png")] == 1
+
+
+def test_left_out_files_are_counted_by_reason(tmp_path, caplog):
+    fill(tmp_path / "train", "ab", 4)
+    fill(tmp_path / "val", "ab", 2)
+    for name in (
+        "train/a/1.xyz",
+        "train/a/2.XYZ",
+        "val/b/.x.png",
+        "val/b/@eaDir/a.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    write(tmp_path / "overview.png")
+    write(tmp_path / "train" / "all.png")
+    (tmp_path / "README.md").touch()
+    listing = list_folder(str(tmp_path))
+    assert listing.num_examples == {"train": 8, "val": 4}
+    assert listing.left_out == {
+        ".xyz": 2,
+        "hidden": 1,
+        "thumbnails and files of file servers and systems": 1,
+        "images outside the folders of classes": 2,
+        ".md": 1,
+    }
+    _ = open_dataset(str(tmp_path)).contents
+    [message] = caplog.messages
+    assert message.startswith(f"{tmp_path}: left out: 2 × ")
+
+
+def test_first_rules_count_thumbnails_as_images(tmp_path):
+    fill(tmp_path / "train", "ab", 4)
+    fill(tmp_path / "val", "ab", 2)
+    write(tmp_path / "train/a/@eaDir/0.png")
+    assert list_folder(str(tmp_path)).num_examples["train"] == 8
+    options = DataOptions(rules=1)
+    assert list_folder(str(tmp_path), options).num_examples["train"] == 9
+
+
+def test_the_share_to_hold_out_is_an_option(tmp_path, caplog):
+    fill(tmp_path, "ab", 40)
+    listing = list_folder(str(tmp_path), DataOptions(hold_out=0.5))
+    labels = [label for _, label in listing.files["val"]]
+    assert 10 <= labels.count(0) <= 30
+    assert 10 <= labels.count(1) <= 30
+    [remark] = listing.remarks
+    assert remark == (
+        f"there is no folder for evaluation: {len(labels)} of 80 images are held out "
+        "for it (data.hold_out=0.5)"
+    )
+
+
+def test_classes_too_small_to_hold_out_are_named(tmp_path):
+    fill(tmp_path, "ab", 20)
+    fill(tmp_path, ["owl"], 1)
+    remarks = list_folder(str(tmp_path)).remarks
+    assert "1 class(es) without a held-out example: 'owl'" in remarks
 
 
 def test_error_names_a_vanished_file(tmp_path):

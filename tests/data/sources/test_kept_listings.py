@@ -9,6 +9,8 @@ import pytest
 from vit_jax.data.sources import kept_listings
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.folders import list_folder
+from vit_jax.data.sources.options import DataOptions
+from vit_jax.errors import UserError
 
 
 @pytest.fixture
@@ -67,6 +69,39 @@ def test_second_start_lists_no_directory(root, listed):
     assert source.class_names == ("a", "b\udcff", "c")
     assert source.labels().tolist() == [label for _, label in expected["val"]]
     assert source.weights().tolist() == [1.0] * 6
+
+
+def test_what_was_left_out_and_said_is_kept(root, listed):
+    for name in ("train/a/1.xyz", "train/.x.jpg", "test/0.jpg"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    settle(root)
+    first = list_folder(str(root))
+    assert listed()[1] == 0
+    second = list_folder(str(root))
+    assert second.left_out == first.left_out == {".xyz": 1, "hidden": 1}
+    assert second.remarks == first.remarks != ()
+    assert second.info.with_splits().num_examples == {"train": 19, "val": 6}
+    for listing in (first, second):
+        with pytest.raises(UserError, match="test has no folders of classes"):
+            listing.split("test")
+
+
+def test_a_listing_is_kept_for_its_options_only(root, listed):
+    listed()
+    other = list_folder(str(root), DataOptions(splits="train=train"))
+    assert other.held_out
+    assert sum(other.num_examples.values()) == 19
+    assert not list_folder(str(root)).held_out
+
+
+def test_evaluation_alone_is_kept(root, listed):
+    shutil.rmtree(root / "train")
+    settle(root)
+    expected, scanned = listed()
+    assert scanned > 0
+    assert listed() == (expected, 0)
+    assert list_folder(str(root)).train_split == ""
 
 
 def test_only_directories_are_checked(root, listed, monkeypatch):

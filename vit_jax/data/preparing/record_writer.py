@@ -30,6 +30,7 @@ from vit_jax.data.preparing.shards import (
     write_shard,
 )
 from vit_jax.data.sources.listings import Listing
+from vit_jax.data.sources.options import FIRST_RULES, NEWEST_RULES
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
 from vit_jax.errors import UserError
 from vit_jax.files import move_into_place
@@ -70,6 +71,7 @@ def write_set(
     max_bad_share: float = 0.01,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[Progress], None] = lambda _: None,
+    rules: int = NEWEST_RULES,
 ) -> Written:
     """Writes all splits of a listing; does nothing if they have been written already.
 
@@ -80,6 +82,7 @@ def write_set(
       max_bad_share: the largest share of images that may be unreadable.
       shard_bytes: approximate size of a file.
       progress: called after each image.
+      rules: those that the listing was made by; see `DataOptions`.
 
     Raises:
       UserError: too many images cannot be read; the folder holds another set or cannot
@@ -102,7 +105,7 @@ def write_set(
                     notes = _write_shards(
                         listing, shards, work, max_bad_share, progress, pool
                     )
-                    _describe(listing, name, work, shards, notes)
+                    _describe(listing, name, work, shards, notes, rules)
                     move_into_place(work, final)
                     for shard in shards:
                         (final / shard.note).unlink()
@@ -133,6 +136,14 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def recorded_rules(name: str, data_dir: str) -> int | None:
+    """Returns the rules by which a set was prepared; None if it was not."""
+    final = pathlib.Path(data_dir) / set_name(name) / VERSION
+    if not (final / FROM_FILE).exists():
+        return None
+    return _source_of(final).get("rules", FIRST_RULES)
 
 
 def set_name(text: str) -> str:
@@ -255,6 +266,7 @@ def _describe(
     work: pathlib.Path,
     shards: list[Shard],
     notes: list[dict[str, Any]],
+    rules: int,
 ) -> None:
     """Writes the set's description: features, splits, and where it comes from."""
     _features(listing).save_config(str(work))
@@ -274,6 +286,7 @@ def _describe(
     source = {
         "source": listing.name,
         "identity": _identity_of_all(shards),
+        "rules": rules,
         "num_examples": num_examples,
         "left_out": left_out,
     }

@@ -130,7 +130,10 @@ def read_array_file(path: str, options: DataOptions = DEFAULT_OPTIONS) -> ArrayF
     parts, held_out = {}, len(chosen[0]) == 1
     for split, names in chosen[0].items():
         entries = mixed(
-            Entry(str(row), () if several else int(label))
+            Entry(
+                str(row),
+                tuple(np.flatnonzero(label).tolist()) if several else int(label),
+            )
             for row, label in enumerate(labels[split])
         )
         divided = {split: entries}

@@ -2,13 +2,26 @@
 
 import dataclasses
 import functools
+import logging
 import os
+import re
+from collections.abc import Iterable
 
-from vit_jax.data.sources import arrays, digits, folders, tables, tfds_sets
+from vit_jax.data.sources import (
+    arrays,
+    digits,
+    folders,
+    imagenet,
+    tables,
+    tfds_sets,
+)
+from vit_jax.data.sources.image_files import in_words
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.errors import UserError
 from vit_jax.words import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 # Kind → the function that opens it. Only `_recognised` decides the kind of a data set.
 KINDS: dict[str, Kind] = {
@@ -109,12 +122,14 @@ class Dataset:
       location: the absolute path of the data, or the name of a set that has none.
       data_dir: where tensorflow-datasets stores data sets, absolute; "" = its default.
       options: how its files are read.
+      announces: whether opening it logs its remarks, and what was left out. A command
+        that shows them itself sets it to False.
     """
 
     def __init__(
         self, name: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
     ):
-        self.name, self.options = name, options
+        self.name, self.options, self.announces = name, options, True
         self.kind, self.location = _recognised(name, options.kind)
         self.data_dir = _absolute(data_dir) if data_dir else ""
 
@@ -130,12 +145,27 @@ class Dataset:
             cannot be used, or the set is not prepared; the message says what was found
             and what to do.
         """
-        return KINDS[self.kind](self.location, self.data_dir, self.options)
+        self._announce(self.about_name)
+        contents = KINDS[self.kind](self.location, self.data_dir, self.options)
+        self._announce(getattr(contents, "remarks", ()))
+        if left_out := in_words(getattr(contents, "left_out", {})):
+            self._announce([f"left out: {left_out}"])
+        return contents
+
+    def _announce(self, lines: Iterable[str]) -> None:
+        for line in lines if self.announces else ():
+            logger.warning("%s: %s", self.name, line)
+
+    @property
+    def about_name(self) -> tuple[str, ...]:
+        """A sentence that says what `name` means, if it could mean another data set."""
+        other = _other_meaning(self.name, self.kind, self.location)
+        return (other,) if other and not self.options.kind else ()
 
     @property
     def info(self) -> DatasetInfo:
         """Classes, splits and their sizes; presets need no data for this."""
-        if self.name in PRESETS:
+        if self.name in PRESETS and self.location == self.name:
             return PRESETS[self.name]
         return dataclasses.replace(self.contents.info, name=self.name)
 
@@ -197,6 +227,27 @@ def _recognised(dataset: str, kind: str = "") -> tuple[str, str]:
         if path.lower().endswith(extensions):
             return kind, path
     return "image folder", path
+
+
+def _other_meaning(name: str, kind: str, location: str) -> str:
+    """Says which data set a name means, if it could also mean another; else ""."""
+    if not re.fullmatch(r"\w+", name):
+        return ""
+    here = os.path.abspath(name)
+    if location == name:
+        which = "embedded" if kind == "digits" else "tensorflow-datasets"
+        if not os.path.exists(here):
+            return ""
+        return f"this is the {which} data set, not {here}; for that, write ./{name}"
+    # Imported, tensorflow-datasets would take a second to list its sets.
+    package = imagenet.package_folder()
+    code, checksums = package / "datasets" / name, package / "url_checksums"
+    if not code.is_dir() and not (checksums / f"{name}.txt").is_file():
+        return ""
+    return (
+        f"this is {here}, not the tensorflow-datasets set of the same name; for that, "
+        "pass data.kind=tensorflow-datasets"
+    )
 
 
 def _is_path(dataset: str) -> bool:

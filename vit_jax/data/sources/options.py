@@ -58,7 +58,7 @@ class DataOptions:
         Raises:
           UserError: a value cannot be used.
         """
-        given = {"rules": FIRST_RULES} | dict(data or {})
+        given: dict[str, Any] = {"rules": FIRST_RULES, **(data or {})}
         given["rules"] = given["rules"] or NEWEST_RULES
         return cls(**{name: given[name] for name in cls.names() if name in given})
 

@@ -68,7 +68,12 @@ def is_unmistakable(name: str) -> bool:
 
 def resembles_split(name: str) -> bool:
     """Returns whether any word of a name is one for a split: "trainA", "test-dogs"."""
-    return any(word in _WORDS for word in _words(name))
+    return suggested(name) is not None
+
+
+def suggested(name: str) -> str | None:
+    """Returns the split that the first known word of a name means."""
+    return next((_WORDS[word] for word in _words(name) if word in _WORDS), None)
 
 
 def role(split: str) -> str:

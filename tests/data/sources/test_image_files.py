@@ -1,0 +1,83 @@
+"""Tests of the walk through folders: images, links, and what is left out by reason."""
+
+import os
+
+import pytest
+
+from vit_jax.data.sources.image_files import (
+    HIDDEN,
+    LOOPS,
+    NO_ENDING,
+    SIDE_FILES,
+    SPECIAL,
+    find_images,
+    in_words,
+)
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def test_every_entry_is_an_image_or_counted(tmp_path):
+    touch(tmp_path, "b.JPG", "a.png", "deep/er/c.webp")
+    touch(tmp_path, "1.heic", "2.HEIC", "notes.txt", "README", "old.png~")
+    touch(tmp_path, ".hidden.jpg", ".git/x.png")
+    touch(tmp_path, "Thumbs.db", "desktop.ini", ".DS_Store", "._a.png")
+    touch(tmp_path, "@eaDir/a.jpg", "__MACOSX/a.png", "lost+found/x.png")
+    touch(
+        tmp_path, "deep/.ipynb_checkpoints/c-checkpoint.png", "deep/$RECYCLE.BIN/y.jpg"
+    )
+    touch(tmp_path, "SYNOPHOTO_THUMB_M.jpg", "#recycle/z.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    found = find_images(tmp_path)
+    assert found.images == ["a.png", "b.JPG", "deep/er/c.webp"]
+    assert found.left_out == {
+        ".heic": 2,
+        ".txt": 1,
+        NO_ENDING: 1,
+        ".png~": 1,
+        HIDDEN: 2,
+        SIDE_FILES: 11,
+        SPECIAL: 1,
+    }
+    assert in_words({".txt": 1, ".heic": 1200, HIDDEN: 1}) == (
+        "1,200 × .heic, 1 × .txt, 1 × hidden"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["thumbs", "trash", "icons", "snapshot", "#1", "@home"]
+)
+def test_usual_names_are_not_taken_for_side_files(tmp_path, name):
+    touch(tmp_path, f"{name}/a.png")
+    assert find_images(tmp_path).images == [f"{name}/a.png"]
+
+
+def test_links_are_followed_but_no_loops(tmp_path):
+    touch(tmp_path, "set/cats/a.png", "set/cats2/b.png", "elsewhere/c.png")
+    (tmp_path / "set/cats2/cats").symlink_to(tmp_path / "set/cats")
+    (tmp_path / "set/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/loop").symlink_to(tmp_path)
+    (tmp_path / "set/cats/up").symlink_to("../cats2")  # cats2/cats/up is a loop
+    (tmp_path / "set/gone.png").symlink_to(tmp_path / "nothing")
+    found = find_images(tmp_path / "set")
+    assert found.images == [
+        "cats/a.png",
+        "cats/up/b.png",
+        "cats2/b.png",
+        "cats2/cats/a.png",
+        "gone.png",  # a missing image, which reading it reports
+        "linked/c.png",
+    ]
+    assert found.left_out == {LOOPS: 3}
+
+
+def test_the_first_rules_find_what_they_found(tmp_path):
+    touch(tmp_path, "a.png", "@eaDir/a.jpg", ".hidden.jpg", "cats/b.gif", "cats2/c.tif")
+    # The target's path begins like the folder's, which the first rules took for a loop.
+    (tmp_path / "cats2/cats").symlink_to(tmp_path / "cats")
+    found = find_images(tmp_path, rules=1)
+    assert found.images == ["@eaDir/a.jpg", "a.png", "cats/b.gif", "cats2/c.tif"]
