@@ -51,6 +51,9 @@ class Changes(NamedTuple):
     advice: Mapping[str, str]
 
 
+NO_CHANGES = Changes(frozenset(), {})
+
+
 def allowed_changes(
     setup: Setup, facts: DataFacts, earlier: Description | None, workdir: str
 ) -> Changes:

@@ -19,7 +19,7 @@ from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
-from vit_jax.train.continuing import Changes
+from vit_jax.train.continuing import NO_CHANGES, Changes
 from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items, to_items
@@ -76,7 +76,9 @@ def open_sources(setup: Setup) -> tuple[Source, Source]:
 
 
 @contextlib.contextmanager
-def claimed(workdir: str, config: Config, changes: Changes) -> Iterator[None]:
+def claimed(
+    workdir: str, config: Config, changes: Changes = NO_CHANGES
+) -> Iterator[None]:
     """Claims the directory for this run, in all processes, while inside; see `claim`.
 
     Args:
