@@ -123,9 +123,8 @@ def test_only_runs_that_differ_in_place_and_length_are_named(
             (tmp_path / "runs" / name / "checkpoints/3").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     continuing.tell_of_similar_run("runs/tiny-new", setup.config)
-    assert [message.split(";")[1].split()[0] for message in caplog.messages] == [
-        "runs/tiny-meant"
-    ]
+    told = [message for message in caplog.messages if "this is a new run" in message]
+    assert [message.split(";")[1].split()[0] for message in told] == ["runs/tiny-meant"]
 
 
 def test_other_data_than_before_are_refused_by_what_differs(on, flowers, tmp_path):
@@ -160,14 +159,11 @@ def test_other_data_than_before_are_refused_by_what_differs(on, flowers, tmp_pat
 
 def test_many_classes_are_compared_by_those_that_differ(on, flowers):
     _, facts, earlier = begun(on(flowers))
-    names = tuple(f"class {n}" for n in range(20))
+    names = tuple(f"c{n}" for n in range(20))
     earlier = dataclasses.replace(earlier, class_names=names)
     for now, told in (
-        (
-            (*names[:-1], "x"),
-            "has classes: 20, among them 'x', but .* on 20, among them 'class 19'",
-        ),
-        (names[::-1], "has classes: 20, in another order, but .* on 20, in another or"),
+        ((*names[:-1], "x"), r"classes x \(and 19 others\), but .* on c19 \(and 19 o"),
+        ((names[1], names[0], *names[2:]), r"the classes c1, c0, c2.* on c0, c1, c2"),
     ):
         other = facts._replace(class_names=now)
         with pytest.raises(UserError, match=told):
@@ -178,7 +174,7 @@ def test_moved_data_of_a_run_without_fingerprints(on, flowers, caplog):
     _, _, earlier = begun(on(flowers))
     there = moved(flowers)
     assert set(LOCATIONS) <= continued(on(there), earlier).free
-    assert not caplog.text
+    assert "did not record" not in caplog.text
     old = dataclasses.replace(earlier, fingerprints={})
     assert set(LOCATIONS) <= continued(on(there), old).free
     assert "did not record which images and labels these were" in caplog.text

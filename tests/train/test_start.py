@@ -14,6 +14,7 @@ from vit_jax.checkpoints.workdir import claim
 from vit_jax.data.sources import digits, folders, npz, tfds_labels, tfds_sets
 from vit_jax.data.sources.tables import reading
 from vit_jax.errors import UserError
+from vit_jax.train.same_data import check_same_data, data_facts
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import as_begun, claimed, open_sources
 
@@ -140,7 +141,8 @@ def test_a_run_begun_before_keeps_its_classes_and_its_held_out_part(
     config = tiny_config(dataset=numbered)
     earlier = begin_before_rules(config, tmp_path / "run")
     setup = set_up(as_begun(config, str(tmp_path / "run")))
-    train, held_out = open_sources(setup, earlier)
+    train, held_out = open_sources(setup)
+    assert check_same_data(numbered, data_facts(setup, train, held_out), earlier)
     assert train.class_names == TEXT_ORDER
     position = train[0].name.split("/")[-2]
     assert train[0].label == TEXT_ORDER.index(position)
@@ -163,7 +165,7 @@ def test_a_new_run_records_its_rules(numbered, tiny_config, tmp_path):
     assert setup.config.data.rules == 2
     earlier = begin_before_rules(config, tmp_path / "old")
     with pytest.raises(UserError, match="the run so far was trained on 0, 1, 10, 11"):
-        open_sources(setup, earlier)
+        check_same_data(numbered, data_facts(setup, train, held_out), earlier)
 
 
 @pytest.mark.parametrize(

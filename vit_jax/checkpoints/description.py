@@ -81,7 +81,8 @@ class Description:
                 "vit_jax that wrote it, or a newer one."
             )
         # Older checkpoints lack these.
-        values = {"examples": {}, "fingerprints": {}, "outputs": ""} | values
+        added: dict[str, Any] = {"examples": {}, "fingerprints": {}, "outputs": ""}
+        values = added | values
         names = {field.name for field in dataclasses.fields(cls)}
         if wrong := sorted(names ^ values.keys()):
             raise UserError(

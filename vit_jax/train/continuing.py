@@ -51,6 +51,9 @@ class Changes(NamedTuple):
     advice: Mapping[str, str]
 
 
+NO_CHANGES = Changes(frozenset(), {})
+
+
 def allowed_changes(
     setup: Setup, facts: DataFacts, earlier: Description | None, workdir: str
 ) -> Changes:
@@ -141,8 +144,8 @@ def _same_name(dataset: str, config: Config) -> bool:
 def _same_rates(then: Config, now: Config, steps: int) -> bool:
     """Whether the first steps have exactly the same rates with both configs."""
     numbers = np.arange(steps)
-    rates = (np.asarray(make_schedule(config)(numbers)) for config in (then, now))
-    return np.array_equal(*rates)
+    before, after = (make_schedule(config)(numbers) for config in (then, now))
+    return bool(np.array_equal(np.asarray(before), np.asarray(after)))
 
 
 def _another_run(config: Config, earlier: Description, workdir: str) -> str:

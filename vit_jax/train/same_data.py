@@ -92,9 +92,8 @@ def _differences(facts: DataFacts, earlier: Description) -> list[str]:
     found = []
     now, then = facts.class_names, earlier.class_names
     if now and now != then:
-        what = "the classes " if len(now) <= _FEW else "classes: "
         found.append(
-            f"{what}{_classes(now, then)}, but the run so far was trained on "
+            f"the classes {_classes(now, then)}, but the run so far was trained on "
             f"{_classes(then, now)}"
         )
     if earlier.examples and earlier.examples != facts.examples:
@@ -118,12 +117,11 @@ def _differences(facts: DataFacts, earlier: Description) -> list[str]:
 
 def _classes(names: tuple[str, ...], others: tuple[str, ...]) -> str:
     """Writes classes; of many, only those that are not among the others."""
-    if len(names) <= _FEW:
-        return shortened(names)
     known = set(others)
     only = [name for name in names if name not in known]
-    what = f"among them {shortened(only, repr)}" if only else "in another order"
-    return f"{len(names)}, {what}"
+    if len(names) <= _FEW or not only:
+        return shortened(names)
+    return f"{shortened(only)} (and {len(names) - len(only)} others)"
 
 
 def _counted(counts: dict[str, int]) -> str:

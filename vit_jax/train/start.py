@@ -23,7 +23,7 @@ from vit_jax.data.suspicious import suspicious_at_start
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer
 from vit_jax.models.outputs import EXCLUSIVE, MEANINGS
-from vit_jax.train.continuing import Changes
+from vit_jax.train.continuing import NO_CHANGES, Changes
 from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items, to_items
@@ -121,7 +121,9 @@ def _unless_damaged() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claimed(workdir: str, config: Config, changes: Changes) -> Iterator[None]:
+def claimed(
+    workdir: str, config: Config, changes: Changes = NO_CHANGES
+) -> Iterator[None]:
     """Claims the directory for this run, in all processes, while inside; see `claim`.
 
     Args:
