@@ -122,11 +122,7 @@ def open_image(
     `fast` (see `PlainJpeg`) is for training, where augmentation changes the pixels more
     than the fast transform does.
     """
-    if channels not in _MODE_OF_CHANNELS:
-        raise UserError(
-            f"{channels} channels requested, but image files hold 1, 3 or 4. "
-            "Pass arrays for other numbers of channels."
-        )
+    _check_channels(channels)
     if not data:
         raise DecodeError(f"{name or 'image'} is empty (0 bytes)")
     jpeg = _plain_jpeg(data, channels, name, fast)
@@ -212,11 +208,33 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         position += 2 + max(data[position + 2] << 8 | data[position + 3], 2)
 
 
+def from_pillow(image: Image.Image, channels: int, name: str = "") -> np.ndarray:
+    """Converts an image of Pillow, in any mode, like one that `decode` has opened.
+
+    Raises:
+      DecodeError: its file is truncated or closed, or its mode has no fixed white.
+    """
+    _check_channels(channels)
+    try:
+        return _pixels(image, channels)
+    except MemoryError:
+        raise
+    except Exception as error:  # as for a file
+        reason = str(error) or type(error).__name__
+        raise DecodeError(f"{name or 'image'} cannot be decoded: {reason}") from error
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in _MODE_OF_CHANNELS:
+        raise UserError(
+            f"{channels} channels requested, but image files hold 1, 3 or 4. "
+            "Pass arrays for other numbers of channels."
+        )
+
+
 def _decoded_by_pillow(data: bytes, channels: int, name: str) -> np.ndarray:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-        pixels = _to_eight_bits(_upright(image), _MODE_OF_CHANNELS[channels])
+        return _pixels(Image.open(io.BytesIO(data), formats=FORMATS), channels)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises a dozen types for broken files
@@ -226,6 +244,11 @@ def _decoded_by_pillow(data: bytes, channels: int, name: str) -> np.ndarray:
                 ", ".join(FORMATS)
             )
         raise DecodeError(f"{name or 'image'} cannot be decoded: {reason}") from error
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    image.load()
+    pixels = _to_eight_bits(_upright(image), _MODE_OF_CHANNELS[channels])
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
