@@ -1,6 +1,7 @@
 """What people hold, as images: each kind has the pixels that it should have."""
 
 import io
+import os
 import pathlib
 import zipfile
 
@@ -172,7 +173,7 @@ class Loader:
         (7, "images: found int, expected"),
         ({"a": PIXELS}, "found dict, .*; pass its values"),
         ({"a.png"}, "found set, .*; a set has no order, pass a list"),
-        (DataFrame(), r'found DataFrame, .*; pass its column of paths, as in table\['),
+        (DataFrame(), r"found DataFrame, .*; pass its column of paths, as in table\["),
         (Loader(), "found Loader, expected"),
     ],
 )
@@ -195,10 +196,16 @@ def test_what_is_no_image_and_no_list_is_refused_at_once(images, message):
         (jnp.ones((4, 6, 3), jnp.bfloat16), "image 1 is an array of bfloat16"),
         (PIXELS.astype(int), "image 1 is an array of int64"),
         (np.zeros(3, np.uint8), r"image 1 is an array of uint8 with shape \(3,\)"),
-        (PIXELS.transpose(2, 0, 1), r"looks like \[channels, height, width\]; expected"),
+        (
+            PIXELS.transpose(2, 0, 1),
+            r"looks like \[channels, height, width\]; expected",
+        ),
         (PIXELS.transpose(2, 0, 1)[None], r"looks like \[channels, height, width\]"),
         (Tensor(PIXELS.transpose(2, 0, 1)), r"\[channels, height, width\]; expected"),
-        (Tensor(None), "image 1 cannot be converted to a NumPy array: can't convert cu"),
+        (
+            Tensor(None),
+            "image 1 cannot be converted to a NumPy array: can't convert cu",
+        ),
         (np.zeros((7, 6, 5), np.uint8), "image 1 has 5 channels, the model takes 3"),
         ("absent.png", "absent.png cannot be read: No such file or directory"),
         ("*.absent", "patterns are not expanded here"),
@@ -265,8 +272,6 @@ def test_a_folder_without_images_or_access_is_one_bad_input(tree, monkeypatch):
     assert read(tree / "empty") == [
         (str(tree / "empty"), f"{tree / 'empty'}: the folder contains no images")
     ]
-    import os
-
     scandir = os.scandir
 
     def forbidden(path):
@@ -280,4 +285,4 @@ def test_a_folder_without_images_or_access_is_one_bad_input(tree, monkeypatch):
         str(tree / "a"),
         f"{tree / 'a'} cannot be listed: Permission denied",
     )
-    assert [name for name, _ in found[1:]][0] == str(tree / "b.png")
+    assert found[1][0] == str(tree / "b.png")

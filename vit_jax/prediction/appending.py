@@ -180,6 +180,12 @@ class Appended:
 
 
 def _line(cells: list[Any]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode("utf-8")
+    return (",".join(map(_cell, cells)) + "\n").encode("utf-8")
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    # Python's csv.writer leaves a carriage return without quotes, which cannot be read.
+    if any(sign in text for sign in ',"\r\n'):
+        return '"' + text.replace('"', '""') + '"'
+    return text
