@@ -24,6 +24,7 @@ RETRY = urllib3.Retry(
     respect_retry_after_header=False,
 )
 PIECE = 1 << 16  # bytes; an incomplete piece is lost with the connection
+_MOST_REDIRECTS = 10
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -55,25 +56,31 @@ class _Refused(Exception):
 def _content(url: str, most_bytes: int) -> bytes:
     if offline():
         raise _Refused("VIT_JAX_OFFLINE or HF_HUB_OFFLINE is set")
-    if problem := insecure(url):
-        raise _Refused(problem)
-    content = bytearray()
-    with (
-        session({}, RETRY) as opened,
-        opened.get(url, stream=True, timeout=TIMEOUT) as response,
-    ):
-        for step in (*response.history, response):
-            if problem := insecure(step.url):
+    with session({}, RETRY) as opened:
+        for _ in range(_MOST_REDIRECTS):
+            # Before it is asked: a redirection may lead anywhere.
+            if problem := insecure(url):
                 raise _Refused(problem)
-        if response.status_code != 200:
-            raise _Refused(f"{response.status_code} {response.reason or ''}".strip())
-        for piece in response.iter_content(PIECE):
-            content += piece
-            if len(content) > most_bytes:
-                raise _Refused(
-                    f"it has more than {byte_size(most_bytes)}; fetch it by other "
-                    "means and pass its path"
-                )
+            with opened.get(
+                url, stream=True, timeout=TIMEOUT, allow_redirects=False
+            ) as response:
+                if response.next is None:
+                    return _body(response, most_bytes)
+                url = response.next.url or ""
+    raise _Refused("too many redirections")
+
+
+def _body(response: requests.Response, most_bytes: int) -> bytes:
+    if response.status_code != 200:
+        raise _Refused(f"{response.status_code} {response.reason or ''}".strip())
+    content = bytearray()
+    for piece in response.iter_content(PIECE):
+        content += piece
+        if len(content) > most_bytes:
+            raise _Refused(
+                f"it has more than {byte_size(most_bytes)}; fetch it by other means "
+                "and pass its path"
+            )
     return bytes(content)
 
 
