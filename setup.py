@@ -15,6 +15,7 @@ TEST = [
     "ipykernel>=7.0",
     "matplotlib>=3.10",
     "nbclient>=0.10.4",
+    "tifffile>=2025.10.16",
 ]
 LINT = ["import-linter>=2.10", "pyright[nodejs]>=1.1.400", "ruff>=0.14"]
 
@@ -75,6 +76,10 @@ setup(
         # Work directories in buckets.
         "gcs": ["gcsfs>=2026.9"],
         "s3": ["s3fs>=2026.9"],
+        # HEIF: what iPhones write.
+        "heif": ["pillow-heif>=1.1"],
+        # TIFFs of many bands; imagecodecs is for compressed ones.
+        "tiff": ["tifffile>=2025.10.16", "imagecodecs>=2025.11.11"],
         # What benchmarks/input.py compares with.
         "peers": ["tensorflow-cpu>=2.20", "timm>=1.0", "torch>=2.9", "torchvision"],
         # TensorFlow, once, to prepare a set of tensorflow-datasets.

@@ -1,7 +1,8 @@
 """Evaluates a trained model: every example counts exactly once.
 
   python -m vit_jax.evaluate --checkpoint=MODEL [--dataset=NAME|FOLDER] [--split=…]
-      [--per_class] [--json] [--evaluator=KIND --option=NAME=VALUE …]
+      [--data=NAME=VALUE …] [--per_class] [--json]
+      [--evaluator=KIND --option=NAME=VALUE …]
 
 MODEL is a work directory, or anything else that vit_jax.load takes. By default, the
 data are those in the work directory's config. Prints top-1 and top-5 accuracy and the
@@ -32,6 +33,9 @@ flags.DEFINE_string(
 flags.DEFINE_string("split", None, "default: the evaluation split", FLAGS)
 flags.DEFINE_string(
     "data_dir", None, "where tensorflow-datasets keeps its data sets", FLAGS
+)
+flags.DEFINE_multi_string(
+    "data", [], "how the data are read, as in config.data: NAME=VALUE", FLAGS
 )
 flags.DEFINE_integer(
     "batch_size",
@@ -77,6 +81,7 @@ def measure() -> dict[str, Any]:
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.data.decode import DecodeError
     from vit_jax.data.sources.datasets import open_dataset
+    from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
     from vit_jax.evaluators.choosing import make_evaluator
     from vit_jax.evaluators.classification import Classification
     from vit_jax.evaluators.examples import Data
@@ -92,13 +97,13 @@ def measure() -> dict[str, Any]:
             f"{FLAGS.checkpoint} was not trained here, so it names no data; pass "
             "--dataset=NAME|FOLDER with the same classes"
         )
-    opened = open_dataset(
-        config["dataset"] if FLAGS.dataset is None else FLAGS.dataset,
-        config["data_dir"] if FLAGS.data_dir is None else FLAGS.data_dir,
-    )
-    dataset = opened.location
-    # The config's splits apply only to its own dataset.
+    name = config["dataset"] if FLAGS.dataset is None else FLAGS.dataset
+    data_dir = config["data_dir"] if FLAGS.data_dir is None else FLAGS.data_dir
+    dataset = open_dataset(name).location
+    # The config's splits and options apply only to its own dataset.
     same = dataset == config["dataset"]
+    options = DataOptions.from_config(config.get("data")) if same else DEFAULT_OPTIONS
+    opened = open_dataset(name, data_dir, options.with_flags(FLAGS.data))
     split = FLAGS.split or (config["eval_split"] if same else "")
     if not split:
         split = opened.info.eval_split if same else opened.whole
@@ -113,6 +118,7 @@ def measure() -> dict[str, Any]:
         (config["train_split"] if same else "") or opened.info.train_split,
         FLAGS.batch_size or config["eval_batch_size"],
         "skip" if FLAGS.allow_bad_images else "error",
+        opened.options.white_level,
     )
     params = jax.device_put(model.params, sharding.shardings(model.params, mesh))
     report = {

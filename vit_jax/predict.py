@@ -20,6 +20,7 @@ import logging
 import os
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -173,10 +174,12 @@ def count(arguments: Sequence[str]) -> int:
     Raises:
       UserError: names every path that does not exist, and every folder without images.
     """
+    from vit_jax.data.sources.image_files import in_words
     from vit_jax.prediction.folders import images_in
     from vit_jax.prediction.inputs import is_address
 
     total, problems = 0, []
+    left_out: Counter[str] = Counter()
     for argument in arguments:
         path = os.path.expanduser(argument)
         if is_address(argument):
@@ -185,12 +188,14 @@ def count(arguments: Sequence[str]) -> int:
             problems.append(f"{argument}: no such file or folder")
         elif not os.path.isdir(path):  # such as a pipe
             total += 1
-        elif not (within := sum(1 for _ in images_in(path))):
+        elif not (within := sum(1 for _ in images_in(path, left_out))):
             problems.append(f"{argument}: the folder contains no images")
         else:
             total += within
     if problems:
         raise UserError("\n".join(problems))
+    if left_out:
+        logger.info("files in the folders that are no images: %s", in_words(left_out))
     return total
 
 

@@ -1,6 +1,6 @@
 """Preparation of data sets, once, as ArrayRecord files with fast random access.
 
-    python -m vit_jax.prepare NAME|FOLDER|TABLE … [--data_dir=DIR]
+    python -m vit_jax.prepare NAME|FOLDER|TABLE … [--data_dir=DIR] [--data=NAME=VALUE …]
 
 A folder or table of images becomes DIR/<its name>/1.0.0. Every image is decoded once as
 a check; its bytes are stored unchanged. Images that cannot be read are reported and
@@ -18,7 +18,7 @@ it is complete.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -45,16 +45,25 @@ flags.DEFINE_float(
     upper_bound=1.0,
     flag_values=FLAGS,
 )
+flags.DEFINE_multi_string(
+    "data", [], "how the files are read, as in config.data: NAME=VALUE", FLAGS
+)
 FILE_FORMAT = "array_record"
 
 
-def prepare(dataset: str, data_dir: str = "", max_bad_share: float = 0.01) -> str:
+def prepare(
+    dataset: str,
+    data_dir: str = "",
+    max_bad_share: float = 0.01,
+    data: Sequence[str] = (),
+) -> str:
     """Prepares a data set for random access and returns its folder.
 
     Args:
       dataset: a name or folder of tensorflow-datasets; a folder of images; a table.
       data_dir: where tensorflow-datasets stores data sets; "" = its default.
       max_bad_share: largest share of unreadable images in a folder or table.
+      data: how a folder or table is read: "NAME=VALUE" for each option.
 
     Raises:
       UserError: there is no such set; it cannot be read, downloaded or written; or
@@ -62,8 +71,9 @@ def prepare(dataset: str, data_dir: str = "", max_bad_share: float = 0.01) -> st
     """
     from vit_jax.data.sources.datasets import open_dataset
     from vit_jax.data.sources.listings import ListedImages
+    from vit_jax.data.sources.options import DEFAULT_OPTIONS
 
-    opened = open_dataset(dataset, data_dir)
+    opened = open_dataset(dataset, data_dir, DEFAULT_OPTIONS.with_flags(data))
     if opened.kind == "tensorflow-datasets":
         return _prepare_tfds(opened.location, data_dir)
     # Only sets with a training split are prepared.
@@ -86,7 +96,7 @@ def main(arguments: list[str]) -> None:
     problems = []
     for dataset in arguments:
         try:
-            folder = prepare(dataset, FLAGS.data_dir, FLAGS.max_bad_share)
+            folder = prepare(dataset, FLAGS.data_dir, FLAGS.max_bad_share, FLAGS.data)
             print(f"prepared {dataset} in {folder}", flush=True)
         except UserError as error:
             problems.append(str(error))

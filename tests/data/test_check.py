@@ -91,9 +91,9 @@ def test_digits_match_their_own_preset(run_command, capsys):
 def test_decodes_one_image_per_split(root, monkeypatch):
     opened = []
 
-    def counted(data, channels, name, fast):
+    def counted(data, channels, name, *more):
         opened.append(name)
-        return decode.open_image(data, channels, name, fast)
+        return decode.open_image(data, channels, name, *more)
 
     monkeypatch.setattr(preprocessing, "open_image", counted)
     check(str(root))

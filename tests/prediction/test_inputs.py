@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import zipfile
+from collections import Counter
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.sources.image_files import find_images
 from vit_jax.errors import UserError
+from vit_jax.prediction.folders import images_in
 from vit_jax.prediction.inputs import inputs
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
@@ -130,6 +133,16 @@ def test_images_of_pillow_are_converted_as_files_are(mode, tmp_path):
     image.save(path)
     (_, file), (_, held) = read([path, image])
     np.testing.assert_array_equal(held, file)
+
+
+def test_the_white_of_an_image_of_pillow_is_that_of_its_file(tmp_path):
+    path = tmp_path / "deep.tif"
+    deep = PIXELS[..., 0].astype(np.uint16) * 16
+    Image.fromarray(deep).save(path, tiffinfo={50717: 4095})
+    with Image.open(path) as image:
+        (_, file), (_, held) = read([path, image])
+    np.testing.assert_array_equal(held, file)
+    np.testing.assert_array_equal(held[..., 0], np.rint(deep * (255 / 4095)))
 
 
 def test_the_orientation_of_an_image_of_pillow_is_applied(tmp_path):
@@ -258,13 +271,21 @@ def tree(tmp_path):
     (tmp_path / "tree" / "c").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "tree")
     (tmp_path / "tree" / "gone.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "tree" / "Thumbs.db").write_bytes(b"")
     return tmp_path / "tree"
 
 
 def test_a_folder_is_all_its_images_in_order_links_included(tree):
     names = [each.name for each in inputs(tree, 3)]
-    files = ("a/1.png", "a/2.JPG", "b.png", "c/3.png", "gone.png")
+    files = ("a/1.png", "a/2.JPG", "b.png", "c/3.png")
     assert names == [str(tree / name) for name in files]
+    left_out = Counter()
+    # What training finds, and in which order.
+    assert [*images_in(str(tree), left_out)] == names
+    found = find_images(tree)
+    assert [str(tree / name) for name in found.images] == names
+    assert left_out == found.left_out
+    assert sum(left_out.values()) == 6
 
 
 def test_a_folder_without_images_or_access_is_one_bad_input(tree, monkeypatch):
@@ -279,7 +300,7 @@ def test_a_folder_without_images_or_access_is_one_bad_input(tree, monkeypatch):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
-    monkeypatch.setattr("vit_jax.prediction.folders.os.scandir", forbidden)
+    monkeypatch.setattr(os, "scandir", forbidden)
     found = read(tree)
     assert found[0] == (
         str(tree / "a"),

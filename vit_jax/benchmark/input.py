@@ -44,6 +44,7 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
             batch_size=config.batch_size,
             transform=setup.train_transforms,
             channels=setup.architecture.channels,
+            white_level=setup.preprocessing.white_level,
             seed=config.seed,
             start=first,
             stop=1 << 40,
@@ -114,6 +115,7 @@ def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
 
     count = min(_STAGE_IMAGES, 4 * len(source))
     channels, chains = setup.architecture.channels, setup.train_transforms.values()
+    white = setup.preprocessing.white_level
 
     def timed(action: Callable[[], Any], images: int) -> tuple[float, Any]:
         start = time.process_time()
@@ -137,9 +139,11 @@ def _stages(setup: Any, source: Any, batch: Any) -> dict[str, float]:
     # Files are decoded only as far as their crop reaches, so decoding is timed together
     # with augmenting and is the difference.
     both, images = augmented(
-        opened(e.image, channels, e.name, fast=True) for e in examples
+        opened(e.image, channels, e.name, True, white) for e in examples
     )
-    augment, _ = augmented([to_pixels(e.image, channels, e.name) for e in examples])
+    augment, _ = augmented(
+        [to_pixels(e.image, channels, e.name, white) for e in examples]
+    )
     decode = both - augment
     stack, _ = timed(lambda: np.stack(images), count)
     copy, _ = timed(

@@ -97,6 +97,17 @@ def claim(
         ) from None
 
 
+def recorded_config(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Returns the config of the run that was begun in a directory; None if none was.
+
+    Raises:
+      UserError: its config.json cannot be read.
+    """
+    directory = locate(workdir)
+    file = directory / CONFIG_FILE
+    return _read_config(file) if file.exists() and _trained(directory) else None
+
+
 def check_shared(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     """Checks in a run's other processes that the first has claimed this directory.
 

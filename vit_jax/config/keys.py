@@ -27,6 +27,22 @@ def default_config() -> Config:
     config.dataset = "digits"
     # Where tensorflow-datasets keeps its data sets; empty = its own default.
     config.data_dir = ""
+    # How the files of the data set are read where they do not say it themselves; see
+    # vit_jax/data/sources/options.py.
+    config.data = ConfigDict()
+    # "image folder", "table", "arrays", "tensorflow-datasets"; "" = recognised.
+    config.data.kind = ""
+    # The folder (or value of a table's split column) of each split, as in
+    # "train=Training,val=Dev Set"; "none" = every folder is a class; "" = recognised.
+    config.data.splits = ""
+    # Share of the training data to hold out if nothing else is for evaluation.
+    config.data.hold_out = 0.1
+    # The value that is white in images of more than 8 bits per channel whose file does
+    # not say it, such as 4095 for 12 bits stored as 16; 0 = the largest of 16 bits.
+    config.data.white_level = 0.0
+    # Version of the rules for endings, splits, order of classes and held-out images;
+    # 0 = those that the run began with, and the newest for a new run.
+    config.data.rules = 0
     # Splits in tensorflow-datasets' syntax ("train[:98%]"); empty = the dataset's.
     config.train_split = ""
     config.eval_split = ""
@@ -221,8 +237,8 @@ def default_config() -> Config:
     # Measurements besides the loss and accuracy of the labels: name → its `kind` (a
     # name in vit_jax/evaluators/choosing.py, or your own package.module:Name), `every`
     # (a number of steps; 0 = only at the end), and, where they differ from the run's,
-    # `dataset`, `data_dir`, `split`, `train_split`, `batch_size`; also options of that
-    # kind. A recipe sets
+    # `dataset`, `data_dir`, `data` (as above), `split`, `train_split`, `batch_size`;
+    # also options of that kind. A recipe sets
     # config.evaluators = ConfigDict({"NAME": {"kind": …, "every": …}}).
     config.evaluators = ConfigDict()
 

@@ -1,6 +1,7 @@
 """A check of a data set in seconds: its contents, and anything missing or wrong.
 
-  python -m vit_jax.data DATASET [--data_dir=DIR] [--like=imagenet2012] [--json]
+  python -m vit_jax.data DATASET [--data_dir=DIR] [--data=NAME=VALUE …]
+      [--like=imagenet2012] [--json]
 
 DATASET is anything that a config's `dataset` may be: "digits", a folder of images, a
 table, an array file, or the name or folder of a tensorflow-datasets set. Its labels are
@@ -19,6 +20,9 @@ from vit_jax.words import times
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", "", "where tensorflow-datasets stores data sets", FLAGS)
+flags.DEFINE_multi_string(
+    "data", [], "how the files are read, as in config.data: NAME=VALUE", FLAGS
+)
 flags.DEFINE_string("like", "", "preset to compare the data set with", FLAGS)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 
@@ -31,8 +35,10 @@ def main(arguments: list[str]) -> None:
             "DATASET [--data_dir=DIR] [--like=imagenet2012] [--json]"
         )
     from vit_jax.data.check import check
+    from vit_jax.data.sources.options import DEFAULT_OPTIONS
 
-    report = check(arguments[0], FLAGS.data_dir, FLAGS.like)
+    options = DEFAULT_OPTIONS.with_flags(FLAGS.data)
+    report = check(arguments[0], FLAGS.data_dir, FLAGS.like, options)
     if FLAGS.json:
         print(json.dumps(report.to_dict(), allow_nan=False))
     else:

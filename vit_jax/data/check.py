@@ -13,6 +13,7 @@ from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources import imagenet, tfds_sets
 from vit_jax.data.sources.datasets import PRESETS, open_dataset
 from vit_jax.data.sources.listings import UnknownClasses
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo, Source
 from vit_jax.data.sources.splits import count
 from vit_jax.errors import UserError
@@ -92,20 +93,26 @@ class Report:
         }
 
 
-def check(dataset: str, data_dir: str = "", like: str = "") -> Report:
+def check(
+    dataset: str,
+    data_dir: str = "",
+    like: str = "",
+    options: DataOptions = DEFAULT_OPTIONS,
+) -> Report:
     """Counts the labels that are quick to read, and decodes one image per split.
 
     Args:
       dataset: see `open_dataset`.
       data_dir: where tensorflow-datasets stores data sets; "" = its default.
       like: a preset to compare with; "" = none.
+      options: how its files are read.
 
     Raises:
       UserError: there is no such data set or preset, or it cannot be opened at all.
     """
     if like and like not in PRESETS:
         raise UserError(f"--like={like}: expected one of {', '.join(PRESETS)}")
-    opened = open_dataset(dataset, data_dir)
+    opened = open_dataset(dataset, data_dir, options)
     if opened.kind == "tensorflow-datasets":  # opening it would prepare it
         tfds_sets.check_prepared(opened.location, opened.data_dir)
     problems: list[str] = []

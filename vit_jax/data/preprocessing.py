@@ -1,22 +1,26 @@
 """The preprocessing that a model expects of its images; saved with its weights."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vit_jax.data.any_format import from_pillow
 from vit_jax.data.decode import (
     DecodeError,
     Opened,
-    from_pillow,
     open_image,
     whole,
     with_channels,
 )
 from vit_jax.data.transforms.chains import Chain, parse_chain, rescale_chain
 from vit_jax.errors import UserError
+
+# Attributes that the first releases lack.
+_OPTIONAL = {"white_level"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Preprocessing:
       eval_transform: chain of deterministic operations (transforms/chains.py).
       mean, std: one number, or one per channel, for values in [0, 1]. With both at 0.5
         the model's values are in [−1, 1].
+      white_level: the value of white in images of more than 8 bits per channel whose
+        file does not say it; 0 = the largest of 16 bits.
     """
 
     image_size: tuple[int, int]
@@ -36,6 +42,7 @@ class Preprocessing:
     eval_transform: str = "resize"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    white_level: float = 0.0
 
     def __post_init__(self):
         for name in ("image_size", "mean", "std"):
@@ -47,6 +54,11 @@ class Preprocessing:
             )
         if self.channels < 1:
             problems.append(f"channels={self.channels}: expected at least 1")
+        if not 0 <= self.white_level < math.inf:
+            problems.append(
+                f"white_level={self.white_level}: expected a number above 0, or 0 for "
+                "the largest value of 16 bits"
+            )
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(set(values)) == 1:  # then it holds for any number of channels
@@ -86,9 +98,22 @@ class Preprocessing:
             values["std"] = (sum(self.std) / self.channels,)
         return dataclasses.replace(self, **values)
 
+    def for_white(self, white_level: float) -> "Preprocessing":
+        """Returns this preprocessing for images with another white; 0 keeps it."""
+        if not white_level:
+            return self
+        return dataclasses.replace(self, white_level=white_level)
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns all attributes as JSON values."""
+        """Returns all attributes as JSON values, newer ones only if they are set.
+
+        So releases that lack an attribute read what does not depend on it, and refuse
+        the rest.
+        """
         fields = dataclasses.asdict(self)
+        for name in _OPTIONAL:
+            if fields[name] == getattr(type(self), name):
+                del fields[name]
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in fields.items()
@@ -102,10 +127,10 @@ class Preprocessing:
           UserError: a key is missing or unknown.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
+        if set(values) | _OPTIONAL != names:
             raise UserError(
                 "the keys of preprocessing are not those that this version of vit_jax "
-                f"writes: missing {sorted(names - set(values))}, "
+                f"writes: missing {sorted(names - _OPTIONAL - set(values))}, "
                 f"unknown {sorted(set(values) - names)}"
             )
         return cls(**values)
@@ -148,12 +173,15 @@ class Preprocessing:
         if isinstance(image, (str, pathlib.Path)):
             name = name or str(image)
             image = read_file(image)
-        return self.chain(opened(image, self.channels, name), name=name)
+        image = opened(image, self.channels, name, white_level=self.white_level)
+        return self.chain(image, name=name)
 
 
-def to_pixels(image: bytes | np.ndarray, channels: int, name: str = "") -> np.ndarray:
+def to_pixels(
+    image: bytes | np.ndarray, channels: int, name: str = "", white_level: float = 0.0
+) -> np.ndarray:
     """Converts an encoded or decoded image to uint8 [h, w, channels]."""
-    return whole(opened(image, channels, name))
+    return whole(opened(image, channels, name, white_level=white_level))
 
 
 def opened(
@@ -161,14 +189,18 @@ def opened(
     channels: int,
     name: str = "",
     fast: bool = False,
+    white_level: float = 0.0,
 ) -> Opened:
-    """Opens an image; an ordinary JPEG stays encoded until a chain needs its pixels."""
+    """Opens an image; an ordinary JPEG stays encoded until a chain needs its pixels.
+
+    `white_level` applies to encoded images and those of Pillow; see `Preprocessing`.
+    """
     if isinstance(image, bytes):
-        return open_image(image, channels, name, fast)
+        return open_image(image, channels, name, fast, white_level)
     if isinstance(image, np.ndarray):
         return with_channels(image, channels, name)
     if isinstance(image, Image.Image):
-        return from_pillow(image, channels, name)
+        return from_pillow(image, channels, name, white_level)
     raise UserError(
         f"{name or 'image'} is a {type(image).__name__}; expected a path, the bytes of "
         "an image file, or a uint8 array [height, width, channels]"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import Classification
 from vit_jax.evaluators.examples import Data
@@ -15,9 +16,15 @@ EVALUATORS: dict[str, type[Evaluator]] = {"classification": Classification}
 _DATA_KEYS = {
     "dataset": str,
     "data_dir": str,
+    "data": dict,
     "split": str,
     "train_split": str,
     "batch_size": int,
+}
+_EXPECTED = {
+    str: "text",
+    int: "a number of at least 1",
+    dict: f"options by name, such as {', '.join(DataOptions.names())}",
 }
 
 
@@ -65,13 +72,15 @@ def read_rows(evaluators: Mapping[str, Any]) -> list[EvaluatorRow]:
 def _check_data(name: str, data: Mapping[str, Any]) -> None:
     for key, value in data.items():
         if type(value) is not _DATA_KEYS[key] or (key == "batch_size" and value < 1):
-            expected = "text" if _DATA_KEYS[key] is str else "a number of at least 1"
+            expected = _EXPECTED[_DATA_KEYS[key]]
             raise UserError(f"evaluators.{name}.{key}={value!r}: expected {expected}")
-    if "data_dir" in data and not data.get("dataset"):
-        raise UserError(
-            f"evaluators.{name}: `data_dir` is given without `dataset`; give both or "
-            "neither"
-        )
+    for key in ("data_dir", "data"):
+        if key in data and not data.get("dataset"):
+            raise UserError(
+                f"evaluators.{name}: `{key}` is given without `dataset`; give both or "
+                "neither"
+            )
+    DEFAULT_OPTIONS.changed(data.get("data", {}), f"evaluators.{name}.data.")
 
 
 def directions(rows: list[EvaluatorRow], *, labelled: bool) -> dict[str, float]:

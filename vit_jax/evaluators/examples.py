@@ -29,6 +29,8 @@ class Data(NamedTuple):
       train_split: split to fit on, for an evaluator that fits something.
       batch_size: images per batch; rounded up to a multiple of the devices.
       bad_images: "error", or "skip" images that cannot be read.
+      white_level: the value of white in deep images; 0 = that of the model's
+        preprocessing.
     """
 
     open_split: Callable[[str], Source]
@@ -36,12 +38,13 @@ class Data(NamedTuple):
     train_split: str
     batch_size: int
     bad_images: str = "error"
+    white_level: float = 0.0
 
     def examples(self, subject: Subject, split: str = "") -> "Examples":
         """Returns the examples of a split; by default of the one to evaluate on."""
         return Examples(
             self.open_split(split or self.split),
-            subject.preprocessing,
+            subject.preprocessing.for_white(self.white_level),
             subject.mesh,
             self.batch_size,
             self.bad_images,

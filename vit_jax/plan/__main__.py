@@ -53,7 +53,7 @@ def _main() -> None:
     config, prepare = _recipe(argv, topology)
     points = sweep.configs(argv, axes)
     setup = prepare(config)
-    if not {"dataset", "data_dir"} & axes.keys():
+    if not any(key.startswith(("dataset", "data_dir", "data.")) for key in axes):
         prepare = functools.partial(prepare, dataset=setup.dataset)
     plan = make_plan(setup, topology)
     found: dict[str, Any] = plan.to_json()

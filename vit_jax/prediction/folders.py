@@ -1,38 +1,50 @@
-"""The images in a folder that is to be predicted."""
+"""The images in a folder that is to be predicted, found one by one."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 
-def images_in(folder: str) -> Iterator[str | OSError]:
+def images_in(
+    folder: str, left_out: Counter[str] | None = None
+) -> Iterator[str | OSError]:
     """Yields the paths of the images in a folder, at any depth, in order.
 
-    Links to folders are followed, unless they lead back to a folder that contains
-    them. Hidden files and folders are left out. In place of a folder that cannot be
-    listed, the error is yielded. Only the names in the folders on the way to the
-    current one are in memory.
+    Which files are images and which links are followed is decided as in training. In
+    place of a folder that cannot be listed, the error is yielded. Only the names in the
+    folders on the way to the current one are in memory.
+
+    Args:
+      folder: the folder.
+      left_out: counts the other files by reason.
     """
-    return _within(folder, (os.path.realpath(folder),))
+    return _within(folder, (folder,), Counter() if left_out is None else left_out)
 
 
-def _within(folder: str, above: tuple[str, ...]) -> Iterator[str | OSError]:
-    from vit_jax.data.sources.folders import EXTENSIONS
+def _within(
+    folder: str, passed: tuple[str, ...], left_out: Counter[str]
+) -> Iterator[str | OSError]:
+    from vit_jax.data.sources import image_files
 
+    walker = image_files.Walker()  # a new one, because it keeps what it has listed
     try:
-        with os.scandir(folder) as entries:
-            found = sorted(
-                (entry.name, entry.is_dir())
-                for entry in entries
-                if not entry.name.startswith(".")
-            )
+        folders, files, skipped = walker.scan(folder)
     except OSError as error:
         yield error
         return
-    for name, is_folder in found:
+    left_out.update(skipped)
+    within = set(folders)
+    for name in sorted(folders + files):
         path = os.path.join(folder, name)
-        if is_folder:
-            real = os.path.realpath(path)
-            if real not in above:
-                yield from _within(path, (*above, real))
-        elif name.lower().endswith(EXTENSIONS):
-            yield path
+        if name not in within:
+            if walker.is_image(name):
+                yield path
+            else:
+                ending = os.path.splitext(name)[1].lower()
+                left_out[ending or image_files.NO_ENDING] += 1
+        elif os.path.islink(path) and any(
+            image_files.contains(path, one) for one in passed
+        ):
+            left_out[image_files.LOOPS] += 1
+        else:
+            yield from _within(path, (*passed, path), left_out)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vit_jax.data.sources.datasets import open_dataset
+from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.choosing import EvaluatorRow, make_evaluator
@@ -144,7 +145,13 @@ def _own_data(setup: Setup, row: EvaluatorRow, default: Data) -> Data:
     """Opens the data of a row of `config.evaluators`; the run's data by default."""
     data, given = default, dict(row.data)
     if dataset := given.pop("dataset", ""):
-        opened = open_dataset(dataset, given.pop("data_dir", setup.config.data_dir))
+        # The run's rules also hold for its evaluators, whose numbers are compared.
+        options = DataOptions(rules=setup.dataset.options.rules)
+        opened = open_dataset(
+            dataset,
+            given.pop("data_dir", setup.config.data_dir),
+            options.changed(given.pop("data", {}), f"evaluators.{row.name}.data."),
+        )
         info = opened.info
         data = Data(
             opened.split,
@@ -152,5 +159,6 @@ def _own_data(setup: Setup, row: EvaluatorRow, default: Data) -> Data:
             info.train_split,
             default.batch_size,
             default.bad_images,
+            opened.options.white_level,
         )
     return data._replace(**given)

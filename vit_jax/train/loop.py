@@ -30,6 +30,7 @@ from vit_jax.train.reporting.summary import log_summary
 from vit_jax.train.reporting.wandb_run import missing_wandb, wandb_runs
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import (
+    as_begun,
     claimed,
     fit_weights,
     initial_state,
@@ -79,7 +80,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
             except UserError as error:
                 problems.append(str(error))
         start = earlier or (weights and weights.description)
-        setup = set_up(config, pretrained=start, problems=problems)
+        setup = set_up(as_begun(config, workdir), pretrained=start, problems=problems)
         config = setup.config
         stack.enter_context(out_of_memory_explained(setup))
         train_source, eval_source = open_sources(setup, earlier)

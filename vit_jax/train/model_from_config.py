@@ -71,7 +71,9 @@ def make_preprocessing(
     if not config.model.variant and pretrained:
         channels = pretrained.architecture.channels
     return dataclasses.replace(
-        values.for_images(size, channels), eval_transform=config.augment.eval
+        values.for_images(size, channels),
+        eval_transform=config.augment.eval,
+        white_level=config.data.white_level,  # a fact of the images, not the weights
     )
 
 

@@ -21,6 +21,7 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.config import Config, checks
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import Dataset, open_dataset
+from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain
 from vit_jax.evaluators.choosing import EvaluatorRow, directions, read_rows
@@ -277,7 +278,9 @@ def set_up(
     found = list(problems)
     info = architecture = preprocessing = setup = None
     with _noting(found):
-        dataset = dataset or open_dataset(config.dataset, config.data_dir)
+        dataset = dataset or open_dataset(
+            config.dataset, config.data_dir, DataOptions.from_config(config.data)
+        )
         info = dataset.info.with_splits(config.train_split, config.eval_split)
     config = config_lib.resolve(
         config, info.num_examples[info.train_split] if info else 1
@@ -285,6 +288,7 @@ def set_up(
     if dataset:
         # Absolute, so that the checkpoint finds its data from any current directory.
         config.dataset, config.data_dir = dataset.location, dataset.data_dir
+        config.data.rules = dataset.options.rules  # so that a later start keeps them
     # Keys with invalid values are listed now; the rest is checked without them.
     wrong = checks.wrong_values(config, CHOICES)
     if not any(key.startswith("mesh.") for key in wrong):

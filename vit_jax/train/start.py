@@ -12,11 +12,12 @@ from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
-from vit_jax.checkpoints.workdir import check_shared, claim
+from vit_jax.checkpoints.workdir import check_shared, claim, recorded_config
 from vit_jax.config import Config
-from vit_jax.data.decode import DecodeError
+from vit_jax.data.decode import DecodeError, UnsuitableImage
 from vit_jax.data.loading.batches import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
+from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
 from vit_jax.train.processes import cluster
@@ -27,6 +28,20 @@ from vit_jax.weights.loading import Weights
 from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
+
+
+def as_begun(config: Config, workdir: str) -> Config:
+    """Fills in what a run decided for itself when it began, so that it continues so.
+
+    Args:
+      config: the config, not yet resolved.
+      workdir: the run's directory.
+    """
+    begun = recorded_config(workdir)
+    if begun is None or config.data.rules:
+        return config
+    rules = DataOptions.from_config(begun.get("data")).rules
+    return config_lib.changed(config, {"data.rules": rules})
 
 
 def open_sources(
@@ -72,14 +87,26 @@ def open_sources(
             "Restore the data, or pass another --workdir"
         )
     # Errors that any image would cause appear now, before anything is compiled.
-    with contextlib.suppress(DecodeError):
+    with _unless_damaged():
         example, rng = train[0], np.random.default_rng(0)
-        pixels = to_pixels(example.image, setup.preprocessing.channels, example.name)
+        made = setup.preprocessing
+        pixels = to_pixels(example.image, made.channels, example.name, made.white_level)
         for chain in setup.train_transforms.values():
             chain(pixels, rng, example.name)
-    with contextlib.suppress(DecodeError):
+    with _unless_damaged():
         setup.preprocessing.prepare(held_out[0].image, held_out[0].name)
     return train, held_out
+
+
+@contextlib.contextmanager
+def _unless_damaged() -> Iterator[None]:
+    """Ignores a damaged image, which says nothing about the others."""
+    try:
+        yield
+    except UnsuitableImage:
+        raise
+    except DecodeError:
+        pass
 
 
 @contextlib.contextmanager
@@ -94,6 +121,7 @@ def claimed(workdir: str, config: Config) -> Iterator[None]:
         if first:
             free = config_lib.FREE_TO_CHANGE
             defaults = config_lib.to_plain(config_lib.default_config())
+            defaults["data"]["rules"] = FIRST_RULES
             stack.enter_context(claim(workdir, plain, free, defaults))
         cluster.wait_for_all("the first has claimed the directory")
         if not first:
@@ -109,6 +137,7 @@ def open_batches(setup: Setup, source: Source, start: int) -> Batches:
         batch_size=config.batch_size,
         transform=setup.train_transforms,
         channels=setup.architecture.channels,
+        white_level=setup.preprocessing.white_level,
         seed=config.seed,
         start=start,
         stop=config.total_steps,

@@ -92,15 +92,19 @@ def test_undivided_folder_can_be_evaluated_whole(tmp_path):
 def test_folders_without_images_are_logged(tmp_path, caplog):
     fill(tmp_path, "ab")
     (tmp_path / "c").mkdir()
-    (tmp_path / "c/0.heic").write_bytes(b"x")
+    (tmp_path / "c/0.mov").write_bytes(b"x")
     dataset = open_dataset(str(tmp_path))
     assert dataset.info.class_names == ("a", "b")
     assert dataset.split("train").class_names == ("a", "b")
-    [message] = caplog.messages
-    assert (
-        f"folders without images in {tmp_path}/, left out: 'c' (not images: .heic"
-        in message
-    )
+    assert caplog.messages == [
+        f"{tmp_path}: {line}"
+        for line in (
+            f"folders without images in {tmp_path}, left out: 'c'",
+            "there is no folder for evaluation: 2 of 6 images are held out for it "
+            "(data.hold_out=0.1)",
+            "left out: 1 × .mov",
+        )
+    ]
 
 
 def test_val_is_preferred_to_test(tmp_path):
@@ -250,7 +254,7 @@ def test_errors_describe_the_folder(tmp_path):
     assert "1 image(s) outside the folders of classes" in message(tmp_path / "loose")
     (tmp_path / "other" / "a").mkdir(parents=True)
     (tmp_path / "other" / "a" / "x.HEIC").touch()
-    assert "found 1 folder(s) ('a'), with 1 × .heic" in message(tmp_path / "other")
+    assert "found 1 folder(s) ('a'), with 1 × .mov" in message(tmp_path / "other")
     fill(tmp_path / "single", "a")
     assert "found one class ('a')" in message(tmp_path / "single")
     fill(tmp_path / "strange" / "train", "ab")

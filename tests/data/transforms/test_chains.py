@@ -3,13 +3,15 @@
 import io
 import re
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.decode import open_image
+from vit_jax.data.decode import UnsuitableImage, open_image
 from vit_jax.data.transforms import chains
-from vit_jax.data.transforms.chains import OPERATIONS, parse_chain, rescale_chain
+from vit_jax.data.transforms.chains import OPERATIONS, Chain, parse_chain, rescale_chain
+from vit_jax.data.transforms.operations import Operation, keep_size
 from vit_jax.data.transforms.resizing import resize_image
 from vit_jax.errors import UserError
 from vit_jax.weights.published.families import FAMILIES
@@ -244,3 +246,35 @@ def test_arguments_by_position_and_by_name():
 def test_error_of_too_small_image_names_it():
     with pytest.raises(UserError, match=r"tiny\.png: cannot cut 8×8 out of 7×9"):
         parse_chain("central_crop", (8, 8))(noise(7, 9), name="tiny.png")
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (
+            RuntimeError("gone"),
+            "x.png: RuntimeError: gone (in the chain 'a')",
+        ),
+        (IndexError(3), "x.png: IndexError: 3 (in the chain 'a')"),
+        (ValueError("it is odd"), "x.png: it is odd (in the chain 'a')"),
+        (cv2.error("empty"), "x.png: error: empty (in the chain 'a')"),
+    ],
+)
+def test_whatever_an_operation_raises_names_the_image(raised, message):
+    def apply(image, rng):
+        raise raised
+
+    chain = Chain("a", (4, 4), (Operation(apply, keep_size),))
+    with pytest.raises(UnsuitableImage) as error:
+        chain(noise(4, 4), name="x.png")
+    assert str(error.value) == message
+    assert error.value.__cause__ is raised
+
+
+def test_error_of_too_little_memory_names_the_image():
+    def apply(image, rng):
+        raise MemoryError
+
+    chain = Chain("a", (4, 4), (Operation(apply, keep_size),))
+    with pytest.raises(UserError, match=r"^x\.png: there is not enough memory for"):
+        chain(noise(4, 4), name="x.png")

@@ -221,3 +221,29 @@ def test_padding_mirrors_at_the_outermost_pixels(channels):
     counts = np.zeros((9, 9))
     np.add.at(counts, tuple(np.transpose(places)), 1)
     assert stats.chisquare(counts.ravel()).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("area_min", "mean"), [(0.05, 0.378), (0.4, 0.622)])
+def test_small_inception_boxes_have_tensorflows_mean_area(area_min, mean):
+    # The means of sample_distorted_bounding_box at 32×32, whose heights are rounded;
+    # without the rounding they would be 0.384 and 0.629.
+    random = np.random.default_rng(0)
+    draws = [
+        inception_box((32, 32), random, (area_min, 1.0), (0.75, 1.33))
+        for _ in range(10_000)
+    ]
+    areas = np.prod(np.array(draws)[:, 2:], 1) / 32**2
+    assert abs(areas.mean() - mean) < 4 * areas.std() / 10_000**0.5
+    assert areas.min() >= area_min
+
+
+def test_inception_boxes_from_64_pixels_on_are_those_of_earlier_versions():
+    drawn = {
+        size: inception_box(size, np.random.default_rng(5), (0.05, 1.0), (0.75, 1.33))
+        for size in ((64, 64), (64, 300), (375, 500))
+    }
+    assert drawn == {
+        (64, 64): (9, 2, 46, 56),
+        (64, 300): (3, 65, 58, 71),
+        (375, 500): (28, 32, 320, 389),
+    }

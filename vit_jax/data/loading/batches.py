@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.decode import DecodeError
+from vit_jax.data.decode import DecodeError, UnsuitableImage
 from vit_jax.data.loading.order import make_order
 from vit_jax.data.preprocessing import Preprocessing, opened
 from vit_jax.data.sources.protocol import Example, Source
@@ -185,6 +185,7 @@ def train_batches(
     start: int,
     stop: int,
     channels: int = 3,
+    white_level: float = 0.0,
     bad_images: str = "replace",
     rows: Sequence[int] | np.ndarray | None = None,
     num_threads: int | None = None,
@@ -207,6 +208,7 @@ def train_batches(
       start: number of the first batch; to resume, the number of batches consumed.
       stop: number after the last batch.
       channels: number of channels of the images.
+      white_level: the value of white in deep images; see `Preprocessing`.
       bad_images: how to treat an image that cannot be read. "replace": use the next
         readable example of the source; "skip": give a black image with mask 0;
         "error": raise DecodeError.
@@ -246,7 +248,7 @@ def train_batches(
         position = batch * batch_size + int(numbers[row])
 
         def views(example: Example) -> ExampleRow:
-            image = opened(example.image, channels, example.name, fast=True)
+            image = opened(example.image, channels, example.name, True, white_level)
             random = chance.at(position)
             return {
                 name: chain(image, random, example.name)
@@ -360,11 +362,16 @@ class _Loader:
             self._name(error)
             if self.bad_images == "skip":
                 return {**self.blank(), "bad": np.int32(1)}
+            first = error
+        unsuited = isinstance(first, UnsuitableImage)
         for step in range(1, REPLACEMENT_TRIES + 1):
             try:
                 return self._read((index + step) % len(self.source), views, bad=1)
             except DecodeError as error:
                 self._name(error)
+                unsuited &= isinstance(error, UnsuitableImage)
+        if unsuited:  # then the images are intact, and the remedy is in the message
+            raise first
         raise UserError(
             f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the warnings "
             "above name the last ones. Check that the dataset was copied completely."

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from vit_jax.data.decode import DecodeError, decode
+from vit_jax.data.decode import DecodeError, UnsuitableImage, decode
 from vit_jax.data.preprocessing import read_file
 from vit_jax.data.sources.listings import Files, Listing, Ragged
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY
@@ -185,7 +185,9 @@ def _checked(path: str) -> tuple[bytes, str]:
     """Returns a file's bytes and ""; or no bytes and why they are not an image."""
     try:
         data = read_file(path)
-        decode(data, name=path)
+        # What the model takes, and which value is white, is only known in training.
+        with contextlib.suppress(UnsuitableImage):
+            decode(data, name=path)
         return data, ""
     except DecodeError as error:
         return b"", str(error)

@@ -8,11 +8,12 @@ import numpy as np
 from vit_jax.archives.npz import Header
 from vit_jax.data.sources import npz
 from vit_jax.data.sources.listings import (
-    EVALUATION_NAMES,
     Entry,
     hold_out,
     mixed,
 )
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
+from vit_jax.data.sources.split_names import EVALUATION_NAMES
 from vit_jax.errors import UserError
 
 SPLITS = ("train", *EVALUATION_NAMES)
@@ -64,6 +65,7 @@ class ArrayFile(NamedTuple):
     Attributes:
       version: state of the file when it was read; see `version`.
       held_out: see `DatasetInfo`.
+      options: how it was read.
     """
 
     path: str
@@ -72,6 +74,7 @@ class ArrayFile(NamedTuple):
     parts: dict[str, Part]
     multi_label: bool
     held_out: bool
+    options: DataOptions
 
     @property
     def num_examples(self) -> dict[str, int]:
@@ -91,7 +94,7 @@ def version(path: str) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_size
 
 
-def read_array_file(path: str) -> ArrayFile:
+def read_array_file(path: str, options: DataOptions = DEFAULT_OPTIONS) -> ArrayFile:
     """Checks a file and reads everything except the images.
 
     Raises:
@@ -127,10 +130,15 @@ def read_array_file(path: str) -> ArrayFile:
     parts, held_out = {}, len(chosen[0]) == 1
     for split, names in chosen[0].items():
         entries = mixed(
-            Entry(str(row), () if several else int(label))
+            Entry(
+                str(row),
+                tuple(np.flatnonzero(label).tolist()) if several else int(label),
+            )
             for row, label in enumerate(labels[split])
         )
-        divided = hold_out(entries) if held_out else {split: entries}
+        divided = {split: entries}
+        if held_out:
+            divided = hold_out(entries, options.hold_out, rules=options.rules)
         for name, some in divided.items():
             rows = np.array([int(entry.path) for entry in some], np.int64)
             parts[name] = Part(
@@ -141,7 +149,7 @@ def read_array_file(path: str) -> ArrayFile:
             f"{path} has {len(labels['train'])} image(s), too few to hold one out for "
             "evaluation. Add images, or val_images and val_labels."
         )
-    return ArrayFile(path, opened, class_names, parts, several, held_out)
+    return ArrayFile(path, opened, class_names, parts, several, held_out, options)
 
 
 def _check(path: str, problems: list[str]) -> None:

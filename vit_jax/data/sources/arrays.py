@@ -22,6 +22,7 @@ import numpy as np
 
 from vit_jax.data.sources import npz, splits
 from vit_jax.data.sources.array_file import ArrayFile, read_array_file, version
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import (
     DatasetInfo,
     Example,
@@ -40,8 +41,8 @@ _held: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 class ArrayContents:
     """An opened file: labels and weights of all splits, without the images."""
 
-    def __init__(self, path: str):
-        self._file = read_array_file(path)
+    def __init__(self, path: str, options: DataOptions = DEFAULT_OPTIONS):
+        self._file = read_array_file(path, options)
 
     @property
     def info(self) -> DatasetInfo:
@@ -74,7 +75,7 @@ class ArrayImages:
 
     def __reduce__(self):
         # Another process reads the file again, which is faster than sending it all.
-        return _read_split, (self._file.path, self._split)
+        return _read_split, (self._file.path, self._split, self._file.options)
 
     @property
     def num_classes(self) -> int:
@@ -105,8 +106,8 @@ class ArrayImages:
         return self._parts.gather({split: part.weights for split, part in parts})
 
 
-def _read_split(path: str, split: str) -> ArrayImages:
-    return ArrayContents(path).split(split)
+def _read_split(path: str, split: str, options: DataOptions) -> ArrayImages:
+    return ArrayContents(path, options).split(split)
 
 
 def _images(file: ArrayFile, name: str) -> np.ndarray:

@@ -2,21 +2,43 @@
 
 import dataclasses
 import functools
+import logging
 import os
+import re
+from collections.abc import Mapping
 
-from vit_jax.data.sources import arrays, digits, folders, tables, tfds_sets
+from vit_jax.data.sources import (
+    arrays,
+    digits,
+    folders,
+    imagenet,
+    tables,
+    tfds_sets,
+)
+from vit_jax.data.sources.image_files import in_words
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.errors import UserError
+from vit_jax.words import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 # Kind → the function that opens it. Only `_recognised` decides the kind of a data set.
 KINDS: dict[str, Kind] = {
-    "digits": lambda location, data_dir: digits.DigitsContents(),
-    "image folder": lambda location, data_dir: folders.list_folder(location),
-    "table": lambda location, data_dir: tables.read_tables(location),
-    "arrays": lambda location, data_dir: arrays.ArrayContents(location),
-    "tensorflow-datasets": tfds_sets.open_set,
+    "digits": lambda location, data_dir, options: digits.DigitsContents(),
+    "image folder": lambda location, data_dir, options: folders.list_folder(
+        location, options
+    ),
+    "table": lambda location, data_dir, options: tables.read_tables(location, options),
+    "arrays": lambda location, data_dir, options: arrays.ArrayContents(
+        location, options
+    ),
+    "tensorflow-datasets": lambda location, data_dir, options: tfds_sets.open_set(
+        location, data_dir
+    ),
 }
 _EXTENSIONS = {"table": tables.EXTENSIONS, "arrays": arrays.EXTENSIONS}
+_OF_FILES = ("image folder", *_EXTENSIONS)  # kinds whose location is always a path
 
 
 def _preset(name, num_classes, train_split, eval_split, num_examples, **more):
@@ -72,19 +94,23 @@ PRESETS: dict[str, DatasetInfo] = {
 }
 
 
-def open_dataset(dataset: str, data_dir: str = "") -> "Dataset":
+def open_dataset(
+    dataset: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
+) -> "Dataset":
     """Opens a data set of any kind.
 
     Args:
       dataset: "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl),
         arrays (.npz), or a tensorflow-datasets name or prepared folder.
       data_dir: where tensorflow-datasets stores data sets; "" = its default.
+      options: how its files are read.
 
     Raises:
-      UserError: `dataset` is empty, or a folder of several prepared sets. Other errors
-        are raised when facts or examples are first requested; see `Dataset.contents`.
+      UserError: `dataset` is empty, a folder of several prepared sets, or of a kind
+        that does not exist. Other errors are raised when facts or examples are first
+        requested; see `Dataset.contents`.
     """
-    return Dataset(dataset, data_dir)
+    return Dataset(dataset, data_dir, options)
 
 
 class Dataset:
@@ -95,11 +121,16 @@ class Dataset:
       kind: one of `KINDS`.
       location: the absolute path of the data, or the name of a set that has none.
       data_dir: where tensorflow-datasets stores data sets, absolute; "" = its default.
+      options: how its files are read.
+      announces: whether opening it logs its remarks, and what was left out. A command
+        that shows them itself sets it to False.
     """
 
-    def __init__(self, name: str, data_dir: str = ""):
-        self.name = name
-        self.kind, self.location = _recognised(name)
+    def __init__(
+        self, name: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
+    ):
+        self.name, self.options, self.announces = name, options, True
+        self.kind, self.location = _recognised(name, options.kind)
         self.data_dir = _absolute(data_dir) if data_dir else ""
 
     @functools.cached_property
@@ -114,7 +145,29 @@ class Dataset:
             cannot be used, or the set is not prepared; the message says what was found
             and what to do.
         """
-        return KINDS[self.kind](self.location, self.data_dir)
+        contents = KINDS[self.kind](self.location, self.data_dir, self.options)
+        if self.announces:
+            left_out = in_words(getattr(contents, "left_out", {}))
+            lines = [*self._remarks(contents), f"left out: {left_out}" * bool(left_out)]
+            for line in filter(None, lines):
+                logger.warning("%s: %s", self.name, line)
+        return contents
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about how the name and the files of the data set were read."""
+        return tuple(self._remarks(self.contents))
+
+    def _remarks(self, contents: Contents) -> list[str]:
+        about_name = _other_meaning(self.name, self.kind, self.location)
+        if about_name and not self.options.kind:
+            return [about_name, *getattr(contents, "remarks", ())]
+        return [*getattr(contents, "remarks", ())]
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Reason → number of files that are not in the data set."""
+        return getattr(self.contents, "left_out", {})
 
     @property
     def info(self) -> DatasetInfo:
@@ -146,20 +199,28 @@ class Dataset:
         return self.contents.split(expression or default)
 
 
-def _recognised(dataset: str) -> tuple[str, str]:
+def _recognised(dataset: str, kind: str = "") -> tuple[str, str]:
     """Returns the kind of a data set, one of `KINDS`, and its location.
 
     A preset's name is never taken for a folder; write "./cifar10" for a folder of that
     name.
 
     Raises:
-      UserError: `dataset` is empty, or a folder of several prepared sets.
+      UserError: `dataset` is empty, a folder of several prepared sets, or `kind` is
+        given and does not exist.
     """
+    if kind and kind not in KINDS:
+        raise UserError(
+            f"data.kind={kind!r}: choose from {', '.join(KINDS)}"
+            + did_you_mean(kind, KINDS)
+        )
     if not dataset:
         raise UserError(
             "no dataset given: expected 'digits', a folder of images, a table (.csv, "
             ".tsv, .jsonl), arrays (.npz), or the name of a tensorflow-datasets set"
         )
+    if kind:
+        return kind, _absolute(dataset) if kind in _OF_FILES else dataset
     if dataset == "digits":
         return "digits", dataset
     if not _is_path(dataset):
@@ -173,6 +234,27 @@ def _recognised(dataset: str) -> tuple[str, str]:
         if path.lower().endswith(extensions):
             return kind, path
     return "image folder", path
+
+
+def _other_meaning(name: str, kind: str, location: str) -> str:
+    """Says which data set a name means, if it could also mean another; else ""."""
+    if not re.fullmatch(r"\w+", name):
+        return ""
+    here = os.path.abspath(name)
+    if location == name:
+        which = "embedded" if kind == "digits" else "tensorflow-datasets"
+        if not os.path.exists(here):
+            return ""
+        return f"this is the {which} data set, not {here}; for that, write ./{name}"
+    # Imported, tensorflow-datasets would take a second to list its sets.
+    package = imagenet.package_folder()
+    code, checksums = package / "datasets" / name, package / "url_checksums"
+    if not code.is_dir() and not (checksums / f"{name}.txt").is_file():
+        return ""
+    return (
+        f"this is {here}, not the tensorflow-datasets set of the same name; for that, "
+        "pass data.kind=tensorflow-datasets"
+    )
 
 
 def _is_path(dataset: str) -> bool:

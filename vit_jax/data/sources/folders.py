@@ -1,27 +1,36 @@
 """Image folders as data sets: one folder per class, with or without splits."""
 
 import collections
-import logging
+import dataclasses
 import os
 import time
+import unicodedata
+from collections.abc import Iterable, Mapping
 
-from vit_jax.data.sources import imagenet, kept_listings
+from vit_jax.data.sources import image_files, imagenet, kept_listings
+from vit_jax.data.sources.folder_splits import (
+    HOW_TO_SAY,
+    Division,
+    check_not_inverted,
+    divide,
+)
+from vit_jax.data.sources.image_files import EXTENSIONS, Walker
 from vit_jax.data.sources.listings import (
-    EVALUATION_NAMES,
     Entry,
     Files,
     Listing,
     UnknownClasses,
     hold_out,
+    left_without,
     mixed,
 )
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
+from vit_jax.data.sources.protocol import in_order
+from vit_jax.data.sources.split_names import role
 from vit_jax.errors import UserError
 from vit_jax.words import shortened
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-logger = logging.getLogger(__name__)
-
+LOOSE = "images outside the folders of classes"
 _LAYOUTS = (
     "Expected one folder per class, FOLDER/<class>/*.jpg, or such folders in "
     "FOLDER/train and FOLDER/val (or test). Images end in "
@@ -29,136 +38,274 @@ _LAYOUTS = (
     + "."
 )
 
+# Class → its images, as paths relative to the data set's folder, with "/".
+_Classes = dict[str, list[str]]
 
-def list_folder(path: str) -> Listing:
+
+def list_folder(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
     """Finds the classes and images below `path`.
 
-    If all folders are named like splits, in upper or lower case, they are splits;
-    without a training split the others can still be evaluated on. Without a folder for
-    evaluation, a tenth of the images is held out; see `hold_out`. A large listing is
-    cached; it is valid as long as no directory has changed.
+    `folder_splits.divide` decides which folders are splits. Without a training split
+    the others can still be evaluated on; without one for evaluation, a part of the
+    images is held out; see `hold_out`. Classes are in the order of `in_order`; their
+    names are normalised (NFC), because file systems write accents differently. A large
+    listing is cached; it is valid as long as no directory has changed.
 
     Raises:
-      UserError: there is no such folder, or it has no images, only one class to train
-        on, or classes to evaluate on that are not trained on.
+      UserError: there is no such folder, it is ambiguous, or it has no images, or only
+        one class to train on. A split for evaluation with classes that are not trained
+        on is in `Listing.problems`.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(path):
         raise UserError(f"there is no folder {path}. {_LAYOUTS}")
     if not os.path.isdir(path):
         raise UserError(f"{path} is a file, not a folder. {_LAYOUTS}")
-    if kept := kept_listings.load(path):
+    if kept := kept_listings.load(path, options):
         return kept
-    started, scan = time.time(), _Scan()
+    started, folder = time.time(), _Folder(path, options)
     try:
-        listing = _list(path, scan)
+        listing = folder.listing()
     except OSError as error:
         raise UserError(
             f"{error.filename} cannot be listed: {error.strerror}. "
             "Make the folder readable."
         ) from error
-    kept_listings.keep(listing, scan.modified, started)
+    kept_listings.keep(listing, options, folder.walker.modified, started)
     return listing
 
 
-def _list(path: str, scan: "_Scan") -> Listing:
-    folders, _ = scan(path)
-    # Split → its folder, whose name may be Train or VAL.
-    given = {
-        split: name
-        for split in ("train", *EVALUATION_NAMES)
-        for name in folders
-        if name.lower() == split
-    }
-    divided = "train" in given and scan(os.path.join(path, given["train"]))[0]
-    if divided or (folders and len(given) == len(folders)):
-        found = {split: _classes(path, given[split], scan) for split in given}
-    else:
-        found = {"train": _classes(path, "", scan)}
-    names = tuple(sorted(found.get("train") or set().union(*found.values())))
-    if len(names) == 1 and "train" in found:
-        raise UserError(
-            f"found one class ({names[0]!r}) to train on in {path}, expected at least "
-            f"two. {_LAYOUTS}"
-        )
-    unknown = {split: sorted(set(of) - set(names)) for split, of in found.items()}
-    names = tuple(sorted(set().union(*found.values())))
-    entries = {
-        split: mixed(
-            Entry(file, label)
-            for label, name in enumerate(names)
-            for file in classes.get(name, ())
-        )
-        for split, classes in found.items()
-    }
-    if held_out := list(entries) == ["train"]:
-        entries = hold_out(entries["train"])
-    if not all(entries.values()):
-        raise UserError(
-            f"{path} has {len(entries['train'])} image(s), too few to hold one out for "
-            "evaluation. Add images, or put some into FOLDER/val."
-        )
-    files = {split: Files.of(listed) for split, listed in entries.items()}
-    called = f"the folder {path}"
-    train_split = "train" if "train" in files else ""
-    eval_split = list(files)[bool(train_split)]
-    listing = Listing(
-        path, called, names, files, train_split, eval_split, held_out=held_out
-    )
-    train = os.path.join(path, given.get("train", ""))
-    problems = [
-        f"{os.path.join(path, given[split])} has classes that {train} does not have: "
-        f"{shortened(classes, repr)}. Classes to train on: "
-        f"{shortened(sorted(found['train']), repr)}. Give the folders the same names."
-        for split, classes in unknown.items()
-        if classes
-    ]
-    if problems:
-        raise UnknownClasses("\n".join(problems), listing)
-    return listing
+class _Folder:
+    """The listing of one folder, while it is made."""
 
+    def __init__(self, path: str, options: DataOptions):
+        self.path, self.options = path, options
+        self.walker = Walker(options.rules)
+        self.left_out: collections.Counter[str] = collections.Counter()
+        self.remarks: list[str] = []
+        self.problems: dict[str, UserError] = {}
 
-def _classes(root: str, below: str, scan: "_Scan") -> dict[str, list[str]]:
-    """Returns class → its images, as paths relative to `root`, with "/"."""
-    folder = os.path.join(root, below)
-    folders, files = scan(folder)
-    classes, others, without = {}, collections.Counter(), []
-    for name in folders:
-        images = []
-        prefix = f"{below}/{name}" if below else name
-        for file in _walk(os.path.join(folder, name), prefix, scan):
-            if file.lower().endswith(EXTENSIONS):
-                images.append(file)
-            else:
-                others[os.path.splitext(file)[1].lower() or "no extension"] += 1
-        if images:
-            classes[name] = images
-        else:
-            without.append(name)
-    if classes and without:
-        endings = f" (not images: {', '.join(sorted(others))})" if others else ""
-        names = shortened(without, repr)
-        logger.warning(
-            "folders without images in %s, left out: %s%s", folder, names, endings
-        )
-    if not classes and below:
-        classes = _imagenet_validation(below, files)
-    if not classes:
-        loose = sum(file.lower().endswith(EXTENSIONS) for file in files)
-        names = shortened(folders, repr)
-        seen = f"{len(folders)} folder(s)" + (f" ({names})" if folders else "")
-        if loose:
-            seen += f" and {loose} image(s) outside the folders of classes"
-        if others:
-            seen += ", with " + ", ".join(
-                f"{number} × {ending}" for ending, number in others.most_common(5)
+    def listing(self) -> Listing:
+        """Lists everything; see `list_folder`."""
+        division = divide(self.path, self.walker, self.options)
+        self.remarks += division.remarks
+        found = {
+            split: self._split(folders, division)
+            for split, folders in division.folders.items()
+        }
+        root = self.walker.scan(self.path)
+        self._count(root, sum(map(self.walker.is_image, root.files)))
+        trained = found.get("train")
+        if trained is not None and len(trained) == 1:
+            self._refuse_one_class(next(iter(trained)), division)
+        unlabelled = self._unlabelled(found, division)
+        names = self._in_order(trained or set().union(*found.values()))
+        unknown = {
+            split: sorted(classes.keys() - set(names))
+            for split, classes in found.items()
+        }
+        labelled = {
+            split: classes
+            for split, classes in found.items()
+            if not unknown[split] and split not in unlabelled
+        }
+        evaluated = [split for split in found if split not in ("train", *unlabelled)]
+        listing = self._made(names, labelled, evaluated)
+        unknown = {
+            split: those
+            for split, those in unknown.items()
+            if those and split not in unlabelled
+        }
+        if unknown:
+            shown = {
+                split: classes
+                for split, classes in found.items()
+                if split not in unlabelled
+            }
+            every = self._in_order(set().union(*shown.values()))
+            complete = self._made(every, shown, evaluated)
+            complete = dataclasses.replace(complete, problems={})
+            train = os.path.join(self.path, division.folders["train"][0])
+            for split, those in unknown.items():
+                where = os.path.join(self.path, division.folders[split][0])
+                self.problems[split] = UnknownClasses(
+                    f"{where} has classes that {train} does not have: "
+                    f"{shortened(those, repr)}. Classes to train on: "
+                    f"{shortened(names, repr)}. Give the folders the same names.",
+                    complete,
+                )
+        return listing
+
+    def _made(
+        self,
+        names: tuple[str, ...],
+        found: Mapping[str, _Classes],
+        evaluated: list[str],
+    ) -> Listing:
+        """Makes the listing of some splits, all of whose classes are in `names`."""
+        entries = {
+            split: mixed(
+                Entry(file, label)
+                for label, name in enumerate(names)
+                for file in classes.get(name, ())
             )
-        where = folder.rstrip("/")
-        raise UserError(f"no images of any class in {where}; found {seen}. {_LAYOUTS}")
-    return classes
+            for split, classes in found.items()
+        }
+        remarks = list(self.remarks)
+        if held_out := not evaluated:
+            share, rules = self.options.hold_out, self.options.rules
+            entries |= hold_out(entries["train"], share, rules=rules)
+            evaluated = ["val"]
+            number, total = len(entries["val"]), sum(map(len, entries.values()))
+            remarks.append(
+                f"there is no folder for evaluation: {number:,} of {total:,} images "
+                f"are held out for it (data.hold_out={share:g})"
+            )
+            remarks += left_without(entries, names)
+        if not all(entries.values()):
+            raise UserError(
+                f"{self.path} has {len(entries['train'])} image(s), too few to hold "
+                "one out for evaluation. Add images, or put some into FOLDER/val."
+            )
+        return Listing(
+            self.path,
+            f"the folder {self.path}",
+            names,
+            {split: Files.of(listed) for split, listed in entries.items()},
+            "train" if "train" in entries else "",
+            evaluated[0],
+            held_out=held_out,
+            left_out=dict(self.left_out),
+            remarks=tuple(remarks),
+            problems=self.problems,
+        )
+
+    def _split(self, folders: Iterable[str], division: Division) -> _Classes:
+        """Lists the classes in the folders of one split."""
+        classes: _Classes = {}
+        for folder in folders:
+            for name, images in self._classes(folder, division.beside).items():
+                classes.setdefault(name, []).extend(images)
+        return classes
+
+    def _classes(self, below: str, beside: frozenset[str]) -> _Classes:
+        """Lists the classes in one folder."""
+        folder = os.path.join(self.path, below) if below else self.path
+        scanned = self.walker.scan(folder)
+        folders = [name for name in scanned.folders if below or name not in beside]
+        classes: _Classes = {}
+        others: collections.Counter[str] = collections.Counter()
+        without = []
+        for name in folders:
+            prefix = f"{below}/{name}/" if below else f"{name}/"
+            found = self.walker.find(os.path.join(folder, name), prefix)
+            others.update(found.left_out)
+            if found.images:
+                classes.setdefault(self._class_name(name), []).extend(found.images)
+            else:
+                without.append(name)
+        if classes and not (below or self.options.splits or self._first):
+            check_not_inverted(folder, folders, self.walker)
+        loose = sum(map(self.walker.is_image, scanned.files))
+        if not classes and below:
+            classes = _imagenet_validation(below, scanned.files)
+            loose -= sum(map(len, classes.values()))
+        if not classes:
+            raise UserError(_nothing_in(folder, folders, loose, others, bool(below)))
+        if without:
+            shown = shortened(without, repr)
+            self.remarks.append(
+                f"folders without images in {folder}, left out: {shown}"
+            )
+        self.left_out.update(others)
+        if below:
+            self._count(scanned, loose)
+        return classes
+
+    @property
+    def _first(self) -> bool:
+        return self.options.rules == FIRST_RULES
+
+    def _count(self, scanned: image_files.Scanned, loose: int) -> None:
+        """Counts what is left out in a folder of folders: also its files."""
+        self.left_out.update(scanned.left_out)
+        if loose:
+            self.left_out[LOOSE] += loose
+        for name in scanned.files:
+            if not self.walker.is_image(name):
+                ending = os.path.splitext(name)[1].lower()
+                self.left_out[ending or image_files.NO_ENDING] += 1
+
+    def _class_name(self, folder: str) -> str:
+        return folder if self._first else unicodedata.normalize("NFC", folder)
+
+    def _in_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        # Folders "0" … "11" were ordered as text by the first rules.
+        return tuple(sorted(names)) if self._first else in_order(names)
+
+    def _unlabelled(
+        self, found: Mapping[str, _Classes], division: Division
+    ) -> dict[str, str]:
+        """Returns split → its folder, for splits whose images have no labels.
+
+        Also those with all images in one folder that is no class of the training data,
+        as test/images.
+        """
+        unlabelled = dict(division.unlabelled)
+        trained = found.get("train", {})
+        for split, classes in found.items():
+            folder = division.folders[split][0]
+            single = len(classes) == 1 and not classes.keys() & trained.keys()
+            if role(split) == "test" and trained and single and not self._first:
+                unlabelled[split] = folder
+                self.remarks.append(
+                    f"{os.path.join(self.path, folder)} has one folder, "
+                    f"{next(iter(classes))!r}, which is not a class: not used"
+                )
+        for split, folder in unlabelled.items():
+            self.problems[split] = UserError(
+                f"{os.path.join(self.path, folder)} has no folders of classes, so its "
+                f"images have no labels. {_LAYOUTS}"
+            )
+        return unlabelled
+
+    def _refuse_one_class(self, name: str, division: Division) -> None:
+        folder = os.path.join(self.path, division.folders["train"][0], name)
+        inner = self.walker.scan(folder).folders if os.path.isdir(folder) else []
+        hint = f" Or is {folder} the data set, with {shortened(inner, repr)}?"
+        raise UserError(
+            f"found one class ({name!r}) to train on in {self.path}, expected at least "
+            f"two. {_LAYOUTS}{hint if len(inner) > 1 else ''}"
+        )
 
 
-def _imagenet_validation(below: str, files: list[str]) -> dict[str, list[str]]:
+def _nothing_in(
+    folder: str,
+    folders: list[str],
+    loose: int,
+    others: collections.Counter[str],
+    is_split: bool,
+) -> str:
+    """Writes the error message for a folder without any class."""
+    names = shortened(folders, repr)
+    seen = f"{len(folders)} folder(s)" + (f" ({names})" if folders else "")
+    if loose:
+        seen += f" and {loose} image(s) outside the folders of classes"
+    if others:
+        seen += ", with " + ", ".join(
+            f"{number} × {ending}" for ending, number in others.most_common(5)
+        )
+    hint = (
+        " If this folder is not a split, name those that are in data.splits, or pass "
+        f"data.splits=none if every folder is a class {HOW_TO_SAY}."
+    )
+    return (
+        f"no images of any class in {folder}; found {seen}. {_LAYOUTS}"
+        f"{hint if is_split else ''}"
+    )
+
+
+def _imagenet_validation(below: str, files: list[str]) -> _Classes:
     classes = collections.defaultdict(list)
     for file in files:
         if imagenet.VALIDATION_FILE.fullmatch(file):
@@ -169,41 +316,3 @@ def _imagenet_validation(below: str, files: list[str]) -> dict[str, list[str]]:
                 )
             classes[name].append(f"{below}/{file}")
     return dict(classes)
-
-
-def _walk(
-    folder: str, prefix: str, scan: "_Scan", links: tuple[str, ...] = ()
-) -> list[str]:
-    """Lists all files below a folder, prefixed with `prefix`; no stat for files."""
-    folders, files = scan(folder)
-    found = [f"{prefix}/{name}" for name in files]
-    for name in folders:
-        path, followed = os.path.join(folder, name), links
-        if os.path.islink(path):
-            target = os.path.realpath(path)
-            if target in links or f"{os.path.realpath(folder)}/".startswith(target):
-                continue  # a link to a folder that contains it
-            followed = (*links, target)
-        found += _walk(path, f"{prefix}/{name}", scan, followed)
-    return found
-
-
-class _Scan:
-    """A lister of directories that records when each was last modified.
-
-    Attributes:
-      modified: directory → modification time in ns, read before it was listed.
-    """
-
-    def __init__(self):
-        self.modified: dict[str, int] = {}
-
-    def __call__(self, folder: str) -> tuple[list[str], list[str]]:
-        """Returns names of the folders and of the files, without hidden ones."""
-        self.modified.setdefault(folder, os.stat(folder).st_mtime_ns)
-        folders, files = [], []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
-        return sorted(folders), sorted(files)

@@ -15,6 +15,13 @@ from vit_jax.errors import UserError
 VALIDATION_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
 
+def package_folder() -> pathlib.Path:
+    """Returns the folder of tensorflow-datasets, without importing it."""
+    package = importlib.util.find_spec("tensorflow_datasets")
+    assert package is not None and package.submodule_search_locations
+    return pathlib.Path(package.submodule_search_locations[0])
+
+
 @functools.cache
 def class_names() -> tuple[str, ...]:
     """Returns the 1,000 WordNet IDs in the order of the labels, which is sorted."""
@@ -31,10 +38,7 @@ def validation_class(file: str) -> str | None:
 
 @functools.cache
 def _lines(name: str) -> tuple[str, ...]:
-    package = importlib.util.find_spec("tensorflow_datasets")
-    assert package is not None and package.submodule_search_locations
-    folder = pathlib.Path(package.submodule_search_locations[0])
-    file = folder / "datasets" / "imagenet2012" / name
+    file = package_folder() / "datasets" / "imagenet2012" / name
     try:
         return tuple(file.read_text(encoding="utf-8").split())
     except OSError as error:

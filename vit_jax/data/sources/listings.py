@@ -1,9 +1,8 @@
 """Image files with their labels, listed by folders and tables."""
 
-import collections
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +10,10 @@ import numpy as np
 from vit_jax.data.hashing import stable_hash
 from vit_jax.data.preprocessing import read_file
 from vit_jax.data.sources import splits
+from vit_jax.data.sources.holding_out import Label, held_out, uncovered
+from vit_jax.data.sources.options import NEWEST_RULES
 from vit_jax.data.sources.protocol import DatasetInfo, Example, check_single_label
 from vit_jax.errors import UserError
-
-EVALUATION_NAMES = ("val", "valid", "validation", "test")
-HELD_OUT = 0.1  # share of the images, if no evaluation split is given
-
-Label = int | tuple[int, ...]
 
 
 class Entry(NamedTuple):
@@ -110,6 +106,9 @@ class Listing:
       train_split, eval_split: the default splits for training and evaluation.
       multi_label: whether a file may have any number of labels.
       held_out: see `DatasetInfo`.
+      left_out: reason → number of files that are not in the listing.
+      remarks: sentences about what was found and how it was understood.
+      problems: see `DatasetInfo`.
     """
 
     path: str
@@ -120,6 +119,9 @@ class Listing:
     eval_split: str
     multi_label: bool = False
     held_out: bool = False
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    problems: Mapping[str, UserError] = dataclasses.field(default_factory=dict)
 
     @property
     def num_examples(self) -> dict[str, int]:
@@ -137,11 +139,18 @@ class Listing:
             self.eval_split,
             self.multi_label,
             self.held_out,
+            self.problems,
         )
 
     def split(self, expression: str) -> "ListedImages":
-        """Opens a split such as "train[:98%]" or "train+val"."""
-        return ListedImages(self, expression)
+        """Opens a split such as "train[:98%]" or "train+val".
+
+        Raises:
+          UserError: the split cannot be used, or there is none of this name.
+        """
+        splits.check(expression, self.problems)
+        # Errors stay here: not all of them can be sent to another process.
+        return ListedImages(dataclasses.replace(self, problems={}), expression)
 
 
 class UnknownClasses(UserError):
@@ -197,33 +206,51 @@ def mixed(entries: Iterable[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: stable_hash(entry.path))
 
 
-def hold_out(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Divides training data: a tenth, chosen by the hash of the path, for evaluation.
+def hold_out(
+    entries: Sequence[Entry],
+    share: float,
+    groups: Sequence[str] | None = None,
+    rules: int = NEWEST_RULES,
+) -> dict[str, list[Entry]]:
+    """Divides training data into "train" and "val", the part held out for evaluation.
 
-    Adding or removing files never moves another one to the other side. The exception
-    are very small sets: if one side, or a class's training images, would be empty, one
-    image per class changes sides.
+    An image is held out if a hash of its path is among the smallest `share` of all
+    possible ones, so adding or removing others does not move it to the other side.
+    Where that would hold out less than half or more than twice the share of a class,
+    those with the nearest hashes change sides. So each class with two or more images
+    has at least one on either side; a single image is for training. If images may have
+    several labels, each label has one on either side, as far as no other label is left
+    without.
+
+    With groups, such as patients or cameras, the hash is that of the group's name, and
+    a whole group is on one side. That takes precedence over classes, some of which may
+    then be missing from one side; `left_without` names them.
+
+    Args:
+      entries: the training data, in the order of `mixed`.
+      share: part of them to hold out.
+      groups: name of each entry's group, "" if it is in none; None = no groups.
+      rules: see `DataOptions`; the first rules know neither classes nor groups.
     """
-    held_out = {entry.path for entry in entries if _held_out(entry.path)}
-    of_class = collections.defaultdict(list)  # each in the order of the hash
-    for path, label, _ in entries:
-        # Combinations of labels are not treated as classes: nearly all may be rare.
-        of_class["any" if isinstance(label, tuple) else label].append(path)
-    for members in of_class.values():
-        if held_out.issuperset(members):
-            held_out.discard(members[-1])
-    if not held_out:
-        held_out = {members[0] for members in of_class.values() if len(members) > 1}
-    return {
-        "train": [entry for entry in entries if entry.path not in held_out],
-        "val": [entry for entry in entries if entry.path in held_out],
-    }
+    chosen = held_out(
+        [entry.path for entry in entries],
+        [entry.label for entry in entries],
+        share,
+        groups,
+        rules,
+    )
+    found: dict[str, list[Entry]] = {"train": [], "val": []}
+    for entry, out in zip(entries, chosen, strict=True):
+        found["val" if out else "train"].append(entry)
+    return found
 
 
-def _held_out(file: str) -> bool:
-    # Not the hash that orders the files: slices of the training split would otherwise
-    # be cut exactly where the evaluation split ends.
-    return stable_hash("held out\n" + file) < HELD_OUT * 2**64
+def left_without(
+    divided: Mapping[str, Sequence[Entry]], class_names: Sequence[str]
+) -> tuple[str, ...]:
+    """Names the classes that `hold_out` left without examples on one side."""
+    train, evaluation = ([entry.label for entry in some] for some in divided.values())
+    return tuple(uncovered(train, evaluation, class_names))
 
 
 def _ends(parts: Sequence) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from vit_jax.data.sources import splits
+from vit_jax.data.sources.options import DataOptions
 from vit_jax.errors import UserError
 
 
@@ -82,6 +83,7 @@ class DatasetInfo:
         train_split if there is nothing to train on.
       multi_label: whether an example may have any number of labels.
       held_out: whether eval_split was split off the training data.
+      problems: split → why it cannot be used; raised only if it is asked for.
     """
 
     name: str
@@ -92,6 +94,7 @@ class DatasetInfo:
     eval_split: str
     multi_label: bool = False
     held_out: bool = False
+    problems: Mapping[str, UserError] = dataclasses.field(default_factory=dict)
 
     def with_splits(self, train_split: str = "", eval_split: str = "") -> "DatasetInfo":
         """Chooses the two splits of a run and counts their examples.
@@ -104,7 +107,8 @@ class DatasetInfo:
           `num_examples` holds the counts of exactly `train_split` and `eval_split`.
 
         Raises:
-          UserError: there is no such split, or nothing to train on.
+          UserError: there is no such split, it cannot be used, or there is nothing to
+            train on.
         """
         train_split = train_split or self.train_split
         eval_split = eval_split or self.eval_split
@@ -114,6 +118,8 @@ class DatasetInfo:
                 f"{', '.join(self.num_examples)}: put training images into "
                 "FOLDER/train, or name a split with --config.train_split"
             )
+        for split in (train_split, eval_split):
+            splits.check(split, self.problems)
         counts = {
             split: splits.count(split, self.num_examples, self.name)
             for split in (train_split, eval_split)
@@ -144,8 +150,10 @@ class Kind(Protocol):
     """A function that opens data sets of one kind.
 
     `location` is the absolute path of the data, or the name of a set that has none;
-    `data_dir` is where tensorflow-datasets stores data sets. Raises UserError if the
-    data cannot be used.
+    `data_dir` is where tensorflow-datasets stores data sets; `options` say how the
+    files are read. Raises UserError if the data cannot be used.
     """
 
-    def __call__(self, location: str, data_dir: str, /) -> Contents: ...
+    def __call__(
+        self, location: str, data_dir: str, options: DataOptions, /
+    ) -> Contents: ...

@@ -1,5 +1,6 @@
 """Resolution of split expressions such as "train[:98%]" or "train+test"."""
 
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 
@@ -42,6 +43,18 @@ def resolve(
     if not any(len(positions) for _, positions in parts):
         raise UserError(f"split {spec!r} selects no example. {help_text}")
     return parts
+
+
+def check(spec: str, problems: Mapping[str, UserError]) -> None:
+    """Raises the problem of a split that `spec` names, if there is one.
+
+    Args:
+      spec: a split expression.
+      problems: split → why it cannot be used.
+    """
+    for split, problem in problems.items():
+        if re.search(rf"(?<!\w){re.escape(split)}(?!\w)", spec):
+            raise problem
 
 
 class Parts:

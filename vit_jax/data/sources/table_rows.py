@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from vit_jax.data.sources.listings import EVALUATION_NAMES
+from vit_jax.data.sources.split_names import EVALUATION_NAMES
 from vit_jax.errors import UserError
 
 PATH_COLUMNS = ("image", "path", "file", "filename")

@@ -18,6 +18,7 @@ from vit_jax.data.sources.listings import (
     hold_out,
     mixed,
 )
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import in_order
 from vit_jax.data.sources.table_rows import (
     EXPECTED,
@@ -54,7 +55,7 @@ def split_files(folder: str) -> dict[str, str]:
     return found if "train" in found and len(found) > 1 else {}
 
 
-def read_tables(path: str) -> Listing:
+def read_tables(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
     """Reads a table, or a folder with one table per split.
 
     Raises:
@@ -87,7 +88,7 @@ def read_tables(path: str) -> Listing:
     _check_number(names, several, name)
     entries = _entries(rows, names, several)
     if held_out := len(entries) == 1:
-        entries = hold_out(entries["train"])
+        entries = hold_out(entries["train"], options.hold_out, rules=options.rules)
     if not all(entries.values()):
         raise UserError(
             f"{name} has {len(rows)} row(s), too few to hold one out for evaluation. "

@@ -52,7 +52,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit_jax.data.decode import Opened, whole
+from vit_jax.data.decode import Opened, UnsuitableImage, whole
 from vit_jax.data.transforms.colour import (
     blur,
     color_jitter,
@@ -121,20 +121,31 @@ class Chain:
           name: the image's name in error messages.
 
         Raises:
-          UserError: the image is too small for a crop, has a number of channels that an
-            operation does not take, or does not end at `image_size`.
+          UnsuitableImage: the image is too small for a crop, has a number of channels
+            that an operation does not take, does not end at `image_size`, or makes an
+            operation fail; the message names it.
+          DecodeError: it cannot be decoded.
         """
-        for operation in self.operations:
-            try:
+        try:
+            for operation in self.operations:
                 operation.check(image)
-            except ValueError as error:
-                raise UserError(
-                    f"{name or 'image'}: {error} (in the chain {self.text!r})"
-                ) from None
-            image = operation.apply(image if operation.cuts else whole(image), rng)
-        image = whole(image)
-        if image.shape[:2] != self.image_size:
+                image = operation.apply(image if operation.cuts else whole(image), rng)
+            image = whole(image)
+        except UserError:
+            raise
+        except MemoryError as error:
             raise UserError(
+                f"{name or 'image'}: there is not enough memory for the chain "
+                f"{self.text!r}"
+            ) from error
+        except Exception as error:
+            # A ValueError is a sentence of an operation's own.
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            raise UnsuitableImage(
+                f"{name or 'image'}: {kind}{error} (in the chain {self.text!r})"
+            ) from error
+        if image.shape[:2] != self.image_size:
+            raise UnsuitableImage(
                 f"{name or 'image'} is {times(image.shape[:2])} after the chain "
                 f"{self.text!r}, the model takes {times(self.image_size)}. "
                 "End the chain with 'resize' or 'central_crop'."

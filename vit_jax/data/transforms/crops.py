@@ -7,6 +7,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from vit_jax.data.transforms.enlarged import resize_or_defer
 from vit_jax.data.transforms.operations import (
     Operation,
     check_bounds,
@@ -19,6 +20,7 @@ from vit_jax.data.transforms.resizing import INTERPOLATIONS, Size, resize_image
 from vit_jax.words import times
 
 ROUNDINGS: dict[str, Callable[[float], int]] = {"nearest": round, "down": math.floor}
+_ROUNDED_BELOW = 64  # pixels of the shorter side; see inception_box
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
@@ -39,19 +41,48 @@ def inception_box(
     """
     height, width = size
     least, most = (fraction * height * width for fraction in area)
+    # The roundings change the mean area by less than a hundredth from 64 pixels on,
+    # where boxes stay those that earlier versions drew.
+    draw = _rounded_box if min(size) < _ROUNDED_BELOW else _inner_box
     for _ in range(100):
         ratio = aspect[0] + (aspect[1] - aspect[0]) * rng.random()
-        shortest = max(1, math.ceil(math.sqrt(least / ratio)))
-        tallest = int(min(math.sqrt(most / ratio), (width + 0.5) / ratio, height))
-        if shortest > tallest:
-            continue
-        box_height = _draw(rng, shortest, tallest)
+        box_height = draw(size, rng, ratio, least, most)
         box_width = round(box_height * ratio)
-        fits = 1 <= box_width <= width
+        fits = 1 <= box_height <= height and 1 <= box_width <= width
         if not fits or not least <= box_height * box_width <= most:
             continue
         return (*_corner(size, (box_height, box_width), rng), box_height, box_width)
     return 0, 0, height, width
+
+
+def _inner_box(
+    size: Size, rng: np.random.Generator, ratio: float, least: float, most: float
+) -> int:
+    """Draws the height of a box whose area is within bounds before rounding; or 0."""
+    height, width = size
+    shortest = max(1, math.ceil(math.sqrt(least / ratio)))
+    tallest = int(min(math.sqrt(most / ratio), (width + 0.5) / ratio, height))
+    return _draw(rng, shortest, tallest) if shortest <= tallest else 0
+
+
+def _rounded_box(
+    size: Size, rng: np.random.Generator, ratio: float, least: float, most: float
+) -> int:
+    """Draws the height of a box with TensorFlow's roundings.
+
+    The least and the largest height are rounded to the nearest, and a box whose area is
+    then out of bounds gets one row more or less.
+    """
+    height, width = size
+    shortest, tallest = (round(math.sqrt(bound / ratio)) for bound in (least, most))
+    if round(tallest * ratio) > width:
+        tallest = int((width + 0.5 - 1e-7) / ratio)
+        tallest -= round(tallest * ratio) > width
+    tallest = min(tallest, height)
+    drawn = _draw(rng, min(shortest, tallest), tallest)
+    drawn += drawn * round(drawn * ratio) < least
+    drawn -= drawn * round(drawn * ratio) > most
+    return drawn
 
 
 def resized_crop_box(
@@ -130,17 +161,18 @@ def random_crop(size, padding=0) -> Operation:
         return _cropped(size, (have[0] + 2 * padding, have[1] + 2 * padding))
 
     def apply(image, rng):
-        if padding:
-            channels = image.shape[2]
-            image = cv2.copyMakeBorder(
-                image, padding, padding, padding, padding, cv2.BORDER_REFLECT_101
-            )
-            # OpenCV drops a single channel.
-            image = image.reshape(*image.shape[:2], channels)
-        top, left = _corner(image.shape[:2], size, rng)
-        return image[top : top + size[0], left : left + size[1]]
+        height, width = image.shape[:2]
+        padded = height + 2 * padding, width + 2 * padding
+        top, left = (start - padding for start in _corner(padded, size, rng))
+        if min(top, left) >= 0 and top + size[0] <= height and left + size[1] <= width:
+            return image[top : top + size[0], left : left + size[1]]
+        rows, columns = _mirrored(top, size[0], height), _mirrored(left, size[1], width)
+        # The part of the image that is seen, directly or mirrored.
+        first, start = rows.min(), columns.min()
+        seen = image[first : rows.max() + 1, start : columns.max() + 1]
+        return seen[rows - first][:, columns - start]
 
-    return Operation(apply, output_size, random=True, cuts=not padding)
+    return Operation(apply, output_size, random=True, cuts=True)
 
 
 def central_crop(size, rounding="down") -> Operation:
@@ -163,7 +195,7 @@ def resize(size, interpolation="bilinear") -> Operation:
     size = read_size(size)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
     return Operation(
-        lambda image, _: resize_image(image, size, interpolation), lambda _: size
+        lambda image, _: resize_or_defer(image, size, interpolation), lambda _: size
     )
 
 
@@ -185,7 +217,9 @@ def resize_small(size, interpolation="area", rounding="nearest") -> Operation:
         return height, width
 
     return Operation(
-        lambda image, _: resize_image(image, covering(image.shape[:2]), interpolation),
+        lambda image, _: resize_or_defer(
+            image, covering(image.shape[:2]), interpolation
+        ),
         lambda have: have and covering(have),
     )
 
@@ -222,6 +256,12 @@ def _cut_and_resize(draw_box, size, area, aspect, interpolation) -> Operation:
 def _corner(have: Size, want: Size, rng: np.random.Generator) -> tuple[int, int]:
     """Draws (top, left) of a box of size `want`, uniformly among those inside."""
     return _draw(rng, 0, have[0] - want[0]), _draw(rng, 0, have[1] - want[1])
+
+
+def _mirrored(start: int, length: int, whole: int) -> np.ndarray:
+    """Returns the indices of pixels from `start`, mirrored at the outermost ones."""
+    index = np.abs(np.arange(start, start + length))
+    return np.where(index < whole, index, 2 * (whole - 1) - index)
 
 
 def _draw(rng: np.random.Generator, least: int, most: int) -> int:

@@ -18,7 +18,8 @@ class Operation:
     """One operation with its arguments bound.
 
     Attributes:
-      apply: (uint8 [h, w, c], random generator) → uint8 [h', w', c].
+      apply: (uint8 [h, w, c], random generator) → uint8 [h', w', c], which may be
+        deferred (`decode.Deferred`).
       output_size: input size (None = unknown until there is an image) → output size.
         Raises ValueError if the input is too small.
       random: whether it draws from the generator.
@@ -27,7 +28,7 @@ class Operation:
         image[rows, columns], so that no more than the box has to be decoded.
     """
 
-    apply: Callable[[Any, np.random.Generator | None], np.ndarray]
+    apply: Callable[[Any, np.random.Generator | None], Opened]
     output_size: Callable[[Size | None], Size | None]
     random: bool = False
     channels: tuple[int, ...] = ()

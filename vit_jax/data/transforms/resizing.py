@@ -43,11 +43,14 @@ def _by_pillow(resample: Image.Resampling, image: np.ndarray, size: Size) -> np.
     return np.dstack([resized(plane) for plane in np.moveaxis(image, 2, 0)])
 
 
+PILLOWS = {
+    "bilinear_antialias": Image.Resampling.BILINEAR,
+    "bicubic_antialias": Image.Resampling.BICUBIC,
+}
 INTERPOLATIONS: dict[str, Callable[[np.ndarray, Size], np.ndarray]] = {
     "nearest": functools.partial(_by_opencv, cv2.INTER_NEAREST_EXACT),
     "bilinear": functools.partial(_by_opencv, cv2.INTER_LINEAR),
     "bicubic": functools.partial(_by_opencv, cv2.INTER_CUBIC),
     "area": functools.partial(_by_opencv, cv2.INTER_AREA),
-    "bilinear_antialias": functools.partial(_by_pillow, Image.Resampling.BILINEAR),
-    "bicubic_antialias": functools.partial(_by_pillow, Image.Resampling.BICUBIC),
+    **{name: functools.partial(_by_pillow, how) for name, how in PILLOWS.items()},
 }
