@@ -7,8 +7,8 @@ The first half needs vit_jax: it writes small random models of every kind that t
 and Hugging Face's formats can express to new directories DIR/FORMAT/MODEL, and our
 outputs to DIR/FORMAT/MODEL.npz. The second needs timm and transformers, but not
 vit_jax: it loads each model as users do, prints how far its outputs are from ours, and
-whether labels and preprocessing arrived. Its exit status is 1 if an output is off by
-more than 1e-5 or anything else differs.
+whether labels, preprocessing and the meaning of the outputs arrived. Its exit status is
+1 if an output is off by more than 1e-5 or anything else differs.
 
 In float32, rounding errors in a ResNet trunk can exceed this, in the library too. If
 they do, our result in float64 must be that close to the library's in float64.
@@ -80,6 +80,13 @@ PREPROCESSING = (
     (True, 1.25, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     (False, 1.5, "bicubic", (0.3, 0.2, 0.1), (0.7, 0.8, 0.9)),
 )
+# What the outputs mean, and the word of transformers, which has none for its default;
+# also in turn.
+PROBLEM_TYPES = {
+    "independent": "multi_label_classification",
+    "exclusive": None,
+    "numbers": "regression",
+}
 
 
 def main() -> int:
@@ -107,15 +114,19 @@ def _write(path: pathlib.Path, format: str, fields: dict[str, Any], turn: int) -
     from vit_jax.config import default_config, to_plain
     from vit_jax.data.preprocessing import Preprocessing
     from vit_jax.models import Architecture, abstract_params, build
+    from vit_jax.models.outputs import readable
 
     a = Architecture(**fields)
-    expected = _expected(a, turn)
+    outputs = readable([*PROBLEM_TYPES][turn % len(PROBLEM_TYPES)], a.num_classes)
+    expected = _expected(a, turn) | {
+        "problem_type": PROBLEM_TYPES[outputs] if a.num_classes else None
+    }
     names, mean, std = (expected[key] for key in ("labels", "mean", "std"))
     chain = _chain(expected, format)
     preprocessing = Preprocessing(a.image_size, a.channels, chain, mean, std)
     rng, config = np.random.default_rng(turn), to_plain(default_config())
     params = _random_params(abstract_params(a), rng)
-    model = api.Model(build(a), params, preprocessing, names, config, step=0)
+    model = api.Model(build(a), params, preprocessing, names, config, 0, outputs)
     api.save(model, path, format)
 
     images = rng.uniform(-1, 1, (2, *a.image_size, a.channels)).astype(np.float32)
@@ -237,6 +248,7 @@ def _compare(path: pathlib.Path, load) -> tuple[float, list[str], list[str]]:
 def _load_timm(path: pathlib.Path):
     """Returns the model, a function for its outputs, its metadata, and notes."""
     import timm
+    import transformers
 
     module = timm.create_model(f"local-dir:{path}", pretrained=True)
     data = timm.data.resolve_data_config(model=module)
@@ -248,6 +260,7 @@ def _load_timm(path: pathlib.Path):
         "mean": list(data["mean"]),
         "std": list(data["std"]),
         "labels": list(module.pretrained_cfg.get("label_names") or ()),
+        "problem_type": transformers.AutoConfig.from_pretrained(path).problem_type,
     }
     return module, lambda module, images: module(images), seen, []
 
@@ -289,6 +302,7 @@ def _load_huggingface(path: pathlib.Path):
         "mean": list(processor.image_mean),
         "std": list(processor.image_std),
         "labels": [] if headless else [*config.id2label.values()],
+        "problem_type": config.problem_type,
     }
 
     def compute(module, images):

@@ -264,7 +264,7 @@ def test_a_single_output_answers_yes_or_no(shared, paths, make_workdir):
     np.testing.assert_allclose(
         [p for [(_, p)] in found], 1 / (1 + np.exp(-logits)), atol=1e-6
     )
-    with pytest.raises(UserError, match="single output, .* choose independent or num"):
+    with pytest.raises(UserError, match=r"single output, .* choose independent or num"):
         vit_jax.load(path, outputs="exclusive")
     with pytest.raises(UserError, match="outputs='yes': choose from exclusive, indepe"):
         model.outputs = "yes"
@@ -285,6 +285,8 @@ def test_the_meaning_that_was_passed_is_saved(workdir, tmp_path, outputs):
     model = vit_jax.load(workdir, outputs=outputs)
     path = vit_jax.save(model, tmp_path / "model.safetensors")
     assert vit_jax.load(path).outputs == outputs
+    noun = {"independent": "independent classes", "numbers": "plain numbers"}
+    assert f"4 {noun.get(outputs, 'classes')} (bird, cat, …, eel)" in repr(model)
     with pytest.raises(UserError, match="outputs='softmax': choose from exclusive, in"):
         vit_jax.load(path, outputs="softmax")
 

@@ -50,6 +50,14 @@ def test_wrong_arguments_are_explained(arguments, message, run_command):
         run_command(convert, *arguments)
 
 
+def test_the_meaning_of_the_outputs_can_be_given(workdir, tmp_path, run_command):
+    google, ours = tmp_path / "a.npz", tmp_path / "b.safetensors"
+    run_command(convert, workdir, google, "--to=google")
+    run_command(convert, google, ours, "--to=vit_jax", "--outputs=independent")
+    assert load_weights(google).description.outputs == "exclusive"
+    assert load_weights(ours).description.outputs == "independent"
+
+
 def test_facts_that_a_file_lacks_can_be_given(tmp_path, make_workdir, run_command):
     """Gives the grid of 6 patches, and the heads of a width of 16."""
     workdir = make_workdir(tmp_path / "run", image_size=(8, 12))

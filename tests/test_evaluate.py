@@ -114,6 +114,32 @@ def test_output_without_json_is_readable(workdir, run):
         assert word in text
 
 
+@pytest.mark.parametrize("outputs", ["exclusive", "independent"])
+def test_the_loss_is_that_of_what_the_outputs_mean(workdir, shared, run, outputs):
+    report = json.loads(
+        run(f"--checkpoint={workdir}", f"--outputs={outputs}", "--json")
+    )
+    model = vit_jax.load(workdir)
+    paths = sorted((shared / "images" / "val").glob("*/*.png"))
+    logits = np.asarray(model(model.prepare(paths)), np.float64)
+    labels = np.array([NAMES.index(path.parent.name) for path in paths])
+    right = np.eye(3)[labels]
+    if outputs == "exclusive":
+        losses = -np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[
+            right > 0
+        ]
+    else:
+        yes = 1 / (1 + np.exp(-logits))
+        losses = -np.log(np.where(right > 0, yes, 1 - yes)).sum(-1)
+    assert report["examples"] == len(paths)
+    assert report["loss"] == pytest.approx(losses.mean(), rel=1e-4)
+
+
+def test_plain_numbers_have_no_accuracy(workdir, run):
+    with pytest.raises(SystemExit, match="are plain numbers, so no class is right"):
+        run(f"--checkpoint={workdir}", "--outputs=numbers")
+
+
 def test_data_of_other_classes_are_refused(workdir, run, tmp_path):
     for name in ("bird", "cat", "fish"):
         (tmp_path / name).mkdir()

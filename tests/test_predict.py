@@ -182,6 +182,7 @@ def test_results_of_other_weights_are_not_continued(workdir, run, shared, make_w
         "checkpoint": str(workdir),
         "step": 3,
         "out": str(out),
+        "outputs": "exclusive",
         "images": 1,
         "errors": [],
     }
@@ -281,12 +282,43 @@ def test_lines_are_readable_when_piped(workdir, shared, run):
     ]
 
 
+def test_plain_numbers_are_no_percentages(workdir, shared, run):
+    path, flags = shared / "one.png", [f"--checkpoint={workdir}", "--outputs=numbers"]
+    model = vit_jax.load(workdir)
+    [logits] = np.asarray(model(model.prepare(path))).tolist()
+    lines = run(*flags, path, "--top_k=1").splitlines()
+    assert [line.split()[1] for line in lines[1:]] == list(NAMES)
+    shown = [float(line.split()[0]) for line in lines[1:]]
+    np.testing.assert_allclose(shown, logits, rtol=1e-5, atol=1e-6)
+
+    report = json.loads(run(*flags, path, "--json"))
+    assert report["outputs"] == "numbers"
+    [entry] = report["predictions"]
+    assert [row["class"] for row in entry["top"]] == list(NAMES)
+    values = [row["value"] for row in entry["top"]]
+    np.testing.assert_allclose(values, logits, rtol=1e-6, atol=1e-6)
+    assert "probability" not in entry["top"][0]
+
+
+def test_a_single_output_is_the_probability_of_yes(shared, make_workdir, run):
+    workdir = make_workdir(shared / "single", class_names=("tumour",), depth=1)
+    path = shared / "one.png"
+    model = vit_jax.load(workdir)
+    [[logit]] = np.asarray(model(model.prepare(path))).tolist()
+    assert abs(logit) < 8
+    [_, line] = run(f"--checkpoint={workdir}", path).splitlines()
+    assert line.split() == [f"{1 / (1 + np.exp(-logit)):.2%}", "tumour"]
+    with pytest.raises(SystemExit, match="single output, whose probability would alw"):
+        run(f"--checkpoint={workdir}", path, "--outputs=exclusive")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--checkpoint={run}", "{shared}/one.png", "--out=x.txt"], "must end in .jso"),
         (["--checkpoint={run}", "{shared}/one.png", "--batch_size=0"], "batch_size"),
         (["x.png"], "no model"),
+        (["--outputs=softmax"], "<exclusive|independent|numbers>"),
         (["--checkpoint={run}"], "no images"),
         (["--checkpoint={run}", "{shared}/one.png", "--top_k=0"], "top_k"),
         (["--checkpoint={shared}/none", "{shared}/one.png"], "nothing at"),

@@ -21,7 +21,9 @@ from vit_jax.models import Architecture, PatchModel, ViTOrMixer, build
 from vit_jax.models.attention.formulations import FASTEST_ON_CPU, why_not_cudnn
 from vit_jax.models.outputs import (
     EXCLUSIVE,
-    MEANINGS,
+    INDEPENDENT,
+    NUMBERS,
+    check,
     is_probability,
     of_loss,
     readable,
@@ -38,6 +40,12 @@ from vit_jax.weights.saving import save_weights
 from vit_jax.words import pair, times
 
 Path = str | pathlib.Path
+# What the outputs mean → what they are called in `repr`.
+_NOUNS = {
+    EXCLUSIVE: "classes",
+    INDEPENDENT: "independent classes",
+    NUMBERS: "plain numbers",
+}
 _BATCH = 32  # images per forward pass, unless the caller says otherwise
 
 
@@ -383,7 +391,7 @@ class Model:
         return (
             f"Model({a.depth} blocks of width {a.width}, {a.mixing}, patches "
             f"{times(a.patch_size)}, images {times((*a.image_size, a.channels))}, "
-            f"{a.num_classes} classes"
+            f"{a.num_classes} {_NOUNS[self.outputs]}"
             f"{f' ({shown})' if shown else ''}, {count:,} parameters, step {self.step})"
         )
 
@@ -492,13 +500,10 @@ def _size(name: str, size: Any) -> tuple[int, int] | None:
 
 def _check_outputs(outputs: str, num_classes: int = 0):
     """Raises UserError if outputs cannot mean that."""
-    if outputs not in MEANINGS:
-        raise UserError(f"outputs={outputs!r}: choose from {', '.join(MEANINGS)}")
-    if readable(outputs, num_classes) != outputs:
-        raise UserError(
-            f"outputs={outputs!r}, but the model has a single output, whose "
-            "probability would always be 1; choose independent or numbers"
-        )
+    try:
+        check(outputs, num_classes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _has_pre_logits(architecture: ViTOrMixer) -> bool:

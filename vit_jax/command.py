@@ -68,6 +68,18 @@ def guard(action: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def define_outputs(flag_values: flags.FlagValues) -> None:
+    """Defines the flag --outputs, for weights that do not record what they mean."""
+    flags.DEFINE_enum(
+        "outputs",
+        None,
+        ["exclusive", "independent", "numbers"],
+        "what the model's outputs mean, if its file does not record it: classes that "
+        "exclude each other, a yes or no for each class, or plain numbers",
+        flag_values=flag_values,
+    )
+
+
 def parse(
     argv: Sequence[str],
     flag_values: flags.FlagValues,

@@ -32,10 +32,10 @@ flags.DEFINE_list(
     "not square",
     flag_values=FLAGS,
 )
-
 flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
+command.define_outputs(FLAGS)
 
 
 def main(arguments: list[str]) -> None:
@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> None:
         trained_image_size=_size(),
         ema=not FLAGS.raw,
     )
-    path = save_weights(*weights, destination, FLAGS.to)
+    description = weights.description.read_as(FLAGS.outputs)
+    path = save_weights(description, weights.params, destination, FLAGS.to)
     title = FORMATS[FLAGS.to].title if FLAGS.to in FORMATS else "vit_jax's own"
     a = weights.description.architecture
     print(

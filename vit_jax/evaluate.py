@@ -49,6 +49,7 @@ flags.DEFINE_bool("allow_bad_images", False, "skip images that cannot be read", 
 flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
+command.define_outputs(FLAGS)
 flags.DEFINE_string(
     "evaluator", "classification", "the evaluator, as in a recipe's `kind`", FLAGS
 )
@@ -90,7 +91,7 @@ def measure() -> dict[str, Any]:
 
     use_compilation_cache()
     keep_freed_memory()
-    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw)
+    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
     config = model.config
     if not config["dataset"] and FLAGS.dataset is None:
         raise UserError(
@@ -134,7 +135,8 @@ def measure() -> dict[str, Any]:
         )
     if FLAGS.evaluator == "classification":
         _check_classes(model, source, dataset)
-        options = {"loss": config["loss"], "per_class": FLAGS.per_class} | options
+        loss = _loss(model.outputs)
+        options = {"loss": loss, "per_class": FLAGS.per_class} | options
     evaluator = make_evaluator(FLAGS.evaluator, subject, data, options)
     by_class = {}
     try:
@@ -190,6 +192,19 @@ def _by_class(numbers: dict[str, Any], model: Any) -> dict[str, Any]:
             for name, hits, count in zip(names, right, counts, strict=True)
         ]
     }
+
+
+def _loss(outputs: str) -> str:
+    """Returns the loss by which such outputs are judged; rejects plain numbers."""
+    from vit_jax.models.outputs import MEANINGS
+
+    if loss := MEANINGS[outputs].loss:
+        return loss
+    raise UserError(
+        f"the outputs of {FLAGS.checkpoint} are plain numbers, so no class is right or "
+        "wrong. If they are classes after all, pass --outputs=exclusive or "
+        "--outputs=independent; otherwise --evaluator=package.module:Name"
+    )
 
 
 def _mesh(model: Any) -> Any:

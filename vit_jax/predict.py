@@ -7,7 +7,9 @@ MODEL is a work directory, or anything else that vit_jax.load takes; nothing els
 needed. An image may be an https address. A folder stands for all the images in it,
 links to other folders included. Prints the most probable classes of each image, with
 their names, or writes them to FILE, any number in bounded memory. With --out the same
-command continues after the images that FILE already has.
+command continues after the images that FILE already has. If the model answers yes or
+no for each class, the probabilities are those of yes; if its outputs are plain numbers,
+all of them are given.
 
 Exit status: 0 = done, 1 = an error that the message explains, 3 = some images could not
 be read: standard error names them, and all others have their result.
@@ -50,6 +52,7 @@ flags.DEFINE_integer(
 flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
+command.define_outputs(FLAGS)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 flags.DEFINE_string(
     "out",
@@ -85,11 +88,11 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     from vit_jax import api
 
-    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw)
+    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
     failed = _predict(model, arguments, total, out)
     if out is not None and FLAGS.json:
         report = {"checkpoint": FLAGS.checkpoint, "step": model.step, "out": str(out)}
-        report |= {"images": total, "errors": failed}
+        report |= {"outputs": model.outputs, "images": total, "errors": failed}
         print(json.dumps(report, allow_nan=False))
     if failed:
         where = f"; {out} has the reasons" if out is not None else ""
@@ -110,6 +113,7 @@ def _predict(
 
     layout = _layout(model)
     about = {"checkpoint": FLAGS.checkpoint, "step": model.step}
+    about |= {"outputs": model.outputs}
     done: Any = ()
     failed: list[dict[str, Any]] = []
 

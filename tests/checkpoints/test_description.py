@@ -86,5 +86,5 @@ def test_the_meaning_of_the_outputs_is_recorded(description):
     values = json.loads(json.dumps(numbers.to_dict()))
     assert values["outputs"] == "numbers"
     assert Description.from_dict(values) == numbers
-    with pytest.raises(UserError, match=r"outputs 'classes': expected one of exclusi"):
+    with pytest.raises(UserError, match=r"outputs='classes': choose from exclusive"):
         Description.from_dict(values | {"outputs": "classes"})

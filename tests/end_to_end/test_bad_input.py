@@ -470,7 +470,36 @@ def test_a_head_is_kept_only_for_the_same_classes(
     folder = make_images(tmp_path / "animals", {"a": 20, "b": 20, "c": 20})
     message = refused_here(tiny(dataset=str(folder), **values))
     assert "head cannot be kept: 10 classes before, 3 now" in message
+    assert "(not in the weights: a, b, c)" in message
     assert "--config.reset_head=true" in message
+
+
+def test_a_head_whose_class_names_nobody_knows_is_kept(tiny, start, tmp_path, caplog):
+    path = vit_jax.save(vit_jax.load(start), tmp_path / "bare.npz", "google")
+    assert vit_jax.load(path).class_names == ()
+    values = {"pretrained": str(path), "reset_head": False, "learning_rate": 0.0}
+    with caplog.at_level(logging.WARNING):
+        train_and_evaluate(
+            tiny(total_steps=1, loss="sigmoid", **values), str(tmp_path / "kept")
+        )
+    assert same(load_params(tmp_path / "kept"), load_params(start))
+    assert "assumed that their order is that of the data, 0, 1, 2" in caplog.text
+    # The file is read as exclusive classes.
+    assert "and this run continues it as a yes or no for each class" in caplog.text
+    model = vit_jax.load(tmp_path / "kept")
+    assert model.class_names == tuple("0123456789")
+    assert model.outputs == "independent"
+
+
+def test_a_kept_head_is_matched_by_name(tiny, start, tmp_path, make_images):
+    folder = make_images(tmp_path / "some", {"0": 20, "3": 20, "7": 20})
+    values = {"dataset": str(folder), "pretrained": str(start), "total_steps": 1}
+    config = tiny(reset_head=False, learning_rate=0.0, **values)
+    train_and_evaluate(config, str(tmp_path / "kept"))
+    before, after = load_params(start), load_params(tmp_path / "kept")
+    for leaf, array in after["head"].items():
+        np.testing.assert_array_equal(array, before["head"][leaf][..., [0, 3, 7]])
+    assert vit_jax.load(tmp_path / "kept").class_names == ("0", "3", "7")
 
 
 def test_other_classes_in_the_data_end_a_resume(tiny, tmp_path, folder):

@@ -3,7 +3,9 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
+from vit_jax.command import define_outputs
 from vit_jax.models import outputs
 from vit_jax.objectives.losses import LOSSES
 
@@ -28,6 +30,16 @@ def test_half_precision_outputs_are_shown_in_full_precision():
     found = outputs.show("independent", jnp.array([[-12.0, 12.0]], jnp.bfloat16))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found[0, 0], 1 / (1 + math.exp(12)), rtol=1e-6)
+
+
+def test_the_flag_has_every_meaning():
+    values = flags.FlagValues()
+    define_outputs(values)
+    for meaning in outputs.MEANINGS:
+        values(["", f"--outputs={meaning}"])
+        assert values.outputs == meaning
+    with pytest.raises(flags.IllegalFlagValueError, match="exclusive"):
+        values(["", "--outputs=softmax"])
 
 
 def test_every_loss_has_its_meaning():

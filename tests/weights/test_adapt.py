@@ -10,7 +10,12 @@ from vit_jax.errors import UserError
 from vit_jax.models import Architecture, MixerArchitecture, abstract_params, build
 from vit_jax.models.positions import METHODS, resize
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.weights.adapt import adapt, even_normalization, fold_normalization
+from vit_jax.weights.adapt import (
+    adapt,
+    even_normalization,
+    fold_normalization,
+    heads_by_name,
+)
 
 SOURCE = Architecture(
     width=16,
@@ -91,6 +96,48 @@ def test_a_new_head_is_zero(params, fields, options, reason, caplog):
         )
     _assert_equal(found, kept)
     assert any(reason in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"source_class_names": ()},
+        {"target_class_names": ()},
+        {"source_class_names": (), "target_class_names": ()},
+    ],
+)
+def test_unknown_names_are_not_other_names(params, names):
+    _assert_equal(_adapt(params, SOURCE, **names), params)
+
+
+@pytest.mark.parametrize("wanted", [("c", "a", "b"), ("b",), ("c", "b")])
+def test_outputs_are_matched_by_name(params, wanted, caplog):
+    found, architecture, names = heads_by_name(params, SOURCE, NAMES, wanted)
+    columns = [NAMES.index(name) for name in wanted]
+    head = params["head"]
+    _assert_equal(found["head"]["kernel"], head["kernel"][:, columns])
+    _assert_equal(found["head"]["bias"], head["bias"][columns])
+    assert architecture == dataclasses.replace(SOURCE, num_classes=len(wanted))
+    assert names == wanted
+    assert f"by name; {len(wanted)} of 3 are used" in caplog.text
+    assert params["head"] is head
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (NAMES, NAMES),
+        (NAMES, ()),
+        ((), NAMES),
+        (NAMES, ("a", "b", "d")),
+        (("a", "a", "b"), ("b", "a")),
+        (NAMES, ("a", "a")),
+    ],
+)
+def test_outputs_that_cannot_be_matched_stay(params, names, wanted, caplog):
+    found = heads_by_name(params, SOURCE, names, wanted)
+    assert found == (params, SOURCE, names)
+    assert not caplog.messages
 
 
 def test_without_classes_the_head_is_removed(params, caplog):

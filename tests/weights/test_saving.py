@@ -201,6 +201,37 @@ def test_the_destination_must_suit_the_format(format, name, expected, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ending", ["pth", "PT", "bin", "npz", "ckpt", "SAFETENSORS"])
+@pytest.mark.parametrize(
+    ("format", "names"),
+    [
+        ("timm", "'mine.safetensors' or 'mine'"),
+        ("huggingface", "'mine'"),
+        ("google", "'mine.npz'"),
+        ("vit_jax", "'mine.safetensors'"),
+    ],
+)
+def test_endings_of_other_files_are_refused(ending, format, names, tmp_path):
+    if (format, ending) == ("google", "npz"):
+        return
+    description, params = _model(PLAIN)
+    with pytest.raises(UserError) as error:
+        save_weights(description, params, tmp_path / f"mine.{ending}", format)
+    assert f", not to .{ending}; choose a name such as {names}" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_may_have_a_point_in_its_name(tmp_path):
+    for name in ("vit-b16.v2", "mine.pth"):
+        # An ending of a file only counts if the directory does not exist yet.
+        if name.endswith(".pth"):
+            (tmp_path / name).mkdir()
+        assert save_weights(*_model(EXACT), tmp_path / name, "timm").is_dir()
+    (tmp_path / "x.npz").mkdir()
+    with pytest.raises(UserError, match=r"x\.npz is a directory, expected a file"):
+        save_weights(*_model(EXACT), tmp_path / "x.npz", "google")
+
+
 @pytest.mark.parametrize(
     "address",
     [

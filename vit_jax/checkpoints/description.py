@@ -8,7 +8,7 @@ from vit_jax.checkpoints.workdir import normalised
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer, architecture_from_dict
-from vit_jax.models.outputs import MEANINGS, of_loss, readable
+from vit_jax.models.outputs import check, of_loss, readable
 
 SCHEMA_VERSION = 1
 
@@ -31,12 +31,23 @@ class Description:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "config", normalised(self.config))
         outputs = self.outputs or of_loss(self.config.get("loss", ""))
-        if outputs not in MEANINGS:
-            raise ValueError(
-                f"outputs {outputs!r}: expected one of {', '.join(MEANINGS)}"
-            )
+        check(outputs)
         outputs = readable(outputs, self.architecture.num_classes)
         object.__setattr__(self, "outputs", outputs)
+
+    def read_as(self, outputs: str | None) -> Self:
+        """Returns the description with another meaning of the outputs; None keeps it.
+
+        Raises:
+          UserError: the outputs cannot mean that.
+        """
+        if outputs is None:
+            return self
+        try:
+            check(outputs, self.architecture.num_classes)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return dataclasses.replace(self, outputs=outputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to JSON values, which `from_dict` reads back as an equal object."""
@@ -77,9 +88,11 @@ class Description:
         try:
             values["architecture"] = architecture_from_dict(values["architecture"])
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-            return cls(**values)
+            if values["outputs"]:
+                check(values["outputs"])
         except (ValueError, TypeError) as error:
             raise UserError(
                 "the checkpoint's description cannot be read by this release of "
                 f"vit_jax: {error}"
             ) from error
+        return cls(**values)

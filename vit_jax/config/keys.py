@@ -145,7 +145,8 @@ def default_config() -> Config:
     # (python -m vit_jax.models), hf:owner/name, a URL; empty = random weights.
     config.pretrained = ""
     # Start with a new, zero head, as in the paper's fine-tuning; False keeps the
-    # pretrained head, which needs the same classes.
+    # pretrained head, whose outputs are matched with the classes by name; if the
+    # weights do not name theirs, they must be in the order of the data's.
     config.reset_head = True
     # How position embeddings are resized to another grid: "bicubic", "bicubic_torch",
     # "bilinear", "google" (vit_jax/models/positions.py).

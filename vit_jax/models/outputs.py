@@ -66,6 +66,20 @@ def of_loss(loss: str) -> str:
     return trained.get(loss, EXCLUSIVE)
 
 
+def check(outputs: str, num_classes: int = 0) -> None:
+    """Raises ValueError if the outputs of so many classes cannot mean that.
+
+    With 0 classes, only the name is checked.
+    """
+    if outputs not in MEANINGS:
+        raise ValueError(f"outputs={outputs!r}: choose from {', '.join(MEANINGS)}")
+    if readable(outputs, num_classes) != outputs:
+        raise ValueError(
+            f"outputs={outputs!r}, but the model has a single output, whose "
+            "probability would always be 1; choose independent or numbers"
+        )
+
+
 def readable(outputs: str, num_classes: int) -> str:
     """Returns the meaning that a head with so many outputs can have.
 

@@ -9,7 +9,7 @@ from vit_jax.prediction.passes import Prediction
 
 
 class Layout(NamedTuple):
-    """What the results in one file have in common.
+    """The form that all results in one file share.
 
     Attributes:
       top_k: number of classes of each image.

@@ -20,12 +20,19 @@ from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
+from vit_jax.models import ViTOrMixer
+from vit_jax.models.outputs import EXCLUSIVE, MEANINGS
 from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items, to_items
-from vit_jax.weights.adapt import adapt, even_normalization, new_head_because
+from vit_jax.weights.adapt import (
+    adapt,
+    even_normalization,
+    heads_by_name,
+    new_head_because,
+)
 from vit_jax.weights.loading import Weights
-from vit_jax.words import shortened
+from vit_jax.words import plain, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +80,8 @@ def open_sources(
             f"this name should have {info.num_classes}"
         )
     labelled = setup.architecture.num_classes > 0
+    if labelled:
+        _warn_of_outputs(setup)
     if earlier and labelled and earlier.class_names != tuple(train.class_names):
         raise UserError(
             f"{config.dataset} has the classes {shortened(train.class_names)}, but the "
@@ -96,6 +105,25 @@ def open_sources(
     with _unless_damaged():
         setup.preprocessing.prepare(held_out[0].image, held_out[0].name)
     return train, held_out
+
+
+def _warn_of_outputs(setup: Setup) -> None:
+    """Warns if the outputs will not mean what the labels say."""
+    info, config = setup.info, setup.config
+    if setup.objective.outputs(config) != EXCLUSIVE:
+        return
+    if info.multi_label:
+        logger.warning(
+            "images of %s can have several labels, but the outputs are trained as "
+            "classes that exclude each other; loss=sigmoid trains a yes or no for each",
+            config.dataset,
+        )
+    if info.num_classes == 1:
+        logger.warning(
+            "%s has a single class, of which a softmax learns nothing: its loss is "
+            "always 0. Add images of another class",
+            config.dataset,
+        )
 
 
 @contextlib.contextmanager
@@ -159,30 +187,60 @@ def fit_weights(
       UserError: the parameters do not fit, or the head to be kept does not.
     """
     config, source = setup.config, weights.description
-    reason = new_head_because(
-        source.architecture, setup.architecture, source.class_names, class_names
+    params, architecture, names = (
+        weights.params,
+        source.architecture,
+        source.class_names,
     )
-    if reason and not config.reset_head:
-        raise UserError(
-            f"reset_head=False, but the pretrained head cannot be kept: {reason}. "
-            "Train on data with its classes, or pass --config.reset_head=true for a "
-            "new head"
+    if not config.reset_head:
+        params, architecture, names = heads_by_name(
+            params, architecture, names, class_names
         )
-    params = weights.params
-    if source.architecture.channels != setup.architecture.channels:
-        params, _ = even_normalization(
-            params, source.architecture, source.preprocessing
-        )
+        _check_kept_head(setup, source, architecture, names, class_names)
+    if architecture.channels != setup.architecture.channels:
+        params, _ = even_normalization(params, architecture, source.preprocessing)
     return adapt(
         params,
-        source.architecture,
+        architecture,
         setup.architecture,
-        source_class_names=source.class_names,
+        source_class_names=names,
         target_class_names=class_names,
         keep_head=not config.reset_head,
         head_bias=config.model.head_bias,
         posemb_resize=config.posemb_resize,
     )
+
+
+def _check_kept_head(
+    setup: Setup,
+    source: Description,
+    architecture: ViTOrMixer,
+    names: Sequence[str],
+    class_names: Sequence[str],
+) -> None:
+    """Raises UserError if the pretrained head cannot be kept; logs what is assumed."""
+    reason = new_head_because(architecture, setup.architecture, names, class_names)
+    if reason:
+        unknown = [name for name in class_names if names and name not in set(names)]
+        among = f" (not in the weights: {shortened(unknown, plain)})" if unknown else ""
+        raise UserError(
+            f"reset_head=False, but the pretrained head cannot be kept: {reason}"
+            f"{among}. Train on data with its classes, or pass "
+            "--config.reset_head=true for a new head"
+        )
+    if class_names and not names and architecture.num_classes:
+        logger.warning(
+            "the pretrained weights do not name their classes: assumed that their "
+            "order is that of the data, %s",
+            shortened(class_names, plain),
+        )
+    outputs = setup.objective.outputs(setup.config)
+    if source.outputs != outputs:
+        logger.warning(
+            "the pretrained head was trained for %s, and this run continues it as %s",
+            MEANINGS[source.outputs].words,
+            MEANINGS[outputs].words,
+        )
 
 
 def initial_state(

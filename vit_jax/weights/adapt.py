@@ -185,11 +185,57 @@ def new_head_because(
         return ""
     if not keep_head:
         return "a new head was requested"
-    if tuple(source_names) != tuple(target_names):
+    # Names that nobody knows are not other names.
+    known = source_names and target_names
+    if known and tuple(source_names) != tuple(target_names):
         return f"{source.num_classes} classes as before, but with other names"
     if getattr(source, "pre_logits", 0) != getattr(target, "pre_logits", 0):
         return "it read a different layer"
     return ""
+
+
+def heads_by_name(
+    params: Any,
+    source: ViTOrMixer,
+    source_names: Sequence[str],
+    target_names: Sequence[str],
+) -> tuple[Any, ViTOrMixer, tuple[str, ...]]:
+    """Orders the head's outputs by other class names, which are some or all of its own.
+
+    Nothing changes if the names are the same, unknown, not unique, or not all among the
+    head's own.
+
+    Args:
+      params: nested dict of arrays.
+      source: their architecture.
+      source_names: in the order of the head's outputs; () = unknown.
+      target_names: class names in the wanted order.
+
+    Returns:
+      Parameters, architecture and class names.
+    """
+    names, wanted = tuple(source_names), tuple(target_names)
+    outputs = {name: index for index, name in enumerate(names)}
+    unique = len(outputs) == len(names) and len(set(wanted)) == len(wanted)
+    if not wanted or names == wanted or not unique or set(wanted) - outputs.keys():
+        return params, source, names
+    order = [outputs[name] for name in wanted]
+    reordered = {
+        name: {leaf: np.asarray(x)[..., order] for leaf, x in params[name].items()}
+        for name in _HEADS
+        if name in params
+    }
+    logger.warning(
+        "pretrained weights: the outputs of the head were matched with the classes by "
+        "name; %d of %d are used",
+        len(wanted),
+        len(names),
+    )
+    return (
+        dict(params) | reordered,
+        dataclasses.replace(source, num_classes=len(wanted)),
+        wanted,
+    )
 
 
 def _renormalized(

@@ -22,7 +22,8 @@ from vit_jax.models import ViTOrMixer, abstract_params
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.formats.known import find_format, to_tensors
 from vit_jax.weights.formats.single_file import as_single_file
-from vit_jax.words import quoted, shortened
+from vit_jax.weights.reloading import lost_about_outputs
+from vit_jax.words import either, quoted, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,12 @@ _SUFFIXES = {
     "timm": (".safetensors", ""),
     "huggingface": ("",),
 }
+# Endings of files, which a directory with weights would not have by intention.
+_FILE_ENDING = re.compile(
+    r"\.(npz|npy|safetensors|pth|pt|th|bin|ckpt|tar|gz|zip|pkl|pickle|h5|hdf5|keras"
+    r"|msgpack|flax|onnx|pb|tflite|gguf|json)",
+    re.IGNORECASE,
+)
 
 
 def save_weights(
@@ -83,7 +90,13 @@ def save_weights(
         )
         make = _COMPANIONS.get(format, lambda *_: {})
         companions = make(
-            architecture, description.preprocessing, description.class_names
+            architecture,
+            description.preprocessing,
+            description.class_names,
+            description.outputs,
+        )
+        lost += lost_about_outputs(
+            find_format(format), description, architecture, arrays, companions
         )
         # PyTorch's libraries look for this key. A single timm file embeds its config.
         metadata = {"format": "pt"}
@@ -154,16 +167,26 @@ def _is_finite(array: np.ndarray) -> bool:
 def _suffix(path: pathlib.Path, format: str) -> str:
     """Returns the destination's suffix; raises UserError if it is not the format's."""
     choices = _SUFFIXES[format]
-    files = [choice for choice in choices if choice]
-    suffix = path.suffix if path.suffix in (".npz", ".safetensors") else ""
+    suffix = path.suffix if _FILE_ENDING.fullmatch(path.suffix) else ""
+    if path.is_dir() and suffix not in _WRITERS:
+        suffix = ""
     if suffix in choices and not (suffix and path.is_dir()):
         if not suffix and path.exists():
             _check_empty(path)
         return suffix
-    expected = " or ".join(
-        [f"a file NAME{choice}" for choice in files] + ["a directory"] * ("" in choices)
+    if suffix in choices:
+        raise UserError(
+            f"{path} is a directory, expected a file: remove it, or choose another path"
+        )
+    expected = [f"a file NAME{choice}" for choice in choices if choice]
+    names = [f"{path.stem if suffix else path.name}{choice}" for choice in choices]
+    if "" in choices:
+        expected.append("a directory")
+    raise UserError(
+        f"{path}: the format {format!r} is written to {' or '.join(expected)}"
+        f"{f', not to {suffix}' if suffix else ''}; choose a name such as "
+        f"{either(names)}"
     )
-    raise UserError(f"{path}: the format {format!r} is written to {expected}")
 
 
 def _check_empty(path: pathlib.Path):

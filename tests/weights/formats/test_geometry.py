@@ -5,6 +5,7 @@ import pytest
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.weights.formats.geometry import (
     Geometry,
+    difference,
     from_chain,
     to_chain,
     usual_spelling,
@@ -82,3 +83,34 @@ def test_usual_spelling():
     assert usual_spelling(spelled) == "resize_small((16, 24))|central_crop"
     other = Preprocessing(SIZE, 3, "central_crop")
     assert usual_spelling(other) == "central_crop"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "words"),
+    [
+        (
+            "resize(interpolation='bilinear_antialias')",
+            "resize",
+            "bilinear with antialiasing instead of bilinear without antialiasing",
+        ),
+        (
+            "resize(28, 'area')|central_crop",
+            "resize_small(30, 'bicubic')|central_crop",
+            "squashed instead of keeping the aspect ratio, resized to 28×28 instead of "
+            "30×30, area instead of bicubic without antialiasing",
+        ),
+        (
+            "resize_small(30)|central_crop",
+            "resize(30, 'area')|central_crop",
+            "keeping the aspect ratio instead of squashed",
+        ),
+        (
+            "resize_small(32, rounding='down')|central_crop",
+            "resize_small(32)|central_crop",
+            "sides and offsets rounded differently",
+        ),
+        ("resize", "central_crop", "other operations"),
+    ],
+)
+def test_differences_in_words(theirs, ours, words):
+    assert difference(theirs, Preprocessing(SIZE, 3, ours)) == words

@@ -457,3 +457,31 @@ def test_the_address_is_found_by_the_file_name(path, address):
 def test_addresses_that_are_not_in_the_table():
     assert published_at("https://example.org/ViT-B_16.npz") is None
     assert published_at(f"{BUCKET}/augreg/index.csv") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        # Pretraining with a sigmoid: the configs of big_vision for ImageNet-21k, AugReg
+        # and Mixer on ImageNet-1k, and GSAM.
+        ("imagenet21k/ViT-B_16", "independent"),
+        ("B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0", "independent"),
+        ("B_16-i1k-300ep-lr_0.001-aug_strong2-wd_0.1-do_0.1-sd_0.1", "independent"),
+        ("vit_base_patch16_224.augreg_in21k", "independent"),
+        ("imagenet21k/Mixer-B_16", "independent"),
+        ("imagenet1k/Mixer-B_16", "independent"),
+        ("gsam/ViT-B_16", "independent"),
+        # Fine-tuning, and S/16 on ImageNet-1k (vit_s16_i1k.py), with a softmax.
+        (
+            "B_16-i1k-300ep-lr_0.001-aug_strong2-wd_0.1-do_0.1-sd_0.1"
+            "--imagenet2012-steps_20k-lr_0.01-res_224",
+            "exclusive",
+        ),
+        ("imagenet21k+imagenet2012/ViT-B_16", "exclusive"),
+        ("vit_base_patch16_224.augreg_in1k", "exclusive"),
+        ("i1k-s16-90ep", "exclusive"),
+        ("google/vit-base-patch16-224", "exclusive"),
+    ],
+)
+def test_what_the_outputs_of_published_heads_mean(name, outputs):
+    assert find(name).outputs == outputs

@@ -34,7 +34,12 @@ def _is_text(value: Any) -> bool:
 
 FLAG = Kind(lambda value: type(value) is bool, "true or false")
 TEXT = Kind(_is_text, "a text")
-TEXTS = Kind(_is_list_of(_is_text), "a list of texts")
+LABELS = Kind(
+    lambda value: _is_list_of(_is_text)(
+        list(value.values()) if isinstance(value, Mapping) else value
+    ),
+    "a list of texts, or an object with a text for each number",
+)
 COUNT = Kind(_is_size, "a whole number above 0")
 COUNT_OR_NONE = Kind(
     lambda value: _is_size(value) or (type(value) is int and value == 0),

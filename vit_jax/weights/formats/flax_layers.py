@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import Architecture, ViTOrMixer
-from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT
+from vit_jax.weights.formats.geometry import difference
 from vit_jax.weights.formats.layout import (
     SAME,
     Hints,
@@ -22,6 +22,7 @@ from vit_jax.weights.formats.layout import (
     reshaped,
     unnamed_kinds,
 )
+from vit_jax.weights.formats.meaning import usual_outputs
 from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import numbers, sizes
 from vit_jax.words import times
@@ -37,7 +38,6 @@ _PREFIX = re.compile(
     r"(?:(?:opt(?:imizer)?/)?target/)?(?:params/)?(?:img/)?"
     r"(?=(?:conv_root|embedding|stem|Transformer|Mixer|MixerBlock_\d+)/)"
 )
-_IMAGENET21K_CLASSES = 21_843
 _EPSILON = 1e-6
 
 
@@ -213,14 +213,12 @@ def reading(
         preprocessing = dataclasses.replace(hints.preprocessing, **inputs)
     else:
         preprocessing = Preprocessing(**inputs, eval_transform=eval_transform)
-    # ImageNet-21k has several labels per image; its models were trained with a sigmoid.
-    several = architecture.num_classes == _IMAGENET21K_CLASSES
     return Reading(
         architecture,
         preprocessing,
         assumed=assumed,
         posemb_resize="google",
-        outputs=INDEPENDENT if several else EXCLUSIVE,
+        outputs=usual_outputs(architecture.num_classes),
     )
 
 
@@ -254,19 +252,21 @@ def lost_in_both(
     """Lists sentences about facts that readers of either format assume differently."""
     (height, width), half = a.grid, (0.5,) * a.channels
     differs = {
-        f"readers of the file use GELU tanh, where this model has {a.gelu}": (
-            a.gelu != "tanh"
-        ),
+        f"readers of the file use GELU tanh, where this model has {a.gelu}: expect "
+        "slightly different outputs": a.gelu != "tanh",
         f"readers of the file use {_EPSILON:g} as the LayerNorm's epsilon, where this "
-        f"model has {a.layernorm_epsilon:g}": a.layernorm_epsilon != _EPSILON,
-        "readers of the file normalise images with mean 0.5 and standard deviation "
-        f"0.5, where this model has {preprocessing.mean} and {preprocessing.std}": (
-            (preprocessing.mean, preprocessing.std) != (half, half)
+        f"model has {a.layernorm_epsilon:g}: expect slightly different outputs": (
+            a.layernorm_epsilon != _EPSILON
         ),
+        "readers of the file normalise images with mean 0.5 and standard deviation "
+        f"0.5, where this model has {preprocessing.mean} and {preprocessing.std}: "
+        "normalise them as here, or load the model with fold_normalization=True before "
+        "it is saved": ((preprocessing.mean, preprocessing.std) != (half, half)),
         f"readers of the file preprocess images with {eval_transform!r}, where this "
-        f"model was evaluated with {preprocessing.eval_transform!r}: expect slightly "
-        "different predictions": preprocessing.eval_transform != eval_transform,
+        f"model was evaluated with {preprocessing.eval_transform!r} "
+        f"({difference(eval_transform, preprocessing)}): expect slightly different "
+        "predictions": preprocessing.eval_transform != eval_transform,
         f"the grid of {times(a.grid)} patches is not square, so readers of the file "
-        "need the image size": height != width,
+        "need the image size (trained_image_size)": height != width,
     }
     return [sentence for sentence, present in differs.items() if present]

@@ -1,12 +1,13 @@
 """Conversion between our chains of operations and the resizing of other libraries."""
 
 import ast
+import dataclasses
 import inspect
 from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.transforms.chains import OPERATIONS
-from vit_jax.words import pair
+from vit_jax.words import pair, times
 
 # Operations of a chain → whether it keeps the aspect ratio.
 _CHAINS = {
@@ -74,6 +75,36 @@ def usual_spelling(preprocessing: Preprocessing) -> str:
     if geometry is None:
         return preprocessing.eval_transform
     return to_chain(geometry, preprocessing.image_size)
+
+
+def difference(theirs: str, preprocessing: Preprocessing) -> str:
+    """Says in words how another library's chain differs from the evaluation's."""
+    images = dataclasses.replace(preprocessing, eval_transform=theirs)
+    there, here = from_chain(images), from_chain(preprocessing)
+    if there is None or here is None:
+        return "other operations"
+    method, wanted = _in_words(there.interpolation), _in_words(here.interpolation)
+    differs = {
+        "squashed instead of keeping the aspect ratio": (
+            here.keeps_aspect and not there.keeps_aspect
+        ),
+        "keeping the aspect ratio instead of squashed": (
+            there.keeps_aspect and not here.keeps_aspect
+        ),
+        f"resized to {times(there.size)} instead of {times(here.size)}": (
+            there.size != here.size
+        ),
+        f"{method} instead of {wanted}": method != wanted,
+    }
+    phrases = [phrase for phrase, present in differs.items() if present]
+    return ", ".join(phrases) or "sides and offsets rounded differently"
+
+
+def _in_words(interpolation: str) -> str:
+    method = interpolation.removesuffix("_antialias")
+    if method not in ("bilinear", "bicubic"):
+        return interpolation
+    return f"{method} {'without' if method == interpolation else 'with'} antialiasing"
 
 
 def _write(name: str, arguments: dict[str, Any]) -> str:

@@ -220,7 +220,7 @@ def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
     if architecture.trunk_numerics != "google":
         lost.append(
             f"readers of the file use Google's epsilons in the trunk, where this model "
-            f"has {architecture.trunk_numerics}'s"
+            f"has {architecture.trunk_numerics}'s: expect slightly different outputs"
         )
     return lost
 

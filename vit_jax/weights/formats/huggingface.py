@@ -15,6 +15,7 @@ from vit_jax.weights.formats.huggingface_config import (
     read_preprocessing,
 )
 from vit_jax.weights.formats.huggingface_config import companions as companions
+from vit_jax.weights.formats.labels import from_tables
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
     SAME,
@@ -27,6 +28,7 @@ from vit_jax.weights.formats.layout import (
     positions,
     unnamed_kinds,
 )
+from vit_jax.weights.formats.meaning import read_outputs
 from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.torch_layers import (
@@ -166,14 +168,15 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         config.check_pooler()
     preprocessing, sentences = read_preprocessing(hints, architecture)
     assumed += sentences
-    class_names, sentences = config.class_names(architecture.num_classes)
+    class_names, sentences = from_tables(hints.config, architecture.num_classes)
+    meaning, unknown = read_outputs(hints.config, architecture.num_classes)
     return Reading(
         architecture,
         preprocessing,
         class_names,
-        (*config.assumed, *assumed, *sentences),
+        (*config.assumed, *assumed, *sentences, *unknown),
         posemb_resize="bicubic_torch",
-        outputs=config.outputs,
+        outputs=meaning,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer
-from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT
+from vit_jax.models.outputs import EXCLUSIVE
 from vit_jax.weights.formats.companion import (
     COUNT,
     EPSILON,
@@ -25,11 +25,13 @@ from vit_jax.weights.formats.companion import (
 )
 from vit_jax.weights.formats.geometry import (
     Geometry,
+    difference,
     from_chain,
     to_chain,
     usual_spelling,
 )
 from vit_jax.weights.formats.layout import Hints
+from vit_jax.weights.formats.meaning import written_outputs
 from vit_jax.words import pair, quoted, times
 
 _EPSILON = 1e-12  # the library's default
@@ -79,7 +81,6 @@ class HuggingFaceConfig:
       num_heads: None if not given.
       gelu: our name of the activation.
       layernorm_epsilon: the given one, or the library's default.
-      outputs: what the outputs mean.
       assumed: one sentence per assumption.
 
     Raises:
@@ -101,8 +102,6 @@ class HuggingFaceConfig:
         self.layernorm_epsilon = float(
             entry(config, "layer_norm_eps", EPSILON, _EPSILON)
         )
-        problem = entry(config, "problem_type", TEXT, "")
-        self.outputs = INDEPENDENT if problem.startswith("multi_label") else EXCLUSIVE
         self.assumed: tuple[str, ...] = ()
         if "layer_norm_eps" not in config:
             self.assumed = (
@@ -142,25 +141,6 @@ class HuggingFaceConfig:
                 "vit_jax supports only tanh. Use another model"
             )
 
-    def class_names(self, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
-        """Reads the class names in the order of the head's outputs; () if unknown.
-
-        Also returns one sentence per assumption.
-        """
-        table = entry(self._config, "id2label", TABLE, {})
-        if not table or not num_classes:
-            return (), []
-        names = [table.get(str(index)) for index in range(num_classes)]
-        if len(table) != num_classes or not all(isinstance(n, str) for n in names):
-            named = sum(isinstance(name, str) for name in names)
-            return (), [
-                f"config.json has {len(table)} labels (id2label), {named} of them for "
-                f"the {num_classes} outputs of the head, which are numbered from 0: "
-                "ignored the labels"
-            ]
-        numbered = all(name == f"LABEL_{i}" for i, name in enumerate(names))
-        return (() if numbered else tuple(map(str, names))), []
-
 
 def read_preprocessing(
     hints: Hints, architecture: Architecture
@@ -199,6 +179,7 @@ def companions(
     architecture: ViTOrMixer,
     preprocessing: Preprocessing,
     class_names: Sequence[str] = (),
+    outputs: str = EXCLUSIVE,
 ) -> dict[str, Any]:
     """Makes config.json and preprocessor_config.json for `from_pretrained`.
 
@@ -206,6 +187,7 @@ def companions(
       architecture: the model's architecture.
       preprocessing: the model's preprocessing.
       class_names: in the order of the head's outputs.
+      outputs: what the outputs mean.
     """
     a = architecture
     assert isinstance(a, Architecture)
@@ -235,6 +217,7 @@ def companions(
     if a.num_classes:
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
+        config |= written_outputs(outputs, a.num_classes)
     if a.pre_logits:
         config |= {"pooler_output_size": a.pre_logits, "pooler_act": "tanh"}
     return {
@@ -250,8 +233,8 @@ def lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
     chain, _ = _chain(_processor(p), p.image_size)
     differs = {
         f"transformers will preprocess images with {chain!r}, where this model was "
-        f"evaluated with {p.eval_transform!r}: expect slightly different "
-        "predictions": chain != usual_spelling(p),
+        f"evaluated with {p.eval_transform!r} ({difference(chain, p)}): expect "
+        "slightly different predictions": chain != usual_spelling(p),
         "transformers adds an untrained pooler to a model without a head; its "
         "last_hidden_state is still right": not a.num_classes and not a.pre_logits,
     }

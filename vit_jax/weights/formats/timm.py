@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
-from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
@@ -27,6 +26,7 @@ from vit_jax.weights.formats.layout import (
     split,
     unnamed_kinds,
 )
+from vit_jax.weights.formats.meaning import read_outputs
 from vit_jax.weights.formats.prefixes import outer_heads
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.timm_config import TimmConfig, lost
@@ -75,7 +75,6 @@ _UNSUPPORTED = {
         "a trunk other than a ResNet with weight-standardised convolutions"
     ),
 }
-_SIGMOID_CLASSES = 21_843  # ImageNet-21k, which has several labels per image
 
 
 def _recognises(names: Iterable[str]) -> bool:
@@ -169,14 +168,15 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     assumed += sentence
     class_names, sentence = config.class_names(architecture.num_classes)
     assumed += sentence
-    several = architecture.num_classes == _SIGMOID_CLASSES
+    meaning, sentence = read_outputs(hints.config, architecture.num_classes)
+    assumed += sentence
     return Reading(
         architecture,
         preprocessing,
         class_names,
         tuple(assumed),
         posemb_resize="bicubic",
-        outputs=INDEPENDENT if several else EXCLUSIVE,
+        outputs=meaning,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import VARIANTS, Architecture, ViTOrMixer
+from vit_jax.models.outputs import EXCLUSIVE
 from vit_jax.weights.formats.companion import (
     COUNT,
     COUNT_OR_NONE,
@@ -17,10 +18,10 @@ from vit_jax.weights.formats.companion import (
     FLAG,
     FRACTION,
     INPUT,
+    LABELS,
     NUMBERS,
     TABLE,
     TEXT,
-    TEXTS,
     check_agreement,
     entry,
     one_a_channel,
@@ -28,10 +29,13 @@ from vit_jax.weights.formats.companion import (
 )
 from vit_jax.weights.formats.geometry import (
     Geometry,
+    difference,
     from_chain,
     to_chain,
     usual_spelling,
 )
+from vit_jax.weights.formats.labels import from_list
+from vit_jax.weights.formats.meaning import written_outputs
 from vit_jax.words import quoted
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -189,18 +193,11 @@ class TimmConfig:
 
         Also returns one sentence per assumption.
         """
-        table = self._pretrained
-        names = entry(
-            self._config, "label_names", TEXTS, entry(table, "label_names", TEXTS)
-        )
-        if not names or not num_classes:
-            return (), []
-        if len(names) != num_classes:
-            return (), [
-                f"the companion file names {len(names)} classes, but the head has "
-                f"{num_classes}: ignored the names"
-            ]
-        return tuple(names), []
+        for table in (self._config, self._pretrained):
+            for name in ("label_names", "labels"):  # the second before 2023
+                if names := entry(table, name, LABELS):
+                    return from_list(names, num_classes)
+        return (), []
 
     def preprocessing(
         self, architecture: Architecture, published: Preprocessing | None
@@ -268,6 +265,7 @@ def companions(
     architecture: ViTOrMixer,
     preprocessing: Preprocessing,
     class_names: Sequence[str] = (),
+    outputs: str = EXCLUSIVE,
 ) -> dict[str, Any]:
     """Makes {"config.json": …}, from which `timm.create_model("local-dir:…")` builds.
 
@@ -275,6 +273,8 @@ def companions(
       architecture: the model's architecture.
       preprocessing: the model's preprocessing.
       class_names: in the order of the head's outputs.
+      outputs: what the outputs mean. It is written where transformers reads it from
+        a timm model's file; timm ignores it.
     """
     a = architecture
     assert isinstance(a, Architecture)
@@ -321,6 +321,7 @@ def companions(
             "classifier": ["head", "head_dist"] if distilled else "head",
         },
     }
+    config |= written_outputs(outputs, a.num_classes)
     if class_names:
         config["label_names"] = list(class_names)
     return {"config.json": config}
@@ -334,18 +335,20 @@ def lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
     chain = _chain(written, p.image_size)
     differs = {
         f"timm uses {_EPSILON:g} as the LayerNorm's epsilon, where this model has "
-        f"{a.layernorm_epsilon:g}": a.layernorm_epsilon != _EPSILON,
+        f"{a.layernorm_epsilon:g}: expect slightly different outputs": (
+            a.layernorm_epsilon != _EPSILON
+        ),
         "timm uses its own epsilons in the trunk's norms, where this model has "
-        "Google's": a.trunk is not None and a.trunk_numerics != "timm",
+        "Google's: expect slightly different outputs": a.trunk is not None
+        and a.trunk_numerics != "timm",
         f"timm has no model with the trunk {a.trunk}: build the trunk by hand": (
             a.trunk is not None and a.trunk not in _HYBRIDS
         ),
         f"timm cannot preprocess images with {p.eval_transform!r}, with which this "
-        "model was evaluated": not written,
+        "model was evaluated: prepare them with other code": not written,
         f"timm will preprocess images with {chain!r}, where this model was evaluated "
-        f"with {p.eval_transform!r}: expect slightly different predictions": (
-            bool(written) and chain != usual_spelling(p)
-        ),
+        f"with {p.eval_transform!r} ({difference(chain, p)}): expect slightly "
+        "different predictions": (bool(written) and chain != usual_spelling(p)),
     }
     return [sentence for sentence, present in differs.items() if present]
 

@@ -119,6 +119,10 @@ FAMILIES = {
 }
 
 
+# Families whose own pretraining used the sigmoid loss, on ImageNet-1k too.
+_SIGMOID = ("augreg", "gsam", "mixer")
+
+
 class Mirror(NamedTuple):
     """One address of a file.
 
@@ -182,9 +186,14 @@ class Published:
 
     @property
     def outputs(self) -> str:
-        """What the outputs mean: ImageNet-21k has several labels per image."""
-        several = self.classes == "i21k" or self.family == "gsam"
-        return INDEPENDENT if several else EXCLUSIVE
+        """What the loss made of the outputs.
+
+        It was a sigmoid's over ImageNet-21k, and in `_SIGMOID` for heads that come from
+        the pretraining, rather than from fine-tuning.
+        """
+        pretraining = self.classes == self.pretraining and "--" not in self.name
+        sigmoid = self.family in _SIGMOID and pretraining
+        return INDEPENDENT if sigmoid or self.classes == "i21k" else EXCLUSIVE
 
     def complete(self, reading: Reading, path: pathlib.Path) -> Reading:
         """Adds the settings of the family to those that were read from a file.
