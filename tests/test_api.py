@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import subprocess
 import sys
 from functools import partial
@@ -170,6 +171,13 @@ def test_predict_accepts_common_inputs(model, paths):
     same(model.predict(np.stack([pixels[0]] * 2), top_k=2), expected[:1] * 2)
     # More images than fit into one pass.
     same(model.predict([paths[0]] * 33 + paths, 2), expected[:1] * 33 + expected)
+    same(model.predict(paths[0].parent, top_k=2), expected)
+    held = (PIL.Image.open(path) for path in paths)
+    same(model.predict(held, top_k=2), expected)
+    mixed = [paths[0].read_bytes(), io.BytesIO(paths[1].read_bytes()), pixels[2]]
+    same(model.predict(mixed, top_k=2), expected)
+    same(model.predict(jnp.asarray(pixels[0]), top_k=2), expected[:1])
+    np.testing.assert_array_equal(model.prepare(mixed), model.prepare(paths))
     assert len(model.predict(paths[0], top_k=99)[0]) == 4
     assert model.predict([]) == []
 
@@ -185,9 +193,49 @@ def test_all_unreadable_images_are_named_at_once(model, paths, tmp_path):
     assert "broken.jpg" in lines[1]
     assert "absent.jpg" in lines[2]
     assert "image 5" in lines[3]
+    found = model.predict([*images, None], errors="return")
+    assert [isinstance(each, UserError) for each in found] == [True, *[False] * 3] + [
+        True
+    ] * 2
+    assert found[1:4] == model.predict(paths)
+    assert str(found[0]) in lines[1]
+    assert "image 5: found NoneType, expected a path" in str(found[5])
+    with pytest.raises(UserError, match="images: found NoneType, expected"):
+        model.predict(None)
+    with pytest.raises(UserError, match="errors='ignore': choose raise or return"):
+        model.predict(paths, errors="ignore")
     for top_k in (0, "3", 2.0):
         with pytest.raises(UserError, match=f"top_k={top_k!r}: expected a whole"):
             model.predict(paths, top_k=top_k)
+    with pytest.raises(UserError, match="batch_size=0: expected a whole"):
+        model.stream(paths, batch_size=0)
+
+
+def test_a_stream_has_no_end_and_takes_no_more_than_it_needs(model, paths, tmp_path):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield from (*paths, tmp_path / "absent.jpg")
+
+    stream = model.stream(endless(), top_k=2, batch_size=2)
+    found = [next(stream) for _ in range(20)]
+    stream.close()
+    assert len(taken) < 12
+    expected = model.predict(paths, top_k=2)
+    for number, each in enumerate(found):
+        if number % 4 == 3:
+            assert each.image == str(tmp_path / "absent.jpg")
+            assert each.top == []
+            assert "absent.jpg cannot be read: No such file" in str(each.error)
+        else:
+            assert (each.image, each.error) == (str(paths[number % 4]), None)
+            wanted = expected[number % 4]
+            assert [name for name, _ in each.top] == [name for name, _ in wanted]
+            np.testing.assert_allclose(
+                [p for _, p in each.top], [p for _, p in wanted], atol=1e-6
+            )
 
 
 def test_sigmoid_models_answer_each_class_separately(shared, paths, make_workdir):

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import pathlib
@@ -6,6 +7,7 @@ import sys
 
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 
 import vit_jax
@@ -71,18 +73,202 @@ def test_a_fresh_process_needs_only_the_work_directory(workdir, shared, tmp_path
         np.testing.assert_allclose(found, [p for _, p in top], atol=1e-6)
 
 
-def test_all_unreadable_images_at_once_and_no_traceback(workdir, shared, tmp_path):
-    for name in ("x.png", "y.png"):
-        (tmp_path / name).write_bytes(b"no image")
-    images = [tmp_path / "x.png", shared / "one.png", tmp_path / "y.png"]
-    done = _fresh_process(f"--checkpoint={workdir}", *images, cwd=tmp_path)
+def test_a_bad_image_costs_one_result_and_a_status_of_its_own(
+    workdir, shared, run_command, tmp_path, capsys, caplog
+):
+    whole = (shared / "one.png").read_bytes()
+    for name, content in (("a", whole), ("b", whole[:99]), ("c", b""), ("d", whole)):
+        (tmp_path / f"{name}.png").write_bytes(content)
+    images = [tmp_path, shared / "one.png"]
+    with pytest.raises(SystemExit) as end:
+        run_command(predict, f"--checkpoint={workdir}", *images, "--json")
 
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: 2 images cannot be read:")
-    assert "x.png" in done.stderr
-    assert "y.png" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert end.value.code == predict.SOME_FAILED == 3
+    assert "b.png cannot be decoded: " in caplog.text
+    assert "c.png is empty" in caplog.text
+    output, errors = capsys.readouterr()
+    assert errors.endswith("2 of 5 images could not be read\n")
+    assert output.count("\n") == 1
+    report = json.loads(output)
+    good = [tmp_path / "a.png", tmp_path / "d.png", shared / "one.png"]
+    assert [each["image"] for each in report["predictions"]] == list(map(str, good))
+    (expected,) = vit_jax.load(workdir).predict(shared / "one.png")
+    for each in report["predictions"]:
+        assert [row["class"] for row in each["top"]] == [name for name, _ in expected]
+    assert [each["image"][-5:] for each in report["errors"]] == ["b.png", "c.png"]
+    assert "is empty" in report["errors"][1]["error"]
+
+
+def test_bad_images_print_nothing_but_their_names(
+    workdir, shared, run, tmp_path, caplog
+):
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as end:
+        run(f"--checkpoint={workdir}", tmp_path / "x.png", tmp_path / "x.png")
+    assert end.value.code == predict.SOME_FAILED == 3
+    assert caplog.text.count("x.png cannot be decoded: its 8 bytes are in none") == 2
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_results_in_a_file_and_going_on(suffix, workdir, shared, run, tmp_path, capsys):
+    out = tmp_path / f"results{suffix}"
+    arguments = [f"--checkpoint={workdir}", f"--out={out}", "--top_k=2"]
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    images = [shared / "images", tmp_path / "bad.png", shared / "one.png"]
+    assert run(*arguments, shared / "images") == ""
+    before = _read_results(out)
+    assert len(before) == 3
+    for _ in range(2):  # the second time, nothing is left to do
+        with pytest.raises(SystemExit) as end:
+            run(*arguments, *images)
+        assert end.value.code == 3
+        assert "1 of 5 images could not be read; " in capsys.readouterr().err
+        found = _read_results(out)
+        assert found[:3] == before
+        bad, *_ = found[3]
+        assert bad == str(tmp_path / "bad.png")
+        assert "none of the formats" in found[3][1]
+        assert len(found) == 5
+    files = ["images/a.JPG", "images/b.png", "images/below/c.webp", "one.png"]
+    paths = [str(shared / file) for file in files]
+    expected = vit_jax.load(workdir).predict(paths, top_k=2)
+    for (path, error, top), name, wanted in zip(
+        found[:3] + found[4:], paths, expected, strict=True
+    ):
+        assert (path, error) == (name, None)
+        assert [name for name, _ in top] == [name for name, _ in wanted]
+        np.testing.assert_allclose(
+            [p for _, p in top], [p for _, p in wanted], atol=1e-6
+        )
+    with pytest.raises(SystemExit, match=r"the first 2 classes .* the first 3 are"):
+        run(*arguments, *images, "--top_k=3")
+
+
+def _read_results(path):
+    """Reads [(image, error, [(class, probability), …])]."""
+    if path.suffix == ".jsonl":
+        return [
+            (
+                each["image"],
+                each.get("error"),
+                [(row["class"], row["probability"]) for row in each.get("top", ())],
+            )
+            for each in map(json.loads, path.read_text().splitlines())
+        ]
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            table = list(csv.DictReader(file))
+    else:
+        table = pq.read_table(path).to_pylist()
+    return [
+        (
+            row["image"],
+            row["error"] or None,
+            [
+                (row[f"class_{n}"], float(row[f"probability_{n}"]))
+                for n in (1, 2)
+                if row[f"class_{n}"]
+            ],
+        )
+        for row in table
+    ]
+
+
+def test_results_of_other_weights_are_not_continued(workdir, run, shared, make_workdir):
+    out = shared / "results.csv"
+    image = shared / "one.png"
+    report = json.loads(run(f"--checkpoint={workdir}", image, f"--out={out}", "--json"))
+    assert report == {
+        "checkpoint": str(workdir),
+        "step": 3,
+        "out": str(out),
+        "outputs": "exclusive",
+        "images": 1,
+        "errors": [],
+    }
+    # The same weights by another path may go on; other names of classes may not.
+    run(f"--checkpoint={workdir}/checkpoints/3", image, f"--out={out}")
+    other = make_workdir(shared / "other", class_names=("a", "b", "c"), depth=1)
+    with pytest.raises(SystemExit, match=f"results of other weights: {workdir} at"):
+        run(f"--checkpoint={other}", image, f"--out={out}")
+
+
+KILLED = """
+import os, signal, sys
+from vit_jax import command, predict
+from vit_jax.data.preprocessing import Preprocessing
+
+prepare, seen = Preprocessing.prepare, []
+
+def slow(self, image, name):
+    seen.append(name)
+    if len(seen) > 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return prepare(self, image, name)
+
+Preprocessing.prepare = slow
+import vit_jax.prediction.appending as appending
+appending._SECONDS = 0.0
+command.run(predict.main, predict.FLAGS)
+"""
+
+
+def test_after_a_kill_the_same_command_continues(workdir, shared, run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        PIL.Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    out = tmp_path / "results.jsonl"
+    arguments = [f"--checkpoint={workdir}", f"--out={out}", "--batch_size=4", tmp_path]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(vit_jax.__file__).parents[1])},
+    )
+    assert killed.returncode == -9
+    before = out.read_bytes()
+    assert 0 < before.count(b"\n") < 60
+    out.write_bytes(before[:-5])  # as if it had been killed while it wrote
+    assert run(*arguments) == ""
+    found = _read_results(out)
+    assert [pathlib.Path(path).name for path, *_ in found] == [
+        f"{number:02}.png" for number in range(60)
+    ]
+    expected = vit_jax.load(workdir).predict(pixels)
+    for (*_, top), wanted in zip(found, expected, strict=True):
+        assert [name for name, _ in top] == [name for name, _ in wanted]
+    assert out.read_bytes().startswith(before[:-5])
+
+
+def test_names_that_cannot_be_shown(tmp_path, make_workdir, run_command, capsys):
+    names = ("猫", "ärger 🐶", "\udce9")
+    workdir = make_workdir(tmp_path / "run", class_names=names, depth=1)
+    (tmp_path / "images").mkdir()
+    image = os.fsencode(tmp_path) + b"/images/caf\xe9.png"
+    with open(image, "wb") as file:
+        PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "PNG")
+    with open(os.fsencode(tmp_path) + b"/images/bad\xe9.png", "wb") as file:
+        file.write(b"no image")
+    out = tmp_path / "results.csv"
+    for more in ([], ["--json"], [f"--out={out}"]):
+        with pytest.raises(SystemExit) as end:
+            run_command(predict, f"--checkpoint={workdir}", tmp_path / "images", *more)
+        assert end.value.code == 3
+    output = capsys.readouterr().out
+    assert output.count(r"caf\udce9.png") == 2
+    assert "ärger 🐶" in output
+    with out.open(encoding="utf-8", newline="") as file:
+        table = [row[0] for row in csv.reader(file)]
+    folder = tmp_path / "images"
+    assert table[1:] == [rf"{folder}/bad\udce9.png", rf"{folder}/caf\udce9.png"]
+
+
+def test_addresses_are_images(workdir, shared, run, monkeypatch):
+    content = (shared / "one.png").read_bytes()
+    monkeypatch.setattr("vit_jax.web.fetch", lambda url, most: content)
+    report = json.loads(
+        run(f"--checkpoint={workdir}", "https://host/a.png?b=1", "--json")
+    )
+    assert report["predictions"][0]["image"] == "https://host/a.png?b=1"
+    assert report["errors"] == []
 
 
 def test_lines_are_readable_when_piped(workdir, shared, run):
@@ -129,6 +315,8 @@ def test_a_single_output_is_the_probability_of_yes(shared, make_workdir, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--checkpoint={run}", "{shared}/one.png", "--out=x.txt"], "must end in .jso"),
+        (["--checkpoint={run}", "{shared}/one.png", "--batch_size=0"], "batch_size"),
         (["x.png"], "no model"),
         (["--outputs=softmax"], "<exclusive|independent|numbers>"),
         (["--checkpoint={run}"], "no images"),

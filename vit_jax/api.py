@@ -5,14 +5,14 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from vit_jax.checkpoints.description import Description
 from vit_jax.data.preprocessing import Preprocessing
@@ -30,6 +30,9 @@ from vit_jax.models.outputs import (
     show,
 )
 from vit_jax.models.positions import METHODS
+from vit_jax.prediction.inputs import inputs
+from vit_jax.prediction.passes import Passes, Prediction
+from vit_jax.prediction.stream import Prepared, prepared
 from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.loading import load_weights
@@ -43,8 +46,7 @@ _NOUNS = {
     INDEPENDENT: "independent classes",
     NUMBERS: "plain numbers",
 }
-# Images per forward pass in `Model.predict`.
-_BATCH = 32
+_BATCH = 32  # images per forward pass, unless the caller says otherwise
 
 
 class Features(NamedTuple):
@@ -284,29 +286,36 @@ class Model:
         """
         return _logits(self.module, self.params, self._checked(images))
 
-    def prepare(
-        self, images: Path | UInt8[np.ndarray, "..."] | Sequence[Any]
-    ) -> Float[Array, "b h w c"]:
-        """Converts image files or uint8 arrays of any size to input for the model.
+    def prepare(self, images: Any) -> Float[Array, "b h w c"]:
+        """Converts images of any size and kind to input for the model.
 
         Args:
-          images: paths or uint8 arrays [h, w, c], or a single one.
+          images: an image or several, as in `predict`.
 
         Raises:
           UserError: names every image that cannot be read.
         """
-        pixels, problems = self._pixels(_as_list(images))
-        _raise(problems)
+        found = list(self._prepared(images, _BATCH))
+        _raise([image.error for image in found if image.error is not None])
+        a = self.architecture
+        pixels = np.zeros((len(found), *a.image_size, a.channels), np.uint8)
+        for row, image in zip(pixels, found, strict=True):
+            row[:] = image.pixels
         return self.preprocessing.normalize(jnp.asarray(pixels))
 
     def predict(
-        self, images: Path | UInt8[np.ndarray, "..."] | Sequence[Any], top_k: int = 5
-    ) -> list[list[tuple[str, float]]]:
+        self, images: Any, top_k: int = 5, *, errors: str = "raise"
+    ) -> list[Any]:
         """Predicts the most probable classes of each image, best first; or numbers.
 
         Args:
-          images: paths or uint8 arrays [h, w, c] of any size, or a single one.
+          images: paths, folders (all the images in them), https addresses, bytes of
+            image files, binary file objects, PIL images, uint8 arrays [h, w] or
+            [h, w, c] of any size (NumPy's, JAX's or another library's), batches of
+            them [b, h, w, c]; or a list or iterator of any of these.
           top_k: number of classes; at most all of them.
+          errors: "raise", or "return" to get the UserError of an image that cannot be
+            read in place of its result.
 
         Returns:
           For each image [(class name, probability), …]; a class without a name is given
@@ -315,23 +324,40 @@ class Model:
           returned as they are, in their own order.
 
         Raises:
-          UserError: names every image that cannot be read.
+          UserError: an argument is invalid; or names every image that cannot be read.
         """
-        if not _whole(top_k) or top_k < 1:
-            raise UserError(f"top_k={top_k!r}: expected a whole number of at least 1")
-        if not self.architecture.num_classes:
-            raise UserError("this model has no head; load it without num_classes=0")
-        found: list[list[tuple[str, float]]] = []
-        problems: list[str] = []
-        images = _as_list(images)
-        for start in range(0, len(images), _BATCH):
-            pixels, unreadable = self._pixels(images[start : start + _BATCH], start)
-            problems += unreadable
-            if not problems:
-                # After a problem the result is discarded, so skip the forward passes.
-                found += self._shown(pixels, top_k)
-        _raise(problems)
+        if errors not in ("raise", "return"):
+            raise UserError(f"errors={errors!r}: choose raise or return")
+        keep = errors == "return"
+        found, problems = [], []
+        for image in self._stream(images, top_k, _BATCH, keep):
+            if image.error is not None:
+                problems.append(image.error)
+            found.append(image.error or image.top)
+        if not keep:
+            _raise(problems)
         return found
+
+    def stream(
+        self, images: Any, top_k: int = 5, *, batch_size: int = _BATCH
+    ) -> Iterator[Prediction]:
+        """Predicts any number of images in bounded memory, one by one and in order.
+
+        Threads read and prepare the next images while the device computes.
+
+        Args:
+          images: as in `predict`; an iterator is consumed as the results are.
+          top_k: number of classes; at most all of them.
+          batch_size: images per forward pass.
+
+        Returns:
+          An iterator over the predictions. An image that cannot be read has an `error`
+          instead of a result.
+
+        Raises:
+          UserError: an argument is invalid.
+        """
+        return self._stream(images, top_k, batch_size, True)
 
     def features(
         self, images: Float[Array, "b h w c"], layers: Sequence[int] = (-1,)
@@ -402,29 +428,33 @@ class Model:
             )
         return jnp.asarray(images, jnp.float32)
 
-    def _pixels(
-        self, images: Sequence[Any], first: int = 0
-    ) -> tuple[UInt8[np.ndarray, "b h w c"], list[str]]:
-        """Prepares images as evaluation does; lists the problems of unreadable ones."""
-        a = self.architecture
-        pixels, problems = [], []
-        for number, image in enumerate(images, first):
-            try:
-                is_path = isinstance(image, str | pathlib.Path)
-                name = str(image) if is_path else f"image {number}"
-                pixels.append(self.preprocessing.prepare(image, name))
-            except UserError as error:
-                problems.append(str(error))
-        empty = np.zeros((0, *a.image_size, a.channels), np.uint8)
-        return np.stack(pixels) if pixels else empty, problems
+    def _prepared(self, images: Any, ahead: int) -> Iterator[Prepared]:
+        listed = inputs(images, self.architecture.channels)
+        return prepared(listed, self.preprocessing.prepare, ahead)
 
-    def _shown(
+    def _stream(
+        self, images: Any, top_k: int, batch_size: int, after_error: bool
+    ) -> Iterator[Prediction]:
+        """Predicts images; without `after_error` only reads those after a bad one."""
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if not _whole(value) or value < 1:
+                raise UserError(
+                    f"{name}={value!r}: expected a whole number of at least 1"
+                )
+        if not self.architecture.num_classes:
+            raise UserError("this model has no head; load it without num_classes=0")
+        passes = Passes(
+            partial(self._ranked, top_k=int(top_k)),
+            self._name,
+            batch_size=int(batch_size),
+            after_error=after_error,
+        )
+        return passes(self._prepared(images, 2 * int(batch_size)))
+
+    def _ranked(
         self, pixels: UInt8[np.ndarray, "b h w c"], top_k: int
-    ) -> list[list[tuple[str, float]]]:
-        # Pad to a power of two, so that few programs are compiled for many counts.
-        count = len(pixels)
-        rows = 1 << (count - 1).bit_length()
-        pixels = np.pad(pixels, [(0, rows - count), (0, 0), (0, 0), (0, 0)])
+    ) -> tuple[Int[Array, "b top_k"], Float[Array, "b top_k"]]:
+        """Computes the classes to show and their values; does not wait for them."""
         logits = _logits(self.module, self.params, pixels, self.preprocessing)
         values, num_classes = show(self.outputs, logits), self.architecture.num_classes
         if is_probability(self.outputs):
@@ -432,18 +462,7 @@ class Model:
             _, classes = jax.lax.top_k(logits, min(top_k, num_classes))
         else:
             classes = jnp.broadcast_to(jnp.arange(num_classes), logits.shape)
-        best = jnp.take_along_axis(values, classes, axis=-1)
-        return [
-            [
-                (self._name(index), probability)
-                for index, probability in zip(indices, values, strict=True)
-            ]
-            for indices, values in zip(
-                np.asarray(classes).tolist()[:count],
-                np.asarray(best).tolist()[:count],
-                strict=True,
-            )
-        ]
+        return classes, jnp.take_along_axis(values, classes, axis=-1)
 
     def _name(self, index: int) -> str:
         return self.class_names[index] if self.class_names else str(index)
@@ -535,16 +554,9 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _as_list(images: Any) -> list[Any]:
-    """Makes a list of images: of one from an image, of b from [b, h, w, c]."""
-    alone = isinstance(images, str | pathlib.Path)
-    alone = alone or (hasattr(images, "ndim") and images.ndim != 4)
-    return [images] if alone else list(images)
-
-
-def _raise(problems: Sequence[str]):
+def _raise(problems: Sequence[UserError]):
     if len(problems) == 1:
-        raise UserError(problems[0])
+        raise problems[0]
     if problems:
         lines = "\n".join(f"  {line}" for line in problems)
         raise UserError(f"{len(problems)} images cannot be read:\n{lines}")

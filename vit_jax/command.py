@@ -1,5 +1,6 @@
 """The frame of every command: flags without tracebacks, errors a user can read."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -28,9 +29,11 @@ def guard(action: Callable[[], None]) -> None:
     """Runs a command's action and turns its end into an exit status.
 
     0 = done; 1 = an error that the user can fix, in one message on standard error;
-    130 = Ctrl-C; 141 = the output is no longer read. Anything else is a bug of ours and
-    shows its traceback.
+    130 = Ctrl-C; 141 = the output is no longer read; a command may add its own.
+    Anything else is a bug of ours and shows its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        _write_any_text(stream)
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[_ToStandardError()]
     )
@@ -40,8 +43,11 @@ def guard(action: Callable[[], None]) -> None:
     sys.unraisablehook = _show
     warn_of_untested()
     try:
-        action()
-        sys.stdout.flush()
+        try:
+            action()
+        finally:
+            # Here, because an error while Python ends would be a traceback.
+            sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
@@ -113,6 +119,12 @@ def parse(
         return list(flag_values(list(argv), known_only=known_only))[1:]
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}. See --help.") from None
+
+
+def _write_any_text(stream: Any) -> None:
+    """Makes a stream escape what its encoding lacks, such as names in other scripts."""
+    with contextlib.suppress(AttributeError, ValueError):  # replaced, or closed
+        stream.reconfigure(errors="backslashreplace")
 
 
 class _ToStandardError(logging.StreamHandler):

@@ -1,21 +1,43 @@
 """Predicts the classes of image files with a trained model.
 
   python -m vit_jax.predict --checkpoint=MODEL IMAGE… [--top_k=5] [--json]
+      [--out=FILE.jsonl|FILE.csv|FILE.parquet] [--batch_size=32]
 
 MODEL is a work directory, or anything else that vit_jax.load takes; nothing else is
-needed. A folder stands for all the images in it. Prints the most probable classes of
-each image, with their names. If the model answers yes or no for each class, these are
-the probabilities of yes; if its outputs are plain numbers, all of them are printed.
+needed. An image may be an https address. A folder stands for all the images in it,
+links to other folders included. Prints the most probable classes of each image, with
+their names, or writes them to FILE, any number in bounded memory. With --out the same
+command continues after the images that FILE already has. If the model answers yes or
+no for each class, the probabilities are those of yes; if its outputs are plain numbers,
+all of them are given.
+
+Exit status: 0 = done, 1 = an error that the message explains, 3 = some images could not
+be read: standard error names them, and all others have their result.
 """
 
+import contextlib
+import itertools
 import json
+import logging
+import os
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from vit_jax import command
 from vit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vit_jax.prediction.inputs import Input
+    from vit_jax.prediction.records import Layout
+
+SOME_FAILED = 3  # exit status
+
+logger = logging.getLogger(__name__)
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -32,6 +54,16 @@ flags.DEFINE_bool(
 )
 command.define_outputs(FLAGS)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
+flags.DEFINE_string(
+    "out",
+    None,
+    "a file for the results: .jsonl (JSON lines), .csv or .parquet; if it exists, "
+    "images that are missing in it are added",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "batch_size", 32, "images per forward pass", lower_bound=1, flag_values=FLAGS
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -42,71 +74,133 @@ def main(arguments: list[str]) -> None:
         )
     if not arguments:
         raise UserError("no images given; pass image files, or folders of them")
-    from vit_jax import api
     from vit_jax.compilation_cache import use_compilation_cache
-    from vit_jax.models.outputs import is_probability
+    from vit_jax.host_memory import keep_freed_memory
 
+    total = count(arguments)
+    out = None
+    if FLAGS.out is not None:
+        from vit_jax.prediction.saving import check_path
+
+        out = pathlib.Path(FLAGS.out).expanduser()
+        check_path(out)
     use_compilation_cache()
-    paths = expand(arguments)
+    keep_freed_memory()
+    from vit_jax import api
+
     model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
-    predictions = model.predict(paths, FLAGS.top_k)
-    are_probabilities = is_probability(model.outputs)
-    if FLAGS.json:
-        kind = "probability" if are_probabilities else "value"
-        images = [
-            {
-                "image": str(path),
-                "top": [{"class": name, kind: value} for name, value in top],
-            }
-            for path, top in zip(paths, predictions, strict=True)
-        ]
-        report = {
-            "checkpoint": FLAGS.checkpoint,
-            "step": model.step,
-            "outputs": model.outputs,
-            "predictions": images,
-        }
+    failed = _predict(model, arguments, total, out)
+    if out is not None and FLAGS.json:
+        report = {"checkpoint": FLAGS.checkpoint, "step": model.step, "out": str(out)}
+        report |= {"outputs": model.outputs, "images": total, "errors": failed}
         print(json.dumps(report, allow_nan=False))
-        return
-    for path, top in zip(paths, predictions, strict=True):
-        print(path)
-        for name, value in top:
-            shown = f"{value:8.2%}" if are_probabilities else f"{value:12.6g}"
-            print(f"  {shown}  {name}")
+    if failed:
+        where = f"; {out} has the reasons" if out is not None else ""
+        number = f"{len(failed):,} of {total:,} images"
+        print(f"{number} could not be read{where}", file=sys.stderr)
+        sys.exit(SOME_FAILED)
 
 
-def expand(arguments: Sequence[str]) -> list[pathlib.Path]:
-    """Replaces each folder by the images in it, at any depth, sorted; keeps files.
+def _predict(
+    model: Any, arguments: Sequence[str], total: int, out: pathlib.Path | None
+) -> list[dict[str, Any]]:
+    """Predicts all images; returns the records of those that could not be read."""
+    from vit_jax.prediction.inputs import inputs
+    from vit_jax.prediction.printing import JsonObject, Printed
+    from vit_jax.prediction.records import to_json
+    from vit_jax.prediction.saving import open_results
+    from vit_jax.progress import Progress
+
+    layout = _layout(model)
+    about = {"checkpoint": FLAGS.checkpoint, "step": model.step}
+    about |= {"outputs": model.outputs}
+    done: Any = ()
+    failed: list[dict[str, Any]] = []
+
+    def images() -> "Iterator[Input]":
+        listed = inputs(arguments, model.architecture.channels)
+        return (image for image in listed if image.name not in done)
+
+    # Refused before any file is made; the images are listed once they are needed.
+    stream = model.stream(images(), FLAGS.top_k, batch_size=FLAGS.batch_size)
+    with contextlib.ExitStack() as stack:
+        if out is not None:
+            about["fingerprint"] = _fingerprint(model)
+            results = open_results(out, layout, about)
+            writer, done = stack.enter_context(results)
+            failed += [found._asdict() for found in done.failed]
+            if done.count:
+                total = sum(1 for _ in images())
+                logger.info("%s has %d results, %d are missing", out, done.count, total)
+        else:
+            kind = JsonObject(about) if FLAGS.json else Printed(layout)
+            writer = stack.enter_context(kind)
+        # On a terminal, the printed results show the progress.
+        shown = out is not None or not sys.stdout.isatty()
+        progress = stack.enter_context(Progress("predicting", total, shown=shown))
+        with progress.phase("compiling"):
+            first = next(stream, None)
+        for prediction in itertools.chain([first] if first else [], stream):
+            record = to_json(prediction, layout.value)
+            writer.write(record)
+            progress.advance()
+            if prediction.error is not None:
+                logger.warning("%s", prediction.error)
+                failed.append(record)
+    return failed
+
+
+def _layout(model: Any) -> "Layout":
+    from vit_jax.models.outputs import is_probability
+    from vit_jax.prediction.records import Layout
+
+    classes = model.architecture.num_classes
+    if is_probability(model.outputs):
+        return Layout(min(FLAGS.top_k, classes), "probability")
+    return Layout(classes, "value")
+
+
+def _fingerprint(model: Any) -> str:
+    from vit_jax.prediction.fingerprint import fingerprint
+
+    return fingerprint(
+        model.params,
+        architecture=model.architecture.to_dict(),
+        preprocessing=model.preprocessing.to_dict(),
+        class_names=model.class_names,
+        outputs=model.outputs,
+    )
+
+
+def count(arguments: Sequence[str]) -> int:
+    """Counts the images that the arguments stand for.
 
     Raises:
       UserError: names every path that does not exist, and every folder without images.
     """
-    found: list[pathlib.Path] = []
-    problems = []
+    from vit_jax.data.sources.image_files import in_words
+    from vit_jax.prediction.folders import images_in
+    from vit_jax.prediction.inputs import is_address
+
+    total, problems = 0, []
+    left_out: Counter[str] = Counter()
     for argument in arguments:
-        path = pathlib.Path(argument).expanduser()
-        within = _images_within(path) if path.is_dir() else [path]
-        if not path.exists():
+        path = os.path.expanduser(argument)
+        if is_address(argument):
+            total += 1
+        elif not os.path.exists(path):
             problems.append(f"{argument}: no such file or folder")
-        elif not within:
+        elif not os.path.isdir(path):  # such as a pipe
+            total += 1
+        elif not (within := sum(1 for _ in images_in(path, left_out))):
             problems.append(f"{argument}: the folder contains no images")
         else:
-            found += within
+            total += within
     if problems:
         raise UserError("\n".join(problems))
-    return found
-
-
-def _images_within(folder: pathlib.Path) -> list[pathlib.Path]:
-    from vit_jax.data.formats import EXTENSIONS
-
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    if left_out:
+        logger.info("files in the folders that are no images: %s", in_words(left_out))
+    return total
 
 
 if __name__ == "__main__":

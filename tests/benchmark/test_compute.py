@@ -1,5 +1,6 @@
 """Tests of the reported speed of training and inference."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 
@@ -53,6 +54,26 @@ def test_training_in_numbers(run):
     assert report["peak_bytes_source"] == "compiler"
     (row,) = report["sweep"]
     assert row.items() <= report.items()
+
+
+def test_progress_is_on_standard_error(tmp_path, run, capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(compute.Progress, "phase", _noting(shown))
+    json.loads(run("--what=inference", "--batch_sizes=8,16", "--json"))
+    assert shown == [
+        f"batch size {size}: {doing}"
+        for size in (8, 16)
+        for doing in ("compiling", "timing")
+    ]
+
+
+def _noting(shown):
+    @contextlib.contextmanager
+    def phase(self, text):
+        shown.append(text)
+        yield
+
+    return phase
 
 
 def test_sweep_has_all_sizes_and_the_best_at_the_top(run):

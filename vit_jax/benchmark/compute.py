@@ -16,6 +16,7 @@ from vit_jax.benchmark.peak import Peak
 from vit_jax.config import Config, changed
 from vit_jax.errors import UserError
 from vit_jax.plan import flops
+from vit_jax.progress import Progress
 from vit_jax.train.memory import Bytes, is_out_of_memory
 from vit_jax.train.programs import build, build_predict
 from vit_jax.train.setup import set_up
@@ -68,15 +69,17 @@ def measure_steps(
     per_image = counted.training if what == "train" else counted.total
     peak = Peak(mesh, setup.model.dtype)
     rows = []
-    for each in configs:
-        row = {"batch_size": each[key]}
-        try:
-            row |= _measure(each, what, mesh, seconds)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            row["error"] = "out of memory"
-        rows.append(row)
+    with Progress("measuring", len(configs), unit="batch sizes") as progress:
+        for each in configs:
+            row = {"batch_size": each[key]}
+            try:
+                row |= _measure(each, what, mesh, seconds, progress)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                row["error"] = "out of memory"
+            rows.append(row)
+            progress.advance()
     peak.measure()  # again, because the machine's other load changes
     for row in rows:
         if "error" not in row:
@@ -120,14 +123,17 @@ def _checked(configs: list[Config]) -> Mesh:
     return mesh
 
 
-def _measure(config: Config, what: str, mesh: Mesh, seconds: float) -> dict[str, Any]:
+def _measure(
+    config: Config, what: str, mesh: Mesh, seconds: float, progress: Progress
+) -> dict[str, Any]:
     """Times one batch size."""
-    program, _ = _PROGRAMS[what]
+    program, key = _PROGRAMS[what]
+    which = f"batch size {config[key]}"
     step, arguments = program(config, mesh)
-    start = time.perf_counter()
-    lowered = step.lower(*arguments)
-    lower_seconds = time.perf_counter() - start
-    with _nothing_kept():
+    with progress.phase(f"{which}: compiling"), _nothing_kept():
+        start = time.perf_counter()
+        lowered = step.lower(*arguments)
+        lower_seconds = time.perf_counter() - start
         start = time.perf_counter()
         compiled = lowered.compile()
         compile_seconds = time.perf_counter() - start
@@ -143,7 +149,8 @@ def _measure(config: Config, what: str, mesh: Mesh, seconds: float) -> dict[str,
             state, given = given  # the step donates its state
         jax.block_until_ready(given)
 
-    times = np.array(_timed(run, seconds))
+    with progress.phase(f"{which}: timing"):
+        times = np.array(_timed(run, seconds))
     median, p10, p90 = (float(np.percentile(times, q)) for q in (50, 10, 90))
     peak_bytes, source = _peak_bytes(compiled, mesh)
     return {

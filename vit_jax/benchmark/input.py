@@ -30,6 +30,7 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
     from vit_jax import sharding
     from vit_jax.data.loading.batches import cores, train_batches
     from vit_jax.host_memory import peak_bytes
+    from vit_jax.progress import Progress
     from vit_jax.train.setup import set_up
 
     setup = set_up(config)
@@ -54,19 +55,25 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
             repeats=config.augment.repeats,
         )
 
-    with batches(0) as stream:
-        batch = next(stream)
-        first = time.perf_counter() - start
-        # Batches that were ready before the clock started do not count.
-        for _ in range(3):
-            sharding.place(next(stream), setup.mesh)
-        count, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds:
-            sharding.place(next(stream), setup.mesh)
-            count += 1
-        rate = count * config.batch_size / elapsed
-        waiting = _waiting(stream, 1.25 * config.batch_size / rate, seconds / 2)
-    stages = _stages(setup, source, batch)
+    with Progress("measuring", None, unit="batches") as progress:
+        with batches(0) as stream:
+            with progress.phase("loading the first batch"):
+                batch = next(stream)
+            first = time.perf_counter() - start
+            # Batches that were ready before the clock started do not count.
+            for _ in range(3):
+                sharding.place(next(stream), setup.mesh)
+            count, start = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < seconds:
+                sharding.place(next(stream), setup.mesh)
+                count += 1
+                progress.advance()
+            rate = count * config.batch_size / elapsed
+            with progress.phase("measuring how long steps would wait"):
+                step = 1.25 * config.batch_size / rate
+                waiting = _waiting(stream, step, seconds / 2)
+        with progress.phase("timing the stages"):
+            stages = _stages(setup, source, batch)
     total = sum(stages.values())
     return {
         "images_per_second": rate,

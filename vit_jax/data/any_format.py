@@ -4,8 +4,9 @@ OpenCV reads 16-bit colours where their upper 8 bits are not enough, and tifffil
 TIFFs of many bands.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -56,11 +57,44 @@ def decode_any(
     data: bytes, channels: int, name: str, white_level: float = 0.0
 ) -> np.ndarray:
     """Decodes an image file to uint8 [h, w, channels]; see `decode.decode`."""
-    try:
+    with _explained(name):
         found = read(data, channels, white_level)
         pixels = _eight_bits(found, channels)
         _warn_if_narrow(found, name)
         return pixels
+
+
+def from_pillow(
+    image: Image.Image, channels: int, name: str, white_level: float = 0.0
+) -> np.ndarray:
+    """Converts an image of Pillow, in any mode, like the file that it was opened from.
+
+    Of an image with several frames, it is the current one.
+
+    Returns:
+      uint8 [h, w, channels].
+
+    Raises:
+      UnsuitableImage: it cannot become that many channels, or its white is not known.
+      DecodeError: its file is truncated or closed.
+    """
+    with _explained(name):
+        image.load()
+        found: Samples | Image.Image = _upright(image)
+        if image.mode in _DEEP_MODES:
+            tags = getattr(image, "tag_v2", None)
+            page = tiff.Page(0, dict(tags)) if tags else None
+            found = _samples(np.asarray(found), page, b"", white_level, True)
+        pixels = _eight_bits(found, channels)
+        _warn_if_narrow(found, name)
+        return pixels
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns whatever reading and converting raise into an error with the name."""
+    try:
+        yield
     except MemoryError as error:
         raise UserError(
             f"{name or 'image'}: there is not enough memory to decode it"

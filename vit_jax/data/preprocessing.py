@@ -6,7 +6,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from vit_jax.data.any_format import from_pillow
 from vit_jax.data.decode import (
     DecodeError,
     Opened,
@@ -151,12 +153,14 @@ class Preprocessing:
         return (images.astype(np.float32) - mean) / std
 
     def prepare(
-        self, image: bytes | str | pathlib.Path | np.ndarray, name: str = ""
+        self,
+        image: bytes | str | pathlib.Path | np.ndarray | Image.Image,
+        name: str = "",
     ) -> np.ndarray:
         """Decodes an image and applies the evaluation transform.
 
         Args:
-          image: an encoded file's bytes, a path, or uint8 [h, w, c].
+          image: an encoded file's bytes, a path, uint8 [h, w, c] or a PIL image.
           name: the image's name in error messages; by default its path.
 
         Returns:
@@ -181,7 +185,7 @@ def to_pixels(
 
 
 def opened(
-    image: bytes | np.ndarray,
+    image: bytes | np.ndarray | Image.Image,
     channels: int,
     name: str = "",
     fast: bool = False,
@@ -189,12 +193,14 @@ def opened(
 ) -> Opened:
     """Opens an image; an ordinary JPEG stays encoded until a chain needs its pixels.
 
-    `white_level` applies to encoded images; see `Preprocessing`.
+    `white_level` applies to encoded images and those of Pillow; see `Preprocessing`.
     """
     if isinstance(image, bytes):
         return open_image(image, channels, name, fast, white_level)
     if isinstance(image, np.ndarray):
         return with_channels(image, channels, name)
+    if isinstance(image, Image.Image):
+        return from_pillow(image, channels, name, white_level)
     raise UserError(
         f"{name or 'image'} is a {type(image).__name__}; expected a path, the bytes of "
         "an image file, or a uint8 array [height, width, channels]"

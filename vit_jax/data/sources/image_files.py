@@ -140,7 +140,7 @@ class Walker:
             return HIDDEN
         # The kind of an entry costs no call of the system, except for a link.
         if entry.is_dir():
-            return LOOPS if entry.is_symlink() and _contains(entry, folder) else ""
+            return LOOPS if entry.is_symlink() and contains(entry, folder) else ""
         # A link that leads nowhere stays: reading it will be a missing image's error.
         lost = entry.is_symlink() and not os.path.exists(entry.path)
         return "" if entry.is_file() or lost else SPECIAL
@@ -175,13 +175,13 @@ class Walker:
                     if target in above or inside:
                         continue
                     passed = (*above, target)
-                elif any(_contains(path, one) for one in passed):
+                elif any(contains(path, one) for one in passed):
                     left_out[LOOPS] += 1
                     continue
             yield from self._walk(path, f"{prefix}{name}/", passed, left_out)
 
 
-def _contains(outer: str | os.PathLike[str], inner: str) -> bool:
+def contains(outer: str | os.PathLike[str], inner: str) -> bool:
     """Returns whether a folder is another one or contains it, wherever links lead."""
     outer, inner = os.path.realpath(outer), os.path.realpath(inner)
     return f"{inner.rstrip(os.sep)}{os.sep}".startswith(

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from vit_jax.cache import cache_dir
 from vit_jax.errors import UserError
+from vit_jax.web import offline, shown
 from vit_jax.weights.published.families import Mirror, Published
 from vit_jax.weights.published.hub_cache import find_in_hub_cache, in_snapshot
 from vit_jax.weights.published.names import (
@@ -32,7 +33,6 @@ from vit_jax.weights.published.names import (
 from vit_jax.weights.published.transfer import (
     MissingFile,
     TransferError,
-    shown,
     transfer,
     wrong_checksum,
 )
@@ -167,14 +167,6 @@ def fetch(
     others = [] if isinstance(source, str) else alternatives(source)
     hint = f"\nSimilar weights on other hosts: {', '.join(others)}." if others else ""
     raise UserError(f"{name} could not be downloaded:{listed}\n{by_hand}{hint}")
-
-
-def offline() -> bool:
-    """Returns whether the environment disables downloads."""
-    return any(
-        os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
-        for name in ("VIT_JAX_OFFLINE", "HF_HUB_OFFLINE")
-    )
 
 
 def _download(url: str, path: pathlib.Path, sha256: str | None) -> None:

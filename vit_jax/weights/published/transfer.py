@@ -9,15 +9,14 @@ import logging
 import os
 import pathlib
 import re
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import filelock
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
+from vit_jax import web
 from vit_jax.errors import UserError
 from vit_jax.files import move_into_place
 from vit_jax.weights.files.recognise import recognise
@@ -28,19 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LOCAL = ("localhost", "127.0.0.1", "::1")
-_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of a response
-# Errors that may be temporary are retried. Retry-After is ignored, because there are
-# other mirrors.
-_RETRY = urllib3.Retry(
-    total=3,
-    connect=1,
-    status_forcelist=(429, 500, 502, 503, 504),
-    backoff_factor=0.5,
-    raise_on_status=False,
-    respect_retry_after_header=False,
-)
-_PIECE = 1 << 16  # bytes; an incomplete piece is lost with the connection
+_RETRY = web.RETRY
 _TORCH = ("a PyTorch checkpoint", "a pickle")
 # Suffix → how the description by `recognise` must begin.
 _KINDS = {
@@ -56,7 +43,7 @@ class TransferError(Exception):
     """A failed download; `status` gives the reason in a few words."""
 
     def __init__(self, url: str, status: str):
-        super().__init__(f"{shown(url)}: {status}")
+        super().__init__(f"{web.shown(url)}: {status}")
         self.url, self.status = url, status
 
 
@@ -101,7 +88,7 @@ def transfer(
         it, or a check fails.
       OSError: the file cannot be written.
     """
-    if problem := _insecure(url):
+    if problem := web.insecure(url):
         raise TransferError(url, problem)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -110,7 +97,10 @@ def transfer(
         if path.is_file():
             return ""
         try:
-            with partial.open("ab") as file, _session(headers or {}) as session:
+            with (
+                partial.open("ab") as file,
+                web.session(headers or {}, _RETRY) as session,
+            ):
                 learned = _complete(session, url, file, note)
         except TransferError:
             if not partial.stat().st_size:  # nothing to continue
@@ -148,12 +138,6 @@ def wrong_checksum(path: pathlib.Path, expected: Mapping[str, str]) -> str:
     return ""
 
 
-def shown(url: str) -> str:
-    """Removes the parts of an address that may be secret: user, password and query."""
-    parts = urllib.parse.urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-
-
 def _complete(
     session: requests.Session, url: str, file: BinaryIO, note_path: pathlib.Path
 ) -> _Note:
@@ -177,12 +161,12 @@ def _complete(
                     note_path.write_text(json.dumps(note._asdict()), "utf-8")
                 progress.update(task, total=note.length, completed=_size(file))
                 try:
-                    for piece in response.iter_content(_PIECE):
+                    for piece in response.iter_content(web.PIECE):
                         file.write(piece)
                         progress.advance(task, len(piece))
                     return note
                 except requests.RequestException as error:
-                    cause = _cause(error)
+                    cause = web.cause(error)
             if _size(file) > furthest:  # progress resets the retries
                 retry, furthest = _RETRY, _size(file)
             try:
@@ -199,13 +183,13 @@ def _ask(
     """Requests the whole file (status 200), or the rest of the noted one (206)."""
     resume = {"Range": f"bytes={start}-", "If-Range": note.validator} if start else {}
     try:
-        response = session.get(url, headers=resume, stream=True, timeout=_TIMEOUT)
+        response = session.get(url, headers=resume, stream=True, timeout=web.TIMEOUT)
     except requests.RequestException as error:
-        raise TransferError(url, f"no response: {_cause(error)}") from None
+        raise TransferError(url, f"no response: {web.cause(error)}") from None
     except ValueError as error:
         raise TransferError(url, f"redirects to an invalid address ({error})") from None
     for step in (*response.history, response):
-        if problem := _insecure(step.url):
+        if problem := web.insecure(step.url):
             response.close()
             raise TransferError(url, problem)
     status, described = response.status_code, response.headers
@@ -306,29 +290,8 @@ def _digest(path: pathlib.Path, algorithm: str) -> str:
         return hashlib.file_digest(file, new).hexdigest()
 
 
-def _insecure(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOCAL):
-        return ""
-    return f"{parts.scheme}:// is not secure, expected https://"
-
-
 def _size(file: BinaryIO) -> int:
     return file.seek(0, os.SEEK_END)
-
-
-def _cause(error: BaseException) -> str:
-    """Returns the innermost reason of a failed request in one line."""
-    while True:
-        inner = getattr(error, "reason", None) or (
-            error.args[0] if error.args else None
-        )
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    # urllib3 prepends the connection object.
-    text = re.sub(r"^<?[\w.]*Connection[^:]*: ", "", str(error))
-    return " ".join(text.split()) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -344,14 +307,6 @@ def _alone(path: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _session(headers: Mapping[str, str]) -> requests.Session:
-    session = requests.Session()
-    session.headers.update({"Accept-Encoding": "identity", **headers})
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=_RETRY))
-    return session
 
 
 @contextlib.contextmanager

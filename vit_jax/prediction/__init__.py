@@ -1,0 +1,1 @@
+"""Prediction on any number of images: reading them, and writing the results."""
