@@ -300,6 +300,7 @@ class Model:
         a = self.architecture
         pixels = np.zeros((len(found), *a.image_size, a.channels), np.uint8)
         for row, image in zip(pixels, found, strict=True):
+            assert image.pixels is not None  # otherwise it has an error
             row[:] = image.pixels
         return self.preprocessing.normalize(jnp.asarray(pixels))
 

@@ -245,11 +245,13 @@ def _equal_contents(sources: Mapping[str, Source]) -> tuple[list[list[_Item]], s
     The same file in two splits is equal to itself, also under another name.
     """
     total = sum(map(len, sources.values()))
-    if all(
-        isinstance(source, ListedImages) and not source.listing.reader
-        for source in sources.values()
-    ):
-        groups, limit = _files_of_equal_size(sources), _MOST_FILES
+    files = {
+        split: source
+        for split, source in sources.items()
+        if isinstance(source, ListedImages) and not source.listing.reader
+    }
+    if len(files) == len(sources):
+        groups, limit = _files_of_equal_size(files), _MOST_FILES
     else:
         groups, limit = [_records(sources)], _MOST_RECORDS
     same, read = [], 0

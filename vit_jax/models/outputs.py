@@ -1,4 +1,4 @@
-"""What a model's outputs mean, and the values that are shown for them."""
+"""The meanings of a model's outputs, and the values that are shown for them."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What readers of a file in a foreign format will not know about its outputs."""
+"""Facts about the outputs that readers of a file in a foreign format will not know."""
 
 from collections import Counter
 from collections.abc import Mapping

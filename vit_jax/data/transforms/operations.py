@@ -36,7 +36,8 @@ class Operation:
 
     def check(self, image: Opened) -> None:
         """Raises ValueError if the operation does not apply to this image."""
-        self.output_size(image.shape[:2])
+        height, width = image.shape[:2]
+        self.output_size((height, width))
         if self.channels and image.shape[2] not in self.channels:
             raise ValueError(
                 f"operations on colours take {' or '.join(map(str, self.channels))} "
@@ -84,13 +85,13 @@ def check_number(
         raise ValueError(f"{name}={value!r} must be {kind}, {bound}")
 
 
-def check_choice(kind: str, name, known: Iterable[str]) -> None:
+def check_choice(kind: str, name, known: Iterable[Any]) -> None:
     """Checks that an argument is one of the known names."""
     if name not in tuple(known):  # an unhashable value must not raise TypeError
         raise ValueError(unknown(kind, name, known))
 
 
-def unknown(kind: str, name, known: Iterable[str]) -> str:
+def unknown(kind: str, name, known: Iterable[Any]) -> str:
     """Returns the message about an unknown name."""
     end = did_you_mean(name, known) or "."
     return f"no {kind} {name!r}{end} There are: {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""What the outputs of a foreign model mean: the companion file's word, or the usual."""
+"""The meaning of a foreign model's outputs: the companion file's word, or the usual."""
 
 from collections.abc import Mapping
 from typing import Any

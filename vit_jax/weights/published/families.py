@@ -186,7 +186,7 @@ class Published:
 
     @property
     def outputs(self) -> str:
-        """What the loss made of the outputs.
+        """The meaning of the outputs, which the loss gave them.
 
         It was a sigmoid's over ImageNet-21k, and in `_SIGMOID` for heads that come from
         the pretraining, rather than from fine-tuning.
