@@ -1,5 +1,6 @@
 import csv
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -238,7 +239,11 @@ def test_after_a_kill_the_same_command_continues(workdir, shared, run, tmp_path)
     assert out.read_bytes().startswith(before[:-5])
 
 
-def test_names_that_cannot_be_shown(tmp_path, make_workdir, run_command, capsys):
+def test_names_that_cannot_be_shown(
+    tmp_path, make_workdir, run_command, capsys, monkeypatch
+):
+    # Parallel test processes cannot send such names in a captured log.
+    monkeypatch.setattr(logging.getLogger("vit_jax"), "propagate", False)
     names = ("猫", "ärger 🐶", "\udce9")
     workdir = make_workdir(tmp_path / "run", class_names=names, depth=1)
     (tmp_path / "images").mkdir()

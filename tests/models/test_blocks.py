@@ -130,8 +130,9 @@ def test_new_matrices_are_sharded_by_their_row(
 @pytest.mark.parametrize("format", FORMATS)
 def test_formats_without_names_for_a_block_say_so(format, gated, tiny):
     inexpressible = FORMATS[format].inexpressible
-    assert inexpressible(tiny()) == []
-    assert inexpressible(gated()) == ["MLPs of the kind 'gated'"]
+    plain = inexpressible(tiny())  # some formats have the exact GELU only
+    added = [reason for reason in inexpressible(gated()) if reason not in plain]
+    assert added == ["MLPs of the kind 'gated'"]
 
 
 def test_the_record_of_a_block(tiny):

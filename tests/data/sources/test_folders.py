@@ -263,7 +263,7 @@ def test_errors_describe_the_folder(tmp_path):
     write(tmp_path / "loose" / "1.png")
     assert "1 image(s) outside the folders of classes" in message(tmp_path / "loose")
     (tmp_path / "other" / "a").mkdir(parents=True)
-    (tmp_path / "other" / "a" / "x.HEIC").touch()
+    (tmp_path / "other" / "a" / "x.MOV").touch()
     assert "found 1 folder(s) ('a'), with 1 × .mov" in message(tmp_path / "other")
     fill(tmp_path / "single", "a")
     assert "found one class ('a')" in message(tmp_path / "single")

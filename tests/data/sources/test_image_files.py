@@ -23,7 +23,7 @@ def touch(root, *paths):
 
 def test_every_entry_is_an_image_or_counted(tmp_path):
     touch(tmp_path, "b.JPG", "a.png", "deep/er/c.webp")
-    touch(tmp_path, "1.heic", "2.HEIC", "notes.txt", "README", "old.png~")
+    touch(tmp_path, "1.mov", "2.MOV", "notes.txt", "README", "old.png~")
     touch(tmp_path, ".hidden.jpg", ".git/x.png")
     touch(tmp_path, "Thumbs.db", "desktop.ini", ".DS_Store", "._a.png")
     touch(tmp_path, "@eaDir/a.jpg", "__MACOSX/a.png", "lost+found/x.png")
@@ -35,7 +35,7 @@ def test_every_entry_is_an_image_or_counted(tmp_path):
     found = find_images(tmp_path)
     assert found.images == ["a.png", "b.JPG", "deep/er/c.webp"]
     assert found.left_out == {
-        ".heic": 2,
+        ".mov": 2,
         ".txt": 1,
         NO_ENDING: 1,
         ".png~": 1,
@@ -43,8 +43,8 @@ def test_every_entry_is_an_image_or_counted(tmp_path):
         SIDE_FILES: 11,
         SPECIAL: 1,
     }
-    assert in_words({".txt": 1, ".heic": 1200, HIDDEN: 1}) == (
-        "1,200 × .heic, 1 × .txt, 1 × hidden"
+    assert in_words({".txt": 1, ".mov": 1200, HIDDEN: 1}) == (
+        "1,200 × .mov, 1 × .txt, 1 × hidden"
     )
 
 
