@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -154,6 +155,7 @@ def test_undecodable_image_is_a_problem(root, run_command, capsys):
     out = capsys.readouterr().out
     assert "missing or wrong: " in out
     assert "png cannot be decoded" in out
+    assert re.search(r"wrong: \d+ more of the sampled images cannot be read: ", out)
 
 
 @pytest.fixture

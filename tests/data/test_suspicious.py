@@ -2,6 +2,7 @@
 
 import io
 import logging
+import pathlib
 import unicodedata
 import zlib
 
@@ -43,12 +44,13 @@ def hash_of(*parts) -> int:
     return zlib.crc32(repr(parts).encode())
 
 
-def signs(root, **options) -> list[str]:
+def signs(root, unreadable=None, **options) -> list[str]:
     dataset = open_dataset(str(root), options=DataOptions(**options))
     info = dataset.info
     splits = [split for split in (info.train_split, info.eval_split) if split]
     sources = {split: dataset.split(split) for split in splits}
-    return suspicious(sources, info.eval_split, dataset.options.white_level)
+    white_level = dataset.options.white_level
+    return suspicious(sources, info.eval_split, white_level, unreadable)
 
 
 def at_start(root, white_level=0.0) -> list[str]:
@@ -118,11 +120,15 @@ def test_images_of_one_colour(root):
     )
 
 
-def test_one_even_image_among_many_is_an_exception(root):
+def test_one_even_image_among_many_is_an_exception_for_a_run(root):
     for number in range(20):
         write(root / "train/a" / f"more{number}.png", noise(number))
-    write(root / "train/a/0.png", np.zeros((4, 4), np.uint8))
-    assert signs(root) == []
+    source = open_dataset(str(root)).split("train")
+    write(pathlib.Path(source[0].name), np.zeros((4, 4), np.uint8))
+    assert at_start(root) == []
+    (sign,) = signs(root)
+    assert sign.startswith("train: 1 of 26 sampled images are completely black: ")
+    assert source[0].name in sign
 
 
 def test_small_part_of_the_range_of_deep_images(root):
@@ -221,10 +227,13 @@ def test_equal_pixels_in_arrays(tmp_path):
     assert "[1] (1, train) = " in found[1]
 
 
-def test_unreadable_images_are_left_to_others(root):
+def test_unreadable_images_are_named(root):
     for path in (root / "train/a").iterdir():
         path.write_bytes(b"x")
-    assert signs(root) == []
+    unreadable = []
+    assert signs(root, unreadable) == []
+    assert len(unreadable) == 3
+    assert all("cannot be decoded" in message for message in unreadable)
 
 
 def test_the_command_prints_them(root, run_command, capsys):

@@ -166,6 +166,13 @@ def check(
     if like:
         problems += _missing(info, counts, like)
     problems += _empty_files(sources)
+    unreadable: list[str] = []
+    signs = suspicious(sources, info.eval_split, options.white_level, unreadable)
+    if more := sorted(set(unreadable) - set(problems)):
+        problems.append(
+            f"{len(more)} more of the sampled images cannot be read: "
+            + shortened(more, most=5, separator="; ")
+        )
     return Report(
         dataset=dataset,
         kind=opened.kind,
@@ -182,10 +189,7 @@ def check(
         remarks=(
             *opened.about_name,
             *getattr(contents, "remarks", ()),
-            *(
-                f"suspicious: {sign}"
-                for sign in suspicious(sources, info.eval_split, options.white_level)
-            ),
+            *(f"suspicious: {sign}" for sign in signs),
         ),
         problems=problems,
     )

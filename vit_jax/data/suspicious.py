@@ -48,7 +48,10 @@ class _Range(NamedTuple):
 
 
 def suspicious(
-    sources: Mapping[str, Source], eval_split: str, white_level: float = 0.0
+    sources: Mapping[str, Source],
+    eval_split: str,
+    white_level: float = 0.0,
+    unreadable: list[str] | None = None,
 ) -> list[str]:
     """Lists what is suspicious about a data set, a sentence for each sign.
 
@@ -59,6 +62,7 @@ def suspicious(
       sources: split → its examples.
       eval_split: the split that is for evaluation.
       white_level: see `Preprocessing`.
+      unreadable: gets the message about each sampled image that cannot be read.
     """
     names = dict.fromkeys(
         name for source in sources.values() for name in source.class_names or ()
@@ -67,7 +71,9 @@ def suspicious(
         *_about_names(tuple(names)),
         *_about_labels(sources, eval_split),
         *itertools.chain.from_iterable(
-            _about_pixels(split, _ranges(source, white_level, _SAMPLED, _SECONDS))
+            _about_pixels(
+                split, _ranges(source, white_level, _SAMPLED, _SECONDS, unreadable)
+            )
             for split, source in sources.items()
         ),
         *_about_copies(sources),
@@ -88,7 +94,7 @@ def suspicious_at_start(
     return [
         *_about_names(tuple(train.class_names or ())),
         *_about_labels({_TRAIN: train, _EVAL: held_out}, _EVAL),
-        *_about_pixels(_TRAIN, ranges),
+        *_about_pixels(_TRAIN, ranges, exceptions=True),
     ]
 
 
@@ -137,7 +143,11 @@ def _about_labels(sources: Mapping[str, Source], eval_split: str) -> Iterator[st
 
 
 def _ranges(
-    source: Source, white_level: float, most: int, seconds: float
+    source: Source,
+    white_level: float,
+    most: int,
+    seconds: float,
+    unreadable: list[str] | None = None,
 ) -> list[_Range]:
     """Reads the values of a few images, spread over the source."""
     found, end = [], time.monotonic() + seconds
@@ -145,9 +155,12 @@ def _ranges(
         if found and time.monotonic() > end:
             break
         try:
-            found.append(_range(source[int(index)], white_level))
-        except (DecodeError, OSError):  # reported where it is used
-            continue
+            example = source[int(index)]
+            if len(example.image):  # empty files are counted by their size
+                found.append(_range(example, white_level))
+        except (DecodeError, OSError) as error:
+            if unreadable is not None:
+                unreadable.append(str(error))
     return found
 
 
@@ -164,17 +177,21 @@ def _values(data: bytes, name: str, white_level: float) -> tuple[np.ndarray, flo
         try:
             deep = any_format.deep_values(data, white_level)
         except Exception as error:  # Pillow raises a dozen types for broken files
-            raise DecodeError(str(error)) from error
+            raise DecodeError(f"{name} cannot be decoded: {error}") from error
         if deep is not None:
             return deep
     channels = any_format.own_channels(data)
     return to_pixels(data, channels, name, white_level), 255.0
 
 
-def _about_pixels(split: str, ranges: Sequence[_Range]) -> Iterator[str]:
+def _about_pixels(
+    split: str, ranges: Sequence[_Range], *, exceptions: bool = False
+) -> Iterator[str]:
+    """Looks at the values of images; a few of one colour may be `exceptions`."""
     flat = [one for one in ranges if one.least == one.most]
     all_flat = len(flat) == len(ranges)
-    if flat and (all_flat or len(flat) >= _FEW_IMAGES or len(flat) * 4 >= len(ranges)):
+    many = all_flat or len(flat) >= _FEW_IMAGES or len(flat) * 4 >= len(ranges)
+    if flat and (many or not exceptions):
         black = all(one.most == 0 for one in flat)
         names = shortened([one.name for one in flat], most=3)
         yield (
