@@ -27,6 +27,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # No test reaches for the network, or depends on what was downloaded before.
 os.environ["VIT_JAX_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = str(pathlib.Path(__file__).parent / "no_such_cache")
 os.environ["VIT_JAX_CACHE"] = str(pathlib.Path(__file__).parent / "no_such_cache")
 
 import jax

@@ -70,6 +70,7 @@ def load(
     dtype: Any = None,
     ema: bool = True,
     outputs: str | None = None,
+    entry: str = "",
 ) -> "Model":
     """Loads a model from any source; logs what was changed while loading.
 
@@ -102,6 +103,9 @@ def load(
       outputs: what the outputs mean, if the source does not record it or is wrong:
         "exclusive" (an image has one of the classes), "independent" (a yes or no for
         each class) or "numbers" (plain numbers, such as an age).
+      entry: the name of the model to read from a file with several, such as "ema" or
+        "teacher.backbone"; the log names those that there are. "#entry=NAME" at the end
+        of `source` does the same.
 
     Raises:
       UserError: there is no such model, or an argument is invalid.
@@ -124,6 +128,7 @@ def load(
         image_size=size,
         trained_image_size=trained,
         ema=ema,
+        entry=entry,
     )
     original, config = description.architecture, description.config
     preprocessing = description.preprocessing

@@ -1,10 +1,14 @@
 """Fixtures that make, load and check files of random weights in all formats."""
 
 import functools
+import io
 import json
 import pathlib
+import pickle
 import runpy
 import types
+import zipfile
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -37,6 +41,19 @@ def reference():
     """Runs tests/weights/numpy_reference.py and returns it as a namespace."""
     path = pathlib.Path(__file__).with_name("numpy_reference.py")
     return types.SimpleNamespace(**runpy.run_path(str(path)))
+
+
+@pytest.fixture(scope="session")
+def torch_reference():
+    """Runs tests/weights/torch_reference.py and returns it as a namespace."""
+    path = pathlib.Path(__file__).with_name("torch_reference.py")
+    return types.SimpleNamespace(**runpy.run_path(str(path)))
+
+
+@pytest.fixture(scope="session")
+def write_torch():
+    """Returns a function: path, nested dict of float32 arrays → torch.save's file."""
+    return _write_torch
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +197,81 @@ def assert_same():
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
     return check
+
+
+class _Name:
+    """A name that a pickle mentions without looking it up."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class _Rebuilt:
+    """A tensor, pickled as the call that rebuilds it from its storage."""
+
+    def __init__(self, number, array):
+        self.number, self.array = number, array
+
+    def __reduce__(self):
+        shape = self.array.shape
+        steps = tuple(step // 4 for step in np.empty(shape, np.float32).strides)
+        return _rebuild, (_Storage(self), 0, shape, steps, False, {})
+
+
+class _Storage:
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def _rebuild(*_):
+    raise AssertionError("only its name is written")
+
+
+class _Pickler(pickle._Pickler):
+    """The pickler in Python, which writes names without importing them."""
+
+    def persistent_id(self, obj):
+        if not isinstance(obj, _Storage):
+            return None
+        kind = _Name("torch", "FloatStorage")
+        tensor = obj.tensor
+        return ("storage", kind, str(tensor.number), "cpu", tensor.array.size)
+
+    def save_name(self, name):
+        self.write(f"c{name.module}\n{name.name}\n".encode())
+        self.memoize(name)
+
+    def save_function(self, function):
+        assert function is _rebuild
+        self.write(b"ctorch._utils\n_rebuild_tensor_v2\n")
+
+    dispatch: ClassVar = {
+        **pickle._Pickler.dispatch,
+        _Name: save_name,
+        types.FunctionType: save_function,
+    }
+
+
+def _write_torch(path, saved):
+    arrays = []
+
+    def wrapped(value):
+        if isinstance(value, dict):
+            return {key: wrapped(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [wrapped(inner) for inner in value]
+        if not isinstance(value, np.ndarray):
+            return value
+        arrays.append(np.ascontiguousarray(value, np.float32))
+        return _Rebuilt(len(arrays) - 1, arrays[-1])
+
+    file = io.BytesIO()
+    _Pickler(file, 2).dump(wrapped(saved))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", file.getvalue())
+        for number, array in enumerate(arrays):
+            archive.writestr(f"archive/data/{number}", array.tobytes())
+    return path
 
 
 def _golden_arrays(directory):

@@ -14,8 +14,6 @@ from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, abstract_params
-from vit_jax.weights import loading
-from vit_jax.weights.files.tensors import open_tensors
 from vit_jax.weights.formats.single_file import as_single_file
 from vit_jax.weights.loading import load_weights
 from vit_jax.weights.saving import save_weights
@@ -266,17 +264,48 @@ def test_a_config_in_the_file_comes_before_one_beside_it(model, tmp_path):
     assert load_weights(path).description.architecture.num_heads == 2
 
 
-def test_averaged_weights_are_preferred_and_logged(model, monkeypatch, caplog):
-    def as_of_torch(path):
-        tensors = open_tensors(path)
-        tensors.kind = "torch"
-        tensors.metadata = {"wrapper": "model_ema", "others": "model"}
-        return tensors
+@pytest.fixture
+def two(model, write_torch, tmp_path):
+    """Saves a checkpoint with a model and its average, whose numbers are doubled."""
+    arrays = load_file(model / "model.safetensors")
+    doubled = {name: 2 * array for name, array in arrays.items()}
+    saved = {"epoch": 3, "model": arrays, "model_ema": {"module": doubled}}
+    return write_torch(tmp_path / "model_best.pth.tar", saved)
 
-    monkeypatch.setattr(loading, "open_tensors", as_of_torch)
+
+def test_averaged_weights_are_preferred_and_logged(model, two, caplog):
     with caplog.at_level(logging.WARNING):
-        load_weights(model)
-    assert "read the entry model_ema of the file, which also has model" in (caplog.text)
+        found = load_weights(two, num_heads=4).params
+    expected = load_weights(model).params
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), found, expected)
+    message = "read the entry model_ema/module of the file, which also has model"
+    assert message in caplog.text
+
+
+@pytest.mark.parametrize("entry", ["model", "model_ema", "module"])
+def test_an_entry_is_named_by_an_argument_or_after_the_path(entry, model, two):
+    factor = 1 if entry == "model" else 2
+    expected = jax.tree.map(lambda x: factor * x, load_weights(model).params)
+    for found in (
+        load_weights(two, num_heads=4, entry=entry),
+        load_weights(f"{two}#entry={entry}", num_heads=4),
+        load_weights(f"{two.parent}#entry={entry}", num_heads=4),
+        load_weights(f"{two.as_uri()}#entry={entry}", num_heads=4),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, found.params, expected)
+
+
+def test_entries_that_cannot_be_chosen(model, two, workdir, tmp_path):
+    with pytest.raises(UserError, match=r"entry='a', but .* names the entry 'b'"):
+        load_weights(f"{two}#entry=b", entry="a")
+    with pytest.raises(UserError, match="is a work directory, which has no entries"):
+        load_weights(workdir, entry="ema")
+    path = save_weights(*load_weights(model), tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="holds a single model: omit it"):
+        load_weights(path, entry="ema")
+    odd = tmp_path / "x#entry=1.pth"
+    two.rename(odd)
+    assert load_weights(odd, num_heads=4).description.architecture.num_heads == 4
 
 
 def test_several_files_are_listed_to_choose_from(tmp_path):

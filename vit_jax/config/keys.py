@@ -126,7 +126,8 @@ def default_config() -> Config:
     # --- Starting point ---
     # Weights to start from: a work directory, a file or directory in Google's,
     # big_vision's, timm's or Hugging Face's format, a published name
-    # (python -m vit_jax.models), hf:owner/name, a URL; empty = random weights.
+    # (python -m vit_jax.models), hf:owner/name, a URL; empty = random weights. At its
+    # end, #entry=NAME names one of several models in a file, such as #entry=ema.
     config.pretrained = ""
     # Start with a new, zero head, as in the paper's fine-tuning; False keeps the
     # pretrained head, whose outputs are matched with the classes by name; if the

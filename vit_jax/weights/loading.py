@@ -31,7 +31,9 @@ from vit_jax.words import plain, shortened
 logger = logging.getLogger(__name__)
 
 # In a bucket, a path that matches is a file to download; others are work directories.
-_WEIGHT_FILE = re.compile(r"\.(npz|safetensors|bin|pth|pt)(#.*)?$")
+_WEIGHT_FILE = re.compile(r"\.(npz|safetensors|bin|pth|pt|pth\.tar|ckpt)(#.*)?$")
+# Names one of several models in a file, at the end of a source.
+_ENTRY = re.compile(r"#entry=([^#]*)")
 
 
 class Weights(NamedTuple):
@@ -48,6 +50,7 @@ def load_weights(
     image_size: tuple[int, int] | None = None,
     trained_image_size: tuple[int, int] | None = None,
     ema: bool = True,
+    entry: str = "",
 ) -> Weights:
     """Reads weights; recognises the format by the content of the file.
 
@@ -56,7 +59,8 @@ def load_weights(
         also in a bucket (gs://, s3://); a file in our own, Google's, big_vision's,
         timm's or Hugging Face's format; a directory with such a file and its
         config.json; a published name, listed by `python -m vit_jax.models`;
-        "hf:owner/name"; an https address.
+        "hf:owner/name"; an https address. "#entry=NAME" at its end is the same as
+        `entry`.
       num_heads: needed if the file does not record it.
       image_size: (height, width) at which the weights will be used. It determines the
         grid if the number of patches is not a square and nothing else determines it.
@@ -64,14 +68,23 @@ def load_weights(
         that suggests a wrong grid.
       ema: read the averaged weights of a work directory if it has any; otherwise, or
         with False, the last ones.
+      entry: the name of the model to read from a file with several, such as "ema" or
+        "teacher.backbone": keys of a PyTorch file, a prefix of the names, or both.
 
     Raises:
       UserError: the source does not exist, is not one of these, is damaged, or was not
         trained with `num_heads` or at `trained_image_size`.
     """
+    source, entry = _without_entry(source, entry)
     workdir = _workdir(source)
     if workdir is not None:
         path, step = workdir
+        if entry:
+            raise UserError(
+                f"entry={entry!r}, but {path} is a work directory, which has no "
+                "entries: omit it; ema=False (--raw) reads the last weights in place "
+                "of the averaged ones"
+            )
         # Imported here because importing Orbax takes longer than everything else.
         from vit_jax.checkpoints.reading import load_checkpoint
 
@@ -89,6 +102,10 @@ def load_weights(
     file = weight_file(resolved.path)
     with open_tensors(file) as tensors:
         if is_single_file(tensors):
+            if entry:
+                raise UserError(
+                    f"entry={entry!r}, but {file} holds a single model: omit it"
+                )
             weights = Weights(*read_single_file(tensors))
             architecture = weights.description.architecture
             _check_told(architecture, file, num_heads, trained_image_size)
@@ -103,13 +120,33 @@ def load_weights(
             image_size=image_size,
             trained_image_size=trained_image_size,
         )
-        reading, params = read_tensors(tensors, hints)
+        reading, params = read_tensors(tensors, hints, entry)
     if resolved.published is not None:
         reading = resolved.published.complete(reading, file)
     _check_told(reading.architecture, file, num_heads, None)
     for sentence in reading.assumed:
         logger.warning("%s: %s", file.name, sentence)
     return Weights(_described(reading), params)
+
+
+def _without_entry(
+    source: str | pathlib.Path, entry: str
+) -> tuple[str | pathlib.Path, str]:
+    """Splits the name of an entry off a source.
+
+    Raises:
+      UserError: `entry` names another one.
+    """
+    text = os.fspath(source)
+    match = _ENTRY.search(text)
+    if not match or os.path.exists(os.path.expanduser(text)):
+        return source, entry
+    if entry and match[1] != entry:
+        raise UserError(
+            f"entry={entry!r}, but {source} names the entry {match[1]!r}: pass one of "
+            "them"
+        )
+    return _ENTRY.sub("", text), match[1]
 
 
 def _described(reading: Reading) -> Description:

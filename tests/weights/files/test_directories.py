@@ -92,6 +92,61 @@ def test_a_checkpoint_of_lightning_is_read_as_pytorch(folder):
     assert weight_file(path) == path / "epoch.ckpt"
 
 
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["checkpoint.pth.tar", "model_best.pth.tar"], "model_best.pth.tar"),
+        (["checkpoint-9.pth.tar", "last.pth.tar"], "last.pth.tar"),
+        (["best_checkpoint.pth", "checkpoint.pth"], "best_checkpoint.pth"),
+        (["epoch_2.pth", "epoch_10.pth", "epoch_9.pth"], "epoch_10.pth"),
+        (["best_top1_epoch_9.pth", "best_top1_epoch_12.pth"], "best_top1_epoch_12.pth"),
+        (["checkpoint.pth", "linear.pth"], "checkpoint.pth"),
+        (["BEST.pt", "last.pt"], "BEST.pt"),
+    ],
+)
+def test_the_best_or_last_checkpoint_of_a_run(names, chosen, folder, caplog):
+    path = folder(*names, "args.yaml", "optimizer.pt", "rng_state.pth")
+    assert weight_file(path) == path / chosen
+    (other, *_) = sorted({*names} - {chosen})
+    assert f"took {chosen}; " in caplog.text and other in caplog.text
+    assert "optimizer" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["best_loss.pth", "best_top1.pth"],
+        ["fold1_epoch2.pth", "fold2_epoch1.pth"],
+        ["fold1.pth", "fold2.pth"],
+        ["encoder.pth", "decoder.pth"],
+    ],
+)
+def test_checkpoints_among_which_nothing_decides(names, folder):
+    with pytest.raises(UserError, match=f"pass one of {', '.join(sorted(names))}"):
+        weight_file(folder(*names))
+
+
+def test_files_of_training_are_not_weights(folder, caplog):
+    path = folder("optimizer.bin", "scheduler.bin", "random_states_0.pt", "vit.bin")
+    assert weight_file(path) == path / "vit.bin"
+    assert not caplog.text
+
+
+def test_checkpoints_in_folders_are_named(folder):
+    path = folder("trainer_state.json")
+    for step in (500, 1000):
+        (path / f"checkpoint-{step}").mkdir()
+        (path / f"checkpoint-{step}" / "model.safetensors").touch()
+    (path / "logs").mkdir()
+    with pytest.raises(UserError, match=r"inside: checkpoint-1000, checkpoint-500$"):
+        weight_file(path)
+
+
+def test_a_checkpoint_of_orbax_is_named(folder):
+    with pytest.raises(UserError, match="an Orbax checkpoint of another program"):
+        weight_file(folder("_METADATA", "manifest.ocdbt"))
+
+
 def test_file_names_cannot_break_a_message(folder):
     path = folder(*(f"\x1b[31m{i}\n.npz" for i in range(12)))
     with pytest.raises(UserError, match=r"'\\x1b\[31m0\\n\.npz', .* and 2 more") as e:
@@ -106,6 +161,7 @@ def test_file_names_cannot_break_a_message(folder):
         ({"config__json": json.dumps({"model_type": "vit"})}, True),
         ({"config__json": json.dumps({"architecture": "vit"})}, True),
         ({"config__json": json.dumps({"seed": 0})}, False),
+        ({"config__json": json.dumps({"model_type": None})}, False),
         ({"config__json": "{"}, False),
         ({"config__json": "[" * 100_000}, False),
         ({"config__json": "[]"}, False),

@@ -213,13 +213,13 @@ def test_finds_the_state_dict(write, saved, wrapper):
 
 
 @pytest.mark.parametrize(
-    ("saved", "others"),
+    ("saved", "entries"),
     [
-        ({"model": {"a": GOOD}, "epoch": 3, "optimizer": {"state": {}}}, None),
-        ({"model_ema": {"a": GOOD}, "model": {"b": GOOD}}, "model"),
+        ({"model": {"a": GOOD}, "epoch": 3, "optimizer": {"a": {"b": GOOD}}}, "model"),
+        ({"model_ema": {"a": GOOD}, "model": {"b": GOOD}}, "model_ema, model"),
         (
             {"teacher": {"module": {"a": GOOD}, "net": {"b": GOOD}}, "student": {}},
-            "teacher/net",
+            "teacher/module, teacher/net",
         ),
         (
             {
@@ -227,15 +227,38 @@ def test_finds_the_state_dict(write, saved, wrapper):
                 "student": {"module": {"b": GOOD}},
                 "state_dict": {"a": GOOD},
             },
-            "model, student",
+            "state_dict, model, student/module",
+        ),
+        # Names that nobody knows come last, in the file's order.
+        (
+            {"z": {"b": GOOD}, "c": [{"b": GOOD}], "network": {"a": GOOD}},
+            "network, z, c/0",
         ),
     ],
 )
-def test_other_state_dicts_are_named(saved, others, tmp_path):
+def test_all_state_dicts_are_named(saved, entries, tmp_path):
     _write_zip(tmp_path / "a", saved, [STORAGE])
     with open_tensors(tmp_path / "a") as tensors:
         assert list(tensors.specs) == ["a"]
-        assert tensors.metadata.get("others") == others
+        assert ", ".join(tensors.entries) == entries
+        assert {name: list(tensors.of(name).specs) for name in tensors.entries} == {
+            name: ["b" if i else "a"] for i, name in enumerate(tensors.entries)
+        }
+
+
+def test_a_head_beside_its_model_is_part_of_it(tmp_path):
+    saved = {"head": {"weight": GOOD, "bias": GOOD}, "backbone": {"a": GOOD}}
+    _write_zip(tmp_path / "a", saved, [STORAGE])
+    with open_tensors(tmp_path / "a") as tensors:
+        assert list(tensors.specs) == ["a", "head.weight", "head.bias"]
+
+
+def test_a_saved_object_that_contains_itself_ends(tmp_path):
+    loop = {"a": GOOD}
+    loop["model"] = loop
+    _write_zip(tmp_path / "a", loop, [STORAGE])
+    with open_tensors(tmp_path / "a") as tensors:
+        assert tensors.entries == [""]
 
 
 class Color(enum.Enum):

@@ -1,3 +1,4 @@
+import gzip
 import json
 import pickle
 import struct
@@ -40,6 +41,24 @@ def _other_zip(path):
         archive.writestr("a.txt", b"x")
 
 
+def _zip_of(path, *names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+
+
+def _torchscript(path):
+    _zip_of(path, "m/data.pkl", "m/constants.pkl", "m/code/__torch__.py", "m/version")
+
+
+def _zipped(path):
+    _zip_of(path, "vit/model.safetensors", "vit/config.json")
+
+
+def _keras(path):
+    _zip_of(path, "metadata.json", "config.json", "model.weights.h5")
+
+
 def _npy(path):
     with path.open("wb") as file:
         np.save(file, np.zeros(2))
@@ -76,6 +95,28 @@ KINDS = {
         lambda p: p.write_bytes(b"hello"),
         "a file of 5 bytes in an unknown form",
     ),
+    "server's answer": (
+        lambda p: p.write_bytes(b"Entry not found"),
+        "in an unknown format, with the text 'Entry not found'",
+    ),
+    "gguf": (lambda p: p.write_bytes(b"GGUF\3\0\0\0" + bytes(40)), "a GGUF file"),
+    "onnx": (
+        lambda p: p.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.4.0" + bytes(60)),
+        "an ONNX model",
+    ),
+    "torchscript": (_torchscript, "a TorchScript model (torch.jit.save)"),
+    "zipped": (_zipped, "a zip archive of vit/model.safetensors (unpack it)"),
+    "keras": (_keras, "a Keras file"),
+    "gzip": (lambda p: p.write_bytes(gzip.compress(b"x")), "a gzip archive (unpack"),
+    "openvino": (
+        lambda p: p.write_bytes(b'<?xml version="1.0"?>\n<net name="v" version="11">'),
+        "an OpenVINO model",
+    ),
+    "tflite": (
+        lambda p: p.write_bytes(b"\x1c\0\0\0TFL3" + bytes(20)),
+        "TensorFlow Lite",
+    ),
+    "image": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"), "an image (PNG)"),
     "no_entries": (lambda p: p.mkdir(), "an empty directory"),
     "entries": (_full_directory, "a directory that holds a, b, c, d, e, …"),
 }
@@ -88,6 +129,15 @@ def test_describes_a_file(kind, tmp_path):
     write(path)
 
     assert expected in recognise(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("flax_model.msgpack", "weights of Flax"), ("vit.pb", "a TensorFlow model")],
+)
+def test_a_suffix_tells_what_the_content_does_not(name, expected, tmp_path):
+    (tmp_path / name).write_bytes(b"\x87\xa5\xff\0")
+    assert expected in recognise(tmp_path / name)
 
 
 def test_a_wrong_header_length_of_safetensors_counts_as_damage(tmp_path):

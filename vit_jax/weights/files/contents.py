@@ -33,11 +33,20 @@ class Stored(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """The kind, tensors and metadata of a file."""
+    """What a file holds.
+
+    Attributes:
+      kind: "npz", "safetensors" or "torch".
+      tensors: those of the file, or of its most likely entry.
+      metadata: strings about the file.
+      entries: the state dicts of a PyTorch file, the most likely model first: keys
+        joined by "/" → function that opens the tensors. Empty for any other file.
+    """
 
     kind: str
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
+    entries: Mapping[str, Callable[[], Mapping[str, Stored]]] = {}
 
 
 def make_spec(name: str, shape: Sequence[int], dtype: np.dtype) -> Spec:

@@ -1,6 +1,7 @@
 """Model directories: the file with the weights, and its companions."""
 
 import json
+import logging
 import pathlib
 import re
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.weights.files.recognise import is_pickle, is_zip, recognise
 from vit_jax.words import plain, shortened
+
+logger = logging.getLogger(__name__)
 
 # Usual names of the file with the weights, in order of preference.
 _WEIGHT_FILES = (
@@ -25,9 +28,20 @@ _SUFFIXES = (
     ".bin.index.json",
     ".pth",
     ".pt",
+    ".pth.tar",
+    ".pt.tar",
 )
+# Files of training programs that hold no weights of a model.
+_OF_TRAINING = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|random_states?|training_args|trainer_state)"
+    r"[\w.-]*$"
+)
+# Words in the names of a run's checkpoints, in order of preference.
+_CHOICES = (("best",), ("last", "latest", "final"), ("checkpoint", "model", "weights"))
 # One of several shards: model-00001-of-00003.safetensors.
 _SHARD = re.compile(r"(.+)-\d{5}-of-(?!00001\b)\d{5}(\.\w+)$")
+_STEP = r"epoch|step|iter|checkpoint|ckpt"
+_ORBAX = {"manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA"}
 # Pattern of weights in formats that are not read → the library that writes them.
 _OTHERS = {
     r"\.(h5|keras)$": "Keras",
@@ -63,6 +77,9 @@ def holds_model(path: pathlib.Path) -> bool:
 def weight_file(path: pathlib.Path) -> pathlib.Path:
     """Finds the file with the weights: the path itself, or one inside a directory.
 
+    Of the checkpoints of a run, the best one is taken, else the last one, and that is
+    logged.
+
     Raises:
       UserError: there are none, several, or shards without their index.
     """
@@ -76,6 +93,15 @@ def weight_file(path: pathlib.Path) -> pathlib.Path:
     # Shards are read through their index.
     if len(whole) == 1 and (whole == candidates or whole[0].suffix == ".json"):
         return whole[0]
+    if whole == candidates and (chosen := _usual_choice(whole)):
+        others = [file.name for file in whole if file != chosen]
+        logger.warning(
+            "%s: took %s; %s also lies there: pass its path to use it",
+            path,
+            plain(chosen.name),
+            shortened(others, plain),
+        )
+        return chosen
     raise UserError(f"{path} is {recognise(path)}: {_advice(path, candidates, whole)}")
 
 
@@ -102,7 +128,9 @@ def companion(file: pathlib.Path, name: str) -> dict[str, Any]:
 
 def is_companion(config: Any) -> bool:
     """Returns whether the content of a config.json describes a model."""
-    return isinstance(config, dict) and not config.keys().isdisjoint(_COMPANION_KEYS)
+    return isinstance(config, dict) and any(
+        config.get(key) is not None for key in _COMPANION_KEYS
+    )
 
 
 def _read_json(path: pathlib.Path) -> Any:
@@ -113,16 +141,42 @@ def _read_json(path: pathlib.Path) -> Any:
 
 def _candidates(path: pathlib.Path) -> list[pathlib.Path]:
     """Lists the files that may hold the weights."""
-    return [
+    files = [
         file
         for file in sorted(path.iterdir())
         if (file.name.endswith(_SUFFIXES) or _is_lightning(file)) and file.is_file()
     ]
+    return [file for file in files if not _OF_TRAINING.match(file.name)] or files
+
+
+def _usual_choice(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    """Chooses the best or last of a run's checkpoints; None if that is unclear."""
+    for words in _CHOICES:
+        found = [
+            f for f in files if set(re.split("[^a-z]+", f.name.lower())) & {*words}
+        ]
+        if found:
+            return found[0] if len(found) == 1 else _latest(found)
+    return _latest(files)
+
+
+def _latest(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    """Returns the file of the last epoch or step; None if names differ otherwise."""
+    numbered = {tuple(map(int, re.findall(r"\d+", f.name))): f for f in files}
+    names = {re.sub(r"\d+", "0", file.name) for file in files}
+    of_run = all(re.search(_STEP, file.name.lower()) for file in files)
+    if len(names) != 1 or len(numbered) < len(files) or not of_run:
+        return None
+    # Two numbers may be those of an epoch and its step, or of a fold.
+    varying = [set(column) for column in zip(*numbered, strict=True)]
+    if sum(len(column) > 1 for column in varying) > 1:
+        return None
+    return numbered[max(numbered)]
 
 
 def _is_lightning(file: pathlib.Path) -> bool:
-    """Returns whether PyTorch wrote a .ckpt, a suffix that TensorFlow uses as well."""
-    if file.suffix != ".ckpt" or not file.is_file():
+    """Returns whether PyTorch wrote a .ckpt or .tar, which others write as well."""
+    if file.suffix not in (".ckpt", ".tar") or not file.is_file():
         return False
     with file.open("rb") as stream:
         start = stream.read(64)
@@ -162,6 +216,18 @@ def _advice(
             "its weights are in formats that vit_jax does not read: "
             f"{shortened(unreadable)}. Fetch one of {' or '.join(_WEIGHT_FILES)} "
             "of the same model, or convert them with the library that wrote them"
+        )
+    folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir()]
+    if inside := [folder.name for folder in folders if holds_model(folder)]:
+        return (
+            "it holds no weights itself; pass the path of a model inside: "
+            f"{shortened(inside, plain)}"
+        )
+    if any(entry.name in _ORBAX for entry in path.iterdir()):
+        return (
+            "it is an Orbax checkpoint of another program, whose layout is not known. "
+            "Save the parameters there with numpy.savez, under the names of a format "
+            "that vit_jax reads"
         )
     return f"it holds no weights. {_EXPECTED}"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from vit_jax.archives.unreadable import Unreadable
 from vit_jax.archives.zips import read_directory
-from vit_jax.words import plain, shortened
+from vit_jax.words import plain, quoted, shortened
 
 # In bytes; ten times the header of the largest published model.
 LONGEST_SAFETENSORS_HEADER = 2 << 20
@@ -40,7 +40,15 @@ def recognise(path: pathlib.Path) -> str:
     for matches, describe in _KINDS:
         if matches(start):
             return describe(path)
-    return f"a file of {size:,} bytes in an unknown format"
+    for signature, words in _SIGNATURES.items():
+        if start.startswith(signature):
+            return words
+    for suffix, words in _SUFFIXES.items():
+        if path.name.lower().endswith(suffix):
+            return words
+    unknown = f"a file of {size:,} bytes in an unknown format"
+    text = _text(start)
+    return f"{unknown}, with the text {quoted(text)}" if text else unknown
 
 
 def is_zip(start: bytes) -> bool:
@@ -64,6 +72,12 @@ def is_json(start: bytes) -> bool:
     return start.lstrip().startswith(b"{")
 
 
+def _is_onnx(start: bytes) -> bool:
+    # The version of the format, then the name of the program that wrote it.
+    is_message = start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x1a", b":")
+    return is_message and (b"pytorch" in start[:32] or b"onnx" in start)
+
+
 def _zip(path: pathlib.Path) -> str:
     try:
         with path.open("rb") as file:
@@ -71,8 +85,16 @@ def _zip(path: pathlib.Path) -> str:
     except Unreadable:
         size = path.stat().st_size
         return f"a damaged archive of {size:,} bytes, such as an incomplete download"
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript model (torch.jit.save)"
     if any(name.endswith("data.pkl") for name in names):
         return "a PyTorch checkpoint"
+    if "model.weights.h5" in names:
+        return "a Keras file"
+    if any(name.endswith("/models/model.json") for name in names):
+        return "an exported PyTorch program (torch.export.save)"
+    if inside := [name for name in names if name.endswith(_WEIGHTS)]:
+        return f"a zip archive of {shortened(inside, plain)} (unpack it)"
     if names and all(name.endswith(".npy") for name in names):
         return f"a NumPy archive (.npz) of {len(names)} arrays"
     return "a zip archive"
@@ -90,6 +112,44 @@ def _safetensors(path: pathlib.Path) -> str:
     return f"a safetensors file of {len(names)} tensors"
 
 
+def _text(start: bytes) -> str:
+    """Returns the first line of a text; "" for any other content."""
+    try:
+        line = start.decode("utf-8", errors="strict").lstrip().partition("\n")[0]
+    except UnicodeDecodeError:
+        return ""
+    return line.strip() if line.strip().isprintable() else ""
+
+
+_WEIGHTS = (".safetensors", ".pth", ".bin", ".pt")
+# First bytes of files that are not read → what they are.
+_SIGNATURES = {
+    b"GGUF": "a GGUF file (of llama.cpp), whose weights may be quantized",
+    b"\x1f\x8b": "a gzip archive (unpack it)",
+    b"BZh": "a bzip2 archive (unpack it)",
+    b"\xfd7zXZ": "an xz archive (unpack it)",
+    b"7z\xbc\xaf": "a 7z archive (unpack it)",
+    b"Rar!": "a RAR archive (unpack it)",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive (unpack it)",
+    b"%PDF": "a PDF document",
+    b"\x89PNG": "an image (PNG)",
+    b"\xff\xd8\xff": "an image (JPEG)",
+    b"GIF8": "an image (GIF)",
+}
+# Suffixes of files that their first bytes do not reveal → what they are.
+_SUFFIXES = {
+    ".onnx": "an ONNX model",
+    ".msgpack": "weights of Flax in MessagePack",
+    ".pb": "a TensorFlow model",
+    ".tflite": "a TensorFlow Lite model",
+    ".index": "the index of a TensorFlow checkpoint",
+    ".data-00000-of-00001": "the data of a TensorFlow checkpoint",
+    ".tar": "a tar archive (unpack it)",
+    ".engine": "a TensorRT engine",
+    ".plan": "a TensorRT engine",
+    ".mlmodel": "a Core ML model",
+}
+
 # (test of the first bytes, description of the file); the first match wins.
 _KINDS: list[tuple[Callable[[bytes], bool], Callable[[pathlib.Path], str]]] = [
     (
@@ -98,6 +158,15 @@ _KINDS: list[tuple[Callable[[bytes], bool], Callable[[pathlib.Path], str]]] = [
             "a git-lfs pointer, not the file itself (fetch it with `git lfs pull`)"
         ),
     ),
+    (
+        lambda start: b"<net " in start and start.lstrip().startswith(b"<?xml"),
+        lambda _: "an OpenVINO model",
+    ),
+    (
+        _is_onnx,
+        lambda _: "an ONNX model",
+    ),
+    (lambda start: start[4:8] == b"TFL3", lambda _: "a TensorFlow Lite model"),
     (
         lambda start: start.lstrip().lower().startswith(_MARKUP),
         lambda _: "an HTML or XML page, such as a server's error message",

@@ -31,6 +31,7 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_FLOATS = [name for name in _DTYPES if "F" in name]
 
 
 def open_safetensors(path: pathlib.Path, stack: ExitStack) -> Contents:
@@ -60,7 +61,7 @@ def _open_tensor(handle, name: str) -> Stored:
     if dtype not in _DTYPES:
         raise Unreadable(
             f"its tensor {quoted(name)} is of type {dtype}",
-            f"Convert it to one of {', '.join(_DTYPES)}",
+            f"Convert it to one of {', '.join(_FLOATS)} where it was made",
         )
     spec = make_spec(name, piece.get_shape(), np.dtype(_DTYPES[dtype]))
     return Stored(spec, functools.partial(_read, handle, name))

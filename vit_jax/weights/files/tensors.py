@@ -47,8 +47,9 @@ class Tensors:
       specs: name → shape and dtype, in the file's order.
       metadata: for safetensors, the strings in the header. For torch, "wrapper": the
         "/"-joined keys under which the state dict was found ("" if it is the whole
-        file), and "others": the keys of other state dicts, if there are any. Empty for
-        npz.
+        file). Empty for npz.
+      entries: the "/"-joined keys of all state dicts of a PyTorch file, the most likely
+        model first, which is the one that was opened; [""] for any other file.
     """
 
     def __init__(self, path: pathlib.Path, contents: Contents, stack: ExitStack):
@@ -56,8 +57,32 @@ class Tensors:
         self.kind = contents.kind
         self.specs = {name: stored.spec for name, stored in contents.tensors.items()}
         self.metadata = contents.metadata
+        self.entries = list(contents.entries) or [""]
+        self._contents = contents
+        self._entry = contents.metadata.get("wrapper", "") if contents.entries else ""
         self._stored: Mapping[str, Stored] = contents.tensors
         self._stack = stack
+
+    def of(self, entry: str) -> "Tensors":
+        """Opens another entry of the same file; closing either closes both.
+
+        Raises:
+          UserError: its tensors cannot be read.
+        """
+        if entry == self._entry:
+            return self
+        try:
+            found = self._contents.entries[entry]()
+        except Unreadable as error:
+            raise UserError(_message(self.path, error)) from error
+        contents = self._contents._replace(tensors=found, metadata={"wrapper": entry})
+        return Tensors(self.path, contents, self._stack)
+
+    def renamed(self, names: Mapping[str, str]) -> "Tensors":
+        """Returns the same tensors by other names: new name → name."""
+        found = {new: self._stored[old] for new, old in names.items()}
+        contents = self._contents._replace(tensors=found, metadata=self.metadata)
+        return Tensors(self.path, contents, self._stack)
 
     def read(self, name: str) -> np.ndarray:
         """Reads a tensor into new memory, with the shape and dtype of its spec.

@@ -15,6 +15,7 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.flax_layers import (
+    ANCHORS,
     BLOCK,
     LINEN,
     MLPS,
@@ -24,6 +25,7 @@ from vit_jax.weights.formats.flax_layers import (
     encoder,
     encoder_fields,
     inexpressible_in_both,
+    inner_names,
     inner_pieces,
     layer,
     looks_square,
@@ -68,12 +70,12 @@ _NAMES = re.compile(
 
 
 def _recognises(names: Iterable[str]) -> bool:
-    return any(_NAMES.match(name) for name in inner_pieces(names))
+    return any(_NAMES.match(name) for name in inner_names(names))
 
 
 def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Piece]:
     pieces: dict[str, Piece] = {}
-    for inner, piece in inner_pieces(specs).items():
+    for inner, piece in inner_pieces(specs, hints).items():
         name, shape = piece.name, specs[piece.name].shape
         if inner.startswith(_STACK) and shape and shape[0] <= _DEEPEST:
             leaf = inner.removeprefix(_STACK)
@@ -246,6 +248,7 @@ def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
 FORMAT = Format(
     name="big_vision",
     title="big_vision's .npz",
+    anchors=ANCHORS,
     recognises=_recognises,
     pieces=_pieces,
     read=_read,

@@ -65,6 +65,18 @@ INPUT = Kind(
 )
 
 
+def without_nulls(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes the entries that are null, which means absent, from nested objects.
+
+    Items of a list stay, because they are counted.
+    """
+    return {
+        name: without_nulls(value) if isinstance(value, Mapping) else value
+        for name, value in table.items()
+        if value is not None
+    }
+
+
 def entry(table: Mapping[str, Any], name: str, kind: Kind, default: Any = None) -> Any:
     """Returns the value of `name`, or `default` if it is absent or null.
 

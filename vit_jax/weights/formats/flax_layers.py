@@ -1,6 +1,5 @@
 """Rows of Flax layers and readers of their shapes, shared by Google's two formats."""
 
-import collections
 import dataclasses
 import math
 import re
@@ -9,8 +8,11 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import Architecture, ViTOrMixer
+from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.geometry import difference
+from vit_jax.weights.formats.heads import FLAX, find_head
 from vit_jax.weights.formats.layout import (
+    NO_HINTS,
     SAME,
     Hints,
     Layout,
@@ -23,7 +25,7 @@ from vit_jax.weights.formats.layout import (
     unnamed_kinds,
 )
 from vit_jax.weights.formats.meaning import usual_outputs
-from vit_jax.weights.formats.prefixes import outer_heads
+from vit_jax.weights.formats.prefixes import anchors, find_prefix
 from vit_jax.weights.formats.shapes import numbers, sizes
 from vit_jax.words import times
 
@@ -32,11 +34,12 @@ DENSE = ("kernel", "bias")
 NORM = ("scale", "bias")
 
 _HEADS = ("head/kernel", "head/bias")
-# Prefixes of a model's names: an optimizer, a train state, the image tower of two. With
-# a prefix, names without it are not part of the model, except for a head.
-_PREFIX = re.compile(
-    r"(?:(?:opt(?:imizer)?/)?target/)?(?:params/)?(?:img/)?"
-    r"(?=(?:conv_root|embedding|stem|Transformer|Mixer|MixerBlock_\d+)/)"
+# With a prefix, such as that of an optimizer, a train state or the image tower of two,
+# names without it are not part of the model, except for a head.
+ANCHORS = anchors(
+    stem=r"(?:conv_root|embedding|stem)/kernel$",
+    blocks=r"(?:conv_root|embedding|stem|Transformer|Mixer|MixerBlock_\d+)/",
+    separator="/",
 )
 _EPSILON = 1e-6
 
@@ -68,16 +71,29 @@ def renumbering(before: Numbering, after: Numbering) -> list[tuple[str, str]]:
     ]
 
 
-def inner_pieces(names: Iterable[str]) -> dict[str, Piece]:
+def inner_names(names: Iterable[str]) -> list[str]:
+    """Removes the outer prefix from the names that have it, and drops all others."""
+    names = list(names)
+    prefix = find_prefix(names, ANCHORS)
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def inner_pieces(
+    specs: Mapping[str, Spec], hints: Hints = NO_HINTS
+) -> dict[str, Piece]:
     """Removes the outer prefix; finds the names with it, and a head without it."""
-    names = dict.fromkeys(names)
-    matches = (_PREFIX.match(name) for name in names)
-    prefixes = collections.Counter(match[0] for match in matches if match)
-    [(prefix, _)] = prefixes.most_common(1) or [("", 0)]
-    return outer_heads(names.keys(), prefix, _HEADS) | {
+    prefix = find_prefix(specs, ANCHORS, hints.prefix)
+    widths = (
+        specs[name].shape[-1:]
+        for layer in ("pre_logits", "embedding", "stem")
+        if (name := f"{prefix}{layer}/kernel") in specs
+    )
+    width = next((width[0] for width in widths if width), None)
+    found = find_head(specs, prefix, _HEADS, width, FLAX)
+    return found.pieces | {
         name.removeprefix(prefix): Piece(name)
-        for name in names
-        if name.startswith(prefix)
+        for name in specs
+        if name.startswith(prefix) and name not in found.skipped
     }
 
 

@@ -14,6 +14,7 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.flax_layers import (
+    ANCHORS,
     BLOCK,
     DENSE,
     LINEN,
@@ -23,6 +24,7 @@ from vit_jax.weights.formats.flax_layers import (
     encoder_fields,
     head,
     inexpressible_in_both,
+    inner_names,
     inner_pieces,
     layer,
     looks_square,
@@ -77,7 +79,7 @@ _EVAL_TRANSFORM = "resize"  # directly to the model's size, bilinear
 
 
 def _recognises(names: Iterable[str]) -> bool:
-    inner = inner_pieces(names)
+    inner = inner_names(names)
 
     def any_is(pattern):
         return any(pattern.match(name) for name in inner)
@@ -87,8 +89,8 @@ def _recognises(names: Iterable[str]) -> bool:
     return hybrid or early or any_is(_MIXER_NAMES)
 
 
-def _pieces(specs: Mapping[str, Spec], _: Hints = NO_HINTS) -> dict[str, Piece]:
-    pieces = inner_pieces(specs)
+def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Piece]:
+    pieces = inner_pieces(specs, hints)
     old_mixer = any(name.startswith("Mixer/") for name in pieces)
     return renamed(pieces, (_OLD_MIXER if old_mixer else []) + _RENAMES)
 
@@ -228,6 +230,7 @@ def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
 FORMAT = Format(
     name="google",
     title="Google's .npz",
+    anchors=ANCHORS,
     recognises=_recognises,
     pieces=_pieces,
     read=_read,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
+from vit_jax.weights.formats.heads import find_head
 from vit_jax.weights.formats.huggingface_config import (
     HuggingFaceConfig,
     lost,
@@ -29,7 +30,7 @@ from vit_jax.weights.formats.layout import (
     unnamed_kinds,
 )
 from vit_jax.weights.formats.meaning import read_outputs
-from vit_jax.weights.formats.prefixes import outer_heads
+from vit_jax.weights.formats.prefixes import anchors, find_prefix
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.torch_layers import (
     check_heads,
@@ -45,9 +46,11 @@ from vit_jax.weights.formats.torch_layers import (
 
 _PATCHES = "embeddings.patch_embeddings.projection"
 _LAYER = "encoder.layer."
-# Prefixes that training scripts add, then the name of the encoder.
-_WRAPPER = r"(?:(?:module|model|_orig_mod)\.)*"
-_ENCODER = re.compile(rf"({_WRAPPER})((?:vit|deit)\.)?(?={re.escape(_PATCHES)}\.)")
+_STEM, _BLOCK = rf"{re.escape(_PATCHES)}\.", r"encoder\.layer\.\d+\.attention\."
+_ANCHORS = anchors(
+    stem=rf"(?:(?:vit|deit)\.)?{_STEM}", blocks=rf"(?:(?:vit|deit)\.)?{_BLOCK}"
+)
+_ENCODER = re.compile(rf"(vit\.|deit\.|)(?:{_STEM}|{_BLOCK})")
 # Names in memory in transformers 5 → names in its files.
 _RENAMES = (
     (r"^layers\.(\d+)\.", rf"{_LAYER}\1."),
@@ -64,6 +67,7 @@ _QKV_BIAS = re.compile(r"\.attention\.attention\.(query|key|value)\.bias$")
 # Parts used only for pretraining, which are not read.
 _LEFT_OUT = re.compile(r"decoder\.")
 _UNSUPPORTED = {
+    r".*layers\.\d+\.(blocks|downsample)\b": "stages of several resolutions (Swin)",
     r".*relative_position": "relative position biases",
     r".*(lambda_?\d|layer_scale)": "LayerScale (of BEiT and DINOv2)",
     r".*\.norm[12]\.": "blocks of DINOv2",
@@ -74,16 +78,22 @@ _UNSUPPORTED = {
 
 
 def _recognises(names: Iterable[str]) -> bool:
-    return any(_ENCODER.match(name) for name in names)
+    return any(_ANCHORS.stem.match(name) for name in names)
 
 
-def _pieces(specs: Mapping[str, Spec], _: Hints = NO_HINTS) -> dict[str, Piece]:
-    matches = (_ENCODER.match(name) for name in specs)
-    wrapper, encoder = next((m[1], m[2] or "") for m in matches if m)
-    inner = outer_heads(specs.keys(), wrapper, _HEAD_NAMES) | {
-        name.removeprefix(wrapper): Piece(name)
-        for name in specs
-        if name.startswith(wrapper)
+def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Piece]:
+    wrapper = find_prefix(specs, _ANCHORS, hints.prefix)
+    unwrapped = [
+        name.removeprefix(wrapper) for name in specs if name.startswith(wrapper)
+    ]
+    encoder = next(match[1] for name in unwrapped if (match := _ENCODER.match(name)))
+    stem = specs.get(f"{wrapper}{encoder}{_PATCHES}.weight")
+    width = next(iter(stem.shape), None) if stem else None
+    head = find_head(specs, wrapper, _HEAD_NAMES, width)
+    inner = head.pieces | {
+        name: Piece(wrapper + name)
+        for name in unwrapped
+        if wrapper + name not in head.skipped
     }
     prefix = _prefix(
         any(name.endswith("embeddings.distillation_token") for name in inner),
@@ -269,6 +279,7 @@ def _of_any_layer(shapes: Shapes, prefix: str, layers: list[int], part: str) -> 
 FORMAT = Format(
     name="huggingface",
     title="Hugging Face's",
+    anchors=_ANCHORS,
     recognises=_recognises,
     pieces=_pieces,
     read=_read,

@@ -22,6 +22,7 @@ from vit_jax.weights.formats.companion import (
     entry,
     one_a_channel,
     size_entry,
+    without_nulls,
 )
 from vit_jax.weights.formats.geometry import (
     Geometry,
@@ -89,7 +90,7 @@ class HuggingFaceConfig:
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        self._config = config
+        self._config = config = without_nulls(config)
         self.image_size = size_entry(config, "image_size")
         self.num_heads: int | None = entry(config, "num_attention_heads", COUNT)
         act = entry(config, "hidden_act", TEXT, "gelu")
@@ -149,7 +150,7 @@ def read_preprocessing(
 
     Also returns one sentence per assumption.
     """
-    a, told = architecture, hints.preprocessor
+    a, told = architecture, without_nulls(hints.preprocessor)
     if hints.preprocessing is not None:
         replaced = dataclasses.replace(
             hints.preprocessing, image_size=a.image_size, channels=a.channels

@@ -1,7 +1,8 @@
 """Foreign formats by name: recognition, and conversion of parameters in and out."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,59 +12,66 @@ from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer, abstract_params
 from vit_jax.models.positions import sincos2d
 from vit_jax.weights.files.tensors import Tensors
-from vit_jax.weights.formats import big_vision, google, huggingface, timm
+from vit_jax.weights.formats import (
+    big_vision,
+    google,
+    huggingface,
+    mmpretrain,
+    timm,
+    torchvision,
+)
+from vit_jax.weights.formats.choosing import choose, what_was_taken
+from vit_jax.weights.formats.heads import of_heads
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
     Format,
     Hints,
     Piece,
     Reading,
+    Row,
     flatten,
     piece_shapes,
     read_params,
     unflatten,
     write_tensors,
 )
+from vit_jax.weights.formats.other_models import ADAPTED, QUANTIZED, find_kind
 from vit_jax.words import did_you_mean, plain, shortened
+
+logger = logging.getLogger(__name__)
 
 # In the order in which they are tried on a file's names.
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
-    for module in (google, big_vision, huggingface, timm)
+    for module in (google, big_vision, huggingface, torchvision, mmpretrain, timm)
 }
 
 
-def recognise_format(tensors: Tensors) -> Format:
-    """Finds the format of a file by the names of its tensors.
-
-    Raises:
-      UserError: no format recognises the names.
-    """
-    for format in FORMATS.values():
-        if format.recognises(tensors.specs):
-            return format
-    names = list(tensors.specs)
-    shown = shortened(names, plain, most=5)
-    titles = ", ".join(format.title for format in FORMATS.values())
-    raise UserError(
-        f"{tensors.path} holds {len(names)} tensors ({shown or 'none'}) whose names "
-        f"are not those of a known format; known are {titles}, and vit_jax's own. "
-        "Pass a file in one of these formats"
-    )
-
-
 def read_tensors(
-    tensors: Tensors, hints: Hints | None = None
+    tensors: Tensors, hints: Hints | None = None, entry: str = ""
 ) -> tuple[Reading, dict[str, Any]]:
     """Reads a model's description and its parameters, a nested dict of float32 arrays.
 
+    Args:
+      tensors: the opened file.
+      hints: facts from outside of it.
+      entry: the name of the model in a file with several; see `choose`.
+
     Raises:
-      UserError: the format is unknown, or names, shapes or numbers do not make a model.
+      UserError: the format is unknown; several models may be meant; or names, shapes or
+        numbers do not make a model.
     """
-    format = recognise_format(tensors)
-    hints = hints or NO_HINTS
+    chosen, others = choose(tensors, FORMATS, entry)
+    tensors, format = chosen.tensors, chosen.format
+    names = [name for name in tensors.specs if name.startswith(chosen.prefix)]
+    _check_whole(tensors, names)
+    hints = (hints or NO_HINTS)._replace(prefix=chosen.prefix)
     try:
         pieces = format.pieces(tensors.specs, hints)
+        read = {piece.name for piece in pieces.values()}
+        unread = (name for name in tensors.specs if name not in read)
+        heads = [] if of_heads(pieces) else of_heads(unread, chosen.prefix)
+        hints = hints._replace(headless=bool(heads))
         reading = format.read(piece_shapes(tensors.specs, pieces), hints)
         architecture = reading.architecture
         rows = format.rows(architecture)
@@ -72,8 +80,12 @@ def read_tensors(
             f"{tensors.path} (in {format.title} format): {error}"
         ) from error
     params = read_params(tensors, pieces, rows, shapes_of(architecture), format.ignored)
-    read = [pieces[row.theirs] for row in rows]
-    assumed = (*reading.assumed, *_not_read(tensors, read))
+    placed = [(row, pieces[row.theirs]) for row in rows]
+    sentences = _not_read(tensors, chosen.prefix, placed, heads)
+    taken = what_was_taken(chosen, others)
+    if taken and not others:
+        logger.info("%s: %s", tensors.path.name, taken)
+    assumed = (*reading.assumed, *([taken] if others else []), *sentences)
     return reading._replace(assumed=assumed), unflatten(params)
 
 
@@ -131,20 +143,50 @@ def shapes_of(architecture: ViTOrMixer) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
-def _not_read(tensors: Tensors, read: Iterable[Piece]) -> Iterator[str]:
-    """Yields sentences about alternatives, heads elsewhere, and tensors left out."""
-    others = tensors.metadata.get("others")
-    if tensors.kind == "torch" and others:
-        yield (
-            f"read the entry {tensors.metadata['wrapper']} of the file, which also has "
-            f"{others}"
-        )
-    if beside := [piece.name for piece in read if piece.beside]:
+def _check_whole(tensors: Tensors, names: Sequence[str]) -> None:
+    """Raises UserError if the weights are those of an adapter, or quantized."""
+    kind = find_kind(names, ADAPTED)
+    if kind is None:
+        matrices = [
+            tensors.specs[name].dtype
+            for name in names
+            if len(tensors.specs[name].shape) >= 2
+        ]
+        whole = [dtype for dtype in matrices if dtype.kind in "iu"]
+        if 2 * len(whole) <= len(matrices):
+            return
+        kind = QUANTIZED._replace(words=f"quantized weights ({whole[0]})")
+    raise UserError(f"{tensors.path} holds {kind.words}. {kind.remedy}")
+
+
+def _not_read(
+    tensors: Tensors,
+    prefix: str,
+    placed: Sequence[tuple[Row, Piece]],
+    heads: Sequence[str],
+) -> Iterator[str]:
+    """Yields sentences about heads elsewhere, and tensors left out."""
+    if beside := [piece.name for _, piece in placed if piece.beside]:
         yield (
             f"used {shortened(beside, plain)}, which lies outside of the model's other "
             "names, as its head"
         )
-    names = {piece.name for piece in read}
+    renamed = [
+        piece.name
+        for row, piece in placed
+        if row.ours[0].startswith("head/")
+        and not piece.beside
+        and piece.name != prefix + row.theirs
+    ]
+    if renamed:
+        yield f"used {shortened(renamed, plain)} as the head"
+    if heads:
+        yield (
+            f"left out the head ({shortened(heads, plain, most=4)}), which is not a "
+            "single linear layer: the model has 0 classes; num_classes= makes a new "
+            "head"
+        )
+    names = {piece.name for _, piece in placed}.union(heads)
     if left := [name for name in tensors.specs if name not in names]:
         yield (
             f"left out {len(left)} of {len(tensors.specs)} tensors, which are not part "

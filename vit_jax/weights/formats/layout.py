@@ -15,6 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer
 from vit_jax.models.outputs import EXCLUSIVE
 from vit_jax.weights.files.tensors import Spec, Tensors
+from vit_jax.weights.formats.prefixes import Anchors
 from vit_jax.words import plain, shortened
 
 # Dtypes of weights; tensors of other dtypes, such as quantized ones, are refused.
@@ -63,6 +64,8 @@ class Hints(NamedTuple):
     image_size: tuple[int, int] | None = None  # used if the tensors do not determine it
     preprocessing: Preprocessing | None = None  # from the row of a published model
     trained_image_size: tuple[int, int] | None = None  # passed as certain by the caller
+    prefix: str | None = None  # of the model's names; None = the most likely one
+    headless: bool = False  # the file has a head that is not understood
 
 
 NO_HINTS = Hints()
@@ -88,11 +91,13 @@ class Format(NamedTuple):
     Attributes:
       name: the value for `--to=` and `save(format=)`.
       title: the name in messages, such as "Google's .npz".
+      anchors: the names by which a model of this format is found behind any prefix.
       recognises: names in a file → whether they are of this format.
       pieces: specs of a file, hints → {the table's name: its place in the file}. Undoes
         outer prefixes, older generations of names and stacked blocks. Unknown names
         stay unchanged, so that they are reported; tensors outside of a prefix
-        (optimizer states, a text tower) are left out, except for a head.
+        (optimizer states, a text tower) are left out, except for a head. So is a head
+        that is not understood.
       read: shapes, hints → description of the model. Raises UserError if no
         `Architecture` expresses the model, or if the user has to pass something.
       rows: architecture → the table.
@@ -104,6 +109,7 @@ class Format(NamedTuple):
 
     name: str
     title: str
+    anchors: Anchors
     recognises: Callable[[Iterable[str]], bool]
     pieces: Callable[[Mapping[str, Spec], Hints], dict[str, Piece]]
     read: Callable[[Shapes, Hints], Reading]

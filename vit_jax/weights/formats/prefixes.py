@@ -1,34 +1,97 @@
-"""Heads whose names lack the prefix that a model's other names have."""
+"""Removal of the prefix that training scripts put in front of a format's names.
 
+There is no list of prefixes: whatever stands in front of a format's characteristic
+names is one, such as "module.", "net.vit." or "teacher.backbone.".
+"""
+
+import re
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-from vit_jax.weights.formats.layout import Piece
+from vit_jax.weights.files.entries import is_training_state, rank
+
+# Parts that PyTorch puts inside of names, around a module that it wraps.
+_INNER = re.compile(
+    r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 
-def outer_heads(
-    names: Collection[str], prefix: str, heads: Iterable[str]
-) -> dict[str, Piece]:
-    """Finds a head outside of the prefix if there is none within it.
+class Anchors(NamedTuple):
+    """Patterns that find the names of a format behind any prefix.
 
-    A classifier that wraps an encoder has such names: backbone.blocks… and head.weight.
-    Whether the head belongs to the model shows later, when shapes are compared.
+    Each has a group `prefix`, and matches from the beginning of a name.
+
+    Attributes:
+      stem: names of the first layer, which a model has once.
+      blocks: names in the blocks; used alone if the first layer is missing.
+    """
+
+    stem: re.Pattern[str]
+    blocks: re.Pattern[str]
+
+
+def anchors(stem: str, blocks: str, separator: str = ".") -> Anchors:
+    """Makes the anchors of a format.
 
     Args:
-      names: names of all tensors in the file.
-      prefix: prefix of the model's names, such as "module.backbone." or "params/img/".
-      heads: the table's names of heads.
+      stem: pattern of the names of the first layer, without a prefix.
+      blocks: pattern of names in the blocks, without a prefix.
+      separator: character between the parts of a name.
+    """
+    part = rf"[^{re.escape(separator)}]+{re.escape(separator)}"
+    # Lazily, so that the first place in a name counts where a pattern fits several.
+    prefix = rf"(?P<prefix>(?:{part})*?)"
+    return Anchors(
+        re.compile(f"{prefix}(?:{stem})"), re.compile(f"{prefix}(?:{blocks})")
+    )
+
+
+def find_prefixes(names: Iterable[str], anchors: Anchors) -> list[str]:
+    """Lists the prefixes behind which a model may lie, the most likely one first.
 
     Returns:
-      {the table's name: its place in the file}.
+      Prefixes with their last separator; [] if no name is one of the format's.
     """
-    heads = list(heads)
-    if not prefix or any(prefix + head in names for head in heads):
-        return {}
-    separator = prefix[-1]
-    parts = prefix.split(separator)[:-1]
-    # From the innermost prefix outwards.
-    for depth in reversed(range(len(parts))):
-        outer = "".join(part + separator for part in parts[:depth])
-        if found := [head for head in heads if outer + head in names]:
-            return {head: Piece(outer + head, beside=True) for head in found}
-    return {}
+    names = list(names)
+    stems, blocks = (
+        dict.fromkeys(match["prefix"] for n in names if (match := pattern.match(n)))
+        for pattern in anchors
+    )
+    # A first layer without blocks is that of another kind of model, such as a Swin.
+    found = [prefix for prefix in stems if prefix in blocks] or list(stems)
+    weights = [p for p in found or blocks if not is_training_state(split(p))]
+    if not found and len(weights) > 1:
+        return []  # the stages of one model of another kind
+    return sorted(weights or found, key=order)
+
+
+def find_prefix(
+    names: Iterable[str], anchors: Anchors, chosen: str | None = None
+) -> str:
+    """Returns the prefix of the model's names: the chosen one, or the most likely."""
+    if chosen is not None:
+        return chosen
+    return next(iter(find_prefixes(names, anchors)), "")
+
+
+def order(prefix: str) -> tuple[bool, tuple[int, ...]]:
+    """Returns the rank of a prefix: names without a prefix come first."""
+    return bool(prefix), rank(split(prefix))
+
+
+def split(prefix: str) -> list[str]:
+    """Splits a prefix into its parts: `split("module.vit.") == ["module", "vit"]`."""
+    return [part for part in re.split("[./]", prefix) if part]
+
+
+def without_inner_wrappers(names: Collection[str]) -> dict[str, str]:
+    """Removes the wrappers inside of names: cleaned name → name.
+
+    A name that would then occur twice stays unchanged.
+    """
+    cleaned: dict[str, str] = {}
+    for name in names:
+        new = _INNER.sub("", name)
+        taken = new in cleaned or (new != name and new in names)
+        cleaned[name if taken else new] = name
+    return cleaned

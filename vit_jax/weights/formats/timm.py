@@ -6,48 +6,50 @@ facebookresearch/deit are read too.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
+from vit_jax.weights.formats.heads import find_head
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
-    OIHW,
     SAME,
-    TRANSPOSED,
     Format,
     Hints,
-    Layout,
     Piece,
     Reading,
     Row,
     Shapes,
     positions,
-    split,
     unnamed_kinds,
 )
 from vit_jax.weights.formats.meaning import read_outputs
-from vit_jax.weights.formats.prefixes import outer_heads
+from vit_jax.weights.formats.prefixes import anchors, find_prefix, find_prefixes
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.timm_config import TimmConfig, lost
 from vit_jax.weights.formats.timm_config import companions as companions
+from vit_jax.weights.formats.timm_trunk import (
+    BACKBONE,
+    root_of,
+    trunk_of,
+    trunk_rows,
+)
 from vit_jax.weights.formats.torch_layers import (
-    check_heads,
+    QKV,
     conv,
     features,
-    heads_by_sizes,
+    fused,
+    heads_of,
     linear,
     norm,
+    of_any_block,
     outputs,
     refuse,
 )
 
-_BACKBONE = "patch_embed.backbone"
-# Prefixes that training scripts add.
-_PREFIX = re.compile(
-    r"(?:(?:module|model|_orig_mod|encoder|backbone|visual|trunk)\.)*"
-    r"(?=patch_embed\.|blocks\.\d+\.(?:attn|mlp|norm1)\b)"
-)
+_ANCHORS = anchors(stem=r"patch_embed\.", blocks=r"blocks\.(?:\d+\.){1,2}attn\b")
+# DINOv2 may keep its blocks in chunks; the second number counts all blocks.
+_CHUNKED = re.compile(r"blocks\.(\d+)\.(\d+)\.")
 _RENAMES = (
     (r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),  # Facebook's DeiT-III
     (r"^register_tokens$", "reg_token"),  # Facebook's DINOv2
@@ -71,29 +73,59 @@ _UNSUPPORTED = {
     r"blocks\.\d+\.mlp_tokens\.": "mixing of tokens by an MLP (MLP-Mixer)",
     r"(layers|stages)\.\d+\.": "stages of several resolutions",
     r"attn_pool\.pos_embed$": "positions in the attention pooling",
-    rf"{re.escape(_BACKBONE)}\.(?!((stem\.)?(conv|norm)|stages\.\d+\.blocks\.\d+)\.)": (
+    rf"{re.escape(BACKBONE)}\.(?!((stem\.)?(conv|norm)|stages\.\d+\.blocks\.\d+)\.)": (
         "a trunk other than a ResNet with weight-standardised convolutions"
     ),
 }
 
 
 def _recognises(names: Iterable[str]) -> bool:
-    return any(_PREFIX.match(name) for name in names)
+    return bool(find_prefixes(names, _ANCHORS))
 
 
-def _pieces(specs: Mapping[str, Spec], _: Hints = NO_HINTS) -> dict[str, Piece]:
-    matches = (_PREFIX.match(name) for name in specs)
-    prefix = next((match[0] for match in matches if match), "")
-    pieces = outer_heads(specs.keys(), prefix, _HEADS)
+def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Piece]:
+    prefix = find_prefix(specs, _ANCHORS, hints.prefix)
+    head = find_head(specs, prefix, _HEADS, _features(specs, prefix))
+    pieces = dict(head.pieces)
+    numbers = _numbers_of_chunked(specs, prefix)
     for name in specs:
         inner = name.removeprefix(prefix)
-        if not name.startswith(prefix) or _LEFT_OUT.match(inner):
+        if not name.startswith(prefix) or name in head.skipped:
+            continue
+        if _LEFT_OUT.match(inner):
             continue
         for pattern, replacement in _RENAMES:
             inner = re.sub(pattern, replacement, inner)
+        if numbers and (match := _CHUNKED.match(inner)):
+            inner = f"blocks.{numbers[match[1], match[2]]}.{inner[match.end() :]}"
         # If two names mean one tensor, the second stays unchanged and is reported.
         pieces[name if inner in pieces else inner] = Piece(name)
     return pieces
+
+
+def _features(specs: Mapping[str, Spec], prefix: str) -> int | None:
+    """Returns the number of features that the head reads; None if unknown."""
+    for layer in ("pre_logits.fc", "patch_embed.proj"):
+        if spec := specs.get(f"{prefix}{layer}.weight"):
+            return next(iter(spec.shape), None)
+    return None
+
+
+def _numbers_of_chunked(
+    specs: Iterable[str], prefix: str
+) -> dict[tuple[str, str], int]:
+    """Numbers the blocks that lie in chunks: (chunk, number there) → number."""
+    found = {
+        (int(match[1]), int(match[2])): match.groups()
+        for name in specs
+        if (match := _CHUNKED.match(name.removeprefix(prefix)))
+    }
+    seconds = [second for _, second in found]
+    counts_all = len(set(seconds)) == len(seconds)
+    return {
+        found[pair]: pair[1] if counts_all else number
+        for number, pair in enumerate(sorted(found))
+    }
 
 
 def _read(shapes: Shapes, hints: Hints) -> Reading:
@@ -102,11 +134,13 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     wanted = {
         "patch_embed.proj.weight": 4,
         "pos_embed": 3,
-        _of_any_block(shapes, "mlp.fc1.weight"): 2,
+        of_any_block(shapes, "blocks.", "mlp.fc1.weight"): 2,
     }
-    trunk = _trunk(shapes)
+    trunk = trunk_of(shapes)
     if trunk is not None:
-        wanted[f"{_root(trunk)}.conv.weight"] = 4
+        wanted[f"{root_of(trunk)}.conv.weight"] = 4
+    if len(shapes.get("patch_embed.proj.weight", ())) == 5:
+        refuse(["patches that span several frames (a video model)"])
     kernel, position, hidden, *root = sizes(shapes, wanted)
     width, depth, mlp_dim = kernel[0], len(numbers(shapes, "blocks.", ".")), hidden[0]
     stride = 1 if trunk is None else 4 * 2 ** max(len(trunk) - 1, 0)
@@ -125,7 +159,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         channels=channels,
         class_token=class_token,
         registers=registers,
-        num_classes=num_classes,
+        num_classes=None if hints.headless else num_classes,
     )
     assumed = []
     prefix, grid = grid_of(
@@ -139,7 +173,9 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     )
     pooling, sentence = _pooling(shapes, config)
     assumed += sentence
-    num_heads, sentence = _heads(hints, config, (width, depth, mlp_dim))
+    num_heads, sentence = heads_of(
+        hints, (width, depth, mlp_dim), config.num_heads(width)
+    )
     assumed += sentence
     architecture = Architecture(
         width=width,
@@ -194,11 +230,11 @@ def _rows(architecture: ViTOrMixer) -> list[Row]:
     prefix = a.num_position_prefix
     ours = ("pos_embed_prefix", "pos_embed") if prefix else ("pos_embed",)
     rows.append(Row("pos_embed", ours, positions(a.grid, prefix)))
-    rows += _trunk_rows(a) + conv("patch_embed.proj", "patch_embed")
+    rows += trunk_rows(a) + conv("patch_embed.proj", "patch_embed")
     for i in range(a.depth):
         theirs, ours = f"blocks.{i}", f"blocks_{i:02d}"
         rows += norm(f"{theirs}.norm1", f"{ours}/norm1")
-        qkv = _fused(f"{theirs}.attn.qkv", f"{ours}/attention", _QKV)
+        qkv = fused(f"{theirs}.attn.qkv", f"{ours}/attention", QKV)
         rows += qkv if a.qkv_bias else qkv[:1]
         rows += linear(f"{theirs}.attn.proj", f"{ours}/attention/out")
         rows += norm(f"{theirs}.norm2", f"{ours}/norm2")
@@ -212,7 +248,7 @@ def _rows(architecture: ViTOrMixer) -> list[Row]:
     if a.pooling == "map":
         rows.append(Row("attn_pool.latent", ("map_head/probe",), SAME))
         rows += linear("attn_pool.q", "map_head/attention/query")
-        rows += _fused("attn_pool.kv", "map_head/attention", _QKV[1:])
+        rows += fused("attn_pool.kv", "map_head/attention", QKV[1:])
         rows += linear("attn_pool.proj", "map_head/attention/out")
         rows += norm("attn_pool.norm", "map_head/norm")
         rows += _MLPS[a.mlp_type]("attn_pool.mlp", "map_head/mlp")
@@ -253,19 +289,6 @@ def _inexpressible(architecture: ViTOrMixer) -> list[str]:
     return phrases + unnamed_kinds(a, _MLPS)
 
 
-_QKV = ("query", "key", "value")
-
-
-def _fused(theirs: str, ours: str, parts: Sequence[str]) -> list[Row]:
-    """Makes the rows of projections that share one tensor."""
-
-    def row(name: str, leaf: str, layout: Layout) -> Row:
-        paths = tuple(f"{ours}/{part}/{leaf}" for part in parts)
-        return Row(f"{theirs}.{name}", paths, split(len(parts), layout))
-
-    return [row("weight", "kernel", TRANSPOSED), row("bias", "bias", SAME)]
-
-
 def _mlp(theirs: str, ours: str) -> list[Row]:
     return linear(f"{theirs}.fc1", f"{ours}/fc1") + linear(
         f"{theirs}.fc2", f"{ours}/fc2"
@@ -276,55 +299,9 @@ def _mlp(theirs: str, ours: str) -> list[Row]:
 _MLPS = {"plain": _mlp}
 
 
-def _root(trunk: tuple[int, ...]) -> str:
-    return f"{_BACKBONE}.stem" if trunk else _BACKBONE
-
-
-def _trunk_rows(a: Architecture) -> list[Row]:
-    if a.trunk is None:
-        return []
-    root = _root(a.trunk)
-    # (their convolution, their norm, our convolution, our norm)
-    layers = [(f"{root}.conv", f"{root}.norm", "conv_root", "gn_root")]
-    for stage, units in enumerate(a.trunk):
-        for unit in range(units):
-            theirs = f"{_BACKBONE}.stages.{stage}.blocks.{unit}"
-            ours = f"block{stage + 1}/unit{unit + 1}"
-            parts = [(f"conv{i}", f"norm{i}", f"conv{i}", f"gn{i}") for i in (1, 2, 3)]
-            if unit == 0:
-                parts.append(
-                    ("downsample.conv", "downsample.norm", "conv_proj", "gn_proj")
-                )
-            layers += [
-                (
-                    f"{theirs}.{p[0]}",
-                    f"{theirs}.{p[1]}",
-                    f"{ours}/{p[2]}",
-                    f"{ours}/{p[3]}",
-                )
-                for p in parts
-            ]
-    rows = []
-    for their_conv, their_norm, our_conv, our_norm in layers:
-        rows.append(Row(f"{their_conv}.weight", (f"trunk/{our_conv}/kernel",), OIHW))
-        rows += norm(their_norm, f"trunk/{our_norm}")
-    return rows
-
-
-def _trunk(shapes: Shapes) -> tuple[int, ...] | None:
-    """Counts the residual units of each stage; None without a trunk."""
-    if not any(name.startswith(f"{_BACKBONE}.") for name in shapes):
-        return None
-    stages = f"{_BACKBONE}.stages."
-    return tuple(
-        len(numbers(shapes, f"{stages}{stage}.blocks.", "."))
-        for stage in numbers(shapes, stages, ".")
-    )
-
-
 def _unusual(shapes: Shapes) -> list[str]:
     """Lists features that no `Architecture` has but that names alone do not reveal."""
-    fc1, fc2 = (_of_any_block(shapes, f"mlp.fc{i}.weight") for i in (1, 2))
+    fc1, fc2 = (of_any_block(shapes, "blocks.", f"mlp.fc{i}.weight") for i in (1, 2))
     norms = {"norm.weight", "fc_norm.weight"} & shapes.keys()
     pool = {name for name in shapes if name.startswith("attn_pool.")}
     has = {
@@ -374,29 +351,10 @@ def _pooling(shapes: Shapes, config: TimmConfig) -> tuple[str, list[str]]:
     ]
 
 
-def _heads(
-    hints: Hints, config: TimmConfig, size: tuple[int, int, int]
-) -> tuple[int, list[str]]:
-    width = size[0]
-    if hints.num_heads:
-        return check_heads(hints.num_heads, width, "num_heads="), []
-    told = config.num_heads(width)
-    if told:
-        return check_heads(told, width, "the companion file"), []
-    number, sentence = heads_by_sizes(*size)
-    return number, [sentence]
-
-
-def _of_any_block(shapes: Shapes, part: str) -> str:
-    # All blocks have the same shapes. If the first one lacks the part, another one
-    # serves, and the missing part is reported together with all other problems.
-    names = [f"blocks.{i}.{part}" for i in numbers(shapes, "blocks.", ".")]
-    return next((name for name in names if name in shapes), f"blocks.0.{part}")
-
-
 FORMAT = Format(
     name="timm",
     title="timm's",
+    anchors=_ANCHORS,
     recognises=_recognises,
     pieces=_pieces,
     read=_read,

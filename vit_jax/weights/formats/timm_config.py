@@ -26,6 +26,7 @@ from vit_jax.weights.formats.companion import (
     entry,
     one_a_channel,
     size_entry,
+    without_nulls,
 )
 from vit_jax.weights.formats.geometry import (
     Geometry,
@@ -104,7 +105,7 @@ class TimmConfig:
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        self._config = config
+        self._config = config = without_nulls(config)
         self._args = entry(config, "model_args", TABLE, {})
         # Files from before 2023 have everything in one table.
         self._pretrained = entry(config, "pretrained_cfg", TABLE, config)
@@ -139,15 +140,18 @@ class TimmConfig:
         channels: int,
         class_token: bool,
         registers: int,
-        num_classes: int,
+        num_classes: int | None,
     ) -> None:
         """Raises UserError if the config does not match these sizes.
 
-        It gives the number of classes twice. `num_classes` at the top, or otherwise in
-        pretrained_cfg, is that of the weights. The argument in model_args is that of
-        the model that timm builds, which drops a head with another number.
+        `num_classes` is None if the file has a head that is not read.
+
+        The config gives the number of classes twice. `num_classes` at the top, or
+        otherwise in pretrained_cfg, is that of the weights. The argument in model_args
+        is that of the model that timm builds, which drops a head with another number.
         """
         args, pretrained = self._args, self._pretrained
+        whole = num_classes is not None
         ratio = entry(args, "mlp_ratio", FACTOR)
         # timm rounds the product down.
         same = ratio is not None and int(width * ratio) == mlp_dim
@@ -166,10 +170,10 @@ class TimmConfig:
                 ("in_chans", entry(args, "in_chans", COUNT), channels),
                 ("class_token", entry(args, "class_token", FLAG), class_token),
                 ("reg_tokens", entry(args, "reg_tokens", COUNT_OR_NONE), registers),
-                ("num_classes", classes, num_classes),
+                ("num_classes", classes if whole else None, num_classes),
                 (
                     "num_classes of model_args",
-                    entry(args, "num_classes", COUNT_OR_NONE),
+                    entry(args, "num_classes", COUNT_OR_NONE) if whole else None,
                     num_classes,
                 ),
             ]

@@ -9,12 +9,16 @@ from vit_jax.weights.formats.layout import (
     OIHW,
     SAME,
     TRANSPOSED,
+    Hints,
     Layout,
     Row,
     Shapes,
+    split,
 )
+from vit_jax.weights.formats.shapes import numbers
 from vit_jax.words import plain
 
+QKV = ("query", "key", "value")
 _HEAD_WIDTH = 64
 
 
@@ -32,6 +36,16 @@ def conv(theirs: str, ours: str) -> list[Row]:
 
 def norm(theirs: str, ours: str) -> list[Row]:
     return _layer(theirs, ours, ("scale", SAME), ("bias", SAME))
+
+
+def fused(theirs: str, ours: str, parts: Sequence[str], joint: str = ".") -> list[Row]:
+    """Makes the rows of projections that share one tensor."""
+
+    def row(name: str, leaf: str, layout: Layout) -> Row:
+        paths = tuple(f"{ours}/{part}/{leaf}" for part in parts)
+        return Row(f"{theirs}{joint}{name}", paths, split(len(parts), layout))
+
+    return [row("weight", "kernel", TRANSPOSED), row("bias", "bias", SAME)]
 
 
 def outputs(shapes: Shapes, name: str) -> int:
@@ -90,6 +104,35 @@ def heads_by_sizes(width: int, depth: int, mlp_dim: int) -> tuple[int, str]:
         f"assumed {heads} attention heads of {_HEAD_WIDTH} channels each; if that is "
         "wrong, pass num_heads="
     )
+
+
+def heads_of(
+    hints: Hints, size: tuple[int, int, int], told: int | None = None
+) -> tuple[int, list[str]]:
+    """Determines the number of attention heads; also lists assumptions.
+
+    Args:
+      hints: has the caller's number.
+      size: width, depth and width of the MLPs.
+      told: the number in a companion file; None if there is none.
+    """
+    width = size[0]
+    if hints.num_heads:
+        return check_heads(hints.num_heads, width, "num_heads="), []
+    if told:
+        return check_heads(told, width, "the companion file"), []
+    number, sentence = heads_by_sizes(*size)
+    return number, [sentence]
+
+
+def of_any_block(shapes: Shapes, start: str, part: str) -> str:
+    """Returns the name of a part in the first block that has it.
+
+    All blocks have the same shapes. A part that is missing in one block is thus
+    reported together with all other problems.
+    """
+    names = [f"{start}{i}.{part}" for i in numbers(shapes, start, ".")]
+    return next((name for name in names if name in shapes), f"{start}0.{part}")
 
 
 def check_heads(num_heads: int, width: int, said_by: str) -> int:

@@ -1,6 +1,7 @@
 """Resolution of weights by path, address or published name, with a download cache.
 
 A file is stored in the cache (vit_jax/cache.py) under the host and path of its address.
+Models that are in Hugging Face's own cache already are read from there (hub_cache.py).
 With VIT_JAX_OFFLINE=1 (or HF_HUB_OFFLINE=1) only the cache is used. HF_ENDPOINT selects
 another host that serves the Hugging Face hub, and HF_TOKEN gives access to private
 models there. HTTPS_PROXY and NO_PROXY set the proxies.
@@ -21,6 +22,7 @@ from typing import NamedTuple
 from vit_jax.cache import cache_dir
 from vit_jax.errors import UserError
 from vit_jax.weights.published.families import Mirror, Published
+from vit_jax.weights.published.hub_cache import find_in_hub_cache, in_snapshot
 from vit_jax.weights.published.names import (
     alternatives,
     find,
@@ -68,7 +70,7 @@ def resolve(
     text = os.path.expanduser(source)
     path = pathlib.Path(text)
     if os.path.exists(text):
-        return Resolved(path, None)
+        return Resolved(in_snapshot(path), None)
     name, pin, sha256 = os.fspath(source).partition(_PIN)
     if pin and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError(
@@ -124,7 +126,12 @@ def fetch(
     folder = pathlib.Path(cache).expanduser() if cache else cache_dir()
     places = [(mirror, folder / _cache_path(mirror.url)) for mirror in mirrors]
     name = shown(source) if isinstance(source, str) else source.name
-    for mirror, path in places:
+    in_hub_cache = [
+        (mirror, path)
+        for mirror in mirrors
+        if (path := find_in_hub_cache(mirror.url)) is not None
+    ]
+    for mirror, path in places + in_hub_cache:
         if _in_cache(path):
             known = sha256 or mirror.sha256
             if problem := wrong_checksum(path, {"sha256": known} if known else {}):
@@ -132,6 +139,8 @@ def fetch(
                     f"{path} is not the file that {shown(mirror.url)} should be: "
                     f"{problem}. Remove it to download it again."
                 )
+            if (mirror, path) in in_hub_cache:
+                logger.info("%s: read from Hugging Face's cache, %s", name, path)
             return path
     if offline():
         raise UserError(

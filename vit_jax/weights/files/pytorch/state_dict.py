@@ -8,7 +8,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from vit_jax.archives.unreadable import Unreadable
 from vit_jax.archives.zips import Member, aligned_bytes, check_expansion
 from vit_jax.weights.files.contents import MOST_DIMENSIONS, Contents, Stored, make_spec
+from vit_jax.weights.files.entries import find_entries
 from vit_jax.weights.files.pytorch.pickles import (
     LONGEST_PICKLE,
     Global,
@@ -29,21 +30,6 @@ from vit_jax.weights.files.pytorch.pickles import (
 )
 from vit_jax.words import quoted, shortened
 
-# Keys under which training scripts save a state dict, in order of preference; a moving
-# average comes before the weights themselves, which is the order of timm's loader.
-WRAPPERS = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-    "model_state_dict",
-    "teacher",
-    "module",
-    "net",
-)
-# Keys of further state dicts that a message should name.
-_KNOWN = (*WRAPPERS, "ema", "ema_state_dict", "student", "best")
-_DEEPEST_WRAPPER = 4
 # Tied weights share one storage between several tensors.
 _MOST_SHARING = 4
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -51,6 +37,7 @@ _LEGACY_VERSION = 1001
 _PICKLE = "data.pkl"
 _REMEDY = "Save dense, unquantized tensors of a common type"
 _UNTYPED = "UntypedStorage"
+_OPTIMIZER = {"state", "param_groups"}
 
 _DTYPES = {
     "Double": np.float64,
@@ -64,6 +51,7 @@ _DTYPES = {
     "Byte": np.uint8,
     "Bool": np.bool_,
 }
+_FLOATS = ("Double", "Float", "Half", "BFloat16")
 _STORAGES = {f"{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()}
 # Names of dtypes for untyped storages.
 _NAMED = {np.dtype(dtype).name: np.dtype(dtype) for dtype in _DTYPES.values()} | {
@@ -190,8 +178,41 @@ def _read(file: BinaryIO, start: int, count: int) -> np.ndarray:
 
 
 def _contents(saved: Any, held: Callable[[Storage], _Held], swapped: bool) -> Contents:
-    """Finds the state dict in a saved object and opens its tensors."""
-    state, metadata = _state_dict(saved)
+    """Finds the state dicts in a saved object and opens the most likely one."""
+    states = find_entries(saved, _is_tensor)
+    if not states:
+        raise Unreadable(
+            f"it holds {_what(saved)} instead of a state dict",
+            "Load it where it was made, and save model.state_dict() alone",
+        )
+    entries = {
+        keys: partial(_open_state, state, held, swapped)
+        for keys, state in states.items()
+    }
+    keys, opened = next(iter(entries.items()))
+    return Contents("torch", opened(), {"wrapper": keys}, entries)
+
+
+def _what(saved: Any) -> str:
+    """Describes a saved object that holds no state dict."""
+    if isinstance(saved, Inert):
+        if saved.maker.module.startswith("__torch__"):
+            return "the code of a TorchScript model"
+        return f"an object of {quoted(str(saved.maker))}"
+    if isinstance(saved, dict):
+        if saved.keys() >= _OPTIMIZER or any(
+            isinstance(value, dict) and value.keys() >= _OPTIMIZER
+            for value in saved.values()
+        ):
+            return "the state of an optimizer and no weights"
+        return f"a dict without tensors ({shortened(list(saved), quoted) or '{}'})"
+    return f"a value of type {type(saved).__name__}"
+
+
+def _open_state(
+    state: Mapping[str, Any], held: Callable[[Storage], _Held], swapped: bool
+) -> dict[str, Stored]:
+    """Opens the tensors of a state dict."""
     unknown = [name for name, value in state.items() if _is_odd_tensor(value)]
     if unknown:
         raise Unreadable(
@@ -209,50 +230,7 @@ def _contents(saved: Any, held: Callable[[Storage], _Held], swapped: bool) -> Co
         sum(held(storage).size for storage in storages),
         _MOST_SHARING,
     )
-    return Contents("torch", tensors, metadata)
-
-
-def _state_dict(saved: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """Finds the dict of tensors; returns it with `metadata` about its place."""
-    found = _search(saved, _DEEPEST_WRAPPER)
-    if found is None:
-        what = f"a value of type {type(saved).__name__}"
-        if isinstance(saved, Inert):
-            what = f"an object of {quoted(str(saved.maker))}"
-        if isinstance(saved, dict):
-            what = f"a dict without tensors ({shortened(list(saved), quoted) or '{}'})"
-        raise Unreadable(
-            f"it holds {what} instead of a state dict",
-            "Load it where it was made, and save model.state_dict() alone",
-        )
-    state, keys = found
-    metadata = {"wrapper": "/".join(keys)}
-    if others := _others(saved, keys):
-        metadata["others"] = ", ".join(others)
-    return state, metadata
-
-
-def _search(node: Any, depth: int) -> tuple[dict[str, Any], list[str]] | None:
-    # The depth is limited because a pickle may contain itself.
-    if not isinstance(node, dict) or not depth:
-        return None
-    for key in WRAPPERS:
-        if found := _search(node.get(key), depth - 1):
-            return found[0], [key, *found[1]]
-    return (node, []) if any(map(_is_tensor, node.values())) else None
-
-
-def _others(saved: Any, keys: Sequence[str]) -> list[str]:
-    """Lists the "/"-joined keys of state dicts beside the one at `keys`."""
-    others, node = [], saved
-    for level, chosen in enumerate(keys):
-        others += [
-            "/".join([*keys[:level], key])
-            for key in _KNOWN
-            if key != chosen and _search(node.get(key), _DEEPEST_WRAPPER - level - 1)
-        ]
-        node = node[chosen]
-    return others
+    return tensors
 
 
 def _is_tensor(value: Any) -> bool:
@@ -279,7 +257,7 @@ def _open_tensor(
     if dtype is None:
         raise Unreadable(
             f"its tensor {quoted(name)} has a type that NumPy lacks",
-            f"Convert it to one of {', '.join(_DTYPES)}",
+            f"Convert it to one of {', '.join(_FLOATS)} where it was made",
         )
     sizes = (offset, *shape, *strides) if _are_tuples(shape, strides) else (None,)
     if not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
