@@ -282,8 +282,9 @@ class Model:
         _raise([image.error for image in found if image.error is not None])
         a = self.architecture
         pixels = np.zeros((len(found), *a.image_size, a.channels), np.uint8)
-        for row, image in zip(pixels, found, strict=True):
-            row[:] = image.pixels
+        for number, image in enumerate(found):
+            if image.pixels is not None:
+                pixels[number] = image.pixels
         return self.preprocessing.normalize(jnp.asarray(pixels))
 
     def predict(

@@ -173,8 +173,8 @@ class Preprocessing:
         if isinstance(image, (str, pathlib.Path)):
             name = name or str(image)
             image = read_file(image)
-        image = opened(image, self.channels, name, white_level=self.white_level)
-        return self.chain(image, name=name)
+        ready = opened(image, self.channels, name, white_level=self.white_level)
+        return self.chain(ready, name=name)
 
 
 def to_pixels(
