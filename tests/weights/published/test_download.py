@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from vit_jax import web
 from vit_jax.cache import cache_dir
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import default_config, to_plain
@@ -414,7 +415,7 @@ def test_transient_errors_are_retried(server):
 
 
 def test_a_slow_server_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(transfer, "_TIMEOUT", (1, 0.05))
+    monkeypatch.setattr(web, "TIMEOUT", (1, 0.05))
     monkeypatch.setattr(transfer, "_RETRY", transfer._RETRY.new(total=1))
     with pytest.raises(UserError, match="timed out"):
         fetch(server.put("/a.npz", seconds=0.3))
@@ -424,7 +425,7 @@ def test_redirects_are_followed_and_must_stay_secure(server, monkeypatch):
     target = server.put("/b.npz")
     url = server.put("/a.npz", statuses=[302], headers={"Location": target})
     assert fetch(url).name == "a.npz"
-    monkeypatch.setattr(transfer, "_LOCAL", ("127.0.0.1",))
+    monkeypatch.setattr(web, "_LOCAL", ("127.0.0.1",))
     elsewhere = target.replace("127.0.0.1", "localhost")
     url = server.put("/c.npz", statuses=[302], headers={"Location": elsewhere})
     with pytest.raises(UserError, match="http:// is not secure"):
