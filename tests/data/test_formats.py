@@ -11,7 +11,7 @@ from PIL import Image
 from vit_jax.data import formats
 from vit_jax.data.decode import DecodeError, decode
 from vit_jax.data.sources.folders import list_folder
-from vit_jax.predict import expand
+from vit_jax.prediction.folders import images_in
 
 # What people's files are called, of which none may be left out.
 NAMED = [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".gif"]
@@ -28,7 +28,7 @@ def test_all_endings_are_images_for_folders_and_predict(tmp_path):
         (tmp_path / name / "z.eps").touch()
     listing = list_folder(str(tmp_path))
     assert sum(len(files) for files in listing.files.values()) == 4 * len(NAMED)
-    assert len(expand([str(tmp_path)])) == 4 * len(NAMED)
+    assert len([*images_in(str(tmp_path))]) == 4 * len(NAMED)
 
 
 def test_endings_agree_with_pillow():
