@@ -56,7 +56,8 @@ def command_line(name: str, tree: pathlib.Path) -> list[str]:
     """The arguments of `vit_jax.main` that train one, with a checkout's recipes."""
     recipe, keys = RECIPES[name]
     values = COMMON | keys
-    if "data.rules" in (tree / "vit_jax/config/keys.py").read_text(encoding="utf-8"):
+    keys_file = tree / "vit_jax" / "config" / "keys.py"  # later than version 0.1
+    if keys_file.exists() and "data.rules" in keys_file.read_text(encoding="utf-8"):
         # The digits are so small that later rules would draw other crops.
         values["data.rules"] = 1
     return [
