@@ -37,11 +37,8 @@ def _within(
     for name in sorted(folders + files):
         path = os.path.join(folder, name)
         if name not in within:
-            if walker.is_image(name):
+            if walker.sort_out(name, left_out):
                 yield path
-            else:
-                ending = os.path.splitext(name)[1].lower()
-                left_out[ending or image_files.NO_ENDING] += 1
         elif os.path.islink(path) and any(
             image_files.contains(path, one) for one in passed
         ):

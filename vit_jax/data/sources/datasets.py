@@ -124,7 +124,7 @@ class Dataset:
         self, name: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
     ):
         self.name, self.options, self.announces = name, options, True
-        self.kind, self.location = _recognised(name, options)
+        self.kind, self.location, self._beside = _recognised(name, options)
         self.data_dir = _absolute(data_dir) if data_dir else ""
 
     @functools.cached_property
@@ -156,8 +156,7 @@ class Dataset:
         if self.options.kind:
             return ()
         other = _other_meaning(self.name, self.kind, self.location)
-        beside = _other_kind(self.kind, self.location, self.options)
-        return tuple(filter(None, (other, beside)))
+        return tuple(filter(None, (other, self._beside)))
 
     @property
     def info(self) -> DatasetInfo:
@@ -189,11 +188,11 @@ class Dataset:
         return self.contents.split(expression or default)
 
 
-def _recognised(dataset: str, options: DataOptions) -> tuple[str, str]:
+def _recognised(dataset: str, options: DataOptions) -> tuple[str, str, str]:
     """Returns the kind of a data set, one of `KINDS`, and its location.
 
-    A preset's name is never taken for a folder; write "./cifar10" for a folder of that
-    name.
+    The third is a sentence about data of another kind beside it, or "". A preset's name
+    is never taken for a folder; write "./cifar10" for a folder of that name.
 
     Raises:
       UserError: `dataset` is empty, a folder of several prepared sets, or there is no
@@ -212,42 +211,37 @@ def _recognised(dataset: str, options: DataOptions) -> tuple[str, str]:
             "tensorflow-datasets set"
         )
     if kind:
-        return kind, _absolute(dataset) if kind in _OF_FILES else dataset
+        return kind, _absolute(dataset) if kind in _OF_FILES else dataset, ""
     if dataset == "digits":
-        return "digits", dataset
+        return "digits", dataset, ""
     if not _is_path(dataset):
-        return "tensorflow-datasets", dataset
+        return "tensorflow-datasets", dataset, ""
     path = _absolute(dataset)
     if tfds_sets.prepared_folder(path):
-        return "tensorflow-datasets", path
+        return "tensorflow-datasets", path, ""
     if os.path.isdir(path):
-        return _kind_of_folder(path, options), path
+        kind, beside = _kind_of_folder(path, options)
+        return kind, path, beside
     for kind, extensions in _EXTENSIONS.items():
         if path.lower().endswith(extensions):
-            return kind, path
-    return "image folder", path
+            return kind, path, ""
+    return "image folder", path, ""
 
 
-def _kind_of_folder(folder: str, options: DataOptions) -> str:
+def _kind_of_folder(folder: str, options: DataOptions) -> tuple[str, str]:
+    """Returns the kind, and a sentence that says it if there are several, else ""."""
     found = find_tables(folder, options)
     if not found:
-        return "image folder"
+        return "image folder", ""
+    if options.rules == FIRST_RULES or class_folders(folder, options) < 2:
+        return "table", ""
     # A table that does not have to be one is often beside folders of classes.
-    is_table = found.sure or class_folders(folder, options) < 2
-    return "table" if is_table else "image folder"
-
-
-def _other_kind(kind: str, location: str, options: DataOptions) -> str:
-    """Says which of several kinds of data in one folder was taken; else ""."""
-    if not os.path.isdir(location) or options.rules == FIRST_RULES:
-        return ""
-    found = find_tables(location, options)
-    if not found or class_folders(location, options) < 2:
-        return ""
-    other = "image folder" if kind == "table" else "table"
+    kind, other = "image folder", "table"
+    if found.sure:
+        kind, other = other, kind
     taken = {"table": found.names, "image folder": "the folders of classes"}
-    return (
-        f"{location} has both {found.names} and folders of classes: {taken[kind]} "
+    return kind, (
+        f"{folder} has both {found.names} and folders of classes: {taken[kind]} "
         f"gave the labels; data.kind={other!r} takes {taken[other]} instead"
     )
 

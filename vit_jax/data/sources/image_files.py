@@ -99,6 +99,13 @@ class Walker:
         """Returns whether a file has the ending of an image."""
         return file.lower().endswith(self.extensions)
 
+    def sort_out(self, file: str, left_out: collections.Counter[str]) -> bool:
+        """Returns whether a file is an image; otherwise counts it by its ending."""
+        if self.is_image(file):
+            return True
+        left_out[os.path.splitext(file)[1].lower() or NO_ENDING] += 1
+        return False
+
     def find(self, folder: str, prefix: str = "") -> Found:
         """Finds all images below a folder; their paths begin with `prefix`."""
         images: list[str] = []
@@ -106,11 +113,8 @@ class Walker:
         for path, names, skipped in self._walk(folder, prefix, (), left_out):
             left_out.update(skipped)
             for name in names:
-                if self.is_image(name):
+                if self.sort_out(name, left_out):
                     images.append(path + name)
-                else:
-                    ending = os.path.splitext(name)[1].lower()
-                    left_out[ending or NO_ENDING] += 1
         return Found(images, left_out)
 
     def has_images(self, folder: str) -> bool:

@@ -1,6 +1,7 @@
 """Tests of folders with tables: of splits, Hugging Face's, and beside class folders."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -174,3 +175,20 @@ def test_runs_begun_before_find_the_tables_that_were_known_then(root):
     write(root / "train.csv", range(4, 12))
     write(root / "val.csv", range(4))
     assert kind(root, rules=1) == "table"
+
+
+def test_folders_of_classes_are_not_searched_for_tables(tmp_path, monkeypatch):
+    for number in range(20):
+        for split in ("train", "val"):
+            (tmp_path / split / str(number)).mkdir(parents=True)
+            (tmp_path / split / str(number) / "a.jpg").touch()
+    listed, scandir = [], os.scandir
+
+    def counted(path):
+        listed.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert kind(tmp_path) == "image folder"
+    below = [str(tmp_path / split) for split in ("train", "val")]
+    assert sorted(listed) == [str(tmp_path), *below]

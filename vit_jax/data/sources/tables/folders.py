@@ -7,13 +7,14 @@ Hugging Face's image folders
 labels.csv                      any one table beside folders of images
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from vit_jax.data.sources import split_names
-from vit_jax.data.sources.image_files import EXTENSIONS as IMAGES
+from vit_jax.data.sources.image_files import Scanned, Walker
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.tables.columns import PATHS, known
 from vit_jax.data.sources.tables.files import (
@@ -32,7 +33,7 @@ _NEUTRAL = re.compile(
     r"(?i)(?<![a-z])(labels?|annotations?|metadata|info|list|table|index|csv)(?![a-z])"
 )
 _SHARD = re.compile(r"[-_.]?[0-9]+([-_]of[-_][0-9]+)?([-_.][0-9a-f]{8,})?$")
-_LOOKED_AT = 1000  # entries of a folder that is searched for images
+_FEW_FOLDERS = 8  # of other names, which may hold Parquet files
 
 
 class Found(NamedTuple):
@@ -58,14 +59,16 @@ def find_tables(folder: str, options: DataOptions) -> Found | None:
     Raises:
       UserError: a split has two tables.
     """
-    if found := _split_files(folder, options):
+    walker = Walker(options.rules)
+    if found := _split_files(folder, options, walker):
         return Found(found, sure=True)
     if options.rules == FIRST_RULES:
         return None
-    for found in (_metadata(folder, options), _shards(folder, options)):
-        if found:
+    for find in (_metadata, _shards):
+        if found := find(folder, options, walker):
             return Found(found)
-    return Found({file: ""}) if (file := _only_table(folder, options)) else None
+    file = _only_table(folder, options, walker)
+    return Found({file: ""}) if file else None
 
 
 def class_folders(folder: str, options: DataOptions) -> int:
@@ -73,26 +76,28 @@ def class_folders(folder: str, options: DataOptions) -> int:
 
     They are those in the folder, or in that of its training split.
     """
-    below = _folders(folder)
+    walker = Walker(options.rules)
+    below = _scan(walker, folder).folders
     train = [name for name in below if _split_of(name, options) == "train"]
     if train:
         root = os.path.join(folder, train[0])
-        below = _folders(root)
+        below = _scan(walker, root).folders
     else:
         root = folder
         if all(_split_of(name, options) for name in below):
             return 0
     count = 0
     for name in below:
-        count += _has_images(os.path.join(root, name))
+        with contextlib.suppress(OSError):  # whoever reads the folder reports it
+            count += walker.has_images(os.path.join(root, name))
         if count == 2:
             break
     return count
 
 
-def _split_files(folder: str, options: DataOptions) -> dict[str, str]:
+def _split_files(folder: str, options: DataOptions, walker: Walker) -> dict[str, str]:
     """Returns table → split if there are tables for training and evaluation."""
-    names = _files(folder, _TEXT)
+    names = _files(walker, folder, _TEXT)
     by_split: dict[str, list[str]] = {}
     for name in names:
         stem = os.path.splitext(name)[0]
@@ -117,18 +122,19 @@ def _split_files(folder: str, options: DataOptions) -> dict[str, str]:
     return found
 
 
-def _metadata(folder: str, options: DataOptions) -> dict[str, str]:
+def _metadata(folder: str, options: DataOptions, walker: Walker) -> dict[str, str]:
     """Returns the tables of one of Hugging Face's image folders."""
-    names = _files(folder, EXTENSIONS)
+    names = _files(walker, folder, EXTENSIONS)
     if here := [name for name in names if name.lower() in _METADATA]:
         return {os.path.join(folder, here[0]): ""}
     found: dict[str, str] = {}
-    for name in _folders(folder):
+    for name in _scan(walker, folder).folders:
         split = _split_of(name, options)
         if not split:
             continue
         below = os.path.join(folder, name)
-        here = [file for file in _files(below, EXTENSIONS) if file.lower() in _METADATA]
+        files = _files(walker, below, EXTENSIONS)
+        here = [file for file in files if file.lower() in _METADATA]
         if not here:
             continue
         if split in found.values():
@@ -140,9 +146,9 @@ def _metadata(folder: str, options: DataOptions) -> dict[str, str]:
     return found if "train" in found.values() else {}
 
 
-def _shards(folder: str, options: DataOptions) -> dict[str, str]:
+def _shards(folder: str, options: DataOptions, walker: Walker) -> dict[str, str]:
     """Returns Parquet file → split, if every file's name or folder is a split's."""
-    files = [*_parquet_files(folder)]
+    files = [*_parquet_files(folder, options, walker)]
     found = {}
     for file in files:
         stem = _SHARD.sub("", os.path.splitext(os.path.basename(file))[0])
@@ -159,15 +165,25 @@ def _shards(folder: str, options: DataOptions) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda one: (_place_of(one[1]), one[0])))
 
 
-def _parquet_files(folder: str, depth: int = 2) -> Iterator[str]:
-    for name in _files(folder, (PARQUET,)):
+def _parquet_files(
+    folder: str, options: DataOptions, walker: Walker, depth: int = 2
+) -> Iterator[str]:
+    """Finds Parquet files, without listing what may be a thousand folders of classes.
+
+    Entered are folders named like a split or "data", and a few others at the top.
+    """
+    for name in _files(walker, folder, (PARQUET,)):
         yield os.path.join(folder, name)
-    if depth:
-        for name in _folders(folder):
-            yield from _parquet_files(os.path.join(folder, name), depth - 1)
+    below = _scan(walker, folder).folders if depth else []
+    others = [name for name in below if name != "data" and not _split_of(name, options)]
+    if depth == 1 or len(others) > _FEW_FOLDERS:
+        below = [name for name in below if name not in set(others)]
+    for name in below:
+        path = os.path.join(folder, name)
+        yield from _parquet_files(path, options, walker, depth - 1)
 
 
-def _only_table(folder: str, options: DataOptions) -> str:
+def _only_table(folder: str, options: DataOptions, walker: Walker) -> str:
     """Returns the only table with a column of images; "" without one.
 
     Of several the only one for training is taken, and never a file of predictions.
@@ -176,7 +192,7 @@ def _only_table(folder: str, options: DataOptions) -> str:
       UserError: there are several.
     """
     found = []
-    for name in _files(folder, _TEXT):
+    for name in _files(walker, folder, _TEXT):
         if "submission" in name.lower():
             continue
         file = os.path.join(folder, name)
@@ -214,41 +230,14 @@ def _split_of(name: str, options: DataOptions) -> str | None:
     return options.named_splits.get(name) or split_names.canonical(name)
 
 
-def _has_images(folder: str, depth: int = 1) -> bool:
-    below = []
+def _files(walker: Walker, folder: str, endings: tuple[str, ...]) -> list[str]:
+    """Returns the names of files with these endings, sorted."""
+    names = _scan(walker, folder).files
+    return [name for name in names if name.lower().endswith(endings)]
+
+
+def _scan(walker: Walker, folder: str) -> Scanned:
     try:
-        with os.scandir(folder) as entries:
-            for _, entry in zip(range(_LOOKED_AT), entries, strict=False):
-                if entry.name.lower().endswith(IMAGES):
-                    return True
-                if depth and entry.is_dir():
-                    below.append(entry.path)
-    except OSError:
-        return False
-    return any(_has_images(path, depth - 1) for path in below)
-
-
-def _files(folder: str, endings: tuple[str, ...]) -> list[str]:
-    """Returns the names of visible files with these endings, sorted."""
-    return [
-        name
-        for name, is_folder in _entries(folder)
-        if not is_folder and name.lower().endswith(endings)
-    ]
-
-
-def _folders(folder: str) -> list[str]:
-    return [name for name, is_folder in _entries(folder) if is_folder]
-
-
-def _entries(folder: str) -> list[tuple[str, bool]]:
-    """Returns (name, whether it is a folder) of what is visible in a folder, sorted."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                (entry.name, entry.is_dir())
-                for entry in entries
-                if not entry.name.startswith(".")
-            )
+        return walker.scan(folder)
     except OSError:  # whoever reads the folder reports it
-        return []
+        return Scanned([], [], {})
