@@ -94,3 +94,4 @@ def test_it_never_stops_a_command(stream, monkeypatch, clock):
         with shown.phase("compiling"):
             clock.now += 100
         shown.advance(4)
+    assert shown._done == 4

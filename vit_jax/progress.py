@@ -44,29 +44,29 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._reported = time.monotonic()
-        with _unwritable_ignored():
+        with unwritable_ignored():
             if self._shown and sys.stderr is not None and sys.stderr.isatty():
-                self._bar = _make_bar()
+                self._bar = make_bar()
                 self._task = self._bar.add_task("", total=self._total, text=self._doing)
                 self._bar.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
-            with _unwritable_ignored():
+            with unwritable_ignored():
                 self._bar.stop()
             self._bar = None
 
     @contextlib.contextmanager
     def phase(self, text: str) -> Iterator[None]:
         """Says what is being done inside, such as "compiling", before units count."""
-        with _unwritable_ignored():
+        with unwritable_ignored():
             if self._bar is not None:
                 self._bar.update(self._task, text=text)
             elif self._shown and sys.stderr is not None:
                 print(f"{text} …", file=sys.stderr, flush=True)
         yield
-        with _unwritable_ignored():
+        with unwritable_ignored():
             if self._bar is not None:
                 self._bar.update(self._task, text=self._doing)
 
@@ -76,7 +76,7 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first = now, self._done
-        with _unwritable_ignored():
+        with unwritable_ignored():
             text = f"{self._doing}{self._pace(now)}"
             if self._bar is not None:
                 self._bar.update(self._task, completed=self._done, text=text)
@@ -101,7 +101,8 @@ class Progress:
         return f"{pace}, {timedelta(seconds=seconds)} left"
 
 
-def _make_bar() -> Any:
+def make_bar() -> Any:
+    """Makes a bar of Rich with a task's count and its field `text`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -114,12 +115,14 @@ def _make_bar() -> Any:
         # Names may hold square brackets, which would be read as markup.
         TextColumn("{task.fields[text]}", markup=False, table_column=whole),
         console=Console(stderr=True),
+        # Standard output is for results and must stay redirected as the user wants.
         redirect_stdout=False,
     )
 
 
 @contextlib.contextmanager
-def _unwritable_ignored() -> Iterator[None]:
+def unwritable_ignored() -> Iterator[None]:
+    """Ignores that standard error cannot be written."""
     # OSError: the terminal or the log's disk is gone; ValueError: stderr is closed.
     with contextlib.suppress(OSError, ValueError):
         yield

@@ -32,7 +32,7 @@ from vit_jax.evaluators.choosing import (
 )
 from vit_jax.evaluators.classification import what_to_count
 from vit_jax.evaluators.examples import abstract_batch
-from vit_jax.evaluators.steps import Counted, make_eval_step
+from vit_jax.evaluators.steps import make_eval_step
 from vit_jax.models import (
     PatchModel,
     ViTOrMixer,
@@ -207,29 +207,19 @@ class Setup:
             self.mesh,
             num_classes=self.info.num_classes * self.info.multi_label,
         )
-        params = self.model_params(self.abstract_state().params)
-        return self.eval_step().lower(params, batch)
-
-    def eval_step(self) -> jax.stages.Wrapped:
-        """Makes the jitted evaluation step, which takes parameters and a batch."""
-        return make_eval_step(
-            self.model,
-            self.preprocessing,
-            self.mesh,
-            loss=self.config.loss,
-            counted=self._counted,
-        )
-
-    @property
-    def _counted(self) -> Counted:
-        """The counts of the run's own evaluation."""
-        return what_to_count(
+        counted = what_to_count(
             *(self.architecture.num_classes, self.outputs),
             self.info.num_examples[self.info.eval_split],
             multi_label=self.info.multi_label,
             per_class=self.config.per_class,
             wanted=self.wanted,
         )
+        step = make_eval_step(
+            *(self.model, self.preprocessing, self.mesh),
+            loss=self.config.loss,
+            counted=counted,
+        )
+        return step.lower(self.model_params(self.abstract_state().params), batch)
 
     @property
     def wanted(self) -> frozenset[str]:

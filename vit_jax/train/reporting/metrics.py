@@ -19,6 +19,7 @@ from typing import Any, Self
 from vit_jax.checkpoints.buckets import in_bucket
 from vit_jax.checkpoints.workdir import METRICS_FILE, locate, write_atomically
 from vit_jax.errors import UserError
+from vit_jax.progress import make_bar, unwritable_ignored
 from vit_jax.train.reporting.lines import open_lines
 from vit_jax.train.reporting.wandb_run import WandbRun
 
@@ -184,9 +185,9 @@ class Progress:
         self._first: tuple[int, float] | None = None
 
     def __enter__(self) -> Self:
-        with _unreadable_ignored():
+        with unwritable_ignored():
             if self._shown and sys.stderr is not None and sys.stderr.isatty():
-                self._bar = _make_bar()
+                self._bar = make_bar()
                 self._task = self._bar.add_task(
                     "", total=self._total, completed=self._start, text="starting"
                 )
@@ -195,7 +196,7 @@ class Progress:
 
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
-            with _unreadable_ignored():
+            with unwritable_ignored():
                 self._bar.stop()
             self._bar = None
 
@@ -214,7 +215,7 @@ class Progress:
             f"loss {loss:.4f} | {images_per_second:,.0f} images/s | "
             f"{self._time_left(step)} left | {waiting:.0%} waiting for data"
         )
-        with _unreadable_ignored():
+        with unwritable_ignored():
             if self._bar is not None:
                 self._bar.update(self._task, completed=step, text=text)
             elif self._shown and sys.stderr is not None:
@@ -390,27 +391,3 @@ def _json_value(number: int | float) -> int | float | str:
     if math.isfinite(number):
         return number
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-
-
-def _make_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
-    from rich.table import Column
-
-    whole = Column(no_wrap=True)
-    return Bar(
-        MofNCompleteColumn(table_column=whole),
-        BarColumn(bar_width=20, table_column=Column(ratio=1, max_width=20)),
-        TextColumn("{task.fields[text]}", table_column=whole),
-        console=Console(stderr=True),
-        # Standard output is for results and must stay redirected as the user wants.
-        redirect_stdout=False,
-    )
-
-
-@contextlib.contextmanager
-def _unreadable_ignored() -> Iterator[None]:
-    # OSError: the terminal or the log's disk is gone; ValueError: stderr is closed.
-    with contextlib.suppress(OSError, ValueError):
-        yield

@@ -5,15 +5,19 @@ mmcls is the former name. A classifier's file has the encoder's names behind
 "backbone."; a file of the encoder alone lacks that.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
-from vit_jax.weights.formats.companion import one_a_channel
-from vit_jax.weights.formats.geometry import Geometry, to_chain, usual_spelling
+from vit_jax.weights.formats.bare import (
+    EPSILON,
+    Usual,
+    assume,
+    lost,
+    resized_and_cropped,
+)
 from vit_jax.weights.formats.heads import find_head
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
@@ -27,7 +31,6 @@ from vit_jax.weights.formats.layout import (
     positions,
     unnamed_kinds,
 )
-from vit_jax.weights.formats.meaning import usual_outputs
 from vit_jax.weights.formats.prefixes import anchors, find_prefix
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.torch_layers import (
@@ -76,7 +79,6 @@ _UNSUPPORTED = {
 }
 # (width, depth, MLP's width) → attention heads of a size that only mmpretrain has.
 _OWN_HEADS = {(768, 8, 2304): 8}
-_EPSILON = 1e-6
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALF = (0.5,) * 3, (0.5,) * 3
 
@@ -165,16 +167,9 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         norm="after_pool" if after_pool else "before_pool",
         pre_logits=outputs(shapes, "head.layers.pre_logits.weight"),
         gelu="exact",
-        layernorm_epsilon=_EPSILON,
+        layernorm_epsilon=EPSILON,
     )
-    preprocessing, sentences = _preprocessing(architecture, hints)
-    return Reading(
-        architecture,
-        preprocessing,
-        assumed=(*assumed, *sentences),
-        posemb_resize="bicubic_torch",
-        outputs=usual_outputs(architecture.num_classes),
-    )
+    return assume(architecture, hints, _usual(architecture), "mmpretrain", assumed)
 
 
 def _unusual(shapes: Shapes) -> list[str]:
@@ -188,49 +183,17 @@ def _unusual(shapes: Shapes) -> list[str]:
     return [phrase for phrase, present in has.items() if present]
 
 
-def _preprocessing(a: Architecture, hints: Hints) -> tuple[Preprocessing, list[str]]:
-    """Returns the preprocessing of the published configs, as an assumption."""
-    if hints.preprocessing is not None:
-        replaced = dataclasses.replace(
-            hints.preprocessing, image_size=a.image_size, channels=a.channels
-        )
-        return replaced, []
-    mean, std = _usual_statistics(a)
-    preprocessing = Preprocessing(
-        a.image_size,
-        a.channels,
-        _usual_chain(a),
-        one_a_channel(mean, a.channels),
-        one_a_channel(std, a.channels),
-    )
-    return preprocessing, [
-        "files of mmpretrain do not record the preprocessing: assumed RGB images with "
-        f"mean {preprocessing.mean}, standard deviation {preprocessing.std} and "
-        f"{preprocessing.eval_transform!r}, those of its configs for this kind of model"
-    ]
+def _usual(a: Architecture) -> Usual:
+    """Returns the preprocessing of the published configs.
 
-
-def _usual_statistics(a: Architecture) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation of the published configs.
-
-    Those of plain Vision Transformers have 127.5 for both, those of DeiT and of
-    fine-tuned masked autoencoders have ImageNet's.
+    Those of plain Vision Transformers have 127.5 as mean and standard deviation, those
+    of DeiT and of fine-tuned masked autoencoders have ImageNet's.
     """
     imagenet = a.distillation_token or a.layer_scale or a.norm == "after_pool"
-    return _IMAGENET if imagenet else _HALF
-
-
-def _usual_chain(a: Architecture) -> str:
+    mean, std = _IMAGENET if imagenet else _HALF
     surplus = 1.0 if max(a.image_size) > 224 else 256 / 224
-    height, width = (round(side * surplus) for side in a.image_size)
-    geometry = Geometry(
-        keeps_aspect=True,
-        size=(height, width),
-        interpolation="bicubic_antialias",
-        side_rounding="down",
-        crop_rounding="nearest",
-    )
-    return to_chain(geometry, a.image_size)
+    chain = resized_and_cropped(a.image_size, surplus, "bicubic_antialias")
+    return Usual(mean, std, chain, "its configs for this kind of model")
 
 
 def _rows(architecture: ViTOrMixer) -> list[Row]:
@@ -306,18 +269,8 @@ def _inexpressible(architecture: ViTOrMixer) -> list[str]:
 
 
 def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
-    a, p = architecture, preprocessing
-    assert isinstance(a, Architecture)
-    usual = (*_usual_statistics(a), _usual_chain(a))
-    differs = {
-        f"mmpretrain's configs use {_EPSILON:g} as the LayerNorm's epsilon, where this "
-        f"model has {a.layernorm_epsilon:g}": a.layernorm_epsilon != _EPSILON,
-        "the file does not record how images are prepared: mean "
-        f"{p.mean}, standard deviation {p.std} and {p.eval_transform!r}": (
-            (p.mean, p.std, usual_spelling(p)) != usual
-        ),
-    }
-    return [sentence for sentence, present in differs.items() if present]
+    assert isinstance(architecture, Architecture)
+    return lost(architecture, preprocessing, _usual(architecture), "mmpretrain")
 
 
 FORMAT = Format(

@@ -4,15 +4,19 @@ The names are those since version 0.14 (github.com/pytorch/vision); those of the
 older versions are read too.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
-from vit_jax.weights.formats.companion import one_a_channel
-from vit_jax.weights.formats.geometry import Geometry, to_chain, usual_spelling
+from vit_jax.weights.formats.bare import (
+    EPSILON,
+    Usual,
+    assume,
+    lost,
+    resized_and_cropped,
+)
 from vit_jax.weights.formats.heads import find_head
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
@@ -26,7 +30,6 @@ from vit_jax.weights.formats.layout import (
     positions,
     unnamed_kinds,
 )
-from vit_jax.weights.formats.meaning import usual_outputs
 from vit_jax.weights.formats.prefixes import anchors, find_prefix
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.torch_layers import (
@@ -52,7 +55,6 @@ _HEADS = ("heads.head.weight", "heads.head.bias")
 _UNSUPPORTED = {
     r"conv_proj\.(conv_|\d)": "a stem of several convolutions",
 }
-_EPSILON = 1e-6
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Model (width, depth) at 224 pixels → length of the shorter side before the crop.
 _RESIZED = {(1024, 24): 242}
@@ -108,56 +110,24 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         channels=kernel[1],
         pre_logits=outputs(shapes, "heads.pre_logits.weight"),
         gelu="exact",
-        layernorm_epsilon=_EPSILON,
+        layernorm_epsilon=EPSILON,
     )
-    preprocessing, sentences = _preprocessing(architecture, hints)
-    return Reading(
-        architecture,
-        preprocessing,
-        assumed=(*assumed, *sentences),
-        posemb_resize="bicubic_torch",
-        outputs=usual_outputs(architecture.num_classes),
-    )
+    return assume(architecture, hints, _usual(architecture), "torchvision", assumed)
 
 
-def _preprocessing(a: Architecture, hints: Hints) -> tuple[Preprocessing, list[str]]:
-    """Returns the preprocessing of the published weights, as an assumption."""
-    inputs = {"image_size": a.image_size, "channels": a.channels}
-    if hints.preprocessing is not None:
-        return dataclasses.replace(hints.preprocessing, **inputs), []
-    preprocessing = Preprocessing(
-        a.image_size,
-        a.channels,
-        _usual_chain(a),
-        one_a_channel(_MEAN, a.channels),
-        one_a_channel(_STD, a.channels),
-    )
-    return preprocessing, [
-        "files of torchvision do not record the preprocessing: assumed mean "
-        f"{preprocessing.mean}, standard deviation {preprocessing.std} and "
-        f"{preprocessing.eval_transform!r}, those of its published weights for images "
-        f"of {times(a.image_size)}"
-    ]
-
-
-def _usual_chain(a: Architecture) -> str:
-    """Returns the chain of the weights that torchvision published for this size.
+def _usual(a: Architecture) -> Usual:
+    """Returns the preprocessing of the weights that torchvision published.
 
     Those for 224 pixels were trained by torchvision, all larger ones are SWAG's.
     """
-    height, width = a.image_size
-    larger = max(a.image_size) > 224
-    surplus = (
-        1.0 if larger else _RESIZED.get((a.width, a.depth), _USUALLY_RESIZED) / 224
-    )
-    geometry = Geometry(
-        keeps_aspect=True,
-        size=(round(height * surplus), round(width * surplus)),
-        interpolation="bicubic_antialias" if larger else "bilinear_antialias",
-        side_rounding="down",
-        crop_rounding="nearest",
-    )
-    return to_chain(geometry, a.image_size)
+    if max(a.image_size) > 224:
+        surplus, interpolation = 1.0, "bicubic_antialias"
+    else:
+        shorter = _RESIZED.get((a.width, a.depth), _USUALLY_RESIZED)
+        surplus, interpolation = shorter / 224, "bilinear_antialias"
+    chain = resized_and_cropped(a.image_size, surplus, interpolation)
+    size = times(a.image_size)
+    return Usual(_MEAN, _STD, chain, f"its published weights for images of {size}")
 
 
 def _rows(architecture: ViTOrMixer) -> list[Row]:
@@ -223,17 +193,8 @@ def _inexpressible(architecture: ViTOrMixer) -> list[str]:
 
 
 def _lost(architecture: ViTOrMixer, preprocessing: Preprocessing) -> list[str]:
-    a, p = architecture, preprocessing
-    assert isinstance(a, Architecture)
-    differs = {
-        f"torchvision uses {_EPSILON:g} as the LayerNorm's epsilon, where this model "
-        f"has {a.layernorm_epsilon:g}": a.layernorm_epsilon != _EPSILON,
-        "the file does not record how images are prepared: mean "
-        f"{p.mean}, standard deviation {p.std} and {p.eval_transform!r}": (
-            (p.mean, p.std, usual_spelling(p)) != (_MEAN, _STD, _usual_chain(a))
-        ),
-    }
-    return [sentence for sentence, present in differs.items() if present]
+    assert isinstance(architecture, Architecture)
+    return lost(architecture, preprocessing, _usual(architecture), "torchvision")
 
 
 FORMAT = Format(
