@@ -57,7 +57,7 @@ def check_same_data(dataset: str, facts: DataFacts, earlier: Description) -> boo
     Raises:
       UserError: they are other data; lists everything that differs.
     """
-    before = earlier.config.get("dataset", dataset)
+    before = earlier.config["dataset"]
     moved = f" (before: {before})" if before != dataset else ""
     if different := _differences(facts, earlier):
         end = ""
