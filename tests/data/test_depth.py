@@ -104,7 +104,9 @@ WHITE_IS_SAID = {
     "MaxSampleValue": encode(TWELVE, "TIFF", tiffinfo={281: 4095}),
     "SMaxSampleValue": tiff(TWELVE, extratags=[(341, "H", 1, 4095, True)]),
     "WhiteLevel": tiff(TWELVE, extratags=[(50717, "H", 1, 4095, True)]),
-    "OME": tiff(TWELVE, description='<OME><Pixels SignificantBits="12"/></OME>'),
+    "OME": encode(
+        TWELVE, "TIFF", tiffinfo={270: '<OME><Pixels SignificantBits="12"/></OME>'}
+    ),
     "sBIT, not scaled": png(TWELVE, 12),
 }
 

@@ -7,6 +7,7 @@ columns, of which the crop that follows keeps a few hundred.
 import dataclasses
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -134,7 +135,10 @@ def _taps(
     centre = (places + 0.5) * (old / new) - 0.5
     low = np.floor(centre)
     if interpolation == "nearest":
-        first, weights = np.floor(centre + 0.5), [np.ones_like(centre)]
+        # OpenCV's versions round differently, so it says itself which pixel it takes.
+        pixels = np.arange(old, dtype=np.float32)[None]
+        nearest = cv2.resize(pixels, (new, 1), interpolation=cv2.INTER_NEAREST_EXACT)
+        first, weights = nearest[0, part], [np.ones_like(centre)]
     elif interpolation == "bicubic":
         first, weights = low - 1, _cubic_weights(centre - low)
     else:
