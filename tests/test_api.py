@@ -11,7 +11,8 @@ import PIL.Image
 import pytest
 
 import vit_jax
-from vit_jax import api, sharding
+from vit_jax import model as model_module
+from vit_jax import sharding
 from vit_jax.api import Model
 from vit_jax.config import default_config, to_plain
 from vit_jax.data.loading.batches import eval_batches
@@ -527,13 +528,13 @@ def test_a_model_trained_with_cudnn_works_on_the_cpu(tmp_path, make_workdir):
 
 def test_predictions_of_a_few_images_are_one_program(model):
     images = [np.full((8, 12, 3), 20 * i, np.uint8) for i in range(8)]
-    api._logits.clear_cache()
+    model_module._logits.clear_cache()
     expected = model.predict(images)
     for count in (5, 7, 8):
         assert model.predict(images[:count]) == expected[:count]
-    assert api._logits._cache_size() == 1
+    assert model_module._logits._cache_size() == 1
     # More images make full batches, and a rest.
     many = images * 9
     found = model.predict(many)
     assert len(found) == 72
-    assert api._logits._cache_size() == 2
+    assert model_module._logits._cache_size() == 2

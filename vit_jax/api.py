@@ -2,59 +2,29 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
 
 from vit_jax.checkpoints.description import Description
-from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import Architecture, PatchModel, ViTOrMixer, build
+from vit_jax.model import Features as Features
+from vit_jax.model import Model as Model
+from vit_jax.model import check_outputs
+from vit_jax.models import Architecture, ViTOrMixer, build
 from vit_jax.models.attention.formulations import FASTEST_ON_CPU, why_not_cudnn
-from vit_jax.models.outputs import (
-    EXCLUSIVE,
-    INDEPENDENT,
-    NUMBERS,
-    check,
-    is_probability,
-    of_loss,
-    readable,
-    show,
-)
+from vit_jax.models.outputs import EXCLUSIVE, readable
 from vit_jax.models.positions import METHODS
-from vit_jax.prediction.inputs import inputs
-from vit_jax.prediction.passes import Passes, Prediction
-from vit_jax.prediction.stream import Prepared, prepared
 from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.loading import load_weights
 from vit_jax.weights.saving import save_weights
-from vit_jax.words import pair, times
+from vit_jax.words import pair
 
 Path = str | pathlib.Path
-# What the outputs mean → what they are called in `repr`.
-_NOUNS = {
-    EXCLUSIVE: "classes",
-    INDEPENDENT: "independent classes",
-    NUMBERS: "plain numbers",
-}
-_BATCH = 32  # images per forward pass, unless the caller says otherwise
-
-
-class Features(NamedTuple):
-    """The features that `Model.features` returns, layers in the order requested."""
-
-    patches: Float[Array, "b layers gh gw d"]  # patch tokens on their grid
-    prefix: Float[Array, "b layers p d"]  # class token, then registers
-    pooled: Float[Array, "b d"]  # result of pooling at the end of the model
 
 
 def load(
@@ -73,7 +43,7 @@ def load(
     ema: bool = True,
     outputs: str | None = None,
     entry: str = "",
-) -> "Model":
+) -> Model:
     """Loads a model from any source; logs what was changed while loading.
 
     Args:
@@ -124,7 +94,7 @@ def load(
     size, patch, trained = (_size(name, value) for name, value in sizes.items())
     dtype = None if dtype is None else _compute_dtype(dtype)
     if outputs is not None:
-        _check_outputs(outputs)
+        check_outputs(outputs)
     description, params = load_weights(
         source,
         num_heads=num_heads,
@@ -191,7 +161,7 @@ def load(
     )
 
 
-def save(model: "Model", path: Path, format: str = "vit_jax") -> pathlib.Path:
+def save(model: Model, path: Path, format: str = "vit_jax") -> pathlib.Path:
     """Writes a model; replaces an old file, but a directory must be new or empty.
 
     Args:
@@ -221,280 +191,6 @@ def save(model: "Model", path: Path, format: str = "vit_jax") -> pathlib.Path:
     return save_weights(description, jax.device_get(model.params), path, format)
 
 
-class Model:
-    """A trained classifier, on the first device.
-
-    Attributes:
-      module: the Linen module; `module.apply({"params": params}, images)`.
-      params: nested dict of float32 arrays.
-      architecture: the function that they compute.
-      preprocessing: turns images into model input.
-      class_names: names in the order of the logits; () if unknown.
-      config: the resolved config that the model was trained with.
-      step: number of updates that it was trained for.
-      outputs: what the outputs mean: "exclusive" (an image has one of the classes),
-        "independent" (a yes or no for each class) or "numbers" (plain numbers).
-      examples: split → number of examples of the data that it was trained with.
-      fingerprints: split → what identifies these examples; {} if unknown.
-    """
-
-    def __init__(
-        self,
-        module: PatchModel,
-        params: Any,
-        preprocessing: Preprocessing,
-        class_names: Sequence[str],
-        config: dict[str, Any],
-        step: int,
-        outputs: str = "",
-        examples: Mapping[str, int] | None = None,
-        fingerprints: Mapping[str, dict[str, str]] | None = None,
-    ):
-        """Makes a model from its parts; `load` does that for you."""
-        self.module = module
-        self.params = jax.device_put(params, jax.devices()[0])
-        self.preprocessing = preprocessing
-        self.class_names = tuple(class_names)
-        self.config = config
-        self.step = step
-        self.examples = dict(examples or {})
-        self.fingerprints = dict(fingerprints or {})
-        classes = module.architecture.num_classes
-        self.outputs = outputs or readable(of_loss(config["loss"]), classes)
-
-    @property
-    def architecture(self) -> ViTOrMixer:
-        return self.module.architecture
-
-    @property
-    def outputs(self) -> str:
-        return self._outputs
-
-    @outputs.setter
-    def outputs(self, outputs: str):
-        _check_outputs(outputs, self.architecture.num_classes)
-        self._outputs = outputs
-
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
-        """Computes float32 logits of images in the model's value range.
-
-        `prepare` makes such images from files, `preprocessing.normalize` from uint8
-        arrays that already have the model's size.
-
-        Raises:
-          UserError: the images have another shape or type.
-        """
-        return _logits(self.module, self.params, self._checked(images))
-
-    def prepare(self, images: Any) -> Float[Array, "b h w c"]:
-        """Converts images of any size and kind to input for the model.
-
-        Args:
-          images: an image or several, as in `predict`.
-
-        Raises:
-          UserError: names every image that cannot be read.
-        """
-        found = list(self._prepared(images, _BATCH))
-        _raise([image.error for image in found if image.error is not None])
-        a = self.architecture
-        pixels = np.zeros((len(found), *a.image_size, a.channels), np.uint8)
-        for row, image in zip(pixels, found, strict=True):
-            assert image.pixels is not None  # otherwise it has an error
-            row[:] = image.pixels
-        return self.preprocessing.normalize(jnp.asarray(pixels))
-
-    def predict(
-        self, images: Any, top_k: int = 5, *, errors: str = "raise"
-    ) -> list[Any]:
-        """Predicts the most probable classes of each image, best first; or numbers.
-
-        Args:
-          images: paths, folders (all the images in them), https addresses, bytes of
-            image files, binary file objects, PIL images, uint8 arrays [h, w] or
-            [h, w, c] of any size (NumPy's, JAX's or another library's), batches of
-            them [b, h, w, c]; or a list or iterator of any of these.
-          top_k: number of classes; at most all of them.
-          errors: "raise", or "return" to get the UserError of an image that cannot be
-            read in place of its result.
-
-        Returns:
-          For each image [(class name, probability), …]; a class without a name is given
-          by its index. If `outputs` is "independent", the probabilities are those of a
-          yes for each class and do not sum to one. If it is "numbers", all outputs are
-          returned as they are, in their own order.
-
-        Raises:
-          UserError: an argument is invalid; or names every image that cannot be read.
-        """
-        if errors not in ("raise", "return"):
-            raise UserError(f"errors={errors!r}: choose raise or return")
-        keep = errors == "return"
-        found, problems = [], []
-        for image in self._stream(images, top_k, _BATCH, keep):
-            if image.error is not None:
-                problems.append(image.error)
-            found.append(image.error or image.top)
-        if not keep:
-            _raise(problems)
-        return found
-
-    def stream(
-        self, images: Any, top_k: int = 5, *, batch_size: int = _BATCH
-    ) -> Iterator[Prediction]:
-        """Predicts any number of images in bounded memory, one by one and in order.
-
-        Threads read and prepare the next images while the device computes.
-
-        Args:
-          images: as in `predict`; an iterator is consumed as the results are.
-          top_k: number of classes; at most all of them.
-          batch_size: images per forward pass.
-
-        Returns:
-          An iterator over the predictions. An image that cannot be read has an `error`
-          instead of a result.
-
-        Raises:
-          UserError: an argument is invalid.
-        """
-        return self._stream(images, top_k, batch_size, True)
-
-    def features(
-        self, images: Float[Array, "b h w c"], layers: Sequence[int] = (-1,)
-    ) -> Features:
-        """Computes the tokens after some of the blocks, before the final norm.
-
-        Args:
-          images: images as in `__call__`.
-          layers: indices of blocks; 0 is the first, −1 the last.
-
-        Raises:
-          UserError: the model has no such block, or the images have another shape or
-            type.
-        """
-        depth = self.architecture.depth
-        if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray):
-            raise UserError(f"layers={layers!r}: expected a list of block indices")
-        fits = (_whole(layer) and -depth <= layer < depth for layer in layers)
-        if wrong := [layer for layer, fit in zip(layers, fits, strict=True) if not fit]:
-            raise UserError(
-                f"layers {wrong}: the model has {depth} blocks; expected indices from "
-                f"0 to {depth - 1} or from {-depth} to -1"
-            )
-        chosen = tuple(int(layer) % depth for layer in layers)
-        return _features(self.module, self.params, self._checked(images), chosen)
-
-    def attention(
-        self, images: Float[Array, "b h w c"]
-    ) -> Float[Array, "b depth heads n n"]:
-        """Computes float32 attention weights of every block and head; rows sum to one.
-
-        Row i has the weights by which token i reads the others. Tokens: class token,
-        registers, then the patches row by row, as in `architecture`.
-
-        Raises:
-          UserError: the images have another shape or type, or the model has no
-            attention.
-        """
-        if not isinstance(self.architecture, Architecture):
-            raise UserError("this model is an MLP-Mixer, which has no attention")
-        return _attention(self.module, self.params, self._checked(images))
-
-    def __repr__(self) -> str:
-        a = self.architecture
-        names = self.class_names
-        shown = ", ".join(names if len(names) <= 3 else (*names[:2], "…", names[-1]))
-        count = sum(math.prod(x.shape) for x in jax.tree.leaves(self.params))
-        return (
-            f"Model({a.depth} blocks of width {a.width}, {a.mixing}, patches "
-            f"{times(a.patch_size)}, images {times((*a.image_size, a.channels))}, "
-            f"{a.num_classes} {_NOUNS[self.outputs]}"
-            f"{f' ({shown})' if shown else ''}, {count:,} parameters, step {self.step})"
-        )
-
-    def _checked(self, images: Any) -> Float[Array, "b h w c"]:
-        a = self.architecture
-        expected = (*a.image_size, a.channels)
-        shape, dtype = np.shape(images), getattr(images, "dtype", None)
-        if len(shape) != 4 or shape[1:] != expected:
-            raise UserError(
-                f"images have shape {shape}; expected (batch, *{expected}). "
-                "model.prepare(images) makes them from files and arrays of any size"
-            )
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise UserError(
-                f"images have type {dtype}; expected floats in the model's value "
-                "range. model.prepare(images) makes them from files and uint8 arrays"
-            )
-        return jnp.asarray(images, jnp.float32)
-
-    def _prepared(self, images: Any, ahead: int) -> Iterator[Prepared]:
-        listed = inputs(images, self.architecture.channels)
-        return prepared(listed, self.preprocessing.prepare, ahead)
-
-    def _stream(
-        self, images: Any, top_k: int, batch_size: int, after_error: bool
-    ) -> Iterator[Prediction]:
-        """Predicts images; without `after_error` only reads those after a bad one."""
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if not _whole(value) or value < 1:
-                raise UserError(
-                    f"{name}={value!r}: expected a whole number of at least 1"
-                )
-        if not self.architecture.num_classes:
-            raise UserError("this model has no head; load it without num_classes=0")
-        passes = Passes(
-            partial(self._ranked, top_k=int(top_k)),
-            self._name,
-            batch_size=int(batch_size),
-            after_error=after_error,
-        )
-        return passes(self._prepared(images, 2 * int(batch_size)))
-
-    def _ranked(
-        self, pixels: UInt8[np.ndarray, "b h w c"], top_k: int
-    ) -> tuple[Int[Array, "b top_k"], Float[Array, "b top_k"]]:
-        """Computes the classes to show and their values; does not wait for them."""
-        logits = _logits(self.module, self.params, pixels, self.preprocessing)
-        values, num_classes = show(self.outputs, logits), self.architecture.num_classes
-        if is_probability(self.outputs):
-            # By the logits, because probabilities near 0 or 1 may be equal.
-            _, classes = jax.lax.top_k(logits, min(top_k, num_classes))
-        else:
-            classes = jnp.broadcast_to(jnp.arange(num_classes), logits.shape)
-        return classes, jnp.take_along_axis(values, classes, axis=-1)
-
-    def _name(self, index: int) -> str:
-        return self.class_names[index] if self.class_names else str(index)
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def _logits(module, params, images, preprocessing: Preprocessing | None = None):
-    """Computes logits; with a preprocessing, of uint8 images, as in evaluation."""
-    if preprocessing is not None:
-        images = preprocessing.normalize(images)
-    return module.apply({"params": params}, images)
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def _features(module, params, images, layers: tuple[int, ...]) -> Features:
-    a = module.architecture
-    _, found = module.apply(
-        {"params": params}, images, intermediates=("tokens", "pooled")
-    )
-    tokens = found["tokens"][:, jnp.array(layers, jnp.int32)]
-    prefix, patches = jnp.split(tokens, [a.num_prefix_tokens], axis=2)
-    b, count, _, d = patches.shape
-    return Features(patches.reshape(b, count, *a.grid, d), prefix, found["pooled"])
-
-
-@partial(jax.jit, static_argnums=0)
-def _attention(module, params, images):
-    _, found = module.apply({"params": params}, images, intermediates=("attention",))
-    return found["attention"]
-
-
 def _moved(params: Any) -> Any:
     """Moves nested arrays to the first device, which empties `params`.
 
@@ -514,14 +210,6 @@ def _size(name: str, size: Any) -> tuple[int, int] | None:
         if min(sides := pair(size)) >= 1:
             return sides
     raise UserError(f"{name}={size!r}: expected a number of pixels, or (height, width)")
-
-
-def _check_outputs(outputs: str, num_classes: int = 0):
-    """Raises UserError if outputs cannot mean that."""
-    try:
-        check(outputs, num_classes)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _has_pre_logits(architecture: ViTOrMixer) -> bool:
@@ -549,15 +237,3 @@ def _compute_dtype(dtype: Any) -> Any:
     if found is None or not jnp.issubdtype(found, jnp.floating):
         raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16")
     return found
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _raise(problems: Sequence[UserError]):
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        lines = "\n".join(f"  {line}" for line in problems)
-        raise UserError(f"{len(problems)} images cannot be read:\n{lines}")
