@@ -76,8 +76,10 @@ def open_sources(setup: Setup) -> tuple[Source, Source]:
         )
     if setup.architecture.num_classes:
         _warn_of_outputs(setup)
-    for line in suspicious_at_start(train, held_out, setup.preprocessing.white_level):
-        logger.warning("%s", line)
+    if cluster.first():
+        white_level = setup.preprocessing.white_level
+        for line in suspicious_at_start(train, held_out, white_level):
+            logger.warning("%s", line)
     # Errors that any image would cause appear now, before anything is compiled.
     with _unless_damaged():
         example, rng = train[0], np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """Connecting processes; tests/end_to_end/test_processes.py runs several of them."""
 
+import logging
 import subprocess
 import sys
 
@@ -103,6 +104,22 @@ def test_flags_are_passed_to_jax_unchanged(asked):
     [given] = asked
     assert (given["coordinator_address"], given["num_processes"]) == ("host:1", 2)
     assert given["process_id"] is None
+
+
+def test_other_processes_do_not_repeat_warnings_about_the_same_data(monkeypatch):
+    names = ("vit_jax", *cluster._SAME_EVERYWHERE)
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    try:
+        cluster._speak_as(1)
+        for name in ("vit_jax.data.sources.datasets", "vit_jax.weights.adapt"):
+            assert not logging.getLogger(name).isEnabledFor(logging.WARNING)
+            assert logging.getLogger(name).isEnabledFor(logging.ERROR)
+        # These differ from process to process.
+        assert logging.getLogger("vit_jax.data.loading").isEnabledFor(logging.WARNING)
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def raised(error, cause):

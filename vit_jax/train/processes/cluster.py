@@ -34,6 +34,15 @@ HEARTBEAT_TIMEOUT = 100
 # and how long the first process to finish waits for the others.
 SHUTDOWN_TIMEOUT = 60
 
+# Loggers whose warnings are about data, weights and config, which every process finds
+# alike: the first one gives them.
+_SAME_EVERYWHERE = (
+    "vit_jax.data.sources.datasets",
+    "vit_jax.train.start",
+    "vit_jax.train.same_data",
+    "vit_jax.weights",
+)
+
 # Environment variables that show that there are several processes → their launcher, the
 # number of processes (None = unknown), and how to start all of them.
 _EVERY_HOST = "start the same command on every host of the slice (docs/scaling.md)"
@@ -208,8 +217,10 @@ def _several(count: int | None) -> bool:
 
 
 def _speak_as(index: int) -> None:
-    """Limits this process's log to warnings, and prefixes them with its index."""
+    """Limits this process's log to its own warnings, prefixed with its index."""
     logging.getLogger("vit_jax").setLevel(logging.WARNING)
+    for name in _SAME_EVERYWHERE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(logging.Formatter(f"process {index}: %(message)s"))
 
