@@ -111,6 +111,8 @@ def test_a_length_given_as_override_clears_the_recipes_length(given, steps, epoc
         ({"mixing.prob": 0.5}, "'big_vision' mixes every step; use mixing.form=timm"),
         ({"mixing.binary_targets": True}, "binary_targets with loss=softmax"),
         ({"weight_decay_on": "("}, "is not a regular expression"),
+        ({"weight_decay_end": 0.4}, "weight_decay_end=0.4, but weight_decay=0.0"),
+        ({"eps": 0.0}, "eps=0.0: must be from 1e-30"),
         ({"model.variant": ""}, "model.variant and pretrained are both empty"),
         (
             {"model.variant": "", "pretrained": "x", "model.width": 64},

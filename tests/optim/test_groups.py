@@ -8,8 +8,9 @@ import pytest
 from vit_jax import sharding
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
-from vit_jax.optim.chain import OPTIMIZERS, make_optimizer
+from vit_jax.optim.chain import make_optimizer
 from vit_jax.optim.groups import Group, layer_factors, make_groups, parse_rows
+from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.train.setup import set_up
 
 PARAMS = {

@@ -10,7 +10,7 @@ from vit_jax.models.layers import GELU
 from vit_jax.models.positions import METHODS
 from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
-from vit_jax.optim.chain import OPTIMIZERS
+from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES
 from vit_jax.train.choices import CHOICES
 

@@ -44,9 +44,12 @@ RANGES = {
     "b1": (0.0, 0.999999),
     "b2": (0.0, 0.999999),
     "momentum": (0.0, 0.999999),
+    "eps": (1e-30, 1.0),
     "weight_decay": (0.0, math.inf),
+    "weight_decay_end": (0.0, math.inf),
     "layer_decay": (1e-6, 1.0),
     "grad_clip_norm": (0.0, math.inf),
+    "grad_clip_parameter_norm": (0.0, math.inf),
     "ema_decay": (0.0, 0.9999999),
     "max_loss_spike": (0.0, math.inf),
     "accum_steps": (1, math.inf),
@@ -97,6 +100,11 @@ def wrong_values(config: Config, choices: Choices) -> dict[str, str]:
         found["max_loss_spike"] = (
             f"max_loss_spike={config.max_loss_spike}: a loss at its mean is not a "
             "spike; give more than 1, such as 3, or 0 for no limit"
+        )
+    if config.weight_decay_end is not None and not config.weight_decay:
+        found["weight_decay_end"] = (
+            f"weight_decay_end={config.weight_decay_end}, but weight_decay=0.0: the "
+            "decay can only change from a value above 0"
         )
     try:
         re.compile(config.weight_decay_on)

@@ -179,13 +179,17 @@ def default_config() -> Config:
     # "softmax", or "sigmoid": one yes-or-no question per class.
     config.loss = "softmax"
     config.label_smoothing = 0.0
-    # "adamw", "sgd" (with momentum) or "adafactor", which keeps only the row and column
-    # means of a matrix's second moments (vit_jax/optim/chain.py).
+    # "adamw", "sgd" (with momentum), "adafactor", which keeps only the row and column
+    # means of a matrix's second moments, or for large batches "lamb" and "lars", whose
+    # updates are in proportion to the parameters' norms (vit_jax/optim/rules.py).
     config.optimizer = "adamw"
+    # AdamW and LAMB.
     config.b1 = 0.9
-    # AdamW: decay of the second moments; Adafactor: upper limit on that decay.
+    # AdamW and LAMB: decay of the second moments; Adafactor: upper limit on that decay.
     config.b2 = 0.999
-    # SGD and Adafactor.
+    # AdamW and LAMB: added to the root of the second moments.
+    config.eps = 1e-8
+    # SGD, Adafactor and LARS.
     config.momentum = 0.9
     # dtype of the first moment or momentum: "float32" or "bfloat16".
     config.momentum_dtype = "float32"
@@ -194,6 +198,9 @@ def default_config() -> Config:
     config.offload_optimizer = False
     # Decoupled: multiplied by the learning rate, as in optax.adamw.
     config.weight_decay = 0.0
+    # Value at the end of the run, approached along half a cosine; unset = constant. The
+    # decays of `groups` change in proportion.
+    config.weight_decay_end = config_dict.placeholder(float)
     # Regular expression for the full paths ("blocks_00/mlp/fc1/…") of the parameters
     # that decay.
     config.weight_decay_on = ".*kernel"
@@ -207,6 +214,9 @@ def default_config() -> Config:
     config.layer_decay = 1.0
     # Maximum global norm of the gradients; 0 = no clipping.
     config.grad_clip_norm = 1.0
+    # Maximum norm of each parameter's gradient, as in DINO; 0 = no clipping. Query, key
+    # and value of a block count as one parameter.
+    config.grad_clip_parameter_norm = 0.0
     # Decay of the moving average of the parameters, such as 0.9999; 0 = no average. It
     # is also evaluated (split "eval_ema") and saved; predict and load prefer it.
     config.ema_decay = 0.0

@@ -1,6 +1,6 @@
 """The optimiser chain, which turns gradients into directions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,9 @@ from jaxtyping import Array
 from vit_jax.config import Config
 from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.optim.guard import guarded, is_guarded
+from vit_jax.optim.rules import OPTIMIZERS, Rule
+from vit_jax.optim.schedules import make_decay_factor
+from vit_jax.optim.units import clip_by_unit_norm
 
 MOMENTUM_DTYPES = ("float32", "bfloat16")
 
@@ -18,13 +21,13 @@ MOMENTUM_DTYPES = ("float32", "bfloat16")
 def make_optimizer(
     config: Config, params: Any, groups: Groups | None = None
 ) -> optax.GradientTransformation:
-    """Makes the optimiser: gradient clipping, AdamW, Adafactor or SGD, weight decay.
+    """Makes the optimiser: clipping of gradients, an optimiser's rule, weight decay.
 
-    Clipping is by global norm; SGD has momentum. The updates are directions: the step
-    multiplies them by −(learning rate), so the decay is decoupled and scaled by the
-    learning rate, as in optax.adamw. Bad updates are skipped if the config asks for it;
-    see `guarded`. The optimiser takes only the parameters that are trained, not the
-    frozen ones.
+    The updates are directions: the step multiplies them by −(learning rate), so the
+    decay is decoupled and scaled by the learning rate, as in optax.adamw. Bad updates
+    are skipped if the config asks for it; see `guarded`. The optimiser takes only the
+    parameters that are trained, not the frozen ones. Its `update` takes `step`, the
+    number of finished updates, if weight decay has a schedule.
 
     Args:
       config: a resolved config.
@@ -37,50 +40,66 @@ def make_optimizer(
     groups = groups or make_groups(config, params, OPTIMIZERS)
     trained = groups.trained(params)
     dtype = jnp.dtype(config.momentum_dtype)
-    core = OPTIMIZERS[config.optimizer](config, dtype)
-    if rules := groups.values("rule") - {""}:
-        choices = {rule: OPTIMIZERS[rule](config, dtype) for rule in sorted(rules)}
-        labels = groups.of("rule", trained)
-        core = optax.partition({"": core, **choices}, labels)
-    chain = [core]
+    chain = []
+    # First in the chain: the norms are those of the raw gradients, before any scaling.
     if config.grad_clip_norm:
-        # First in the chain: the norm is that of the raw gradients, before any scaling.
-        chain.insert(0, optax.clip_by_global_norm(config.grad_clip_norm))
-    decays = groups.of("decay", trained)
-    for decay in sorted(groups.values("decay") - {0.0}):
-        mask = jax.tree.map(lambda x, decay=decay: x == decay, decays)
-        chain.append(optax.add_decayed_weights(decay, mask))
+        chain.append(optax.clip_by_global_norm(config.grad_clip_norm))
+    if config.grad_clip_parameter_norm:
+        chain.append(clip_by_unit_norm(config.grad_clip_parameter_norm))
+
+    def by_rule(
+        part: Callable[[Rule], optax.GradientTransformation],
+    ) -> optax.GradientTransformation:
+        own = part(OPTIMIZERS[config.optimizer])
+        if not (rules := groups.values("rule") - {""}):
+            return own
+        choices = {rule: part(OPTIMIZERS[rule]) for rule in sorted(rules)}
+        return optax.partition({"": own, **choices}, groups.of("rule", trained))
+
+    chain.append(by_rule(lambda rule: rule.before(config, dtype)))
+    chain += _weight_decay(config, trained, groups)
+    used = {config.optimizer, *groups.values("rule")} - {""}
+    if any(OPTIMIZERS[rule].after for rule in used):
+        decays = {path: group.decay for path, group in groups.by_path.items()}
+        chain.append(by_rule(lambda rule: _after(rule, config, dtype, decays)))
     optimizer = optax.chain(*chain)
     return guarded(optimizer, config) if is_guarded(config) else optimizer
 
 
-def _adafactor(cap: float, momentum: float, dtype: Any) -> optax.GradientTransformation:
-    """Makes Adafactor with the changes of arXiv:2106.04560, §3.4.
-
-    The paper is "Scaling Vision Transformers". For a matrix, only the row and column
-    means of the second moments are kept. They decay by min(cap, 1 − t^−0.8) at update
-    t = 1, 2, …. Updates are neither clipped per block nor scaled by the parameters, and
-    the first moment is a plain average.
-    """
-
-    def decay(step: Any, exponent: Any) -> Array:
-        return jnp.minimum(cap, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -exponent)
-
-    chain = [
-        optax.scale_by_factored_rms(
-            decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay
-        )
-    ]
-    if momentum:
-        chain.append(optax.ema(momentum, debias=False, accumulator_dtype=dtype))
-    return optax.chain(*chain)
+def _after(
+    rule: Rule, config: Config, dtype: Any, decays: Mapping[str, float]
+) -> optax.GradientTransformation:
+    if rule.after is None:
+        return optax.identity()
+    return rule.after(config, dtype, decays)
 
 
-# Name → (config, dtype of the momentum) → transformation of gradients into directions.
-OPTIMIZERS: dict[str, Callable[[Config, Any], optax.GradientTransformation]] = {
-    "adamw": lambda config, dtype: optax.scale_by_adam(
-        config.b1, config.b2, mu_dtype=dtype
-    ),
-    "adafactor": lambda config, dtype: _adafactor(config.b2, config.momentum, dtype),
-    "sgd": lambda config, dtype: optax.trace(config.momentum, accumulator_dtype=dtype),
-}
+def _weight_decay(
+    config: Config, trained: Any, groups: Groups
+) -> list[optax.GradientTransformation]:
+    """Makes a transformation for each value of weight decay other than 0."""
+    factor, decays = make_decay_factor(config), groups.of("decay", trained)
+    made = []
+    for decay in sorted(groups.values("decay") - {0.0}):
+        mask = jax.tree.map(lambda x, decay=decay: x == decay, decays)
+        if factor is None:
+            made.append(optax.add_decayed_weights(decay, mask))
+        else:
+            made.append(_scheduled_decay(decay, factor, mask))
+    return made
+
+
+def _scheduled_decay(
+    decay: float, factor: Callable[[Any], Array], mask: Any
+) -> optax.GradientTransformation:
+    """Makes a transformation that adds decay × factor(step) × parameters."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        now = decay * factor(extra["step"])
+        return jax.tree.map(
+            lambda u, p, decays: u + now * p if decays else u, updates, params, mask
+        ), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

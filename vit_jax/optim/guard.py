@@ -43,7 +43,7 @@ def guarded(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, GuardState]:
         loss = extra["loss"]
-        directions, inner = optimizer.update(updates, state.inner, params)
+        directions, inner = optimizer.update(updates, state.inner, params, **extra)
         good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
         if config.max_loss_spike:
             spike = loss > config.max_loss_spike * state.mean_loss

@@ -1,4 +1,4 @@
-"""Learning-rate schedules."""
+"""Schedules of the learning rate and of weight decay."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,3 +47,20 @@ def make_schedule(config: Config) -> Callable[[Any], Array]:
         return rate
 
     return schedule
+
+
+def make_decay_factor(config: Config) -> Callable[[Any], Array] | None:
+    """Makes the factor of all weight decay as a function of the finished updates.
+
+    It runs from 1 to `weight_decay_end` / `weight_decay` along half a cosine, as in
+    DINO (arXiv:2104.14294, §3.2). Returns None if weight decay is constant.
+    """
+    if config.weight_decay_end is None:
+        return None
+    total, end = config.total_steps, config.weight_decay_end / config.weight_decay
+
+    def factor(step: Any) -> Array:
+        progress = jnp.asarray(step, jnp.float32) / total
+        return end + 0.5 * (1 - end) * (1 + jnp.cos(jnp.pi * progress))
+
+    return factor

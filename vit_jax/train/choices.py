@@ -13,8 +13,9 @@ from vit_jax.models.encoder import REMAT
 from vit_jax.models.positions import METHODS
 from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
-from vit_jax.optim.chain import MOMENTUM_DTYPES, OPTIMIZERS
+from vit_jax.optim.chain import MOMENTUM_DTYPES
 from vit_jax.optim.guard import BAD_UPDATES
+from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")

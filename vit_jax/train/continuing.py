@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from vit_jax.checkpoints.workdir import (
 )
 from vit_jax.config import Config
 from vit_jax.errors import UserError
-from vit_jax.optim.schedules import make_schedule
+from vit_jax.optim.schedules import make_decay_factor, make_schedule
 from vit_jax.train.same_data import DataFacts, check_same_data
 from vit_jax.train.setup import Setup
 
@@ -96,6 +96,8 @@ def allowed_changes(
         reason = (
             f"With schedule={config.schedule} and these values, the {earlier.step:,} "
             "steps already made would have had other learning rates"
+            + " or weight decay"
+            * (config.weight_decay_end is not None)
         )
     advice = (
         f"{reason}, so this is another run. {_another_run(config, earlier, workdir)}"
@@ -142,10 +144,17 @@ def _same_name(dataset: str, config: Config) -> bool:
 
 
 def _same_rates(then: Config, now: Config, steps: int) -> bool:
-    """Whether the first steps have exactly the same rates with both configs."""
+    """Whether both configs give the first steps the same rates and weight decay."""
     numbers = np.arange(steps)
-    before, after = (make_schedule(config)(numbers) for config in (then, now))
-    return bool(np.array_equal(np.asarray(before), np.asarray(after)))
+    before, after = (
+        [np.asarray(schedule(numbers)) for schedule in _schedules(config)]
+        for config in (then, now)
+    )
+    return all(map(np.array_equal, before, after))
+
+
+def _schedules(config: Config) -> list[Callable[[Any], Any]]:
+    return [make_schedule(config), make_decay_factor(config) or np.ones_like]
 
 
 def _another_run(config: Config, earlier: Description, workdir: str) -> str:

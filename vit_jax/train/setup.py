@@ -41,8 +41,9 @@ from vit_jax.models import (
 from vit_jax.models.outputs import readable
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
-from vit_jax.optim.chain import OPTIMIZERS, make_optimizer
+from vit_jax.optim.chain import make_optimizer
 from vit_jax.optim.groups import Groups, make_groups
+from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.early_stopping import check_patience
 from vit_jax.train.model_from_config import (

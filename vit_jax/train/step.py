@@ -64,8 +64,8 @@ def make_train_step(
         rate = schedule(state.step)
 
         def updated(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
-            loss = metrics["loss"]
-            directions, opt_state = update(grads, opt_state, params, loss=loss)
+            known = {"loss": metrics["loss"], "step": state.step}
+            directions, opt_state = update(grads, opt_state, params, **known)
             directions = _started(groups, directions, state.step)
             rates = jax.tree.map(
                 lambda factor: rate if factor == 1 else rate * factor,
