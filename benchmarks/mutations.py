@@ -50,11 +50,23 @@ MUTATIONS = {
         "jnp.minimum((step + 1) / warmup, 1.0)",
         "tests/optim/test_schedules.py",
     ),
-    "clipping_after_adam": Mutation(
+    "nothing_is_clipped": Mutation(
         "vit_jax/optim/chain.py",
-        "chain.insert(0, optax.clip_by_global_norm(config.grad_clip_norm))",
-        "chain.append(optax.clip_by_global_norm(config.grad_clip_norm))",
+        "optax.clip_by_global_norm(config.grad_clip_norm)",
+        "optax.identity()",
         "tests/optim/test_chain.py",
+    ),
+    "lamb_scales_every_parameter": Mutation(
+        "vit_jax/optim/rules.py",
+        "decays[path] > 0",
+        "decays[path] >= 0",
+        "tests/optim/test_chain.py",
+    ),
+    "query_key_and_value_have_norms_of_their_own": Mutation(
+        "vit_jax/optim/units.py",
+        r"\1qkv/\3",
+        r"\1\2/\3",
+        "tests/optim/test_published.py",
     ),
     # --- The step
     "mean_over_all_rows": Mutation(
