@@ -23,7 +23,7 @@ def default_config() -> Config:
 
     # --- Data ---
     # "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl), arrays
-    # (.npz), or a tensorflow-datasets name or folder; see docs/data.md.
+    # (.npz, or IDX files), or a tensorflow-datasets name or folder; see docs/data.md.
     config.dataset = "digits"
     # Where tensorflow-datasets keeps its data sets; empty = its own default.
     config.data_dir = ""

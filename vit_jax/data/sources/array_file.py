@@ -1,12 +1,13 @@
-"""Checked contents of an .npz file of images and labels, without the images."""
+"""Checked contents of files of images and labels as arrays, without the images."""
 
 import os
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
 from vit_jax.archives.npz import Header
-from vit_jax.data.sources import npz
+from vit_jax.data.sources import idx, npz
 from vit_jax.data.sources.listings import (
     Entry,
     hold_out,
@@ -19,7 +20,8 @@ from vit_jax.errors import UserError
 SPLITS = ("train", *EVALUATION_NAMES)
 _LAYOUTS = (
     "Expected images and labels; or train_images, train_labels, val_images, …; or "
-    "x_train, y_train, x_test, y_test. Images: uint8 [n, h, w] or [n, h, w, c]. "
+    "x_train, y_train, x_test, y_test; or a folder of IDX files as MNIST has them. "
+    "Images: uint8 [n, h, w] or [n, h, w, c]. "
     "Labels: whole numbers [n] or [n, 1] from 0, or zeros and ones [n, classes]."
 )
 
@@ -82,16 +84,26 @@ class ArrayFile(NamedTuple):
 
 
 def version(path: str) -> tuple[int, int]:
-    """Identifies the state of a file by its modification time and size.
+    """Identifies the state of a file, or of IDX files, by modification time and size.
 
     Raises:
-      UserError: the file cannot be read.
+      UserError: a file cannot be read.
     """
+    files = list(idx.find(path).values()) if os.path.isdir(path) else [path]
     try:
-        stat = os.stat(path)
+        stats = [os.stat(file) for file in files]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return stat.st_mtime_ns, stat.st_size
+    times = max((stat.st_mtime_ns for stat in stats), default=0)
+    return times, sum(stat.st_size for stat in stats)
+
+
+def reader_of(path: str) -> ModuleType:
+    """Returns the module that reads the arrays of a file, or of a folder of IDX files.
+
+    It has `headers`, `read` and `checksums`.
+    """
+    return idx if os.path.isdir(path) else npz
 
 
 def read_array_file(path: str, options: DataOptions = DEFAULT_OPTIONS) -> ArrayFile:
@@ -101,8 +113,8 @@ def read_array_file(path: str, options: DataOptions = DEFAULT_OPTIONS) -> ArrayF
       UserError: the file cannot be read, or its arrays cannot be used; lists all
         problems.
     """
-    opened = version(path)
-    headers = npz.headers(path)
+    reader = reader_of(path)
+    opened, headers = version(path), reader.headers(path)
     chosen = [
         {split: names for split, names in scheme.items() if names.images in headers}
         for scheme in _SCHEMES
@@ -120,9 +132,9 @@ def read_array_file(path: str, options: DataOptions = DEFAULT_OPTIONS) -> ArrayF
     _check(path, problems)
     labels, weights = {}, {}
     for split, names in chosen[0].items():
-        labels[split] = npz.read(path, names.labels)
+        labels[split] = reader.read(path, names.labels)
         weights[split] = _weights(path, names, len(labels[split]), headers, problems)
-    known = npz.read(path, "class_names") if "class_names" in headers else None
+    known = reader.read(path, "class_names") if "class_names" in headers else None
     labels, class_names = _labels(chosen[0], labels, known, problems)
     _check(path, problems)
 
@@ -193,7 +205,7 @@ def _weights(path, names: _Names, count: int, headers, problems) -> np.ndarray:
     if header.dtype.kind not in "iuf" or len(header.shape) != 1:
         problems.append(f"{names.weights} is {header}: expected numbers [n]")
         return np.ones(count)
-    weights = npz.read(path, names.weights).astype(np.float64)
+    weights = reader_of(path).read(path, names.weights).astype(np.float64)
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         problems.append(

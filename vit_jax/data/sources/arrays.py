@@ -1,6 +1,6 @@
-"""Array files as data sets: images and labels in one .npz file.
+"""Array files as data sets: images and labels in one .npz file, or in IDX files.
 
-The arrays have the names of one of these schemes:
+The arrays of an .npz file have the names of one of these schemes:
 
     images, labels                                a tenth is held out for evaluation
     train_images, train_labels, val_images, …     MedMNIST's names
@@ -9,7 +9,7 @@ The arrays have the names of one of these schemes:
 Images are uint8 [n, h, w] or [n, h, w, c]. Labels are whole numbers [n] or [n, 1]
 counted from 0, or zeros and ones [n, k], if an example may have any number of k
 classes. Optional are `weights` or `train_weights` …, numbers of at least 0, and
-`class_names`, strings.
+`class_names`, strings. A folder of IDX files (see `idx`) holds the same arrays.
 
 A split's images stay in memory as long as one of its sources exists. Nothing is ever
 unpickled.
@@ -21,8 +21,13 @@ import weakref
 import numpy as np
 
 from vit_jax.data.hashing import digest
-from vit_jax.data.sources import npz, splits
-from vit_jax.data.sources.array_file import ArrayFile, read_array_file, version
+from vit_jax.data.sources import splits
+from vit_jax.data.sources.array_file import (
+    ArrayFile,
+    read_array_file,
+    reader_of,
+    version,
+)
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import (
     DatasetInfo,
@@ -108,7 +113,7 @@ class ArrayImages:
 
     def fingerprint(self) -> dict[str, str]:
         file, used = self._file, list(self._parts)
-        sums = npz.checksums(file.path)
+        sums = reader_of(file.path).checksums(file.path)
         rows = [file.parts[split].rows[selected] for split, selected in used]
         images = [f"{sums[file.parts[split].images]}" for split, _ in used]
         labels = [file.parts[split].labels[selected] for split, selected in used]
@@ -132,7 +137,7 @@ def _images(file: ArrayFile, name: str) -> np.ndarray:
                 f"{file.path} was written again after its labels had been read. Start "
                 "again once the file is complete."
             )
-        images = npz.read(file.path, name)
+        images = reader_of(file.path).read(file.path, name)
         size = byte_size(images.nbytes)
         logger.info("%s: %s holds %s in memory", file.path, name, size)
         images.flags.writeable = False  # examples are views of it

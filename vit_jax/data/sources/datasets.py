@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from vit_jax.data.sources import arrays, digits, folders, imagenet, tfds_sets
+from vit_jax.data.sources import arrays, digits, folders, idx, imagenet, tfds_sets
 from vit_jax.data.sources.image_files import in_words
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
@@ -15,7 +15,7 @@ from vit_jax.data.sources.tables.files import EXTENSIONS as TABLE_EXTENSIONS
 from vit_jax.data.sources.tables.folders import class_folders, find_tables
 from vit_jax.data.sources.tables.reading import read_tables
 from vit_jax.errors import UserError
-from vit_jax.words import did_you_mean
+from vit_jax.words import did_you_mean, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ def open_dataset(
 
     Args:
       dataset: "digits" (embedded), a folder of images, a table (.csv, .tsv, .jsonl,
-        .parquet), arrays (.npz), or a tensorflow-datasets name or prepared folder.
+        .parquet), arrays (.npz, or a folder of MNIST's kind of files), or a
+        tensorflow-datasets name or prepared folder.
       data_dir: where tensorflow-datasets stores data sets; "" = its default.
       options: how its files are read.
 
@@ -219,6 +220,8 @@ def _recognised(dataset: str, options: DataOptions) -> tuple[str, str, str]:
     path = _absolute(dataset)
     if tfds_sets.prepared_folder(path):
         return "tensorflow-datasets", path, ""
+    if os.path.isfile(path) and idx.is_named_so(path):
+        path = os.path.dirname(path)
     if os.path.isdir(path):
         kind, beside = _kind_of_folder(path, options)
         return kind, path, beside
@@ -230,6 +233,8 @@ def _recognised(dataset: str, options: DataOptions) -> tuple[str, str, str]:
 
 def _kind_of_folder(folder: str, options: DataOptions) -> tuple[str, str]:
     """Returns the kind, and a sentence that says it if there are several, else ""."""
+    if files := idx.find(folder):
+        return "arrays", _beside_idx(folder, list(files.values()), options)
     found = find_tables(folder, options)
     if not found:
         return "image folder", ""
@@ -243,6 +248,16 @@ def _kind_of_folder(folder: str, options: DataOptions) -> tuple[str, str]:
     return kind, (
         f"{folder} has both {found.names} and folders of classes: {taken[kind]} "
         f"gave the labels; data.kind={other!r} takes {taken[other]} instead"
+    )
+
+
+def _beside_idx(folder: str, files: list[str], options: DataOptions) -> str:
+    if class_folders(folder, options) < 2:
+        return ""
+    return (
+        f"{folder} has both IDX files and folders of classes: "
+        f"{shortened([os.path.basename(file) for file in files], most=2)} were taken; "
+        "data.kind='image folder' takes the folders instead"
     )
 
 
