@@ -7,6 +7,7 @@ from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import Classification, metrics_of
 from vit_jax.evaluators.examples import Data
+from vit_jax.evaluators.neighbors import Neighbors
 from vit_jax.evaluators.protocol import Evaluator, Subject
 from vit_jax.evaluators.regression import Regression
 from vit_jax.models.outputs import NUMBERS
@@ -16,6 +17,7 @@ from vit_jax.words import did_you_mean
 EVALUATORS: dict[str, type[Evaluator]] = {
     "classification": Classification,
     "regression": Regression,
+    "knn": Neighbors,
 }
 
 # Keys of a row of `config.evaluators` that are not options of the evaluator's class.
