@@ -7,7 +7,7 @@ from vit_jax.data.loading.order import SAMPLING
 from vit_jax.models.attention.formulations import IMPLEMENTATIONS
 from vit_jax.models.encoder import REMAT
 from vit_jax.models.layers import GELU
-from vit_jax.models.positions import METHODS
+from vit_jax.models.positions import DENOMINATORS, METHODS
 from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
 from vit_jax.optim.rules import OPTIMIZERS
@@ -21,6 +21,7 @@ TABLES = {
     "mixing.form": FORMS,
     "mixing.erasing_mode": FILLS,
     "model.gelu": GELU,
+    "model.sincos_denominator": DENOMINATORS,
     "model.attention": IMPLEMENTATIONS,
     "model.remat": REMAT,
     "posemb_resize": METHODS,

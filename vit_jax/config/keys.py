@@ -130,6 +130,8 @@ def default_config() -> Config:
     config.model.pooling = "cls"
     # "learned" or "sincos2d" position embeddings.
     config.model.posemb = "learned"
+    # Lowest frequency of sin-cos positions: as in "big_vision" or as in "mae".
+    config.model.sincos_denominator = "big_vision"
     config.model.registers = 0
     # Width of the tanh layer before the head; −1 = the model's width, 0 = none.
     config.model.pre_logits = 0
@@ -169,10 +171,10 @@ def default_config() -> Config:
     config.posemb_resize = "bicubic"
 
     # --- Objective ---
-    # "classification", or a class of your own as "package.module:Name", found on
-    # Python's path (vit_jax/objectives/protocol.py).
+    # "classification", "masked_autoencoding", or a class of your own as
+    # "package.module:Name", found on Python's path (vit_jax/objectives/protocol.py).
     config.objective = "classification"
-    # Arguments of that class, by name; your own objective decides which it takes.
+    # Arguments of that class, by name; vit_jax/objectives/ has those of each.
     config.objective_options = ConfigDict()
 
     # --- Loss and optimiser ---
@@ -305,6 +307,7 @@ ARCHITECTURE_KEYS = (
     "channels",
     "pooling",
     "posemb",
+    "sincos_denominator",
     "registers",
     "gelu",
     "layernorm_epsilon",

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vit_jax.models.architecture import Architecture
 from vit_jax.models.blocks import NORMS, Block
@@ -185,6 +185,34 @@ class VisionTransformer(PatchModel):
         return x
 
     @nn.compact
+    def encode_visible(
+        self,
+        images: Float[Array | np.ndarray, "b h w c"],
+        kept: Int[Array, "b k"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b m d"]:
+        """Computes the tokens of some patches after the final norm, as if alone.
+
+        This is the encoder of masked autoencoders (arXiv:2111.06377): the cost is that
+        of the patches it sees.
+
+        Args:
+          images: images as in `__call__`.
+          kept: the patches of each image to encode, counted row by row, in any order.
+          train: see `__call__`.
+
+        Returns:
+          The tokens before the patches, and then the k patches in their order.
+        """
+        keys = self.dropout_keys(train)
+        x = self.patches(images)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = jnp.take_along_axis(x, kept[..., None], axis=1)
+        x = drop(self.add_prefix(x), self.dropout_rate, keys[-1])
+        return self._final_norm()(self.encode(x, keys))
+
+    @nn.compact
     def pool(
         self, tokens: Float[Array, "b n d"], found: dict[str, Array] | None = None
     ) -> list[Float[Array, "b r"]]:
@@ -196,9 +224,7 @@ class VisionTransformer(PatchModel):
         """
         a = self.architecture
         found = {} if found is None else found
-        # Outside the blocks, the layers are Flax's own on every device.
-        norm = NORMS[a.block.norm.type]
-        norm = norm(a.block.norm, make_layers(self.dtype), name="norm")
+        norm = self._final_norm()
         if a.norm == "before_pool":
             tokens = norm(tokens)
             found["normed"] = tokens
@@ -230,6 +256,12 @@ class VisionTransformer(PatchModel):
     @property
     def _layers(self) -> Layers:
         return make_layers(self.dtype, self.placement)
+
+    @nn.compact
+    def _final_norm(self) -> nn.Module:
+        # Outside the blocks, the layers are Flax's own on every device.
+        norm = self.architecture.block.norm
+        return NORMS[norm.type](norm, make_layers(self.dtype), name="norm")
 
     def _choices(self) -> list[str]:
         """Lists the names of the intermediates that this architecture has."""

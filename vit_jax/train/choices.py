@@ -29,6 +29,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "mixing.erasing_mode": FILLS,
     "model.pooling": architecture.CHOICES["pooling"],
     "model.posemb": architecture.CHOICES["posemb"],
+    "model.sincos_denominator": architecture.CHOICES["sincos_denominator"],
     "model.gelu": architecture.CHOICES["gelu"],
     "model.attention": IMPLEMENTATIONS,
     "model.remat": REMAT,

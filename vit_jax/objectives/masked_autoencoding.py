@@ -1,0 +1,233 @@
+"""Masked autoencoding (MAE, arXiv:2111.06377): pixels of patches that are not seen."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from vit_jax.errors import UserError
+from vit_jax.models.architecture import Architecture
+from vit_jax.models.decoder import (
+    Decoder,
+    decoder_architecture,
+    make_masking,
+    num_kept,
+)
+from vit_jax.models.encoder import REMAT
+from vit_jax.objectives.classification import init_model
+from vit_jax.objectives.inputs import normalised
+from vit_jax.objectives.protocol import (
+    Batch,
+    Context,
+    Given,
+    Images,
+    Objective,
+    Params,
+    Sums,
+)
+from vit_jax.sharding import PlacedModel
+
+DECODER = "decoder"  # the subtree of its parameters, beside the encoder's
+
+
+class MaskedAutoencoding(Objective):
+    """An objective: reconstruct the masked patches from a few visible ones.
+
+    The loss is the mean squared error of the masked patches' values, in the model's
+    value range or, with `normalize_pixels`, normalised within each patch.
+    """
+
+    reads_schedule = False
+    sharding_rules = (
+        (r"decoder/(embed|pred)/kernel", ("fsdp", "tensor")),
+        (r"decoder/(embed|pred)/bias", ("tensor",)),
+        (r"decoder/mask_token", (None, None, None)),
+    )
+
+    def __init__(
+        self,
+        given: Given,
+        mask_ratio: float = 0.75,
+        normalize_pixels: bool = True,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        decoder_remat: str = "none",
+    ):
+        """Makes the objective.
+
+        Args:
+          given: the run.
+          mask_ratio: share of the patches that the encoder does not see;
+            int(n · (1 − mask_ratio)) of n patches are visible.
+          normalize_pixels: predict each patch's values less their mean, over their
+            standard deviation.
+          decoder_width: width of the decoder's tokens.
+          decoder_depth: number of its blocks.
+          decoder_heads: number of its attention heads.
+          decoder_remat: what its backward pass recomputes, as `model.remat`.
+
+        Raises:
+          UserError: the model has no patches to mask, or an option is impossible.
+        """
+        if decoder_remat not in REMAT:
+            raise UserError(
+                f"objective_options.decoder_remat={decoder_remat!r}: choose from "
+                f"{', '.join(REMAT)}"
+            )
+        self._given, self._normalizes = given, normalize_pixels
+        encoder = _checked(given.architecture, mask_ratio)
+        patches = encoder.grid[0] * encoder.grid[1]
+        self._kept = num_kept(patches, mask_ratio)
+        try:
+            architecture = decoder_architecture(
+                encoder,
+                width=decoder_width,
+                depth=decoder_depth,
+                num_heads=decoder_heads,
+            )
+        except ValueError as error:
+            raise UserError(f"objective_options.decoder_*: {error}") from error
+        self.decoder = Decoder(
+            architecture,
+            dtype=given.model.dtype,
+            scan=given.model.scan,
+            remat=decoder_remat,
+            attention=given.model.attention,
+            prefix=encoder.num_prefix_tokens,
+        )
+        self._decode = PlacedModel(self.decoder, given.mesh)
+        self.inputs = {"image": Images(given.train_chain, encoder.channels)}
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Draws the encoder's and the decoder's parameters at random."""
+        encoder_key, decoder_key, key = jax.random.split(key, 3)
+        encoder = self._given.architecture
+        height, width = encoder.grid
+        tokens = jnp.zeros((1, encoder.num_prefix_tokens + 1, encoder.width))
+        restore = jnp.zeros((1, height * width), jnp.int32)
+        decoder = self.decoder.init(decoder_key, tokens, restore)["params"]
+        params = init_model(self._given, encoder_key) | {DECODER: decoder}
+        return redrawn(params, key)
+
+    def prepare(
+        self, key: Key[Array, ""], batch: Batch, choice: Any
+    ) -> tuple[Batch, Key[Array, ""]]:
+        """Draws the noise that decides which patches are masked."""
+        # For the whole batch: microbatches must not change which these are.
+        key, noise_key = jax.random.split(key)
+        height, width = self._given.architecture.grid
+        shape = (len(batch["mask"]), height * width)
+        return {**batch, "noise": jax.random.uniform(noise_key, shape)}, key
+
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], context: Context
+    ) -> tuple[Sums, Any]:
+        """Sums the mean squared error of each image's masked patches."""
+        given, mask = self._given, batch["mask"]
+        images = normalised(batch["image"], given.preprocessing)
+        masking = make_masking(batch["noise"], self._kept)
+        tokens = given.placed_model(
+            params,
+            images,
+            kept=masking.kept,
+            train=True,
+            key=key,
+            method="encode_visible",
+        )
+        found = self._decode(params[DECODER], tokens, restore=masking.restore)
+        targets = patch_values(images, given.architecture.patch_size)
+        if self._normalizes:
+            targets = normalized_patches(targets)
+        losses = masked_mean(jnp.mean((found - targets) ** 2, -1), masking.masked)
+        return {"loss": (jnp.sum(losses * mask), jnp.sum(mask))}, ()
+
+
+def patch_values(
+    images: Float[Array, "b h w c"], patch_size: tuple[int, int]
+) -> Float[Array, "b n v"]:
+    """Cuts images into patches: their values row by row, channels last."""
+    b, height, width, c = images.shape
+    ph, pw = patch_size
+    x = images.reshape(b, height // ph, ph, width // pw, pw, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, ph * pw * c)
+
+
+def normalized_patches(values: Float[Array, "b n v"]) -> Float[Array, "b n v"]:
+    """Returns (values − mean) / √(variance + 1e-6) of each patch.
+
+    The variance is the unbiased one, over v − 1, as in the published code.
+    """
+    mean = jnp.mean(values, axis=-1, keepdims=True)
+    variance = jnp.var(values, axis=-1, keepdims=True, ddof=1)
+    return (values - mean) / jnp.sqrt(variance + 1e-6)
+
+
+def masked_mean(
+    values: Float[Array, "b n"], masked: Bool[Array, "b n"]
+) -> Float[Array, " b"]:
+    """Returns the mean over the masked patches of each image."""
+    return jnp.sum(values * masked, axis=1) / jnp.sum(masked, axis=1)
+
+
+def redrawn(params: Params, key: Key[Array, ""]) -> Params:
+    """Draws parameters anew as the published code does.
+
+    All kernels are Xavier-uniform; there, query, key and value are one matrix, which
+    makes theirs smaller, and patches are multiplied by a matrix. Biases are 0 but for
+    that of the patches, which is PyTorch's. Norms and fixed positions stay.
+    """
+
+    def draw(path: Any, x: Array, key: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.endswith("/kernel"):
+            outputs = x.shape[-1]
+            inputs = math.prod(x.shape[:-1])
+            joined = 3 if re.search(r"/(query|key|value)/", name) else 1
+            limit = math.sqrt(6 / (inputs + joined * outputs))
+            return jax.random.uniform(key, x.shape, x.dtype, -limit, limit)
+        if name == "patch_embed/bias":
+            kernel = params["patch_embed"]["kernel"]
+            limit = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
+            return jax.random.uniform(key, x.shape, x.dtype, -limit, limit)
+        if name.endswith("/bias"):
+            return jnp.zeros_like(x)
+        if name in ("cls", f"{DECODER}/mask_token"):
+            return 0.02 * jax.random.normal(key, x.shape, x.dtype)
+        return x
+
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
+    return jax.tree.map_with_path(draw, params, keys)
+
+
+def _checked(architecture: Any, mask_ratio: float) -> Architecture:
+    if not isinstance(architecture, Architecture):
+        raise UserError(
+            "masked autoencoding needs a Vision Transformer, which can leave out "
+            f"patches; found {type(architecture).__name__.removesuffix('Architecture')}"
+        )
+    problems = []
+    patches = architecture.grid[0] * architecture.grid[1]
+    if not 0 < mask_ratio < 1 or not 0 < num_kept(patches, mask_ratio) < patches:
+        problems.append(
+            f"objective_options.mask_ratio={mask_ratio}: of {patches} patches, at "
+            "least one has to be visible and one masked; give a number between "
+            f"{1 / patches:.2g} and {1 - 1 / patches:.2g}"
+        )
+    if architecture.trunk is not None:
+        problems.append(
+            "masked autoencoding of a hybrid would see through the ResNet what is "
+            "masked; use a variant without R50"
+        )
+    if architecture.norm != "before_pool":
+        problems.append(
+            "the decoder reads tokens after a norm, but this model has its norm after "
+            "pooling; start from other weights"
+        )
+    if problems:
+        raise UserError("\n".join(problems))
+    return architecture
