@@ -75,6 +75,16 @@ def test_links_are_followed_but_no_loops(tmp_path):
     assert found.left_out == {LOOPS: 3}
 
 
+def test_a_link_that_leads_nowhere_costs_no_other_image(tmp_path):
+    touch(tmp_path, "set/a.png", "set/below/b.png")
+    (tmp_path / "set" / "itself.png").symlink_to("itself.png")
+    (tmp_path / "set" / "absent.png").symlink_to("nowhere.png")
+    (tmp_path / "set" / "file.png").symlink_to("a.png/x.png")
+    # They stay, as images that cannot be read.
+    images = ["a.png", "absent.png", "below/b.png", "file.png", "itself.png"]
+    assert find_images(tmp_path / "set") == (images, {})
+
+
 def test_the_first_rules_find_what_they_found(tmp_path):
     touch(tmp_path, "a.png", "@eaDir/a.jpg", ".hidden.jpg", "cats/b.gif", "cats2/c.tif")
     # The target's path begins like the folder's, which the first rules took for a loop.

@@ -130,7 +130,7 @@ class Walker:
                 if reason := self._reason(folder, entry):
                     left_out[reason] += 1
                 else:
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    (folders if _is_folder(entry) else files).append(entry.name)
         return Scanned(sorted(folders), sorted(files), left_out)
 
     def _reason(self, folder: str, entry: os.DirEntry) -> str:
@@ -143,11 +143,12 @@ class Walker:
         if hidden:
             return HIDDEN
         # The kind of an entry costs no call of the system, except for a link.
-        if entry.is_dir():
+        if _is_folder(entry):
             return LOOPS if entry.is_symlink() and contains(entry, folder) else ""
         # A link that leads nowhere stays: reading it will be a missing image's error.
-        lost = entry.is_symlink() and not os.path.exists(entry.path)
-        return "" if entry.is_file() or lost else SPECIAL
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            return ""
+        return "" if entry.is_file() else SPECIAL
 
     def _walk(
         self,
@@ -183,6 +184,14 @@ class Walker:
                     left_out[LOOPS] += 1
                     continue
             yield from self._walk(path, f"{prefix}{name}/", passed, left_out)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Returns whether an entry is a folder, or a link that leads to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself, or to where one may not look
+        return False
 
 
 def contains(outer: str | os.PathLike[str], inner: str) -> bool:
