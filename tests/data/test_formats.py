@@ -98,6 +98,15 @@ def test_other_formats_of_pillow_stay_closed(data, monkeypatch):
         decode(data)
 
 
+def test_a_file_of_no_format_is_known_by_its_beginning():
+    page = b"<!DOCTYPE html>\n<html>"
+    with pytest.raises(DecodeError) as error:
+        decode(page, name="a.jpg")
+    message = str(error.value)
+    assert message.startswith("a.jpg cannot be decoded: its 22 bytes are in none of")
+    assert message.endswith(r"or damaged; they begin with b'<!DOCTYPE html>\n'")
+
+
 def test_extras_that_messages_name_exist():
     setup = pathlib.Path(__file__).parents[2].joinpath("setup.py").read_text("utf-8")
     assert '"heif": ["pillow-heif' in setup

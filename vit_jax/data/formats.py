@@ -35,6 +35,8 @@ _HEIF_BRANDS |= {b"mif1", b"msf1"}
 # Pillow loads its plugins on first use, which is not thread-safe.
 Image.init()
 
+_SHOWN = 16  # bytes of an unknown file: enough to see that it is a web page, say
+
 
 class DecodeError(UserError):
     """An image that cannot be read; the message gives its name and the reason."""
@@ -68,7 +70,8 @@ def open_with_pillow(data: bytes) -> Image.Image:
                 "it is an HEIF file, which needs a plug-in: pip install 'vit_jax[heif]'"
             ) from None
         raise UnknownFormat(
-            f"its {len(data):,} bytes are in none of the formats {', '.join(FORMATS)}"
+            f"its {len(data):,} bytes are in none of the formats {', '.join(FORMATS)}, "
+            f"or damaged; they begin with {data[:_SHOWN]!r}"
         ) from None
 
 
