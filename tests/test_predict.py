@@ -194,6 +194,53 @@ def test_results_of_other_weights_are_not_continued(workdir, run, shared, make_w
         run(f"--checkpoint={other}", image, f"--out={out}")
 
 
+def test_a_file_has_each_image_once_and_the_errors_of_those_asked_for(
+    workdir, shared, run, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "results.jsonl"
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    arguments = [f"--checkpoint={workdir}", f"--out={out}"]
+    image = shared / "images" / "b.png"
+    with pytest.raises(SystemExit):
+        run(*arguments, image, tmp_path / "bad.png", image)
+    assert len(_read_results(out)) == 2
+    run(*arguments, image, shared / "images", image)  # not the bad one
+    paths = [path for path, *_ in _read_results(out)]
+    files = ["images/b.png", "images/a.JPG", "images/below/c.webp"]
+    names = [str(shared / name) for name in files]
+    assert paths == [names[0], str(tmp_path / "bad.png"), *names[1:]]
+
+
+def test_relative_paths_in_another_folder_are_other_images(
+    workdir, shared, run, tmp_path, monkeypatch
+):
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    for name, image in zip("ab", pixels, strict=True):
+        (tmp_path / name).mkdir()
+        PIL.Image.fromarray(image).save(tmp_path / name / "x.png")
+    arguments = [f"--checkpoint={workdir}", f"--out={tmp_path / 'all.csv'}"]
+    monkeypatch.chdir(tmp_path / "a")
+    run(*arguments, "x.png")
+    before = (tmp_path / "all.csv").read_bytes()
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(SystemExit, match=f"was begun in {tmp_path}/a, so the same rel"):
+        run(*arguments, "x.png")
+    run(*arguments, tmp_path / "b" / "x.png")  # an absolute path is unambiguous
+    assert (tmp_path / "all.csv").read_bytes().startswith(before)
+    assert len(_read_rows(tmp_path / "all.csv")) == 2
+    # A project that has moved as a whole continues.
+    moved = tmp_path.with_name(f"{tmp_path.name}_moved")
+    tmp_path.rename(moved)
+    monkeypatch.chdir(moved / "a")
+    run(f"--checkpoint={workdir}", "--out=../all.csv", "x.png")
+    assert len(_read_rows(moved / "all.csv")) == 2
+
+
+def _read_rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 KILLED = """
 import os, signal, sys
 from vit_jax import command, predict
@@ -331,6 +378,12 @@ def test_a_single_output_is_the_probability_of_yes(shared, make_workdir, run):
             ["--checkpoint={run}", "{shared}/absent.png", "{shared}/empty"],
             r"absent.png: no such file or folder\n.*empty: the folder contains no",
         ),
+        (
+            ["--checkpoint={run}", "data:image/png;base64," + "iVBOR" * 99, "x/*.png"],
+            r"^error: data:image.{10,200}…: data: addresses .*\n"
+            r"x/\*.png: no such file, and patterns are not expanded here",
+        ),
+        (["--checkpoint={run}", "s3://a/b.png"], "s3: addresses are not read; pass a"),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message, workdir, shared, run):

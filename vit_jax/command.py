@@ -14,7 +14,6 @@ from absl import flags
 from vit_jax.errors import UserError
 from vit_jax.versions import warn_of_untested
 
-
 # Errors that a disk or a file system causes, never the program.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENAMETOOLONG)
 
@@ -137,7 +136,7 @@ def _open_standard_streams() -> None:
     """Discards what is written to standard streams that were closed, as in `>&-`."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _write_any_text(stream: Any) -> None:

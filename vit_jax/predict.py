@@ -114,23 +114,26 @@ def _predict(
     layout = _layout(model)
     about = {"checkpoint": FLAGS.checkpoint, "step": model.step}
     about |= {"outputs": model.outputs}
-    done: Any = ()
+    done: Any = None
     failed: list[dict[str, Any]] = []
+    several = len(arguments) > 1  # may stand for the same image
+
+    def listed() -> "Iterator[Input]":
+        return inputs(arguments, model.architecture.channels)
 
     def images() -> "Iterator[Input]":
-        listed = inputs(arguments, model.architecture.channels)
-        return (image for image in listed if image.name not in done)
+        yield from listed() if done is None else done.missing(listed(), several)
 
     # Refused before any file is made; the images are listed once they are needed.
     stream = model.stream(images(), FLAGS.top_k, batch_size=FLAGS.batch_size)
     with contextlib.ExitStack() as stack:
         if out is not None:
             about["fingerprint"] = _fingerprint(model)
-            results = open_results(out, layout, about)
+            results = open_results(out, layout, about, _relative(arguments))
             writer, done = stack.enter_context(results)
-            failed += [found._asdict() for found in done.failed]
             if done.count:
-                total = sum(1 for _ in images())
+                total, before = done.compare(listed(), several)
+                failed += [found._asdict() for found in before]
                 logger.info("%s has %d results, %d are missing", out, done.count, total)
         else:
             kind = JsonObject(about) if FLAGS.json else Printed(layout)
@@ -148,6 +151,14 @@ def _predict(
                 logger.warning("%s", prediction.error)
                 failed.append(record)
     return failed
+
+
+def _relative(arguments: Sequence[str]) -> bool:
+    """Returns whether the names of some images depend on the current folder."""
+    from vit_jax.prediction.inputs import is_address
+
+    paths = [os.path.expanduser(text) for text in arguments if not is_address(text)]
+    return not all(map(os.path.isabs, paths))
 
 
 def _layout(model: Any) -> "Layout":
@@ -180,7 +191,7 @@ def count(arguments: Sequence[str]) -> int:
     """
     from vit_jax.data.sources.image_files import in_words
     from vit_jax.prediction.folders import images_in
-    from vit_jax.prediction.inputs import is_address
+    from vit_jax.prediction.inputs import is_address, nothing_at
 
     total, problems = 0, []
     left_out: Counter[str] = Counter()
@@ -189,7 +200,7 @@ def count(arguments: Sequence[str]) -> int:
         if is_address(argument):
             total += 1
         elif not os.path.exists(path):
-            problems.append(f"{argument}: no such file or folder")
+            problems.append(nothing_at(argument))
         elif not os.path.isdir(path):  # such as a pipe
             total += 1
         elif not (within := sum(1 for _ in images_in(path, left_out))):

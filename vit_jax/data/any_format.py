@@ -79,6 +79,8 @@ def from_pillow(
       DecodeError: its file is truncated or closed.
     """
     with _explained(name):
+        if 0 in image.size:
+            raise ValueError(f"it has {image.width} × {image.height} pixels")
         image.load()
         found: Samples | Image.Image = _upright(image)
         if image.mode in _DEEP_MODES:
@@ -190,6 +192,8 @@ def _samples(
     by_pillow: bool = False,
 ) -> Samples:
     """Finds the white of deep values, and turns them upright unless Pillow has."""
+    # In the machine's order of bytes; those of a TIFF may be in the other one.
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     white = None
     if page and values.dtype.itemsize > 1:
         white = depth.white_in_tags(page.tags, 8 * values.dtype.itemsize)
