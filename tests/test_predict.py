@@ -13,6 +13,7 @@ import pytest
 
 import vit_jax
 from vit_jax import predict
+from vit_jax.errors import UserError
 
 NAMES = ("bird", "cat", "dog")
 
@@ -362,6 +363,15 @@ def test_a_single_output_is_the_probability_of_yes(shared, make_workdir, run):
     assert line.split() == [f"{1 / (1 + np.exp(-logit)):.2%}", "tumour"]
     with pytest.raises(SystemExit, match="single output, whose probability would alw"):
         run(f"--checkpoint={workdir}", path, "--outputs=exclusive")
+
+
+def test_a_path_that_may_not_be_looked_at_is_not_called_absent(monkeypatch):
+    def stat(path, **_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(UserError, match=r"^a/b\.png: Permission denied$"):
+        predict.count(["a/b.png"])
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,14 @@ def _in_folder(path: str) -> Iterator[Input]:
 
 def nothing_at(text: str) -> str:
     """Explains in one line why there is no image at a path."""
-    return f"{_shortened(text)}: {_no_path(text) or 'no such file or folder'}"
+    reason = _no_path(text) or "no such file or folder"
+    try:
+        os.stat(os.path.expanduser(text))
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # such as a folder that may not be entered
+        reason = error.strerror or reason
+    return f"{_shortened(text)}: {reason}"
 
 
 def _shortened(text: str) -> str:

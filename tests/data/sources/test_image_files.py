@@ -1,5 +1,6 @@
 """Tests of the walk through folders: images, links, and what is left out by reason."""
 
+import contextlib
 import os
 
 import pytest
@@ -10,6 +11,7 @@ from vit_jax.data.sources.image_files import (
     NO_ENDING,
     SIDE_FILES,
     SPECIAL,
+    Walker,
     find_images,
     in_words,
 )
@@ -83,6 +85,26 @@ def test_a_link_that_leads_nowhere_costs_no_other_image(tmp_path):
     # They stay, as images that cannot be read.
     images = ["a.png", "absent.png", "below/b.png", "file.png", "itself.png"]
     assert find_images(tmp_path / "set") == (images, {})
+
+
+def test_a_link_to_where_nobody_may_look_is_not_left_out(tmp_path, monkeypatch):
+    class Entry:
+        def __init__(self, name):
+            self.name, self.path = name, f"set/{name}"
+
+        def __fspath__(self):
+            return self.path
+
+        def is_dir(self):
+            raise PermissionError
+
+        def is_symlink(self):
+            return True
+
+    entries = contextlib.nullcontext([Entry("link"), Entry("link.png")])
+    monkeypatch.setattr(os, "scandir", lambda _: entries)
+    # What it leads to is unknown: listing it, or reading it, says why.
+    assert Walker().scan(str(tmp_path)) == (["link"], ["link.png"], {})
 
 
 def test_the_first_rules_find_what_they_found(tmp_path):

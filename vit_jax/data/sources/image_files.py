@@ -190,7 +190,9 @@ def _is_folder(entry: os.DirEntry) -> bool:
     """Returns whether an entry is a folder, or a link that leads to one."""
     try:
         return entry.is_dir()
-    except OSError:  # such as a link to itself, or to where one may not look
+    except PermissionError:  # which listing or reading it will report
+        return not entry.name.lower().endswith(EXTENSIONS)
+    except OSError:  # such as a link to itself
         return False
 
 
