@@ -161,14 +161,18 @@ def _in_folder(path: str) -> Iterator[Input]:
 
 def nothing_at(text: str) -> str:
     """Explains in one line why there is no image at a path."""
-    reason = _no_path(text) or "no such file or folder"
+    return f"{_shortened(text)}: {_no_path(text) or _system_says(text)}"
+
+
+def _system_says(path: str) -> str:
+    """Explains why a path leads nowhere, such as into a folder that is locked."""
     try:
-        os.stat(os.path.expanduser(text))
+        os.stat(os.path.expanduser(path))
     except FileNotFoundError:
         pass
-    except OSError as error:  # such as a folder that may not be entered
-        reason = error.strerror or reason
-    return f"{_shortened(text)}: {reason}"
+    except OSError as error:
+        return str(error.strerror or error)
+    return "no such file or folder"
 
 
 def _shortened(text: str) -> str:
