@@ -190,6 +190,8 @@ def test_results_of_other_weights_are_not_continued(workdir, run, shared, make_w
     }
     # The same weights by another path may go on; other names of classes may not.
     run(f"--checkpoint={workdir}/checkpoints/3", image, f"--out={out}")
+    # More classes than there are: all of them, as before.
+    run(f"--checkpoint={workdir}", image, f"--out={out}", "--top_k=9")
     other = make_workdir(shared / "other", class_names=("a", "b", "c"), depth=1)
     with pytest.raises(SystemExit, match=f"results of other weights: {workdir} at"):
         run(f"--checkpoint={other}", image, f"--out={out}")
