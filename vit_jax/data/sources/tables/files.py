@@ -19,6 +19,10 @@ JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
 # Endings of files that are taken for tables without being told so.
 EXTENSIONS = (".csv", ".tsv", *JSON_LINES, PARQUET)
+# Others that people take for tables: text is read, the rest refused as what it is.
+OTHER_EXTENSIONS = (
+    *(".txt", ".json", ".xlsx", ".xls", ".csv.gz", ".feather", ".arrow", ".sqlite"),
+)
 
 Row = dict[str, Any]
 Known = Callable[[str], bool]  # whether a column has a name that means something
@@ -30,7 +34,10 @@ _OTHER_FILES = {
     b"PAR1": "a Parquet file",
     b"\x1f\x8b": "a file compressed by gzip",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"SQLite format 3\0": "an SQLite database",
+    b"ARROW1": "an Arrow or Feather file",
 }
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class Table:
@@ -72,6 +79,16 @@ class Table:
         raise NotImplementedError
 
 
+def check_not_pointer(file: str) -> None:
+    """Raises UserError if a file only stands for one that Git LFS has not fetched."""
+    with open(file, "rb") as binary:
+        if binary.read(len(_LFS)) == _LFS:
+            raise UserError(
+                f"{file} is a pointer of Git LFS, not the file itself. Fetch it: "
+                "git lfs pull"
+            )
+
+
 def normal(name: str) -> str:
     """Returns a column's name for comparison: `normal(" File Name") == "file_name"`."""
     return re.sub(r"[\s_.-]+", "_", name.strip().lower())
@@ -101,6 +118,7 @@ class DelimitedTable(Table):
 
     def __init__(self, file: str, known: Known):
         self._skipped, self._delimiter = 0, ""
+        _refuse_json(file)
         with _readable(file) as (text, _):
             for line in text:
                 if declared := _DECLARED.fullmatch(line):
@@ -168,6 +186,8 @@ class JsonTable(Table):
                 if isinstance(row, dict):
                     columns = [name.strip() for name in row]
                     break
+            else:
+                _refuse_json(file)
         super().__init__(file, columns)
         self._by_normal = {normal(name): name for name in columns}
 
@@ -211,6 +231,18 @@ def _reader(lines: Iterator[str], delimiter: str):
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
+def _refuse_json(file: str) -> None:
+    """Raises UserError if a text file is one JSON document."""
+    with _readable(file) as (text, _):
+        start = text.read(1024).lstrip()
+    if start.startswith(("[", "{")):
+        raise UserError(
+            f"{file} is one JSON document, not a table. Write one object per line into "
+            'a .jsonl file, such as {"image": "images/0.jpg", "label": "cat"}; pandas '
+            "does: to_json(…, orient='records', lines=True)."
+        )
+
+
 def _json_row(line: str) -> Row | str:
     try:
         row = json.loads(line)
@@ -244,11 +276,16 @@ def _readable(file: str) -> Iterator[tuple[IO[str], list[int]]]:
 def _encoding(file: str) -> str:
     with open(file, "rb") as binary:
         start = binary.read(1024)
+    check_not_pointer(file)
     for magic, what in _OTHER_FILES.items():
         if start.startswith(magic):
             raise UserError(
                 f"{file} is {what}, not text. Save the table as CSV in UTF-8."
             )
+    if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise UserError(
+            f"{file} is an HTML page, not a table. Download the file itself."
+        )
     if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
