@@ -21,7 +21,7 @@ def merged(found):
     [
         "file_name,class", "File Name,Category", "FILEPATH,Target", "image path,LABEL",
         "img,class_name", "image_id,label", "ImageName,category_id", "Image Index,Tag",
-        "image_file,class,caption",
+        "image_file,class,caption", "fname,class", "filepaths,label,scientific name",
     ],
 )  # fmt: skip
 def test_usual_names(root, opened, header):

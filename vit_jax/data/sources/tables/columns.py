@@ -31,9 +31,10 @@ def _names(text: str) -> tuple[str, ...]:
 PATHS = (
     _names("image path file filename"),
     _names(
-        "file_name filepath file_path imagepath image_path img_path image_file "
-        "image_filename image_file_name img_file imagename image_name img_name img "
-        "image_index relative_path rel_path picture photo"
+        "file_name file_names filenames fname filepath filepaths file_path imagepath "
+        "image_path img_path image_file image_filename image_file_name img_file "
+        "imagename image_name img_name img image_index relative_path rel_path picture "
+        "photo"
     ),
     _names("image_id imageid img_id id"),
 )

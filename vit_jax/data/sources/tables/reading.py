@@ -28,7 +28,12 @@ from vit_jax.data.sources.listings import (
     left_without,
     mixed,
 )
-from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
+from vit_jax.data.sources.options import (
+    DEFAULT_OPTIONS,
+    FIRST_RULES,
+    NO_SPLITS,
+    DataOptions,
+)
 from vit_jax.data.sources.protocol import in_order
 from vit_jax.data.sources.tables import checks
 from vit_jax.data.sources.tables.columns import Columns, choose, known
@@ -83,7 +88,10 @@ class _Reading:
         train = [row for row in rows if row.split == "train"]
         if not train:
             splits = ", ".join(sorted({row.split for row in rows}))
-            raise UserError(f"{name} has no row to train on, only {splits}. {EXPECTED}")
+            raise UserError(
+                f"{name} has no row to train on, only {splits}. To use all of its rows "
+                f"alike, pass data.split_column={NO_SPLITS!r}. {EXPECTED}"
+            )
         found = {label for row in rows for label in row.labels}
         names = in_order(found | self._declared)
         _check_number(names, several, name)
