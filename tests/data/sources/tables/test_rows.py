@@ -357,3 +357,33 @@ def test_addresses_are_cut_like_whole_paths(root, message, opened, start):
     for image_root in (".", "images"):
         found = opened(path, image_root=image_root)[1]
         assert found["val"] == {k: ALL[k] for k in range(4)}
+
+
+def test_weights_are_remarked_on(root, opened):
+    lines = [f"{row},{k + 0.5}" for k, row in enumerate(rows())]
+    path = write(root / "t.csv", lines, "image,label,split,weight")
+    assert opened(path)[0].remarks == (
+        "the column weight gives the weight of each example, from 0.5 to 11.5",
+    )
+
+
+def test_a_class_minus_one_is_remarked_on(root, opened):
+    labels = {k: k % 3 - 1 for k in range(12)}
+    assert opened(write(root / "t.csv", rows(labels)))[0].remarks == (
+        "classes whose names may stand for no label: '-1'",
+    )
+    labels = {k: k % 2 * 2 - 1 for k in range(12)}
+    assert opened(write(root / "t.csv", rows(labels)))[0].remarks == ()
+
+
+def test_few_rows_without_exactly_one_label_are_named(root, opened):
+    lines = [f"images/{k % 12}.png,{k % 2},{1 - k % 2}" for k in range(60)]
+    path = write(root / "t.csv", lines, "image,a,b")
+    assert not opened(path)[0].multi_label
+    write(path, [*lines, "images/x.png,0,0"], "image,a,b")
+    listing = open_dataset(str(path)).contents
+    assert listing.multi_label
+    assert (
+        "an image may have any number of labels, only because of 1 of 61 rows, which "
+        "have no 1 or several: images/x.png (0)"
+    ) in listing.remarks

@@ -10,6 +10,7 @@ from vit_jax.words import quoted, shortened
 
 _NUMBER = re.compile(r"[+-]?([0-9]+([.,][0-9]*)?|[.,][0-9]+)([eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"[+-]?[0-9]+([.,]0*)?")
+_FEW = 0.02  # share of rows that are exceptions
 _NO_VALUE = ("nan", "none", "null", "n/a", "<na>", "nat", "?", "undefined")
 
 
@@ -149,6 +150,29 @@ def similar_names(names: Iterable[str]) -> list[str]:
     ]
 
 
+def nearly_exclusive(rows: Sequence[TableRow]) -> list[str]:
+    """Returns a remark if only a few rows have no 1, or several, in their columns."""
+    others = [row for row in rows if len(row.labels) != 1]
+    if not 0 < len(others) <= _FEW * len(rows):
+        return []
+    shown = shortened([f"{row.path} ({len(row.labels)})" for row in others])
+    return [
+        f"an image may have any number of labels, only because of {len(others):,} of "
+        f"{len(rows):,} rows, which have no 1 or several: {shown}"
+    ]
+
+
+def weighted(rows: Sequence[TableRow]) -> list[str]:
+    """Returns a remark if the rows have different weights."""
+    weights = {row.weight for row in rows}
+    if len(weights) < 2:
+        return []
+    return [
+        f"the column weight gives the weight of each example, from {min(weights):g} to "
+        f"{max(weights):g}"
+    ]
+
+
 def amounts(names: Sequence[str]) -> list[str]:
     """Returns a remark if the classes are numbers with fractions, such as "0.37"."""
     if not names or not all(map(_NUMBER.fullmatch, names)):
@@ -163,9 +187,11 @@ def amounts(names: Sequence[str]) -> list[str]:
     ]
 
 
-def missing_values(names: Iterable[str]) -> list[str]:
+def missing_values(names: Sequence[str]) -> list[str]:
     """Returns a remark if classes have names that programs write for no value."""
     found = [name for name in names if name.casefold() in _NO_VALUE]
+    if {"-1", "0"} <= set(names):
+        found.append("-1")
     if not found:
         return []
     return [f"classes whose names may stand for no label: {shortened(found, repr)}"]

@@ -305,7 +305,10 @@ class _Reading:
         names = {one for row in rows.usable for one in row.labels}
         self._remarks += checks.similar_names(sorted(names))
         self._remarks += checks.missing_values(sorted(names))
-        if several and not self._one_hot:
+        self._remarks += checks.weighted(rows.usable)
+        if self._one_hot:
+            self._remarks += checks.nearly_exclusive(rows.usable)
+        elif several:
             remarks = checks.unseparated(rows.usable, options.label_separator)
             self._remarks += remarks or self._all_single()
         elif options.rules > FIRST_RULES:
