@@ -81,6 +81,19 @@ def test_a_quote_that_is_never_closed_hides_no_rows(root, message):
     assert "a quote missing?" in message(path) or "cells, but" in message(path)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_quotes_at_the_start_of_a_cell_hide_no_rows(root, message, last):
+    path = root / "set.tsv"
+    rows = [row.split("\t") for row in lines("\t")]
+    texts = ["note", *(f'"what {k}' for k in range(12))]
+    rows = [
+        [*row, text] if last else [row[0], text, *row[1:]]
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    path.write_text("\n".join(map("\t".join, rows)))
+    assert "the quote in line 2 is not closed in that line" in message(path)
+
+
 def test_empty_cells_at_the_end_of_a_line_do_not_matter(root, opened):
     path = root / "set.csv"
     rows = lines()
@@ -147,6 +160,7 @@ def test_an_unknown_file_is_explained(tmp_path):
             "pointer of Git LFS",
         ),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "of Git LFS"),
+        ("c.jsonl", b'{"image": "a"}', "columns are the keys of the first row"),
         ("a.txt", b"12\nSmiling Young\n", "expected commas, semicolons, tabs or |"),
     ],
 )

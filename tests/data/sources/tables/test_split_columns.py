@@ -45,6 +45,7 @@ def test_a_column_of_any_name_whose_values_are_all_splits(root, opened, column):
 def test_other_columns_are_not_of_splits(root, opened, values):
     listing, _ = opened(table(root, "what", values))
     assert listing.held_out
+    assert not any("'what' gives the splits" in remark for remark in listing.remarks)
 
 
 def test_a_column_of_labels_is_not_of_splits(root, opened):
@@ -129,12 +130,15 @@ def test_flags_are_not_classes(root, opened):
 def test_trains_are_classes_beside_other_vehicles(root, opened):
     path = write(
         root / "t.csv",
-        "image,is_train,is_bus",
-        lambda k: f"images/{k}.png,{k % 2},{1 - k % 2}",
+        "image,is_train,is_bus,is_car",
+        lambda k: f"images/{k}.png,{k % 3 == 0:d},{k % 3 == 1:d},{k % 3 == 2:d}",
     )
-    listing, _ = opened(path, label_columns="is_*")
-    assert listing.class_names == ("is_bus", "is_train")
-    assert listing.held_out
+    for options in ({}, {"label_columns": "is_*"}):
+        listing, found = opened(path, **options)
+        assert listing.class_names == ("is_bus", "is_car", "is_train")
+        assert listing.held_out
+        labels = found["train"] | found["val"]
+        assert labels == {k: ("is_train", "is_bus", "is_car")[k % 3] for k in range(12)}
 
 
 def test_values_that_splits_does_not_name_are_left_out(root, opened, message):
@@ -197,3 +201,5 @@ def test_numbered_splits_are_remarked_on(root, opened):
     assert "data.splits, as in 'train=0,val=1,test=2'" in listing.remarks[0]
     options = {"split_column": "partition", "splits": "train=0,val=1,test=2"}
     assert opened(path, **options)[1]["train"] == SPLIT[0]
+    write(path, "image,label,set", lambda k: f"images/{k}.png,{ALL[k]},{k}")
+    assert not any("is not used" in remark for remark in opened(path)[0].remarks)

@@ -204,10 +204,11 @@ class _Choice:
 
     def _binary(self, taken: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
         """Returns the columns of classes if all others are such, and all others."""
+        flags = split_columns.flags_in(self._table.columns)
         others = [
             name
             for name in self._table.columns
-            if name not in taken and not flag_of(name)
+            if name not in taken and name not in flags
         ]
         seen = self._seen(others)
         values = set[str]().union(*(seen[name].values for name in others))
@@ -344,8 +345,8 @@ class _Choice:
         else:
             if any(name.lower().endswith(EXTENSIONS) for name in self._table.columns):
                 hint = "; the first line has to name the columns"
-            elif self._table.unit == "line" and len(self._table.columns) == 1:
-                hint = "; expected commas, semicolons, tabs or | between columns"
+            elif len(self._table.columns) == 1:
+                hint = f"; {self._table.divided}"
             usual = ", ".join(tiers[0])
             self._wrong.append(
                 f"no column for the {what}: expected one of {usual}, or its name in "

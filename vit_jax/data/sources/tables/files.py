@@ -47,6 +47,7 @@ class Table:
       file: its path.
       columns: names of its columns, without the blanks around them.
       unit: what the numbers of `rows` count: "line" or "row".
+      divided: what divides its columns, for messages.
       images: columns that hold images rather than paths.
       class_names: column → names of the classes that its whole numbers stand for.
       single: columns that can hold only one label per row.
@@ -54,6 +55,7 @@ class Table:
     """
 
     unit = "line"
+    divided = "columns are those of the file's schema"
     images: tuple[str, ...] = ()
     class_names: Mapping[str, tuple[str, ...]] = {}
     single: frozenset[str] = frozenset()
@@ -116,6 +118,8 @@ def open_table(file: str, known: Known) -> Table:
 class DelimitedTable(Table):
     """A text table with a header, such as .csv."""
 
+    divided = "expected commas, semicolons, tabs or | between columns"
+
     def __init__(self, file: str, known: Known):
         self._skipped, self._delimiter = 0, ""
         _refuse_json(file)
@@ -150,21 +154,28 @@ class DelimitedTable(Table):
     def rows(self, columns: Collection[str]) -> Iterator[tuple[int, Row | str]]:
         del columns  # all of a line is read anyway
         names, ended = self.columns, False
+        record: list[str] = []  # lines of the row in work
 
         def lines(text: IO[str]) -> Iterator[str]:
             nonlocal ended
-            yield from self._after_skipped(text)
+            for line in self._after_skipped(text):
+                record.append(line)
+                yield line
             ended = True
 
         with _readable(self.file) as (text, at):
             reader = _reader(lines(text), self._delimiter)
             next(reader, None)
+            record.clear()
             number = self._skipped + reader.line_num
             for values in reader:
                 begun, number = number + 1, self._skipped + reader.line_num
                 at[0] = number
                 if ended:  # the reader looked for the end of a quoted cell
                     raise csv.Error(f"the quote in line {begun} is never closed")
+                if len(record) > 1:
+                    self._check_quotes(record, begun)
+                record.clear()
                 if not any(value.strip() for value in values):
                     continue
                 while len(values) > len(names) and not values[-1].strip():
@@ -174,9 +185,24 @@ class DelimitedTable(Table):
                 else:
                     yield number, f"{len(values)} cells, but {len(names)} columns"
 
+    def _check_quotes(self, record: list[str], begun: int) -> None:
+        """Raises csv.Error if a row of several lines seems to be several rows."""
+        strict = csv.reader(
+            record, delimiter=self._delimiter, skipinitialspace=True, strict=True
+        )
+        try:
+            next(strict)
+        except csv.Error:
+            raise csv.Error(
+                f"the quote in line {begun} is not closed in that line, and what "
+                "closes it is followed by more text"
+            ) from None
+
 
 class JsonTable(Table):
     """A table of JSON objects, one per line; the first one's keys are the columns."""
+
+    divided = "columns are the keys of the first row"
 
     def __init__(self, file: str):
         columns = []

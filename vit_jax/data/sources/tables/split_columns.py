@@ -50,6 +50,17 @@ def flag_of(column: str) -> str | None:
     return split and ("val" if split_names.role(split) == "val" else split)
 
 
+def flags_in(columns: Sequence[str]) -> Mapping[str, str]:
+    """Returns the columns that are flags by their names, and the splits they mean."""
+    found = {name: split for name in columns if (split := flag_of(name))}
+    others = any(
+        normal(name).startswith("is_") for name in columns if name not in found
+    )
+    if others and set(found.values()) == {"train"}:
+        return {}  # trains beside is_car and is_bus
+    return found
+
+
 class SplitChoice:
     """The choice of these columns, with its problems and remarks.
 
@@ -170,21 +181,10 @@ class SplitChoice:
 
     def _flags(self, taken: Collection[str]) -> Mapping[str, str]:
         """Returns the columns such as "is_valid"."""
-        named = {
-            name: split
-            for name in self._table.columns
-            if name not in taken and (split := flag_of(name))
-        }
+        named = flags_in([name for name in self._table.columns if name not in taken])
         found = {
             name: split for name, split in named.items() if self._seen(name).is_binary()
         }
-        others = [
-            name
-            for name in self._table.columns
-            if name not in (*named, *taken) and normal(name).startswith("is_")
-        ]
-        if others and set(found.values()) == {"train"}:
-            return {}  # trains beside is_car and is_bus
         for name, split in found.items():
             self.remarks.append(
                 f"a one in the column {name!r} means the split {split!r}; "
