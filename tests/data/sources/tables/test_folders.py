@@ -254,6 +254,12 @@ def test_tables_are_chosen_by_data_splits(root, opened, message):
     assert "data.splits='train=fold0_train.csv'" in found
     options = {"splits": "train=fold0_train.csv,val=fold0_val.csv"}
     assert opened(root, **options)[1] == SPLITS
+    # What such a table says itself about splits has to agree.
+    file = root / "fold0_val.csv"
+    file.write_text(
+        file.read_text().replace("\n", ",other\n").replace("other", "split", 1)
+    )
+    assert "line 2: unknown split 'other'" in message(root, **options)
 
 
 def test_two_tables_of_metadata_are_ambiguous(root, opened, message):
@@ -314,3 +320,30 @@ def test_parquet_files_in_folders_of_splits_are_one_set(root, opened):
             parquet(root / "default" / split / f"{k:04}.parquet", [k])
     found = opened(root, image_root=str(root / "images"))[1]
     assert [*found.values()] == [*SPLITS.values()]
+
+
+def test_a_table_in_the_folder_of_each_split(root, opened, message):
+    for split, numbers in (("train", range(4, 12)), ("valid", range(4))):
+        (root / split).mkdir()
+        lines = ["filename, a, b"]
+        for k in numbers:
+            (root / "images" / f"{k}.png").rename(root / split / f"{k}.png")
+            lines.append(f"{k}.png, {k % 2 == 0:d}, {k % 2:d}")
+        (root / split / "_classes.csv").write_text("\n".join(lines))
+        (root / split / "notes.csv").write_text("who,what\nI,wrote\n")
+    (root / "images").rmdir()
+    assert [*opened(root)[1].values()] == [*SPLITS.values()]
+    # Of two, neither is taken.
+    shutil.copy(root / "train" / "_classes.csv", root / "train" / "old.csv")
+    assert "no images of any class" in message(root)
+
+
+def test_files_that_are_not_read_are_named(root, opened):
+    write(root / "train.csv")
+    for name in ("sample_submission.csv", "folds.json", "arrays.npz"):
+        (root / name).write_text("id,label\n")
+    assert (
+        "labels are those of train.csv; not read: arrays.npz, folds.json, "
+        "sample_submission.csv"
+    ) in opened(root)[0].remarks
+    assert not any("not read" in one for one in opened(root / "train.csv")[0].remarks)

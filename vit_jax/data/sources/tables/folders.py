@@ -1,7 +1,8 @@
 """Folders that hold tables: which files they are, and for which splits.
 
 train.csv val.csv …             a table for each split, under any of its names
-metadata.csv (or .jsonl, .parquet), in the folder or in each split's folder
+metadata.csv (or .jsonl, .parquet), in the folder or in each split's folder; or any one
+                                table in each split's
 Hugging Face's image folders
 [data/]train-00000-of-00004.parquet …, or train/0000.parquet …
 labels.csv                      any one table beside folders of images
@@ -19,6 +20,7 @@ from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.tables.columns import PATHS, known
 from vit_jax.data.sources.tables.files import (
     EXTENSIONS,
+    OTHER_EXTENSIONS,
     PARQUET,
     normal,
     open_table,
@@ -170,7 +172,7 @@ def _split_files(folder: str, options: DataOptions, walker: Walker) -> dict[str,
 
 
 def _metadata(folder: str, options: DataOptions, walker: Walker) -> dict[str, str]:
-    """Returns the tables of one of Hugging Face's image folders."""
+    """Returns the tables of one of Hugging Face's image folders, or of each split's."""
     names = _files(walker, folder, EXTENSIONS)
     if here := [name for name in names if name.lower() in _METADATA]:
         return {_only_metadata(folder, here): ""}
@@ -182,6 +184,9 @@ def _metadata(folder: str, options: DataOptions, walker: Walker) -> dict[str, st
         below = os.path.join(folder, name)
         files = _files(walker, below, EXTENSIONS)
         here = [file for file in files if file.lower() in _METADATA]
+        if not here:  # then the only table, such as Roboflow's _classes.csv
+            here = [file for file in files if _names_images(os.path.join(below, file))]
+            here = here if len(here) == 1 else []
         if not here:
             continue
         if split in found.values():
@@ -281,14 +286,8 @@ def _only_table(folder: str, options: DataOptions, walker: Walker) -> str:
     """
     found = []
     for name in _files(walker, folder, _TEXT):
-        if "submission" in name.lower():
-            continue
         file = os.path.join(folder, name)
-        try:
-            columns = open_table(file, known).columns
-        except UserError:
-            continue
-        if any(normal(column) in tier for tier in PATHS for column in columns):
+        if _names_images(file):
             found.append(file)
     train = [file for file in found if _table_split(file, options) == "train"]
     if len(train) == 1:
@@ -299,6 +298,31 @@ def _only_table(folder: str, options: DataOptions, walker: Walker) -> str:
             f"{folder} has several tables: {names}. Name the one to use as the dataset."
         )
     return found[0] if len(found) == 1 else ""
+
+
+def _names_images(file: str) -> bool:
+    """Returns whether a file is a text table of images, but not of predictions."""
+    name = os.path.basename(file).lower()
+    if "submission" in name or not name.endswith(_TEXT):
+        return False
+    try:
+        columns = open_table(file, known).columns
+    except UserError:
+        return False
+    return any(normal(column) in tier for tier in PATHS for column in columns)
+
+
+def not_read(folder: str, files: Iterable[str]) -> list[str]:
+    """Lists the tables and arrays in a folder that are not among the data set's files.
+
+    Args:
+      folder: the data set's folder.
+      files: the tables that are read.
+    """
+    endings = (*EXTENSIONS, *OTHER_EXTENSIONS, ".npz")
+    taken = {os.path.abspath(file) for file in files}
+    names = _files(Walker(), folder, endings)
+    return [name for name in names if os.path.join(folder, name) not in taken]
 
 
 def _place_of(split: str) -> int:

@@ -38,7 +38,7 @@ from vit_jax.data.sources.protocol import in_order
 from vit_jax.data.sources.tables import checks
 from vit_jax.data.sources.tables.columns import Columns, choose, known
 from vit_jax.data.sources.tables.files import Table, normal, open_table
-from vit_jax.data.sources.tables.folders import find_tables
+from vit_jax.data.sources.tables.folders import find_tables, not_read
 from vit_jax.data.sources.tables.parquet import EmbeddedImage, ParquetTable
 from vit_jax.data.sources.tables.parquet_images import EmbeddedFile, ImageReader
 from vit_jax.data.sources.tables.paths import LOOKED_FOR, Place, check_exist
@@ -67,6 +67,7 @@ class _Reading:
         self._options = options
         self._name = f"the table {path}"
         self._files, self._root = {path: ""}, os.path.dirname(path)
+        self._remarks: list[str] = []
         if os.path.isdir(path):
             found = find_tables(path, options)
             if found is None:
@@ -75,8 +76,11 @@ class _Reading:
                     "each split (train.csv and val.csv, or test.csv)"
                 )
             self._files, self._root = found.files, path
+            if others := not_read(path, found.files):
+                self._remarks.append(
+                    f"labels are those of {found.names}; not read: {shortened(others)}"
+                )
         self._rows = Rows()
-        self._remarks: list[str] = []
         self._problems: dict[str, UserError] = {}
         self._embedded: dict[str, EmbeddedFile] = {}
         self._declared: set[str] = set()  # classes that the tables name themselves
