@@ -99,6 +99,12 @@ def test_metadata_in_the_folder_of_each_split(root, opened, ending):
     _, found = opened(root)
     assert found == {"train": SPLITS["train"], "test": SPLITS["val"]}
     assert kind(root) == "table"
+    if ending == "csv":  # absolute paths are found too
+        for split in ("train", "test"):
+            file = root / split / "metadata.csv"
+            text = file.read_text().replace("\n", f"\n{root}/{split}/")
+            file.write_text(text)
+        assert opened(root)[1] == found
     # Metadata at the top name the folders.
     lines = ["file_name,label"]
     lines += [f"{'train' if k > 3 else 'test'}/{k}.png,{ALL[k]}" for k in range(12)]

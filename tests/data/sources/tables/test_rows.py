@@ -239,6 +239,8 @@ def test_contradictions_between_several_labels_are_named(root, message, opened):
     write(path, [*lines, "images/7.png,x"], "image,labels")
     found = message(path)
     assert "images/7.png has different labels in different rows: 'b|x', 'x'" in found
+    write(path, [*lines, "images/7.png,b"], "image,labels")
+    assert "different labels in different rows: 'b|x', 'b'" in message(path)
     lines = [f"images/{k}.png,1,{k % 2},{1 - k % 2}" for k in range(12)]
     write(path, [*lines, "images/7.png,1,0,1"], "image,a,b,c")
     found = message(path)
@@ -274,6 +276,11 @@ def test_the_same_image_by_its_whole_path_is_the_same(root, message, opened):
     ]
     assert not sides[0] & sides[1]
     assert sides[0] | sides[1] == {f"images/{k}.png" for k in range(12)}
+    lines = rows(path="{}.png")
+    write(path, [f"{root}/images/7.png,a,train", *lines])
+    assert "images/7.png has several labels: 'a', 'b'" in (
+        message(path, image_root="images")
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,6 +300,14 @@ def test_vectors_of_zeros_and_ones_are_not_read_as_labels(root, message, ending,
     else:
         write(path, lines, "image,labels")
     assert "labels are lists of 3 zeros and ones, such as 0, 0, 1" in message(path)
+
+
+def test_classes_may_be_called_zero_and_one(root, opened):
+    lines = [f"images/{k}.png,{'|'.join('01'[: k % 2 + 1])}" for k in range(12)]
+    assert opened(write(root / "t.csv", lines, "image,labels"))[0].multi_label
+    lines = [f"images/{k}.png,{k % 2}" for k in range(12)]
+    listing, _ = opened(write(root / "t.csv", lines, "image,labels"))
+    assert listing.class_names == ("0", "1")
 
 
 def test_numbers_with_fractions_are_remarked_on(root, opened, message):
