@@ -12,6 +12,7 @@ from vit_jax.data.sources.image_files import in_words
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.data.sources.tables.files import EXTENSIONS as TABLE_EXTENSIONS
+from vit_jax.data.sources.tables.files import OTHER_EXTENSIONS
 from vit_jax.data.sources.tables.folders import class_folders, find_tables
 from vit_jax.data.sources.tables.reading import read_tables
 from vit_jax.errors import UserError
@@ -225,6 +226,8 @@ def _recognised(dataset: str, options: DataOptions) -> tuple[str, str, str]:
     for kind, extensions in _EXTENSIONS.items():
         if path.lower().endswith(extensions):
             return kind, path, ""
+    if path.lower().endswith(OTHER_EXTENSIONS) and os.path.isfile(path):
+        return "table", path, ""
     return "image folder", path, ""
 
 
@@ -233,15 +236,19 @@ def _kind_of_folder(folder: str, options: DataOptions) -> tuple[str, str]:
     found = find_tables(folder, options)
     if not found:
         return "image folder", ""
-    if options.rules == FIRST_RULES or class_folders(folder, options) < 2:
+    if options.rules == FIRST_RULES:
+        return "table", ""
+    folders = class_folders(folder, options)
+    if folders.all < 2:
         return "table", ""
     # A table that does not have to be one is often beside folders of classes.
     kind, other = "image folder", "table"
-    if found.sure:
+    if found.sure or folders.likely < 2:
         kind, other = other, kind
     taken = {"table": found.names, "image folder": "the folders of classes"}
+    what = "classes" if folders.likely == 2 else "images"
     return kind, (
-        f"{folder} has both {found.names} and folders of classes: {taken[kind]} "
+        f"{folder} has both {found.names} and folders of {what}: {taken[kind]} "
         f"gave the labels; data.kind={other!r} takes {taken[other]} instead"
     )
 

@@ -60,7 +60,10 @@ def list_folder(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
     if not os.path.exists(path):
         raise UserError(f"there is no folder {path}. {_LAYOUTS}")
     if not os.path.isdir(path):
-        raise UserError(f"{path} is a file, not a folder. {_LAYOUTS}")
+        raise UserError(
+            f"{path} is a file, not a folder, nor a table or arrays by its ending. "
+            f"data.kind=table reads it as a table. {_LAYOUTS}"
+        )
     if kept := kept_listings.load(path, options):
         return kept
     started, folder = time.time(), _Folder(path, options)

@@ -230,3 +230,175 @@ def test_weights_and_splits_of_options_reach_the_listing(root):
                  "image,label,split,Weight")  # fmt: skip
     source = open_dataset(str(path)).split("val")
     assert sorted(source.weights()) == [0, 1, 2, 3]
+
+
+def test_contradictions_between_several_labels_are_named(root, message, opened):
+    lines = [f"images/{k}.png,x|{ALL[k]}" for k in range(12)]
+    path = write(root / "t.csv", [*lines, "images/7.png,b|x"], "image,labels")
+    assert opened(path)[0].multi_label
+    write(path, [*lines, "images/7.png,x"], "image,labels")
+    found = message(path)
+    assert "images/7.png has different labels in different rows: 'b|x', 'x'" in found
+    write(path, [*lines, "images/7.png,b"], "image,labels")
+    assert "different labels in different rows: 'b|x', 'b'" in message(path)
+    lines = [f"images/{k}.png,1,{k % 2},{1 - k % 2}" for k in range(12)]
+    write(path, [*lines, "images/7.png,1,0,1"], "image,a,b,c")
+    found = message(path)
+    assert "images/7.png has different labels in different rows: 'a|b', 'a|c'" in found
+
+
+def test_rows_of_one_label_each_are_united(root, opened):
+    lines = [f"images/{k // 2}.png,{'ab'[k % 2]},{k}" for k in range(24)]
+    path = write(root / "t.csv", lines, "image,labels,weight")
+    listing, found = opened(path)
+    assert found["train"] | found["val"] == dict.fromkeys(range(12), "a|b")
+    assert sum(listing.num_examples.values()) == 12
+    assert (
+        "12 image(s) have one label in each of several rows, which are united"
+        in (listing.remarks[0])
+    )
+    weights = open_dataset(str(path)).split("train+val").weights()
+    assert sorted(weights) == list(range(1, 24, 2))
+
+
+def test_the_same_image_by_its_whole_path_is_the_same(root, message, opened):
+    lines = rows(split=lambda k: "train")
+    path = write(root / "t.csv", [*lines, f"{root}/images/7.png,a,train"])
+    assert "images/7.png has several labels: 'b', 'a'" in message(path)
+    write(path, [*lines, f"{root}/images/7.png,b,train", "images/./7.png,b,train"])
+    listing, found = opened(path)
+    assert "1 image(s) occur in several rows of a split: images/7.png" in (
+        listing.remarks
+    )
+    sides = [
+        {listing.files[split][k][0] for k in range(len(listing.files[split]))}
+        for split in found
+    ]
+    assert not sides[0] & sides[1]
+    assert sides[0] | sides[1] == {f"images/{k}.png" for k in range(12)}
+    lines = rows(path="{}.png")
+    write(path, [f"{root}/images/7.png,a,train", *lines])
+    assert "images/7.png has several labels: 'a', 'b'" in (
+        message(path, image_root="images")
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "cell"),
+    [("csv", '"[0, {0}, {1}]"'), ("csv", "0|{0}|{1}"), ("jsonl", "[0, {0}, {1}]")],
+)
+def test_vectors_of_zeros_and_ones_are_not_read_as_labels(root, message, ending, cell):
+    cells = {k: cell.format(k % 2, 1 - k % 2) for k in range(12)}
+    path = root / f"t.{ending}"
+    lines = [f"images/{k}.png,{one}" for k, one in cells.items()]
+    if ending == "jsonl":
+        lines = [
+            f'{{"image": "images/{k}.png", "labels": {one}}}'
+            for k, one in cells.items()
+        ]
+        path.write_text("\n".join(lines))
+    else:
+        write(path, lines, "image,labels")
+    assert "labels are lists of 3 zeros and ones, such as 0, 0, 1" in message(path)
+
+
+def test_classes_may_be_called_zero_and_one(root, opened):
+    lines = [f"images/{k}.png,{'|'.join('01'[: k % 2 + 1])}" for k in range(12)]
+    assert opened(write(root / "t.csv", lines, "image,labels"))[0].multi_label
+    lines = [f"images/{k}.png,{k % 2}" for k in range(12)]
+    listing, _ = opened(write(root / "t.csv", lines, "image,labels"))
+    assert listing.class_names == ("0", "1")
+
+
+def test_numbers_with_fractions_are_remarked_on(root, opened, message):
+    labels = {k: f"{k // 2 / 4}" for k in range(12)}
+    listing, _ = opened(write(root / "t.csv", rows(labels, lambda k: "train")))
+    assert (
+        "the labels are 6 different numbers with fractions, such as '0.25': each is a "
+        "class of its own, because amounts cannot be learnt from a table"
+    ) in listing.remarks
+    labels = {k: f'"{k},5"' for k in range(12)}
+    found = message(write(root / "t.csv", rows(labels, lambda k: "train")))
+    assert "12 row(s) of 12 classes, too few to hold one out" in found
+    assert "12 different numbers with fractions, such as '0,5'" in found
+    labels = {k: f"{k // 2}.0" for k in range(12)}
+    listing, _ = opened(write(root / "t.csv", rows(labels, lambda k: "train")))
+    assert not any("fractions" in remark for remark in listing.remarks)
+
+
+def test_zeros_in_front_are_remarked_on(root, opened):
+    labels = {k: ("01", "1", "2")[k % 3] for k in range(12)}
+    listing, _ = opened(write(root / "t.csv", rows(labels)))
+    assert "classes that differ only in zeros in front: '01' and '1'" in listing.remarks
+
+
+def test_missing_images_are_remarked_on(root, opened):
+    (root / "images" / "5.png").rename(root / "images" / "5.PNG")
+    path = write(root / "t.csv", rows())
+    listing = open_dataset(str(path)).contents
+    assert listing.remarks == (
+        f"1 of the first 8 images do not exist, such as {root}/images/5.png. There is "
+        f"{root}/images/5.PNG: the table has to name files in their own case and with "
+        "their own ending",
+    )
+
+
+def test_another_ending_of_all_images_is_said(root, message):
+    found = message(write(root / "t.csv", rows(path="images/{}.JPEG")))
+    assert f"There is {root}/images/4.png: the table has to name files" in found
+
+
+def test_all_problems_at_once(root, message):
+    lines = [f"{k},{label}" for k, label in ALL.items()]
+    found = message(write(root / "t.csv", lines, "id,breed"))
+    assert "the table has 2 problem(s)" in found
+    assert "if it is 'breed', set data.label_columns='breed'" in found
+    assert "With data.image_root='images' and data.image_suffix='.png', 12 of" in found
+
+
+def test_mixed_endings(root, message, opened):
+    for k in range(6):
+        (root / "images" / f"{k}.png").rename(root / "images" / f"{k}.PNG")
+    path = write(root / "t.csv", rows(path="{}"))
+    assert "data.image_suffix='.png,.PNG', 12 of the first 12" in message(path)
+    options = {"image_root": "images", "image_suffix": ".png, PNG"}
+    assert opened(path, **options)[1]["val"] == {k: ALL[k] for k in range(4)}
+
+
+@pytest.mark.parametrize("start", ["gs://bucket/", "https://x.org/", "file:///home/"])
+def test_addresses_are_cut_like_whole_paths(root, message, opened, start):
+    path = write(root / "t.csv", rows(path=start + "images/{}.png"))
+    assert "data.image_root='.', 12 of the first 12 images exist" in message(path)
+    for image_root in (".", "images"):
+        found = opened(path, image_root=image_root)[1]
+        assert found["val"] == {k: ALL[k] for k in range(4)}
+
+
+def test_weights_are_remarked_on(root, opened):
+    lines = [f"{row},{k + 0.5}" for k, row in enumerate(rows())]
+    path = write(root / "t.csv", lines, "image,label,split,weight")
+    assert opened(path)[0].remarks == (
+        "the column weight gives the weight of each example, from 0.5 to 11.5",
+    )
+
+
+def test_a_class_minus_one_is_remarked_on(root, opened):
+    labels = {k: k % 3 - 1 for k in range(12)}
+    assert opened(write(root / "t.csv", rows(labels)))[0].remarks == (
+        "classes whose names may stand for no label: '-1'",
+    )
+    labels = {k: k % 2 * 2 - 1 for k in range(12)}
+    assert opened(write(root / "t.csv", rows(labels)))[0].remarks == ()
+
+
+def test_few_rows_without_exactly_one_label_are_named(root, opened):
+    lines = [f"images/{k % 12}.png,{k % 2},{1 - k % 2}" for k in range(60)]
+    path = write(root / "t.csv", lines, "image,a,b")
+    assert not opened(path)[0].multi_label
+    write(path, [*lines, "images/x.png,0,0"], "image,a,b")
+    listing = open_dataset(str(path)).contents
+    assert listing.multi_label
+    assert (
+        "an image may have any number of labels, only because of 1 of 61 rows, which "
+        "have no 1 or several: images/x.png (0)"
+    ) in listing.remarks

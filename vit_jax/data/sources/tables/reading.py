@@ -9,6 +9,7 @@ A folder of tables, one per split, is one data set; see folders.py.
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -27,12 +28,17 @@ from vit_jax.data.sources.listings import (
     left_without,
     mixed,
 )
-from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
+from vit_jax.data.sources.options import (
+    DEFAULT_OPTIONS,
+    FIRST_RULES,
+    NO_SPLITS,
+    DataOptions,
+)
 from vit_jax.data.sources.protocol import in_order
 from vit_jax.data.sources.tables import checks
 from vit_jax.data.sources.tables.columns import Columns, choose, known
 from vit_jax.data.sources.tables.files import Table, normal, open_table
-from vit_jax.data.sources.tables.folders import find_tables
+from vit_jax.data.sources.tables.folders import find_tables, not_read
 from vit_jax.data.sources.tables.parquet import EmbeddedImage, ParquetTable
 from vit_jax.data.sources.tables.parquet_images import EmbeddedFile, ImageReader
 from vit_jax.data.sources.tables.paths import LOOKED_FOR, Place, check_exist
@@ -61,6 +67,7 @@ class _Reading:
         self._options = options
         self._name = f"the table {path}"
         self._files, self._root = {path: ""}, os.path.dirname(path)
+        self._remarks: list[str] = []
         if os.path.isdir(path):
             found = find_tables(path, options)
             if found is None:
@@ -69,8 +76,11 @@ class _Reading:
                     "each split (train.csv and val.csv, or test.csv)"
                 )
             self._files, self._root = found.files, path
+            if others := not_read(path, found.files):
+                self._remarks.append(
+                    f"labels are those of {found.names}; not read: {shortened(others)}"
+                )
         self._rows = Rows()
-        self._remarks: list[str] = []
         self._problems: dict[str, UserError] = {}
         self._embedded: dict[str, EmbeddedFile] = {}
         self._declared: set[str] = set()  # classes that the tables name themselves
@@ -82,7 +92,10 @@ class _Reading:
         train = [row for row in rows if row.split == "train"]
         if not train:
             splits = ", ".join(sorted({row.split for row in rows}))
-            raise UserError(f"{name} has no row to train on, only {splits}. {EXPECTED}")
+            raise UserError(
+                f"{name} has no row to train on, only {splits}. To use all of its rows "
+                f"alike, pass data.split_column={NO_SPLITS!r}. {EXPECTED}"
+            )
         found = {label for row in rows for label in row.labels}
         names = in_order(found | self._declared)
         _check_number(names, several, name)
@@ -93,8 +106,9 @@ class _Reading:
             entries, evaluated = self._held_out(entries["train"], names), ["val"]
         if not all(entries.values()):
             raise UserError(
-                f"{name} has {len(rows)} row(s), too few to hold one out for "
-                "evaluation. Add rows, or a split column."
+                f"{name} has {len(rows):,} row(s) of {len(names):,} classes, too few "
+                "to hold one out for evaluation: no class has two images. Add rows, "
+                f"or a split column.{self._said(checks.amounts(names))}"
             )
         listing = Listing(
             self._root,
@@ -112,6 +126,11 @@ class _Reading:
         if unknown:
             raise UnknownClasses(f"{name} has {_sentence(unknown)}", listing)
         return listing
+
+    @staticmethod
+    def _said(remarks: Iterable[str]) -> str:
+        """Writes remarks as sentences at the end of a message."""
+        return "".join(f" Note that {remark}." for remark in remarks)
 
     def _held_out(
         self, entries: list[Entry], names: tuple[str, ...]
@@ -143,10 +162,14 @@ class _Reading:
         if options.rules > FIRST_RULES:
             rows.usable = _respelled(rows.usable)
             complete = not rows.problems  # else classes may be missing because of them
-            if not several:
-                checks.add_contradictions(
-                    rows.usable, rows.problems, options.label_separator
-                )
+            if several and not self._one_hot:
+                checks.add_vectors(rows.usable, rows.problems)
+                rows.usable, remarks = checks.united(rows.usable, self._root)
+                self._remarks += remarks
+            checks.add_contradictions(
+                rows.usable, rows.problems, options.label_separator, self._root
+            )
+            self._check_named()
             unknown = () if several else _unknown_classes(rows.usable)
             if complete and rows.problems and unknown:
                 rows.problems.add(_sentence(unknown))
@@ -156,6 +179,17 @@ class _Reading:
         self._look_for(tables, train)
         self._remark_on(several)
         return several
+
+    def _check_named(self) -> None:
+        """Adds a problem for each value that `data.splits` names and no row has."""
+        if not self._rows.divided:
+            return
+        files = {part for file in self._files for part in file.split(os.sep)}
+        for value in self._options.named_splits:
+            if value not in self._rows.named and value not in files:
+                self._rows.problems.add(
+                    f"data.splits={self._options.splits!r}: no row has {value!r}"
+                )
 
     def _opened(self) -> list[tuple[Table, Columns, str]]:
         """Opens the tables and chooses their columns."""
@@ -175,6 +209,8 @@ class _Reading:
             if not wrong:
                 tables.append((table, columns, split))
                 self._note(table, columns)
+            elif columns.path and split in ("", "train"):
+                self._look_for_first(table, columns.path)
         labelled = [columns for _, columns, _ in tables if columns.labels]
         named = {normal(one.labels[0]) for one in labelled if not one.one_hot}
         if len({one.one_hot for one in labelled}) > 1 or {"label", "labels"} <= named:
@@ -218,7 +254,10 @@ class _Reading:
             self._problems[split] = UserError(f"{self._name}: {problem}of no use here")
 
     def _look_for(self, tables, train: list[TableRow]) -> None:
-        """Raises UserError if none of the first training images exists."""
+        """Raises UserError if none of the first training images exists.
+
+        Remarks on it if some do not.
+        """
         paths = [row.path for row in train[:LOOKED_FOR] if not self._is_embedded(row)]
         if not paths:
             return
@@ -234,20 +273,60 @@ class _Reading:
             texts = (str(one) for one in found if not isinstance(one, EmbeddedImage))
             return list(itertools.islice(texts, LOOKED_FOR))
 
-        check_exist(self._root, paths, self._name, cells)
+        self._remarks += check_exist(self._root, paths, self._name, cells)
+
+    def _look_for_first(self, table: Table, column: str) -> None:
+        """Adds a problem if none of the first images of an unusable table exists."""
+        place = Place(table.file, self._root, self._options)
+        cells = [
+            str(row[column])
+            for _, row in itertools.islice(table.rows([column]), LOOKED_FOR)
+            if isinstance(row, dict)
+            and row.get(column)
+            and not isinstance(row[column], EmbeddedImage)
+        ]
+        with contextlib.suppress(ValueError):
+            paths = [place(cell) for cell in cells]
+            try:
+                if paths:
+                    check_exist(self._root, paths, table.name, lambda: cells)
+            except UserError as error:
+                self._rows.problems.add(str(error))
 
     def _is_embedded(self, row: TableRow) -> bool:
         return row.path.endswith("]") and row.path.rpartition("[")[0] in self._embedded
 
     def _remark_on(self, several: bool) -> None:
         rows, options = self._rows, self._options
-        self._remarks += checks.repeated(rows.usable)
+        if rows.unnamed:
+            values = [f"{value!r} ({n:,})" for value, n in sorted(rows.unnamed.items())]
+            self._remarks.append(
+                f"{rows.unnamed.total():,} row(s) are not used, because data.splits "
+                f"does not name their split: {shortened(values)}"
+            )
+        self._remarks += checks.repeated(rows.usable, self._root)
         self._remarks += checks.shared_groups(rows.usable)
         names = {one for row in rows.usable for one in row.labels}
         self._remarks += checks.similar_names(sorted(names))
         self._remarks += checks.missing_values(sorted(names))
-        if several and not self._one_hot:
-            self._remarks += checks.unseparated(rows.usable, options.label_separator)
+        self._remarks += checks.weighted(rows.usable)
+        if self._one_hot:
+            self._remarks += checks.nearly_exclusive(rows.usable)
+        elif several:
+            remarks = checks.unseparated(rows.usable, options.label_separator)
+            self._remarks += remarks or self._all_single()
+        elif options.rules > FIRST_RULES:
+            self._remarks += checks.amounts(sorted(names))
+
+    def _all_single(self) -> list[str]:
+        """Returns a remark if each row has one label where it could have several."""
+        if any(len(row.labels) != 1 for row in self._rows.usable):
+            return []
+        return [
+            "each image has one label, but the column's name or type says that it may "
+            "have several: a class does not exclude the others. "
+            "data.label_columns names a column of one label per row"
+        ]
 
 
 def _unknown_classes(rows: Iterable[TableRow]) -> tuple[str, ...]:
