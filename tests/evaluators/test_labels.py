@@ -61,6 +61,12 @@ def test_unknown_classes_are_named(match):
     assert "Only in the model: bird, dog." in str(error.value)
     assert "Only in the data: Bird, fish; did you mean 'bird'?" in str(error.value)
     assert "classes='known'" in str(error.value)
+    assert "classes='order'" in str(error.value)
+    with pytest.raises(UserError) as error:
+        match(tuple("123"), tuple(map(str, range(1, 13))), [0])
+    assert "Only in the data: 4, 5, 6," in str(error.value)
+    # As many names on both sides would be needed.
+    assert "classes='order'" not in str(error.value)
 
 
 def test_unknown_classes_can_be_left_out(match):
@@ -149,10 +155,12 @@ def test_an_unknown_way_of_matching_is_refused(match):
             [(), (0,)],
             "the model's one output is 'dog'; no is 'bird', 'cat'",
         ),
+        ((), ("dog",), [0, 0], "the model's one output is taken for 'dog'"),
     ],
 )
 def test_one_output_is_a_yes_or_no(known, found, expected, logged, match):
-    labels, said = match(known, found, [0, 1], count=1, outputs=INDEPENDENT)
+    given = [0, 1] if len(found) > 1 else [0, 0]
+    labels, said = match(known, found, given, count=1, outputs=INDEPENDENT)
     assert labels == expected
     assert said == [logged]
 
