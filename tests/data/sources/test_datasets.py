@@ -162,3 +162,23 @@ def test_digits_split_is_stratified_and_never_changes():
 def test_digits_are_named_by_split_and_position():
     assert open_dataset("digits").split("train[10:20]")[2].name == "digits/train[12]"
     assert open_dataset("digits").split()[0].name == "digits/train[0]"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("group_column", "patient"),
+        ("label_columns", "is_*"),
+        ("image_root", "images"),
+    ],
+)
+def test_options_of_columns_need_a_table(option, value, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            (tmp_path / name / f"{k}.png").touch()
+    expected = rf"data.{option}='.*': .* is read as {{}}, which has no columns"
+    for place, kind in ((tmp_path, "a folder of images"), ("digits", "the embedded")):
+        dataset = open_dataset(str(place), "", DataOptions(**{option: value}))
+        with pytest.raises(UserError, match=expected.format(f"{kind}.*")):
+            dataset.split()
