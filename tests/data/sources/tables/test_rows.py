@@ -114,13 +114,13 @@ def test_unknown_classes_of_a_split_matter_only_if_it_is_used(root, opened, capl
     )
     info = open_dataset(str(path)).info
     for splits in (("train", "test"), ("train", "val+test[:1]")):
-        with pytest.raises(UserError, match="test has classes .* trained on: '-1'"):
+        with pytest.raises(UserError, match=r"test has classes .* trained on: '-1'"):
             info.with_splits(*splits)
     # Now it is the split for evaluation that has an unknown class.
     labels = {k: "c" if k == 3 else ALL[k] for k in range(12)}
     info = open_dataset(str(write(path, rows(labels, _three)))).info
     assert info.with_splits("", "test").num_examples == {"train": 8, "test": 2}
-    with pytest.raises(UserError, match="val has classes .* trained on: 'c'"):
+    with pytest.raises(UserError, match=r"val has classes .* trained on: 'c'"):
         info.with_splits()
 
 
