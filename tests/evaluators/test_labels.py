@@ -71,14 +71,41 @@ def test_unknown_classes_are_named(match):
 
 def test_unknown_classes_can_be_left_out(match):
     labels, logged = match(
-        ANIMALS, ("fish", "dog", "cat"), [0, 1, 2, 0], classes="known"
+        ANIMALS, ("fish", "dog", "bird"), [0, 1, 2, 0], classes="known"
     )
-    assert labels == [2, 1]
+    assert labels == [2, 0]
     assert logged[0] == (
         "classes that the model does not know: fish; their images are left out (2)"
     )
     with pytest.raises(UserError, match="Only in the data: fish"):
         match(ANIMALS, ("fish",), [0], classes="known")
+
+
+def test_a_name_of_two_outputs_cannot_be_matched(match):
+    known = ("crane", "owl", "crane")  # a bird and a machine, as in ImageNet
+    assert match(known, ("owl",), [0])[0] == [1]
+    with pytest.raises(UserError, match=r"the same name: crane\. Leave these classes"):
+        match(known, ("crane", "owl"), [0])
+
+
+def test_names_for_other_outputs_are_unknown(match):
+    labels, logged = match(ANIMALS, ("dog", "cat"), [0, 1], count=2)
+    assert labels == [0, 1]
+    assert "the model's class names are unknown: output 0 is taken" in logged[0]
+
+
+def test_other_outputs_are_another_fingerprint(pixels, subject):
+    class Identified(pixels):
+        def fingerprint(self):
+            return {"labels": "0"}
+
+    source = Identified([[0]], [0], ("dog", "bird"))
+    prints = [
+        by_output(source, subject(3, names=names)).fingerprint()
+        for names in (ANIMALS, ANIMALS[::-1])
+    ]
+    assert prints[0] != prints[1]
+    assert prints[0]["labels"] == prints[1]["labels"] == "0"
 
 
 def test_several_labels(match):

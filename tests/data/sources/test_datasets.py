@@ -182,3 +182,18 @@ def test_options_of_columns_need_a_table(option, value, tmp_path):
         dataset = open_dataset(str(place), "", DataOptions(**{option: value}))
         with pytest.raises(UserError, match=expected.format(f"{kind}.*")):
             dataset.split()
+
+
+def test_a_share_that_has_no_effect_is_said(tmp_path, caplog):
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").touch()
+    open_dataset(str(tmp_path), "", DataOptions(hold_out=0.3)).split("val")
+    assert "data.hold_out=0.3 has no effect: there is a split for evaluation, val" in (
+        caplog.text
+    )
+    caplog.clear()
+    open_dataset(str(tmp_path / "train"), "", DataOptions(hold_out=0.3), to_train=False)
+    open_dataset(str(tmp_path)).split("val")
+    assert "no effect" not in caplog.text

@@ -175,6 +175,14 @@ class Dataset:
                 raise
             contents = error.listing
         self._announce(getattr(contents, "remarks", ()))
+        share = self.options.hold_out
+        if share != DEFAULT_OPTIONS.hold_out and not contents.info.held_out:
+            self._announce(
+                [
+                    f"data.hold_out={share:g} has no effect: there is a split for "
+                    f"evaluation, {contents.info.eval_split}"
+                ]
+            )
         if left_out := in_words(getattr(contents, "left_out", {})):
             self._announce([f"left out: {left_out}"])
         return contents
