@@ -169,3 +169,19 @@ def test_unknown_classes_of_the_own_data_can_be_evaluated(folder, tmp_path):
     source = found.dataset.split("test")
     names = [source.class_names[label] for label in source.labels()]
     assert {name: names.count(name) for name in names} == {"a0": COUNT, "b": COUNT}
+
+
+def test_counts_and_fingerprints_each_show_other_data(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    own = recorded(folder)
+    prints = {
+        split: found | {"labels": "0"} for split, found in own.fingerprints.items()
+    }
+    labelled_otherwise = own._replace(fingerprints=prints)
+    assert part(labelled_otherwise) == ("val", None, True)
+    assert part(labelled_otherwise, str(tmp_path / "copy")) == ("train+val", None, True)
+    # Versions before recorded the counts alone.
+    older = own._replace(fingerprints={})
+    assert part(older) == ("val", 0, False)
+    fewer = older._replace(examples=own.examples | {"train": own.examples["train"] - 1})
+    assert part(fewer) == ("val", None, True)
