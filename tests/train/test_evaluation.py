@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
@@ -174,7 +175,11 @@ def test_other_data_find_their_classes_by_name(tiny, tmp_path):
     # Parameters of zeros predict the run's first class, "0".
     assert numbers["part/top1"] == 3 / 4
     assert (numbers["part/top1/0"], numbers["part/top1/7"]) == (1, 0)
-    rows["part"]["dataset"] = str(tmp_path / "other.npz")
+    (tmp_path / "one/0").mkdir(parents=True)
+    PIL.Image.fromarray(images[0]).save(tmp_path / "one/0/0.png")
+    rows["part"] |= {"dataset": str(tmp_path / "one"), "split": "train"}
+    assert measured(tiny(rows))["part/top1"] == 1
+    rows["part"] |= {"dataset": str(tmp_path / "other.npz"), "split": "train+val"}
     with pytest.raises(UserError, match=r"evaluator 'part': .*Only in the data: ten"):
         measured(tiny(rows))
 

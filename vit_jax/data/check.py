@@ -15,7 +15,7 @@ from vit_jax.data.decode import DecodeError
 from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources import imagenet, tfds_sets
 from vit_jax.data.sources.datasets import PRESETS, open_dataset
-from vit_jax.data.sources.listings import ListedImages, UnknownClasses
+from vit_jax.data.sources.listings import ListedImages, NotForTraining
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo, Source
 from vit_jax.data.sources.splits import count
@@ -138,13 +138,13 @@ def check(
     problems: list[str] = []
     try:
         contents = opened.contents
-    except UnknownClasses as error:
+    except NotForTraining as error:
         problems.append(str(error))
         contents = error.listing
     info = contents.info
     if problem := info.problems.get(info.eval_split):
         problems.append(str(problem))
-        if isinstance(problem, UnknownClasses):
+        if isinstance(problem, NotForTraining):
             contents = problem.listing
             info = contents.info
     sources = {

@@ -179,6 +179,7 @@ def _own_data(setup: Setup, row: EvaluatorRow, default: Data) -> Data:
             dataset,
             given.pop("data_dir", setup.config.data_dir),
             options.changed(given.pop("data", {}), f"evaluators.{row.name}.data."),
+            to_train=False,
         )
         info = opened.info
         data = Data(

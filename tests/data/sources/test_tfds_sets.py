@@ -282,3 +282,23 @@ def test_label_outside_the_classes_is_an_error(write_set):
     with pytest.raises(DecodeError, match=r"\[1\] cannot be read: its label is -1, no"):
         source[1]
     assert source.labels().tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("count", "splits"),
+    [
+        (20, {"train[:90%]": 18, "train[90%:]": 2}),
+        (3, {"train[:2]": 2, "train[2:]": 1}),
+        (2, {"train[:1]": 1, "train[1:]": 1}),
+    ],
+)
+def test_something_is_held_out_of_few_examples(count, splits, write_set, caplog):
+    import tensorflow_datasets as tfds
+
+    features = {"label": tfds.features.ClassLabel(names=["a", "b"])}
+    rows = [{"label": k % 2} for k in range(count)]
+    dataset = open_dataset(str(write_set(features, {"train": rows})))
+    assert dataset.info.with_splits().num_examples == splits
+    assert {name: len(dataset.split(name)) for name in splits} == splits
+    last = list(splits)[1]
+    assert f"no split for evaluation: {last}, the end of the only one" in caplog.text

@@ -7,8 +7,16 @@ import os
 import re
 from collections.abc import Iterable
 
-from vit_jax.data.sources import arrays, digits, folders, imagenet, tfds_sets
+from vit_jax.data.sources import (
+    arrays,
+    digits,
+    folders,
+    imagenet,
+    splits,
+    tfds_sets,
+)
 from vit_jax.data.sources.image_files import in_words
+from vit_jax.data.sources.listings import NotForTraining
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.data.sources.tables.files import EXTENSIONS as TABLE_EXTENSIONS
@@ -33,6 +41,12 @@ KINDS: dict[str, Kind] = {
     "tensorflow-datasets": tfds_sets.open_set,
 }
 _EXTENSIONS = {"table": TABLE_EXTENSIONS, "arrays": arrays.EXTENSIONS}
+_A_KIND = {
+    "digits": "the embedded digits",
+    "image folder": "a folder of images",
+    "arrays": "an array file",
+    "tensorflow-datasets": "a tensorflow-datasets set",
+}
 _OF_FILES = ("image folder", *_EXTENSIONS)  # kinds whose location is always a path
 
 
@@ -90,7 +104,11 @@ PRESETS: dict[str, DatasetInfo] = {
 
 
 def open_dataset(
-    dataset: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
+    dataset: str,
+    data_dir: str = "",
+    options: DataOptions = DEFAULT_OPTIONS,
+    *,
+    to_train: bool = True,
 ) -> "Dataset":
     """Opens a data set of any kind.
 
@@ -99,13 +117,15 @@ def open_dataset(
         .parquet), arrays (.npz), or a tensorflow-datasets name or prepared folder.
       data_dir: where tensorflow-datasets stores data sets; "" = its default.
       options: how its files are read.
+      to_train: whether a run may train on it. False = only to evaluate a trained model:
+        one class is enough, and no class has to be in a split for training.
 
     Raises:
       UserError: `dataset` is empty, a folder of several prepared sets, or of a kind
         that does not exist. Other errors are raised when facts or examples are first
         requested; see `Dataset.contents`.
     """
-    return Dataset(dataset, data_dir, options)
+    return Dataset(dataset, data_dir, options, to_train=to_train)
 
 
 class Dataset:
@@ -117,14 +137,21 @@ class Dataset:
       location: the absolute path of the data, or the name of a set that has none.
       data_dir: where tensorflow-datasets stores data sets, absolute; "" = its default.
       options: how its files are read.
+      to_train: see `open_dataset`.
       announces: whether opening it logs its remarks, and what was left out. A command
         that shows them itself sets it to False.
     """
 
     def __init__(
-        self, name: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
+        self,
+        name: str,
+        data_dir: str = "",
+        options: DataOptions = DEFAULT_OPTIONS,
+        *,
+        to_train: bool = True,
     ):
         self.name, self.options, self.announces = name, options, True
+        self.to_train = to_train
         self.kind, self.location, self._beside = _recognised(name, options)
         self.data_dir = _absolute(data_dir) if data_dir else ""
 
@@ -141,8 +168,22 @@ class Dataset:
             and what to do.
         """
         self._announce(self.about_name)
-        contents = KINDS[self.kind](self.location, self.data_dir, self.options)
+        _check_options(self.kind, self.location, self.options)
+        try:
+            contents = KINDS[self.kind](self.location, self.data_dir, self.options)
+        except NotForTraining as error:
+            if self.to_train:
+                raise
+            contents = error.listing
         self._announce(getattr(contents, "remarks", ()))
+        share = self.options.hold_out
+        if share != DEFAULT_OPTIONS.hold_out and not contents.info.held_out:
+            self._announce(
+                [
+                    f"data.hold_out={share:g} has no effect: there is a split for "
+                    f"evaluation, {contents.info.eval_split}"
+                ]
+            )
         if left_out := in_words(getattr(contents, "left_out", {})):
             self._announce([f"left out: {left_out}"])
         return contents
@@ -185,8 +226,43 @@ class Dataset:
         Raises:
           UserError: the data cannot be opened, or there is no such split.
         """
-        default = self.info.train_split or self.info.eval_split
-        return self.contents.split(expression or default)
+        expression = expression or self.info.train_split or self.info.eval_split
+        return self.contents_of(expression).split(expression)
+
+    def contents_of(self, expression: str) -> Contents:
+        """Returns the contents from which a split is read.
+
+        They are others than `contents` if only those have no usable split of this name.
+        """
+        contents = self.contents
+        if not self.to_train:
+            problem = splits.problem_of(expression, contents.info.problems)
+            if isinstance(problem, NotForTraining):
+                return problem.listing
+        return contents
+
+
+# Options that say something about the columns and cells of a table.
+_ONLY_TABLES = (
+    "path_column",
+    "label_columns",
+    "split_column",
+    "group_column",
+    "image_root",
+    "image_suffix",
+)
+
+
+def _check_options(kind: str, location: str, options: DataOptions) -> None:
+    """Raises UserError if options would have no effect on data of this kind."""
+    given = [name for name in _ONLY_TABLES if getattr(options, name)]
+    if kind != "table" and given:
+        shown = ", ".join(f"data.{name}={getattr(options, name)!r}" for name in given)
+        raise UserError(
+            f"{shown}: {location} is read as {_A_KIND.get(kind, kind)}, which has no "
+            "columns. Omit it; or pass a table as the dataset, or data.kind=table for "
+            "one in that folder"
+        )
 
 
 def _recognised(dataset: str, options: DataOptions) -> tuple[str, str, str]:

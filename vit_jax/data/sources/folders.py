@@ -19,7 +19,7 @@ from vit_jax.data.sources.listings import (
     Entry,
     Files,
     Listing,
-    UnknownClasses,
+    NotForTraining,
     hold_out,
     left_without,
     mixed,
@@ -52,9 +52,10 @@ def list_folder(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
     listing is cached; it is valid as long as no directory has changed.
 
     Raises:
-      UserError: there is no such folder, it is ambiguous, or it has no images, or only
-        one class to train on. A split for evaluation with classes that are not trained
-        on is in `Listing.problems`.
+      UserError: there is no such folder, it is ambiguous, or it has no images; a
+        `NotForTraining` if there is one class to train on, or nothing to hold out. A
+        split for evaluation with classes that are not trained on is in
+        `Listing.problems`.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(path):
@@ -87,6 +88,7 @@ class _Folder:
         self.left_out: collections.Counter[str] = collections.Counter()
         self.remarks: list[str] = []
         self.problems: dict[str, UserError] = {}
+        self.untrainable = ""  # why no run can train on the images
 
     def listing(self) -> Listing:
         """Lists everything; see `list_folder`."""
@@ -100,7 +102,7 @@ class _Folder:
         self._count(root, sum(map(self.walker.is_image, root.files)))
         trained = found.get("train")
         if trained is not None and len(trained) == 1:
-            self._refuse_one_class(next(iter(trained)), division)
+            self.untrainable = self._one_class(next(iter(trained)), division)
         unlabelled = self._unlabelled(found, division)
         names = self._in_order(trained or set().union(*found.values()))
         unknown = {
@@ -126,8 +128,9 @@ class _Folder:
                 if split not in unlabelled
             }
             every = self._in_order(set().union(*shown.values()))
+            problems = dict(self.problems)
             complete = self._made(every, shown, evaluated)
-            complete = dataclasses.replace(complete, problems={})
+            complete = dataclasses.replace(complete, problems=problems)
             train = os.path.join(self.path, division.folders["train"][0])
             for split, those in unknown.items():
                 where = os.path.join(self.path, division.folders[split][0])
@@ -136,11 +139,13 @@ class _Folder:
                     f"{shortened(those, repr)}. Classes to train on: "
                     f"{shortened(names, repr)}. Give the folders the same names."
                 )
-                self.problems[split] = UnknownClasses(problem, complete)
+                self.problems[split] = NotForTraining(problem, complete)
                 if split != listing.eval_split:  # nothing else would say it
                     listing = dataclasses.replace(
                         listing, remarks=(*listing.remarks, f"not used: {problem}")
                     )
+        if self.untrainable:
+            raise NotForTraining(self.untrainable, listing)
         return listing
 
     def _made(
@@ -161,19 +166,21 @@ class _Folder:
         remarks = list(self.remarks)
         if held_out := not evaluated:
             share, rules = self.options.hold_out, self.options.rules
-            entries |= hold_out(entries["train"], share, rules=rules)
-            evaluated = ["val"]
-            number, total = len(entries["val"]), sum(map(len, entries.values()))
-            remarks.append(
-                f"there is no folder for evaluation: {number:,} of {total:,} images "
-                f"are held out for it (data.hold_out={share:g})"
-            )
-            remarks += left_without(entries, names)
-        if not all(entries.values()):
-            raise UserError(
-                f"{self.path} has {len(entries['train'])} image(s), too few to hold "
-                "one out for evaluation. Add images, or put some into FOLDER/val."
-            )
+            divided = hold_out(entries["train"], share, rules=rules)
+            total = len(entries["train"])
+            if held_out := bool(divided["val"]):
+                entries |= divided
+                remarks.append(
+                    f"there is no folder for evaluation: {len(entries['val']):,} of "
+                    f"{total:,} images are held out for it (data.hold_out={share:g})"
+                )
+                remarks += left_without(entries, names)
+            else:
+                self.untrainable = self.untrainable or (
+                    f"{self.path} has {total} image(s), too few to hold one out for "
+                    "evaluation. Add images, or put some into FOLDER/val."
+                )
+            evaluated = ["val" if held_out else "train"]
         return Listing(
             self.path,
             f"the folder {self.path}",
@@ -276,11 +283,12 @@ class _Folder:
             )
         return unlabelled
 
-    def _refuse_one_class(self, name: str, division: Division) -> None:
+    def _one_class(self, name: str, division: Division) -> str:
+        """Writes the error message for a single class to train on."""
         folder = os.path.join(self.path, division.folders["train"][0], name)
         inner = self.walker.scan(folder).folders if os.path.isdir(folder) else []
         hint = f" Or is {folder} the data set, with {shortened(inner, repr)}?"
-        raise UserError(
+        return (
             f"found one class ({name!r}) to train on in {self.path}, expected at least "
             f"two. {_LAYOUTS}{hint if len(inner) > 1 else ''}"
         )

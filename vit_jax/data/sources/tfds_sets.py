@@ -50,6 +50,13 @@ class TfdsContents:
     def __init__(self, builder, options: DataOptions = DEFAULT_OPTIONS):
         self._builder, self._labels = builder, tfds_labels.find_labels(builder)
         self._default_splits = _default_splits(builder, options.hold_out)
+        self.remarks: tuple[str, ...] = ()
+        if self.info.held_out:
+            self.remarks = (
+                f"there is no split for evaluation: {self._default_splits[1]}, the end "
+                "of the only one, is held out for it "
+                f"(data.hold_out={options.hold_out:g})",
+            )
 
     @property
     def info(self) -> DatasetInfo:
@@ -251,9 +258,10 @@ def _default_splits(builder, share: float) -> tuple[str, str]:
         if name in names and name != train:
             return train, name
     kept = 100 * (1 - share)
-    if abs(kept - round(kept)) < 1e-6:
-        return f"{train}[:{round(kept)}%]", f"{train}[{round(kept)}%:]"
     count = builder.info.splits[train].num_examples
+    some = 0 < round(count * round(kept) / 100) < count
+    if abs(kept - round(kept)) < 1e-6 and some:
+        return f"{train}[:{round(kept)}%]", f"{train}[{round(kept)}%:]"
     first = min(max(round((1 - share) * count), 1), count - 1)
     return f"{train}[:{first}]", f"{train}[{first}:]"
 

@@ -98,6 +98,68 @@ def _three(k):
     return "test" if k < 2 else "val" if k < 4 else "train"
 
 
+def test_unknown_classes_of_a_split_matter_only_if_it_is_used(root, opened, caplog):
+    # -1 is what Hugging Face's sets have where a label is not public.
+    labels = {k: "-1" if k < 2 else ALL[k] for k in range(12)}
+    path = write(root / "t.csv", rows(labels, _three))
+    listing, found = opened(path)
+    assert listing.class_names == ("a", "b")
+    assert {split: set(some) for split, some in found.items()} == {
+        "train": set(range(4, 12)),
+        "val": {2, 3},
+    }
+    assert listing.remarks == (
+        "not used: test has classes to evaluate on that are not trained on: '-1'. "
+        "Write them the same way in every split, or leave them out.",
+    )
+    info = open_dataset(str(path)).info
+    for splits in (("train", "test"), ("train", "val+test[:1]")):
+        with pytest.raises(UserError, match=r"test has classes .* trained on: '-1'"):
+            info.with_splits(*splits)
+    # Now it is the split for evaluation that has an unknown class.
+    labels = {k: "c" if k == 3 else ALL[k] for k in range(12)}
+    info = open_dataset(str(write(path, rows(labels, _three)))).info
+    assert info.with_splits("", "test").num_examples == {"train": 8, "test": 2}
+    with pytest.raises(UserError, match=r"val has classes .* trained on: 'c'"):
+        info.with_splits()
+
+
+@pytest.mark.parametrize("empty", [",", "0,0", " ,nan"])
+def test_rows_for_testing_may_have_no_zeros_and_ones(root, opened, message, empty):
+    empty = empty.replace("nan", "")
+    lines = [
+        f"images/{k}.png,{empty if k < 2 else f'{k % 2},{1 - k % 2}'},{_three(k)}"
+        for k in range(12)
+    ]
+    path = write(root / "t.csv", lines, "image,a,b,split")
+    listing, found = opened(path)
+    assert {split: len(some) for split, some in found.items()} == {"train": 8, "val": 2}
+    assert found["train"] == {k: "ba"[k % 2] for k in range(4, 12)}
+    assert "the split test has no labels: its 2 row(s) are left out" in listing.remarks
+    if "0" not in empty:
+        lines[5] = "images/5.png,,,train"
+        lines[6] = "images/6.png,1,,train"
+        found = message(write(path, lines, "image,a,b,split"))
+        assert "line 7: empty label" in found
+        assert "line 8: b is '', not 0 or 1" in found
+
+
+@pytest.mark.parametrize("empty", ["null", "NaN", '" "'])
+def test_images_without_a_group_are_in_none(root, opened, empty):
+    lines = [
+        f'{{"image": "images/{k}.png", "label": {k % 2}, "patient": '
+        f"{empty if k < 10 else 7}}}"
+        for k in range(12)
+    ]
+    path = root / "t.jsonl"
+    path.write_text("\n".join(lines))
+    _, found = opened(path, group_column="patient", hold_out=0.4)
+    # As one group, the first ten would be on one side.
+    assert {*range(10)} - found["train"].keys()
+    assert {*range(10)} - found["val"].keys()
+    assert len({split for split, some in found.items() if some.keys() & {10, 11}}) == 1
+
+
 def test_some_rows_without_a_label_are_problems(root, message):
     labels = {k: "" if k == 1 else ALL[k] for k in range(12)}
     found = message(write(root / "t.csv", rows(labels, _three)))

@@ -17,6 +17,11 @@ def zero_or_one(value: Any) -> bool | None:
     return _ZERO_OR_ONE.get(str(value).strip().lower())
 
 
+def is_empty(value: Any) -> bool:
+    """Returns whether a cell has no value: missing, blank, or "not a number"."""
+    return value is None or value != value or not str(value).strip()
+
+
 def listed(value: str) -> list[Any] | None:
     """Reads a list that was written as text, such as "['cat', 'dog']"; else None."""
     text = value.strip()
@@ -52,7 +57,7 @@ class Seen:
         if isinstance(value, list):
             self.several = self.lists = True
             return
-        text = "" if value is None else str(value).strip()
+        text = "" if is_empty(value) else str(value).strip()
         if not self.more:
             self.values.add(text)
             self.more = len(self.values) > _MOST_VALUES
@@ -60,9 +65,10 @@ class Seen:
             self.several, self.example = True, text
 
     def is_binary(self, also: Collection[str] = ()) -> bool:
-        """Returns whether all values are zeros and ones, or in `also`."""
-        return bool(self.values) and all(
-            zero_or_one(value) is not None or value in also for value in self.values
+        """Returns whether all values are zeros and ones, or in `also`, or empty."""
+        values = self.values - {""}
+        return bool(values) and all(
+            zero_or_one(value) is not None or value in also for value in values
         )
 
 

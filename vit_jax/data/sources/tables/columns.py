@@ -225,6 +225,9 @@ class _Choice:
             if seen[name].is_binary(usual) and normal(name) not in _NO_CLASSES
         ]
         complete = len(binary) > 1 and len(binary) == len(others)
+        if "" in values:
+            # Without any 0, a blank may stand for it.
+            complete &= any(zero_or_one(one) is False or one in usual for one in values)
         return tuple(binary) if complete else (), others
 
     def _other_zeros(self, labels: Sequence[str]) -> frozenset[str]:

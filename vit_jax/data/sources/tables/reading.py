@@ -23,7 +23,7 @@ from vit_jax.data.sources.listings import (
     Entry,
     Files,
     Listing,
-    UnknownClasses,
+    NotForTraining,
     hold_out,
     left_without,
     mixed,
@@ -54,8 +54,9 @@ def read_tables(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
 
     Raises:
       UserError: a table cannot be read; rows cannot be used or contradict each other
-        (lists all of them); classes to evaluate on are not trained on; or no image is
-        where the table says.
+        (lists all of them); or no image is where the table says. A `NotForTraining` if
+        there is no row or one class to train on, or nothing to hold out. A split for
+        evaluation with classes that are not trained on is in `Listing.problems`.
     """
     return _Reading(os.path.abspath(path), options).listing()
 
@@ -85,47 +86,77 @@ class _Reading:
         self._embedded: dict[str, EmbeddedFile] = {}
         self._declared: set[str] = set()  # classes that the tables name themselves
         self._one_hot = False
+        self._untrainable = ""  # why no run can train on the rows
 
     def listing(self) -> Listing:
         several = self._read()
         rows, name = self._rows.usable, self._name
-        train = [row for row in rows if row.split == "train"]
-        if not train:
-            splits = ", ".join(sorted({row.split for row in rows}))
-            raise UserError(
+        unknown = {} if several else _unknown_classes(rows)
+        evaluated = _in_preference({row.split for row in rows} - {"train"})
+        if not evaluated or evaluated[0] not in unknown:
+            self._remarks += [
+                f"not used: {split} has {_sentence(those)}"
+                for split, those in unknown.items()
+            ]
+        usable = [row for row in rows if row.split not in unknown]
+        listing = self._made(usable, several, evaluated)
+        untrainable = self._untrainable
+        if unknown:
+            complete = self._made(rows, several, evaluated)
+            self._problems |= {
+                split: NotForTraining(
+                    f"{name}: {split} has {_sentence(those)}", complete
+                )
+                for split, those in unknown.items()
+            }
+            listing = dataclasses.replace(listing, problems=self._problems)
+        if untrainable:
+            raise NotForTraining(untrainable, listing)
+        return listing
+
+    def _made(
+        self, rows: list[TableRow], several: bool, evaluated: list[str]
+    ) -> Listing:
+        """Makes the listing of some rows; notes if no run can train on it.
+
+        Args:
+          rows: the rows.
+          several: whether an image may have several labels.
+          evaluated: splits to evaluate on, the preferred one first.
+        """
+        name = self._name
+        found = {label for row in rows for label in row.labels}
+        names = in_order(found | self._declared)
+        self._untrainable = _wrong_number(names, several, name)
+        if not names:
+            raise UserError(self._untrainable)
+        entries = _entries(rows, names, several)
+        trained = "train" in entries
+        if not trained:
+            splits = ", ".join(evaluated)
+            self._untrainable = (
                 f"{name} has no row to train on, only {splits}. To use all of its rows "
                 f"alike, pass data.split_column={NO_SPLITS!r}. {EXPECTED}"
             )
-        found = {label for row in rows for label in row.labels}
-        names = in_order(found | self._declared)
-        _check_number(names, several, name)
-        entries = _entries(rows, names, several)
-        unknown = () if several else _unknown_classes(rows)
-        evaluated = [split for split in entries if split != "train"]
-        if held_out := not evaluated:
-            entries, evaluated = self._held_out(entries["train"], names), ["val"]
-        if not all(entries.values()):
-            raise UserError(
-                f"{name} has {len(rows):,} row(s) of {len(names):,} classes, too few "
-                "to hold one out for evaluation: no class has two images. Add rows, "
-                f"or a split column.{self._said(checks.amounts(names))}"
-            )
-        listing = Listing(
+        held_out = False
+        if not evaluated:
+            divided = self._held_out(entries["train"], names)
+            if held_out := bool(divided["val"]):
+                entries = divided
+            evaluated = ["val" if held_out else "train"]
+        return Listing(
             self._root,
             name,
             names,
             {split: Files.of(some) for split, some in entries.items()},
-            "train",
+            "train" if trained else "",
             evaluated[0],
             several,
             held_out,
             remarks=tuple(self._remarks),
-            problems=self._problems,
+            problems=dict(self._problems),
             reader=ImageReader(self._root, self._embedded) if self._embedded else None,
         )
-        if unknown:
-            raise UnknownClasses(f"{name} has {_sentence(unknown)}", listing)
-        return listing
 
     @staticmethod
     def _said(remarks: Iterable[str]) -> str:
@@ -135,12 +166,26 @@ class _Reading:
     def _held_out(
         self, entries: list[Entry], names: tuple[str, ...]
     ) -> dict[str, list[Entry]]:
-        """Holds out a part of the training data."""
+        """Holds out a part of the training data; notes if there is none to hold out."""
         options, groups = self._options, None
         if options.group_column:
             group_of = {row.path: row.group for row in self._rows.usable}
             groups = [group_of[entry.path] for entry in entries]
         divided = hold_out(entries, options.hold_out, groups, rules=options.rules)
+        if not divided["val"]:
+            self._untrainable = self._untrainable or (
+                f"{self._name} has {len(entries):,} row(s) of {len(names):,} classes, "
+                + (
+                    f"all in one group of data.group_column={options.group_column!r}: "
+                    "a group cannot be divided. Omit that option"
+                    if len(entries) > 1 and groups and set(groups) != {""}
+                    else "too few to hold one out for evaluation: no class has two "
+                    "images. Add rows"
+                )
+                + ", or a split column."
+                + self._said(checks.amounts(names))
+            )
+            return divided
         self._remarks.append(
             f"there is no split for evaluation: {len(divided['val']):,} of "
             f"{len(entries):,} images are held out for it "
@@ -170,13 +215,14 @@ class _Reading:
                 rows.usable, rows.problems, options.label_separator, self._root
             )
             self._check_named()
-            unknown = () if several else _unknown_classes(rows.usable)
+            unknown = {} if several else _unknown_classes(rows.usable)
             if complete and rows.problems and unknown:
-                rows.problems.add(_sentence(unknown))
+                every = {name for some in unknown.values() for name in some}
+                rows.problems.add(_sentence(in_order(every)))
         rows.check()
         self._leave_out_unlabelled()
         train = [row for row in rows.usable if row.split == "train"]
-        self._look_for(tables, train)
+        self._look_for(tables, train or rows.usable)
         self._remark_on(several)
         return several
 
@@ -253,12 +299,12 @@ class _Reading:
             self._remarks.append(f"{problem}left out")
             self._problems[split] = UserError(f"{self._name}: {problem}of no use here")
 
-    def _look_for(self, tables, train: list[TableRow]) -> None:
-        """Raises UserError if none of the first training images exists.
+    def _look_for(self, tables, rows: list[TableRow]) -> None:
+        """Raises UserError if none of the first images of these rows exists.
 
         Remarks on it if some do not.
         """
-        paths = [row.path for row in train[:LOOKED_FOR] if not self._is_embedded(row)]
+        paths = [row.path for row in rows[:LOOKED_FOR] if not self._is_embedded(row)]
         if not paths:
             return
 
@@ -329,12 +375,24 @@ class _Reading:
         ]
 
 
-def _unknown_classes(rows: Iterable[TableRow]) -> tuple[str, ...]:
-    """Returns classes that occur in evaluation splits only, in order."""
-    trained, evaluated = set[str](), set[str]()
+def _unknown_classes(rows: Iterable[TableRow]) -> dict[str, tuple[str, ...]]:
+    """Returns split → its classes that are not trained on, if there are any."""
+    classes: dict[str, set[str]] = collections.defaultdict(set)
     for row in rows:
-        (trained if row.split == "train" else evaluated).update(row.labels)
-    return in_order(evaluated - trained) if trained else ()
+        classes[row.split].update(row.labels)
+    trained = classes.get("train")
+    if not trained:
+        return {}
+    unknown = {split: some - trained for split, some in classes.items()}
+    return {split: in_order(some) for split, some in unknown.items() if some}
+
+
+def _in_preference(splits: Iterable[str]) -> list[str]:
+    """Sorts splits by the preference for evaluation."""
+    usual = split_names.PLAIN_NAMES
+    return sorted(
+        splits, key=lambda one: (usual.index(one) if one in usual else len(usual), one)
+    )
 
 
 def _sentence(unknown: Sequence[str]) -> str:
@@ -373,10 +431,12 @@ def _respelled(rows: list[TableRow]) -> list[TableRow]:
     return [row._replace(labels=[new[label] for label in row.labels]) for row in rows]
 
 
-def _check_number(names: tuple[str, ...], several: bool, name: str) -> None:
-    if len(names) < (1 if several else 2):
-        shown = f" ({names[0]!r})" if names else ""
-        raise UserError(
-            f"found {len(names)} class(es){shown} in {name}, expected at least "
-            f"{1 if several else 2}. {EXPECTED}"
-        )
+def _wrong_number(names: tuple[str, ...], several: bool, name: str) -> str:
+    """Says that there are too few classes to train on; "" if there are enough."""
+    if len(names) >= (1 if several else 2):
+        return ""
+    shown = f" ({names[0]!r})" if names else ""
+    return (
+        f"found {len(names)} class(es){shown} in {name}, expected at least "
+        f"{1 if several else 2}. {EXPECTED}"
+    )

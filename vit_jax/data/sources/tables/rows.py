@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.sources import split_names
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
-from vit_jax.data.sources.tables.cells import clean_path, listed, zero_or_one
+from vit_jax.data.sources.tables.cells import (
+    clean_path,
+    is_empty,
+    listed,
+    zero_or_one,
+)
 from vit_jax.data.sources.tables.columns import PATHS, Columns
 from vit_jax.data.sources.tables.files import Row, Table
 from vit_jax.data.sources.tables.parquet import EmbeddedImage
@@ -140,7 +145,8 @@ class Rows:
             except ValueError as error:
                 self.problems.add(f"{where} {number}: {error}")
                 continue
-            if parsed.labels or columns.several or columns.one_hot:
+            one_hot = columns.one_hot and not parser.is_unlabelled(row)
+            if parsed.labels or columns.several or one_hot:
                 self.usable.append(parsed)
             elif split_names.role(parsed.split) == "test":
                 self.unlabelled[parsed.split] += 1
@@ -241,6 +247,10 @@ class _Parser:
             raise ValueError("; ".join(wrong))
         return TableRow(**values)
 
+    def is_unlabelled(self, row: Row) -> bool:
+        """Returns whether all cells of labels are empty."""
+        return all(is_empty(row.get(column)) for column in self._columns.labels)
+
     def _path(self, value: Any) -> str:
         if not isinstance(value, str | int | None) or isinstance(value, bool):
             raise ValueError(f"path is {_short(value)}, not a string")
@@ -270,6 +280,8 @@ class _Parser:
     def _ones(self, row: Row, wrong: list[str]) -> list[str]:
         """Returns the columns of classes in which there is a one."""
         labels = []
+        if self.is_unlabelled(row):
+            return labels
         for column in self._columns.labels:
             value = row.get(column)
             one = zero_or_one(value)
@@ -317,9 +329,7 @@ def _letters(value: str) -> str:
 
 def _label_or_none(value: Any) -> list[str]:
     """Reads a label; [] for an empty cell."""
-    if value is None or value != value or not str(value).strip():  # None, NaN, blank
-        return []
-    return _label(value)
+    return [] if is_empty(value) else _label(value)
 
 
 def _label(value: Any) -> list[str]:
@@ -346,7 +356,7 @@ def _weight(value: Any) -> float:
 
 
 def _group(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if is_empty(value) else str(value).strip()
 
 
 def _short(value: Any) -> str:
