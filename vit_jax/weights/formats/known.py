@@ -188,8 +188,8 @@ def _not_read(
     if heads:
         yield (
             f"left out the head ({shortened(heads, plain, most=4)}), which is not a "
-            "single linear layer: the model has 0 classes; num_classes= makes a new "
-            "head"
+            "single linear layer with a bias on the model's features: the model has 0 "
+            "classes; num_classes= makes a new head"
         )
     names = {piece.name for _, piece in placed}.union(heads)
     if left := [name for name in tensors.specs if name not in names]:
