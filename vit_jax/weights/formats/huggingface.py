@@ -189,6 +189,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         (*config.assumed, *assumed, *sentences, *unknown),
         posemb_resize="bicubic_torch",
         outputs=meaning,
+        outputs_known=bool(hints.config),
     )
 
 
