@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import shutil
 import zipfile
 
 import jax
@@ -192,6 +193,16 @@ def test_models_in_the_place_of_checkpoints_are_named(model, tmp_path):
             load_weights(path)
         assert str(e.value).endswith("pass the path of one, such as 1000 in it")
     assert load_weights(tmp_path / "checkpoints" / "1000").description.step == 0
+
+
+def test_a_folder_of_lightning_is_not_an_unfinished_run(model, tmp_path):
+    """Its own layout, version_0/checkpoints/NAME.ckpt, is like that of a run."""
+    folder = tmp_path / "version_0" / "checkpoints"
+    folder.mkdir(parents=True)
+    shutil.copy(model / "model.safetensors", folder / "last.safetensors")
+    with pytest.raises(UserError, match="path of a model inside: checkpoints$"):
+        load_weights(folder.parent)
+    assert load_weights(folder, num_heads=4).description.architecture.num_heads == 4
 
 
 def test_a_file_called_like_a_step(model, tmp_path):

@@ -239,6 +239,8 @@ def _workdir(source: str | pathlib.Path) -> tuple[pathlib.Path, int | None] | No
         return None
     checkpoints = workdir / CHECKPOINTS
     if checkpoints.is_dir():
+        if holds_model(checkpoints):  # such as those of Lightning
+            return None
         if models := [f.name for f in sorted(checkpoints.iterdir()) if holds_model(f)]:
             raise UserError(
                 f"{checkpoints} holds foreign models but no checkpoint of vit_jax: "
