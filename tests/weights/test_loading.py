@@ -200,7 +200,7 @@ def test_a_folder_of_lightning_is_not_an_unfinished_run(model, tmp_path):
     folder = tmp_path / "version_0" / "checkpoints"
     folder.mkdir(parents=True)
     shutil.copy(model / "model.safetensors", folder / "last.safetensors")
-    with pytest.raises(UserError, match="path of a model inside: checkpoints$"):
+    with pytest.raises(UserError, match=r"path of a model inside: checkpoints$"):
         load_weights(folder.parent)
     assert load_weights(folder, num_heads=4).description.architecture.num_heads == 4
 

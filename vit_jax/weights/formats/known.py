@@ -22,6 +22,7 @@ from vit_jax.weights.formats import (
 )
 from vit_jax.weights.formats.choosing import choose, what_was_taken
 from vit_jax.weights.formats.heads import of_heads
+from vit_jax.weights.formats.labels import from_saved
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
     Format,
@@ -85,8 +86,12 @@ def read_tensors(
     taken = what_was_taken(chosen, others)
     if taken and not others:
         logger.info("%s: %s", tensors.path.name, taken)
-    assumed = (*reading.assumed, *([taken] if others else []), *sentences)
-    return reading._replace(assumed=assumed), unflatten(params)
+    names, about_names = reading.class_names, []
+    if not names:
+        names, about_names = from_saved(tensors.class_names, architecture.num_classes)
+    assumed = [*reading.assumed, *([taken] if others else []), *sentences, *about_names]
+    reading = reading._replace(class_names=names, assumed=tuple(assumed))
+    return reading, unflatten(params)
 
 
 def to_tensors(
