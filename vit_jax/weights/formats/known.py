@@ -82,7 +82,9 @@ def read_tensors(
         ) from error
     params = read_params(tensors, pieces, rows, shapes_of(architecture), format.ignored)
     placed = [(row, pieces[row.theirs]) for row in rows]
-    sentences = _not_read(tensors, chosen.prefix, placed, heads)
+    apart = tuple(c.prefix for c in others if c.prefix and c.entry == chosen.entry)
+    own = [name for name in tensors.specs if not name.startswith(apart)]
+    sentences = _not_read(own, chosen.prefix, placed, heads)
     taken = what_was_taken(chosen, others)
     if taken and not others:
         logger.info("%s: %s", tensors.path.name, taken)
@@ -170,12 +172,19 @@ def _check_whole(tensors: Tensors, names: Sequence[str]) -> None:
 
 
 def _not_read(
-    tensors: Tensors,
+    own: Sequence[str],
     prefix: str,
     placed: Sequence[tuple[Row, Piece]],
     heads: Sequence[str],
 ) -> Iterator[str]:
-    """Yields sentences about heads elsewhere, and tensors left out."""
+    """Yields sentences about heads elsewhere, and tensors left out.
+
+    Args:
+      own: names in the file, without those of other models.
+      prefix: that of the model's names.
+      placed: the rows that are read, with their places.
+      heads: names of a head that is not understood.
+    """
     if beside := [piece.name for _, piece in placed if piece.beside]:
         yield (
             f"used {shortened(beside, plain)}, which lies outside of the model's other "
@@ -197,9 +206,9 @@ def _not_read(
             "classes; num_classes= makes a new head"
         )
     names = {piece.name for _, piece in placed}.union(heads)
-    if left := [name for name in tensors.specs if name not in names]:
+    if left := [name for name in own if name not in names]:
         yield (
-            f"left out {len(left)} of {len(tensors.specs)} tensors, which are not part "
+            f"left out {len(left)} of {len(own)} tensors, which are not part "
             f"of the model: {shortened(left, plain)}"
         )
 
