@@ -102,6 +102,7 @@ def load(
         trained_image_size=trained,
         ema=ema,
         entry=entry,
+        say_outputs=outputs is None and num_classes is None,
     )
     original, config = description.architecture, description.config
     preprocessing = description.preprocessing
