@@ -203,6 +203,60 @@ def test_named_folders_may_lie_deeper(tmp_path):
     assert len(opened(tmp_path, split).split("val")) == 2
 
 
+def test_what_is_beside_named_folders_is_accounted_for(tmp_path, caplog):
+    fill(tmp_path / "data" / "x", "ab", 3)
+    fill(tmp_path / "data", ["y", "."], 1)
+    (tmp_path / "data" / "notes.txt").touch()
+    dataset = opened(tmp_path / "data", "train=x")
+    assert sum(dataset.info.num_examples.values()) == 6
+    assert "not used, because data.splits does not name them: 'y'" in caplog.text
+    dataset = opened(tmp_path, "train=data/x")
+    assert sum(dataset.info.num_examples.values()) == 6
+    assert "folders that are not used: 'data/y'" in caplog.text
+    assert dataset.contents.left_out == {
+        ".txt": 1,
+        "images outside the folders of classes": 1,
+    }
+
+
+def test_a_split_inside_another_folder_of_classes_is_no_class(tmp_path):
+    fill(tmp_path / "data", "ab", 3)
+    fill(tmp_path / "data" / "val", "ab", 1)
+    split = "train=data,val=data/val"
+    assert opened(tmp_path, split).info.class_names == ("a", "b")
+    assert counts(tmp_path, split) == {"train": 6, "val": 2}
+
+
+def test_named_folders_may_be_anywhere(tmp_path):
+    fill(tmp_path / "here" / "x", "ab", 3)
+    fill(tmp_path / "there" / "y", "ab", 1)
+    for place in (tmp_path / "there" / "y", "../there/y"):
+        found = opened(tmp_path / "here", f"train=x,val={place}")
+        assert found.info.num_examples == {"train": 6, "val": 2}
+        assert found.contents.left_out == {}
+
+
+def test_names_with_commas_can_be_named(tmp_path):
+    fill(tmp_path / "a, b", "ab", 3)
+    fill(tmp_path / "c=d", "ab", 1)
+    assert counts(tmp_path, "train=a, b,val=c=d") == {"train": 6, "val": 2}
+
+
+@pytest.mark.parametrize("target", ["nothing", "val"])
+def test_a_split_that_is_a_link_to_nowhere_is_not_replaced(tmp_path, target, caplog):
+    fill(tmp_path / "train", "ab", 20)
+    (tmp_path / "val").symlink_to(target)
+    message = refused(tmp_path)
+    assert "has links that look like splits, but lead nowhere: 'val'" in message
+    assert sum(counts(tmp_path, "train=train").values()) == 40
+    (tmp_path / "val").rename(tmp_path / "extra")
+    (tmp_path / "train" / "c").symlink_to(target)
+    dataset = opened(tmp_path)
+    assert dataset.info.class_names == ("a", "b")
+    assert "links that lead nowhere: 'extra', 'train/c'" in caplog.text
+    assert dataset.contents.left_out == {"links that lead nowhere": 2}
+
+
 def test_decoded_images_come_from_the_named_folder(tmp_path):
     fill(tmp_path / "Dev Set", "ab", 1)
     fill(tmp_path / "Training", "ab", 1)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from vit_jax.data.sources import split_names
 from vit_jax.data.sources.image_files import Scanned, Walker
+from vit_jax.data.sources.not_classes import named_as_parts
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.tables.columns import PATHS, known
 from vit_jax.data.sources.tables.files import (
@@ -74,7 +75,8 @@ def find_tables(folder: str, options: DataOptions) -> Found | None:
 def class_folders(folder: str, options: DataOptions) -> int:
     """Counts the folders that could be classes, as far as it has to: up to two.
 
-    They are those in the folder, or in that of its training split.
+    They are those in the folder, or in that of its training split, unless they are
+    named like parts: images_001, images_002.
     """
     walker = Walker(options.rules)
     below = _scan(walker, folder).folders
@@ -87,6 +89,8 @@ def class_folders(folder: str, options: DataOptions) -> int:
         if all(_split_of(name, options) for name in below):
             return 0
     count = 0
+    if named_as_parts(below):
+        return 0
     for name in below:
         with contextlib.suppress(OSError):  # whoever reads the folder reports it
             count += walker.has_images(os.path.join(root, name))
