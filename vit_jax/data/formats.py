@@ -16,15 +16,8 @@ from vit_jax.errors import UserError
 # because some of them start other programs (EPS does).
 ENDINGS: dict[str, tuple[str, ...]] = {
     "JPEG": (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".jif",
-        ".jfi",
-        ".pjpeg",
-        ".pjp",
-        ".mpo",
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi"),
+        *(".pjpeg", ".pjp", ".mpo"),
     ),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),

@@ -141,6 +141,9 @@ def test_one_folder_around_the_data_set_is_recognised(tmp_path):
     message = refused(tmp_path)
     assert "found one class ('flowers')" in message
     assert f"Or is {tmp_path}/flowers the data set, with 'train', 'val'?" in message
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "flowers").rename(tmp_path / "outer" / "flowers")
+    assert f"Or is {tmp_path}/outer/flowers the data set" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["loose", "one folder"])
@@ -187,6 +190,13 @@ def test_an_empty_split_is_not_replaced_in_silence(tmp_path, name):
     found = "several folders are for train" if name == "train" else "with 1 × .xyz"
     assert found in refused(tmp_path)
     assert sum(counts(tmp_path, "train=training").values()) == 4
+
+
+def test_a_split_that_is_a_link_to_another_is_said(tmp_path, caplog):
+    fill(tmp_path / "train", "ab", 3)
+    (tmp_path / "val").symlink_to("train")
+    assert counts(tmp_path) == {"train": 6, "val": 6}
+    assert "'train' and 'val' are the same folder, so their images" in caplog.text
 
 
 def test_named_folders_that_do_not_exist(tmp_path):

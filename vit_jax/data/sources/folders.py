@@ -135,8 +135,9 @@ class _Folder:
                 problem = (
                     f"{where} has classes that {train} does not have: "
                     f"{shortened(those, repr)}. Classes to train on: "
-                    f"{shortened(names, repr)}. Give the folders the same names, or "
-                    "make folders of links to them that have these names."
+                    f"{shortened(names, repr)}. Give the folders the same names (links "
+                    "will do), or name only the splits to use in data.splits "
+                    f"{HOW_TO_SAY}."
                 )
                 self.problems[split] = UnknownClasses(problem, complete)
                 if split != listing.eval_split:  # nothing else would say it
@@ -208,6 +209,14 @@ class _Folder:
                 f"archives are not read: {shortened(packed, repr)}. If they hold "
                 "images to be used, unpack them"
             )
+        real: dict[str, str] = {}
+        for folder in sorted(used):
+            path = os.path.join(self.path, folder)
+            if (other := real.setdefault(os.path.realpath(path), folder)) != folder:
+                self.remarks.append(
+                    f"{other!r} and {folder!r} are the same folder, so their images "
+                    "are the same"
+                )
         if lost := [os.path.relpath(one, self.path) for one in self.walker.lost]:
             self.remarks.append(f"{image_files.LOST}: {shortened(lost, repr)}")
 
@@ -302,8 +311,10 @@ class _Folder:
         return unlabelled
 
     def _refuse_one_class(self, name: str, division: Division) -> None:
-        folder = os.path.join(self.path, division.folders["train"][0], name)
-        inner = self.walker.scan(folder).folders if os.path.isdir(folder) else []
+        folder, inner = os.path.join(self.path, division.folders["train"][0]), [name]
+        while len(inner) == 1 and os.path.isdir(os.path.join(folder, inner[0])):
+            folder = os.path.join(folder, inner[0])
+            inner = self.walker.scan(folder).folders
         hint = f" Or is {folder} the data set, with {shortened(inner, repr)}?"
         raise UserError(
             f"found one class ({name!r}) to train on in {self.path}, expected at least "
