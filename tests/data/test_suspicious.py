@@ -12,6 +12,7 @@ from PIL import Image
 
 import vit_jax.data.__main__ as command
 from vit_jax.data import suspicious as module
+from vit_jax.data.check import check
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.suspicious import suspicious, suspicious_at_start
@@ -318,3 +319,21 @@ def test_warnings_at_the_start_of_a_run(root, caplog):
     with caplog.at_level(logging.WARNING):
         open_sources(setup)
     assert caplog.messages == []
+
+
+def test_the_command_looks_at_all_splits(root):
+    for name in "ab":
+        write(root / "test" / name / "0.png", noise(hash_of("test", name)))
+    data = (root / "train/a/0.png").read_bytes()
+    (root / "test/a/1.png").write_bytes(data)
+    (root / "test/b/1.png").touch()
+    report = check(str(root))
+    assert set(report.used) == {"train", "val"}
+    [sign] = [line for line in report.remarks if "several splits" in line]
+    assert f"{root}/test/a/1.png (a, test)" in sign
+    assert report.problems == [
+        f"test: 1 of the 4 files looked at are empty: {root}/test/b/1.png"
+    ]
+    # Images without classes, or of other classes, cannot be opened as a split.
+    write(root / "test/x/0.png", noise(1))
+    assert not any("several splits" in line for line in check(str(root)).remarks)
