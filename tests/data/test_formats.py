@@ -14,7 +14,8 @@ from vit_jax.data.sources.folders import list_folder
 from vit_jax.prediction.folders import images_in
 
 # What people's files are called, of which none may be left out.
-NAMED = [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".gif"]
+NAMED = [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"]
+NAMED += [".png", ".apng", ".gif", ".heics", ".heifs", ".hif", ".jpc", ".jpf", ".avifs"]
 NAMED += [".bmp", ".dib", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif"]
 NAMED += [".jp2", ".j2k", ".jpx", ".j2c"]
 
@@ -33,7 +34,8 @@ def test_all_endings_are_images_for_folders_and_predict(tmp_path):
 
 def test_endings_agree_with_pillow():
     Image.init()
-    for ending in set(NAMED) - {".heic", ".heif", ".jif"}:
+    unknown = {".jif", ".jfi", ".pjpeg", ".pjp", *formats.ENDINGS["HEIF"]}
+    for ending in set(NAMED) - unknown:
         known = Image.EXTENSION[ending]
         assert ending in formats.ENDINGS["JPEG" if known == "MPO" else known]
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import vit_jax.data.__main__ as command
 from vit_jax.data import suspicious as module
+from vit_jax.data.check import check
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.suspicious import suspicious, suspicious_at_start
@@ -50,7 +51,12 @@ def signs(root, unreadable=None, **options) -> list[str]:
     splits = [split for split in (info.train_split, info.eval_split) if split]
     sources = {split: dataset.split(split) for split in splits}
     white_level = dataset.options.white_level
-    return suspicious(sources, info.eval_split, white_level, unreadable)
+    others = {
+        split: dataset.split(split)
+        for split in info.num_examples
+        if split not in splits
+    }
+    return suspicious(sources, info.eval_split, white_level, unreadable, others)
 
 
 def at_start(root, white_level=0.0) -> list[str]:
@@ -177,6 +183,34 @@ def test_equal_images_under_two_labels_and_in_two_splits(root):
     )
 
 
+def test_equal_images_in_a_split_that_is_not_in_use(root):
+    write(root / "test/a/0.png", noise(hash_of("test")))
+    assert signs(root) == []
+    data = (root / "train/a/0.png").read_bytes()
+    (root / "test/a/1.png").write_bytes(data)
+    (sign,) = signs(root)
+    assert sign.startswith("1 equal images are in several splits: ")
+    for part in ("train/a/0.png (a, train)", "test/a/1.png (a, test)"):
+        assert f"{root}/{part}" in sign
+
+
+def test_folders_of_thumbnails(root):
+    for place in ("thumbs", "_Thumbnails", "Thumb"):
+        write(root / "train/a" / place / "0.png", noise(hash_of(place)))
+    write(root / "train/a/thumbs.up/0.png", noise(hash_of("up")))
+    (sign,) = signs(root)
+    start = "train: 3 of 10 images are in folders of thumbnails: "
+    assert sign.startswith(start)
+    assert {path.split("/")[-2] for path in sign[len(start) :].split(", ")} == {
+        *("thumbs", "_Thumbnails", "Thumb")
+    }
+    # Where all are, they are the images that are meant.
+    write(root / "all/thumbs/x/0.png", noise(1))
+    write(root / "all/thumbs/y/0.png", noise(2))
+    write(root / "all/thumbs/y/1.png", noise(3))
+    assert not any("thumbnails" in one for one in signs(root / "all/thumbs"))
+
+
 def test_only_files_of_equal_size_are_read(root, monkeypatch):
     read = []
     pieces = module._pieces
@@ -285,3 +319,21 @@ def test_warnings_at_the_start_of_a_run(root, caplog):
     with caplog.at_level(logging.WARNING):
         open_sources(setup)
     assert caplog.messages == []
+
+
+def test_the_command_looks_at_all_splits(root):
+    for name in "ab":
+        write(root / "test" / name / "0.png", noise(hash_of("test", name)))
+    data = (root / "train/a/0.png").read_bytes()
+    (root / "test/a/1.png").write_bytes(data)
+    (root / "test/b/1.png").touch()
+    report = check(str(root))
+    assert set(report.used) == {"train", "val"}
+    [sign] = [line for line in report.remarks if "several splits" in line]
+    assert f"{root}/test/a/1.png (a, test)" in sign
+    assert report.problems == [
+        f"test: 1 of the 4 files looked at are empty: {root}/test/b/1.png"
+    ]
+    # Images without classes, or of other classes, cannot be opened as a split.
+    write(root / "test/x/0.png", noise(1))
+    assert not any("several splits" in line for line in check(str(root)).remarks)

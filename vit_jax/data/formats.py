@@ -15,7 +15,10 @@ from vit_jax.errors import UserError
 # Format, by Pillow's name → endings in lower case. Pillow's other formats stay disabled
 # because some of them start other programs (EPS does).
 ENDINGS: dict[str, tuple[str, ...]] = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
+    "JPEG": (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi"),
+        *(".pjpeg", ".pjp", ".mpo"),
+    ),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "BMP": (".bmp",),
@@ -24,7 +27,7 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     "TIFF": (".tif", ".tiff"),
     "AVIF": (".avif", ".avifs"),
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"),
-    "HEIF": (".heic", ".heif", ".hif"),
+    "HEIF": (".heic", ".heif", ".hif", ".heics", ".heifs"),
 }
 EXTENSIONS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 FORMATS = tuple(ENDINGS)

@@ -8,6 +8,7 @@ import pytest
 from vit_jax.data.sources.image_files import (
     HIDDEN,
     LOOPS,
+    LOST,
     NO_ENDING,
     SIDE_FILES,
     SPECIAL,
@@ -65,6 +66,8 @@ def test_links_are_followed_but_no_loops(tmp_path):
     (tmp_path / "set/loop").symlink_to(tmp_path)
     (tmp_path / "set/cats/up").symlink_to("../cats2")  # cats2/cats/up is a loop
     (tmp_path / "set/gone.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "set/gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "set/itself").symlink_to("itself")
     found = find_images(tmp_path / "set")
     assert found.images == [
         "cats/a.png",
@@ -74,7 +77,7 @@ def test_links_are_followed_but_no_loops(tmp_path):
         "gone.png",  # a missing image, which reading it reports
         "linked/c.png",
     ]
-    assert found.left_out == {LOOPS: 3}
+    assert found.left_out == {LOOPS: 3, LOST: 2}
 
 
 def test_a_link_that_leads_nowhere_costs_no_other_image(tmp_path):

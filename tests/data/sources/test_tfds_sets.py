@@ -49,6 +49,33 @@ def test_set_by_name_and_by_folder(dataset, data_dir):
     assert "tensorflow" not in sys.modules
 
 
+def test_a_prepared_set_beside_folders_of_classes(tmp_path):
+    shutil.copytree(f"{DIGITS}/1.0.0", tmp_path / "1.0.0")
+    dataset = open_dataset(str(tmp_path))
+    assert (dataset.kind, dataset.about_name) == ("tensorflow-datasets", ())
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(2):
+            (tmp_path / name / f"{k}.png").touch()
+    dataset = open_dataset(str(tmp_path))
+    assert dataset.kind == "tensorflow-datasets"
+    [line] = dataset.about_name
+    assert line.startswith(f"{tmp_path} has both a set prepared by tensorflow-datasets")
+    options = DataOptions(kind="image folder")
+    assert open_dataset(str(tmp_path), "", options).info.class_names == ("a", "b")
+
+
+def test_a_damaged_description_is_explained(tmp_path):
+    shutil.copytree(f"{DIGITS}/1.0.0", tmp_path / "1.0.0")
+    (tmp_path / "1.0.0" / "dataset_info.json").write_text("{}")
+    for use in (
+        lambda: open_dataset(str(tmp_path)).contents,
+        lambda: tfds_sets.check_prepared(str(tmp_path), ""),
+    ):
+        with pytest.raises(UserError, match=r"1\.0\.0 cannot be read: .*Prepare it a"):
+            use()
+
+
 def test_slices_are_parts_of_the_split():
     whole = open_dataset(DIGITS).split("train")
     images = [whole[i].image for i in range(16)]

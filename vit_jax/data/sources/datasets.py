@@ -294,8 +294,8 @@ def _recognised(dataset: str, options: DataOptions) -> tuple[str, str, str]:
     if not _is_path(dataset):
         return "tensorflow-datasets", dataset, ""
     path = _absolute(dataset)
-    if tfds_sets.prepared_folder(path):
-        return "tensorflow-datasets", path, ""
+    if prepared := tfds_sets.prepared_folder(path):
+        return "tensorflow-datasets", path, _beside_prepared(path, prepared, options)
     if os.path.isdir(path):
         kind, beside = _kind_of_folder(path, options)
         return kind, path, beside
@@ -326,6 +326,17 @@ def _kind_of_folder(folder: str, options: DataOptions) -> tuple[str, str]:
     return kind, (
         f"{folder} has both {found.names} and folders of {what}: {taken[kind]} "
         f"gave the labels; data.kind={other!r} takes {taken[other]} instead"
+    )
+
+
+def _beside_prepared(folder: str, prepared: str, options: DataOptions) -> str:
+    """Says that a prepared set was taken, if folders of classes are beside it."""
+    if class_folders(folder, options).all < 2:
+        return ""
+    return (
+        f"{folder} has both a set prepared by tensorflow-datasets ({prepared}) and "
+        "folders of classes: the prepared set was taken; data.kind='image folder' "
+        "takes the folders instead"
     )
 
 

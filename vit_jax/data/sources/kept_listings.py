@@ -15,7 +15,7 @@ from vit_jax.data.sources.listings import Files, Listing, NotForTraining, Ragged
 from vit_jax.data.sources.options import DataOptions
 from vit_jax.errors import UserError
 
-FORMAT = 3  # increment with every change of the listing's contents or layout
+FORMAT = 4  # increment with every change of the listing's contents or layout
 # Listing fewer files is as fast as reading a cached listing.
 WORTH_KEEPING = 5_000
 # Seconds. A directory that changed more recently may change again without a new

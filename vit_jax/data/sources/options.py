@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -155,7 +156,8 @@ class DataOptions:
         if self.splits.strip() in ("", NO_SPLITS):
             return {}
         found = {}
-        for part in self.splits.split(","):
+        # Other commas are part of a name.
+        for part in re.split(r",(?=\s*\w+\s*=)", self.splits):
             split, equals, name = (text.strip() for text in part.partition("="))
             if not (equals and name and split.isidentifier()) or name in found:
                 raise UserError(

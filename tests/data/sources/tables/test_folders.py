@@ -148,6 +148,24 @@ def test_a_table_beside_class_folders(root, opened):
     assert not any("both" in remark for remark in listing.remarks)
 
 
+@pytest.mark.parametrize(
+    "folder", ["images_{:03}", "birds_images_part_{}", "train/images_{}"]
+)
+def test_folders_named_like_parts_are_no_classes_beside_a_table(root, opened, folder):
+    for k in ALL:
+        target = root / folder.format(k % 3)
+        target.mkdir(exist_ok=True, parents=True)
+        (root / "images" / f"{k}.png").rename(target / f"{k}.png")
+    (root / "images").rmdir()
+    image = f"{folder}/{{}}.png"
+    lines = [f"{image.format(k % 3, k)},{ALL[k]}" for k in ALL]
+    (root / "labels.csv").write_text("\n".join(["file,label", *lines]))
+    assert kind(root) == "table"
+    listing, found = opened(root)
+    assert found["train"] | found["val"] == ALL
+    assert listing.class_names == ("a", "b")
+
+
 def test_tables_of_splits_beside_class_folders(root, opened):
     class_folders(root)
     for split, numbers in (("train", range(4, 12)), ("val", range(4))):
@@ -236,7 +254,7 @@ def test_folders_of_images_are_not_classes(root, opened, folders):
         f"{root} has both labels.csv and folders of images: labels.csv gave the labels"
         in listing.remarks[0]
     )
-    classes = opened(root, kind="image folder")[0].class_names
+    classes = opened(root, kind="image folder", splits="none")[0].class_names
     assert classes == tuple(sorted(folders))
 
 

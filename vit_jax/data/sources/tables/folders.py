@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from vit_jax.data.sources import split_names
 from vit_jax.data.sources.image_files import Scanned, Walker
+from vit_jax.data.sources.not_classes import mere_parts
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.tables.columns import PATHS, known
 from vit_jax.data.sources.tables.files import (
@@ -35,17 +36,7 @@ _NEUTRAL = re.compile(
     r"(?i)(?<![a-z])(labels?|annotations?|ground[-_ ]?truth|metadata|info|list|table"
     r"|index|csv)(?![a-z])"
 )
-# Words of folders that hold images of all classes: "images", "images_001", "img".
-_CONTAINERS = frozenset(
-    word
-    for line in (
-        "data dataset image images img imgs input inputs jpeg jpegs jpg jpgs photo",
-        "photos pic pics picture pictures png pngs",
-    )
-    for word in line.split()
-)
 _SHARD = re.compile(r"[-_.]?[0-9]+([-_]of[-_](?P<count>[0-9]+))?([-_.][0-9a-f]{8,})?$")
-_WORD = re.compile(r"[^\W\d_]+")
 _FEW_FOLDERS = 8  # of other names, which may hold Parquet files
 
 
@@ -100,7 +91,8 @@ def find_tables(folder: str, options: DataOptions) -> Found | None:
 def class_folders(folder: str, options: DataOptions) -> ClassFolders:
     """Counts the folders that could be classes.
 
-    They are those in the folder, or in that of its training split.
+    They are those in the folder, or in that of its training split, unless they are
+    named like parts: images_001, images_002.
     """
     walker = Walker(options.rules)
     below = _scan(walker, folder).folders
@@ -112,32 +104,15 @@ def class_folders(folder: str, options: DataOptions) -> ClassFolders:
         root = folder
         if all(_split_of(name, options) for name in below):
             return ClassFolders(0, 0)
-    containers, count, likely = _containers(below), 0, 0
+    parts, count, likely = mere_parts(below), 0, 0
     for name in below:
         with contextlib.suppress(OSError):  # whoever reads the folder reports it
             if walker.has_images(os.path.join(root, name)):
                 count += 1
-                likely += name not in containers
+                likely += name not in parts
         if likely == 2:
             break
     return ClassFolders(min(count, 2), likely)
-
-
-def _containers(names: Iterable[str]) -> set[str]:
-    """Returns the names of folders that hold images of all classes.
-
-    They consist of words such as "images", or differ only in numbers from others.
-    """
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        if _CONTAINERS & set(_WORD.findall(name.lower())):
-            alike.setdefault(re.sub(r"[0-9]+", "0", name.lower()), []).append(name)
-    return {
-        name
-        for pattern, some in alike.items()
-        for name in some
-        if len(some) > 1 or _CONTAINERS.issuperset(_WORD.findall(pattern))
-    }
 
 
 def _split_files(folder: str, options: DataOptions, walker: Walker) -> dict[str, str]:

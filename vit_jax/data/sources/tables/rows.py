@@ -248,8 +248,10 @@ class _Parser:
         return TableRow(**values)
 
     def is_unlabelled(self, row: Row) -> bool:
-        """Returns whether all cells of labels are empty."""
-        return all(is_empty(row.get(column)) for column in self._columns.labels)
+        """Returns whether all cells of labels are empty, and this means nothing."""
+        columns = self._columns
+        blank_is_no = "" in columns.no
+        return not blank_is_no and all(is_empty(row.get(one)) for one in columns.labels)
 
     def _path(self, value: Any) -> str:
         if not isinstance(value, str | int | None) or isinstance(value, bool):
