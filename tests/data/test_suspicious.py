@@ -146,6 +146,20 @@ def test_small_part_of_the_range_of_deep_images(root):
     assert at_start(root, 4095) == []
 
 
+def test_few_deep_images_are_not_hidden_by_others(root):
+    for path in root.glob("*/*/0.png"):
+        write(path, noise(hash_of(str(path)), 16383, np.uint16))  # 14 bits
+    remedy = (
+        "has no value above 16383, where white is 65535: 64 of 256 grey levels remain. "
+        "If another value is white, set data.white_level, for 14 bits to 16383"
+    )
+    assert at_start(root) == [f"the training data: none of 2 sampled images {remedy}"]
+    assert at_start(root, 16383) == []
+    for path in root.glob("*/*/0.png"):
+        write(path, noise(hash_of(str(path)), 16500, np.uint16))
+    assert at_start(root) == []
+
+
 def test_small_part_of_the_range_of_eight_bits(root):
     for path in (root / "train").glob("*/*.png"):
         write(path, noise(hash_of(str(path)), 9))
@@ -252,9 +266,9 @@ def test_bands_are_sampled_as_they_are(tmp_path):
     for name in "ab":
         for number in range(3):
             pixels = np.random.default_rng(hash_of(name, number)).integers(
-                0, 10_001, (4, 5, 13), np.uint16
+                0, 20_001, (4, 5, 13), np.uint16
             )
-            pixels[0, 0, :2] = 0, 10_000
+            pixels[0, 0, :2] = 0, 20_000
             file = io.BytesIO()
             tifffile.imwrite(
                 file, pixels, photometric="minisblack", planarconfig="contig"
