@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from vit_jax.data import any_format
+from vit_jax.data import any_format, depth
 from vit_jax.data.decode import DecodeError, UnsuitableImage, decode
 from vit_jax.data.preprocessing import Preprocessing
 
@@ -121,8 +121,15 @@ def test_white_from_the_file(data, white_level):
 def test_scaled_pixels_with_significant_bits_use_the_whole_range():
     # The PNG standard, 11.3.2.7: writers scale; the lower bits repeat the upper ones.
     scaled = TWELVE << 4 | TWELVE >> 8
-    decoded = decode(png(scaled, 12), 1)[:, :, 0]
-    np.testing.assert_array_equal(decoded, scaled >> 8)
+    dark = TWELVE >> 4 << 4
+    for pixels in (scaled, dark):
+        decoded = decode(png(pixels, 12), 1)[:, :, 0]
+        np.testing.assert_array_equal(decoded, pixels >> 8)
+
+
+def test_fewer_bits_say_the_white_of_unsigned_values_only():
+    for sample_format, white in ((1, 2.0**24 - 1), (2, None), (3, None)):
+        assert depth.white_in_tags({258: (24,), 339: sample_format}, 32) == white
 
 
 def test_largest_value_of_one_image_is_not_white():

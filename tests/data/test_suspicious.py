@@ -158,6 +158,12 @@ def test_few_deep_images_are_not_hidden_by_others(root):
     for path in root.glob("*/*/0.png"):
         write(path, noise(hash_of(str(path)), 16500, np.uint16))
     assert at_start(root) == []
+    (path, *_) = sorted((root / "train").glob("*/0.png"))
+    write(path, noise(0, 16383, np.uint16))  # one alone may be dark
+    for other in (root / "train").glob("*/0.png"):
+        if other != path:
+            write(other, noise(1, 255))
+    assert at_start(root) == []
 
 
 def test_small_part_of_the_range_of_eight_bits(root):

@@ -154,9 +154,11 @@ def test_deep_colours_of_an_image_of_pillow_are_those_of_its_file(ending, tmp_pa
     preprocessing = Preprocessing((64, 96), white_level=4095)
     expected = preprocessing.prepare(path)
     assert np.ptp(expected) > 200
-    with Image.open(path) as image:
+    with path.open("rb") as file, Image.open(file) as image:
+        position = file.tell()
         np.testing.assert_array_equal(preprocessing.prepare(image), expected)
-        loaded = np.asarray(image)  # it is still as it was
+        assert file.tell() == position  # it is still as it was
+        loaded = np.asarray(image)
         assert loaded.shape == large.shape
         if ending == "tif":
             with pytest.raises(UserError, match="has not kept all of its 16 bits; pa"):
