@@ -287,7 +287,7 @@ def test_bands_are_sampled_as_they_are(tmp_path):
 def test_warnings_at_the_start_of_a_run(root, caplog):
     from vit_jax.config import default_config
     from vit_jax.train.setup import set_up
-    from vit_jax.train.start import open_sources
+    from vit_jax.train.start import open_batches, open_sources
 
     for path in root.glob("*/*/*.png"):
         write(path, noise(hash_of(str(path)), 4095, np.uint16))
@@ -295,6 +295,7 @@ def test_warnings_at_the_start_of_a_run(root, caplog):
     config.dataset = str(root)
     config.image_size, config.model.variant = (8,), "Ti/4"
     config.batch_size, config.total_steps, config.model.channels = 8, 2, 1
+    config.augment.train = "resize"
     with caplog.at_level(logging.WARNING):
         open_sources(set_up(config))
     assert any("set data.white_level, for 12 bits" in x for x in caplog.messages)
@@ -303,5 +304,7 @@ def test_warnings_at_the_start_of_a_run(root, caplog):
     setup = set_up(config)
     assert setup.preprocessing.white_level == 4095
     with caplog.at_level(logging.WARNING):
-        open_sources(setup)
+        train, _ = open_sources(setup)
     assert caplog.messages == []
+    with open_batches(setup, train, 0) as batches:  # which use all grey levels
+        assert next(iter(batches))["image"].max() > 200
