@@ -75,6 +75,28 @@ def test_a_fresh_process_needs_only_the_work_directory(workdir, shared, tmp_path
         np.testing.assert_allclose(found, [p for _, p in top], atol=1e-6)
 
 
+def test_the_white_of_deep_images_can_be_said(workdir, shared, tmp_path, run, caplog):
+    deep = np.asarray(PIL.Image.open(shared / "one.png")).astype(np.uint16) * 16
+    path = tmp_path / "deep.tif"
+    PIL.Image.fromarray(deep[..., 0].astype(np.float32)).save(path)
+    with pytest.raises(SystemExit):
+        run(f"--checkpoint={workdir}", path)
+    assert "set data.white_level to the value that is white" in caplog.text
+    output = run(f"--checkpoint={workdir}", "--data=white_level=4080", path, "--json")
+    (found,) = json.loads(output)["predictions"]
+    grey = np.asarray(PIL.Image.open(shared / "one.png"))[..., 0]
+    (expected,) = vit_jax.load(workdir).predict(grey)
+    assert [row["class"] for row in found["top"]] == [name for name, _ in expected]
+    probabilities = [row["probability"] for row in found["top"]]
+    np.testing.assert_allclose(probabilities, [p for _, p in expected], atol=1e-6)
+
+
+def test_other_ways_to_read_data_do_not_concern_predict(workdir, shared, run):
+    for given in ("splits=none", "image_root=images"):
+        with pytest.raises(SystemExit, match="so only white_level=VALUE applies"):
+            run(f"--checkpoint={workdir}", f"--data={given}", shared / "one.png")
+
+
 def test_a_bad_image_costs_one_result_and_a_status_of_its_own(
     workdir, shared, run_command, tmp_path, capsys, caplog
 ):

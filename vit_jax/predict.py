@@ -2,6 +2,7 @@
 
   python -m vit_jax.predict --checkpoint=MODEL IMAGE… [--top_k=5] [--json]
       [--out=FILE.jsonl|FILE.csv|FILE.parquet] [--batch_size=32]
+      [--data=white_level=VALUE]
 
 MODEL is a work directory, or anything else that vit_jax.load takes; nothing else is
 needed. An image may be an https address. A folder stands for all the images in it,
@@ -53,6 +54,13 @@ flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
 command.define_outputs(FLAGS)
+flags.DEFINE_multi_string(
+    "data",
+    [],
+    "white_level=VALUE: the value that is white in images of more than 8 bits whose "
+    "file does not say it; default: as in training",
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 flags.DEFINE_string(
     "out",
@@ -77,6 +85,7 @@ def main(arguments: list[str]) -> None:
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.host_memory import keep_freed_memory
 
+    white_level = _white_level(FLAGS.data)
     total = count(arguments)
     out = None
     if FLAGS.out is not None:
@@ -89,6 +98,7 @@ def main(arguments: list[str]) -> None:
     from vit_jax import api
 
     model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
+    model.preprocessing = model.preprocessing.for_white(white_level)
     failed = _predict(model, arguments, total, out)
     if out is not None and FLAGS.json:
         report = {"checkpoint": FLAGS.checkpoint, "step": model.step, "out": str(out)}
@@ -159,6 +169,19 @@ def _relative(arguments: Sequence[str]) -> bool:
 
     paths = [os.path.expanduser(text) for text in arguments if not is_address(text)]
     return not all(map(os.path.isabs, paths))
+
+
+def _white_level(texts: Sequence[str]) -> float:
+    """Reads --data, of which only the value of white concerns single images."""
+    from vit_jax.data.sources.options import DEFAULT_OPTIONS
+
+    options = DEFAULT_OPTIONS.with_flags(texts)
+    if options != DEFAULT_OPTIONS.changed({"white_level": options.white_level}):
+        raise UserError(
+            f"--data={', '.join(texts)}: predict takes images one by one, so only "
+            "white_level=VALUE applies"
+        )
+    return options.white_level
 
 
 def _layout(model: Any) -> "Layout":

@@ -109,6 +109,11 @@ def test_a_file_of_no_format_is_known_by_its_beginning():
     assert message.endswith(r"or damaged; they begin with b'<!DOCTYPE html>\n'")
 
 
+def test_bigtiffs_that_pillow_cannot_read_are_named():
+    with pytest.raises(DecodeError, match="a BigTIFF with the most significant byte f"):
+        decode(b"MM\0+\0\x08\0\0" + bytes(8))
+
+
 def test_extras_that_messages_name_exist():
     setup = pathlib.Path(__file__).parents[2].joinpath("setup.py").read_text("utf-8")
     assert '"heif": ["pillow-heif' in setup

@@ -152,6 +152,26 @@ def test_small_part_of_the_range_of_deep_images(root):
     assert at_start(root, 4095) == []
 
 
+def test_few_deep_images_are_not_hidden_by_others(root):
+    for path in root.glob("*/*/0.png"):
+        write(path, noise(hash_of(str(path)), 16383, np.uint16))  # 14 bits
+    remedy = (
+        "has no value above 16383, where white is 65535: 64 of 256 grey levels remain. "
+        "If another value is white, set data.white_level, for 14 bits to 16383"
+    )
+    assert at_start(root) == [f"the training data: none of 2 sampled images {remedy}"]
+    assert at_start(root, 16383) == []
+    for path in root.glob("*/*/0.png"):
+        write(path, noise(hash_of(str(path)), 16500, np.uint16))
+    assert at_start(root) == []
+    (path, *_) = sorted((root / "train").glob("*/0.png"))
+    write(path, noise(0, 16383, np.uint16))  # one alone may be dark
+    for other in (root / "train").glob("*/0.png"):
+        if other != path:
+            write(other, noise(1, 255))
+    assert at_start(root) == []
+
+
 def test_small_part_of_the_range_of_eight_bits(root):
     for path in (root / "train").glob("*/*.png"):
         write(path, noise(hash_of(str(path)), 9))
@@ -286,9 +306,9 @@ def test_bands_are_sampled_as_they_are(tmp_path):
     for name in "ab":
         for number in range(3):
             pixels = np.random.default_rng(hash_of(name, number)).integers(
-                0, 10_001, (4, 5, 13), np.uint16
+                0, 20_001, (4, 5, 13), np.uint16
             )
-            pixels[0, 0, :2] = 0, 10_000
+            pixels[0, 0, :2] = 0, 20_000
             file = io.BytesIO()
             tifffile.imwrite(
                 file, pixels, photometric="minisblack", planarconfig="contig"
@@ -301,7 +321,7 @@ def test_bands_are_sampled_as_they_are(tmp_path):
 def test_warnings_at_the_start_of_a_run(root, caplog):
     from vit_jax.config import default_config
     from vit_jax.train.setup import set_up
-    from vit_jax.train.start import open_sources
+    from vit_jax.train.start import open_batches, open_sources
 
     for path in root.glob("*/*/*.png"):
         write(path, noise(hash_of(str(path)), 4095, np.uint16))
@@ -309,6 +329,7 @@ def test_warnings_at_the_start_of_a_run(root, caplog):
     config.dataset = str(root)
     config.image_size, config.model.variant = (8,), "Ti/4"
     config.batch_size, config.total_steps, config.model.channels = 8, 2, 1
+    config.augment.train = "resize"
     with caplog.at_level(logging.WARNING):
         open_sources(set_up(config))
     assert any("set data.white_level, for 12 bits" in x for x in caplog.messages)
@@ -317,8 +338,10 @@ def test_warnings_at_the_start_of_a_run(root, caplog):
     setup = set_up(config)
     assert setup.preprocessing.white_level == 4095
     with caplog.at_level(logging.WARNING):
-        open_sources(setup)
+        train, _ = open_sources(setup)
     assert caplog.messages == []
+    with open_batches(setup, train, 0) as batches:  # which use all grey levels
+        assert next(iter(batches))["image"].max() > 200
 
 
 def test_the_command_looks_at_all_splits(root):

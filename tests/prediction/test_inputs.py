@@ -6,6 +6,7 @@ import pathlib
 import zipfile
 from collections import Counter
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -151,6 +152,25 @@ def test_the_white_of_an_image_of_pillow_is_that_of_its_file(tmp_path):
         (_, file), (_, held) = read([path, image])
     np.testing.assert_array_equal(held, file)
     np.testing.assert_array_equal(held[..., 0], np.rint(deep * (255 / 4095)))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "jp2"])
+def test_deep_colours_of_an_image_of_pillow_are_those_of_its_file(ending, tmp_path):
+    path = tmp_path / f"deep.{ending}"
+    large = np.kron(PIXELS, np.full((16, 16, 1), 15, np.uint16))
+    cv2.imwrite(str(path), large)
+    preprocessing = Preprocessing((64, 96), white_level=4095)
+    expected = preprocessing.prepare(path)
+    assert np.ptp(expected) > 200
+    with path.open("rb") as file, Image.open(file) as image:
+        position = file.tell()
+        np.testing.assert_array_equal(preprocessing.prepare(image), expected)
+        assert file.tell() == position  # it is still as it was
+        loaded = np.asarray(image)
+        assert loaded.shape == large.shape
+        if ending == "tif":
+            with pytest.raises(UserError, match="has not kept all of its 16 bits; pa"):
+                preprocessing.prepare(image)
 
 
 def test_the_orientation_of_an_image_of_pillow_is_applied(tmp_path):

@@ -35,6 +35,7 @@ FORMATS = tuple(ENDINGS)
 # The brands in the first box of an ISO media file (ISO/IEC 23008-12, annex B).
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
 _HEIF_BRANDS |= {b"mif1", b"msf1"}
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"
 # Pillow loads its plugins on first use, which is not thread-safe.
 Image.init()
 
@@ -63,6 +64,11 @@ def open_with_pillow(data: bytes) -> Image.Image:
       UnknownFormat: the file is in none of the formats, or in one that needs a plug-in
         that is not installed. Broken files raise other exceptions of Pillow's.
     """
+    if data.startswith(_BIG_ENDIAN_BIGTIFF):
+        raise UnknownFormat(
+            "it is a BigTIFF with the most significant byte first, which Pillow cannot "
+            "read; convert it to another TIFF"
+        )
     heif = _is_heif(data)
     known = FORMATS if heif and _heif_plugin() else FORMATS[:-1]
     try:

@@ -207,24 +207,33 @@ def _about_pixels(
         )
     if not ranges or all_flat:
         return
+    yield from _about_deep_pixels(split, ranges)
     least = min(one.least / one.white for one in ranges)
     most = max(one.most / one.white for one in ranges)
-    if most - least >= depth.NARROW:
-        return
-    largest = max(ranges, key=lambda one: one.most / one.white)
-    if least < depth.NARROW and largest.white > 255:
-        yield (
-            f"{split}: none of {len(ranges)} sampled images "
-            f"{depth.narrow(largest.most, largest.white)}"
-        )
-        return
     smallest = min(ranges, key=lambda one: one.least / one.white)
+    largest = max(ranges, key=lambda one: one.most / one.white)
+    if most - least >= depth.NARROW or (least < depth.NARROW and largest.white > 255):
+        return
     yield (
         f"{split}: all values of {len(ranges)} sampled images are between "
         f"{smallest.least:g} and {largest.most:g}, {most - least:.1%} of the range up "
         f"to white, which is {largest.white:g}. They may be labels or indices rather "
         "than brightness"
     )
+
+
+def _about_deep_pixels(split: str, ranges: Sequence[_Range]) -> Iterator[str]:
+    """Looks at images of more than 8 bits, which others may hide."""
+    for white in sorted({one.white for one in ranges if one.white > 255}):
+        deep = [one for one in ranges if one.white == white]
+        if len(deep) == 1 < len(ranges):
+            continue  # an exception
+        least, most = min(one.least for one in deep), max(one.most for one in deep)
+        if least < depth.NARROW * white and 0 < most < depth.NARROW_TOGETHER * white:
+            yield (
+                f"{split}: none of {len(deep)} sampled images "
+                f"{depth.narrow(most, white)}"
+            )
 
 
 class _Item(NamedTuple):

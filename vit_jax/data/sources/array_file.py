@@ -191,7 +191,10 @@ def _wrong_headers(names: _Names, headers: dict[str, Header]) -> list[str]:
     images = headers[names.images]
     wrong = []
     if images.dtype != np.uint8:
-        wrong.append(f"{names.images} is {images}: expected uint8")
+        wrong.append(
+            f"{names.images} is {images}: expected uint8; scale them so that black is "
+            "0 and white 255"
+        )
     if len(images.shape) not in (3, 4) or 0 in images.shape:
         wrong.append(f"{names.images} is {images}: expected [n, h, w] or [n, h, w, c]")
     elif len(images.shape) == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
