@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from vit_jax.data.decode import DecodeError
@@ -359,6 +360,15 @@ def from_processes(stop, **options):
     )
 
 
+@pytest.fixture
+def unparsed_flags():
+    """Leaves absl's global flags as they are in our commands and in notebooks."""
+    flags.FLAGS.unparse_flags()
+    yield
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.mark.usefixtures("unparsed_flags")
 def test_loading_processes_give_the_same_batches_and_report_death():
     with from_processes(4, num_processes=0, num_threads=0) as batches:
         expected = list(batches)

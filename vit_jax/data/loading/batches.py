@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from vit_jax.data.decode import DecodeError, UnsuitableImage
 from vit_jax.data.loading.order import make_order
@@ -86,6 +87,10 @@ class Batches(Iterator[Batch]):
             )
         )
         if num_processes:
+            # Grain reads flags of its own, which our commands, with separate flags,
+            # and notebooks never parse.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
             # A process's tasks wait in three places: there, in transit, and here.
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(
