@@ -4,6 +4,7 @@ import collections
 import io
 import itertools
 import logging
+import mmap
 import multiprocessing
 import os
 import signal
@@ -378,6 +379,15 @@ def test_loading_processes_give_the_same_batches_and_report_death():
         with pytest.raises(UserError, match=r"has died .*code -9.*loader_processes"):
             collections.deque(batches, maxlen=0)
     assert not multiprocessing.active_children()
+
+
+def test_parts_in_memory_shared_with_another_process_are_copied():
+    shared = np.ndarray((2, 3), np.uint8, buffer=mmap.mmap(-1, 6))
+    shared[:] = np.arange(6).reshape(2, 3)
+    parts = [{"image": shared}]
+    batch = batches_lib._joined(parts)["image"]  # of one task
+    shared[:] = 0  # the other process may use the memory again
+    np.testing.assert_array_equal(batch, np.arange(6).reshape(2, 3))
 
 
 def test_waiting_bytes():

@@ -435,10 +435,12 @@ def _empty(rows: int, like: ExampleRow) -> Batch:
 def _joined(parts) -> Batch:
     """Returns the batch that the parts are views of, or concatenates the parts.
 
-    Parts that another process loaded are arrays of their own.
+    Parts that another process loaded are arrays of their own, in memory that the two
+    processes share.
     """
     batch = {key: part.base for key, part in parts[0].items()}
-    if all(part[key].base is batch[key] is not None for part in parts for key in part):
+    whole = all(isinstance(array, np.ndarray) for array in batch.values())
+    if whole and all(part[key].base is batch[key] for part in parts for key in part):
         return batch
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
