@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.protocol import Example
 from vit_jax.data.transforms.chains import parse_chain
 from vit_jax.errors import UserError
+from vit_jax.stop_signals import stop_signals
 
 SIZE = (6, 6)
 AUGMENTED = parse_chain("inception_crop|flip_lr", SIZE)
@@ -379,6 +381,19 @@ def test_loading_processes_give_the_same_batches_and_report_death():
         with pytest.raises(UserError, match=r"has died .*code -9.*loader_processes"):
             collections.deque(batches, maxlen=0)
     assert not multiprocessing.active_children()
+
+
+def test_signals_to_stop_do_not_end_the_tracker_of_shared_memory(monkeypatch):
+    at_start = []
+    monkeypatch.setattr(
+        resource_tracker,
+        "ensure_running",
+        lambda: at_start.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    from_processes(1).close()
+    assert before | set(stop_signals()) <= at_start[0]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_parts_in_memory_shared_with_another_process_are_copied():
