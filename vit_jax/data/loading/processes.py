@@ -1,5 +1,6 @@
-"""The protection of loading processes from signals, which reach all of a run."""
+"""The lives of loading processes: signals spare them, and they end with their run."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -35,6 +36,15 @@ def prepare_process(_index: int, _count: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # Python itself ends processes by SIGTERM when it exits, and waits for them.
     signal.signal(signal.SIGTERM, _end_later)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    """Ends this process once the run is gone, which a kill gives no time to close it."""
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()
+        os._exit(1)
 
 
 def _end_later(number: int, _frame: object) -> None:
