@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 import shutil
+import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.train import continuing
 from vit_jax.train.continuing import LOCATIONS, SCHEDULE, allowed_changes
 from vit_jax.train.loop import train_and_evaluate
-from vit_jax.train.same_data import data_facts
+from vit_jax.train.same_data import DataFacts, check_same_data, data_facts
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import claimed, open_sources
 
@@ -189,6 +191,20 @@ def test_data_that_are_read_otherwise_are_not_said_to_be_other_data(on, flowers)
         "its own --config.total_steps=4; to start this run, pass another --workdir",
         "Other keys differ from that run's too: learning_rate: 0.01 → 0.5",
     ]
+
+
+def test_images_of_a_table_that_have_moved_need_a_link():
+    facts = DataFacts(("a",), {"train": 3}, {"train": {"paths": "1"}})
+    earlier: Any = types.SimpleNamespace(
+        config={"dataset": "l.csv"},
+        class_names=("a",),
+        examples={"train": 3},
+        fingerprints={"train": {"paths": "2"}},
+    )
+    with pytest.raises(UserError, match="moved, put a link to them at the old place"):
+        check_same_data("l.csv", facts, earlier, ['data.image_root: "/1" → "/2"'])
+    with pytest.raises(UserError, match=r"pass another --workdir$"):
+        check_same_data("l.csv", facts, earlier, ["train_split: a → b"])
 
 
 def test_pretrained_weights_may_be_gone_when_a_run_continues(

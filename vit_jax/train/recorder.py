@@ -175,7 +175,10 @@ class Recorder:
         logger.info("goodput    %s", in_words(shares))
         best = self.checkpoints.best_step()
         if best is not None:
-            logger.info("best       step %d, by %s", best, self.setup.config.keep_best)
+            logger.info(
+                "best       step %d, by %s: %s",
+                *(best, self.setup.config.keep_best, self.checkpoints.folder(best)),
+            )
 
     def last_good(self) -> str:
         """Waits for any save in progress, and names the last good checkpoint."""

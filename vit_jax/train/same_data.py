@@ -69,10 +69,13 @@ def check_same_data(
     moved = f" (before: {before})" if before != dataset else ""
     if different := _differences(facts, earlier):
         if read_otherwise:
+            link = ""
+            if any(one.startswith("data.image_root:") for one in read_otherwise):
+                link = ". If the images have moved, put a link to them at the old place"
             raise UserError(
                 f"{dataset}{moved} has {'; '.join(different)}. It is not read as "
                 f"before (there → here: {', '.join(read_otherwise)}): to continue that "
-                "run, pass its values; to start this one, pass another --workdir"
+                f"run, pass its values; to start this one, pass another --workdir{link}"
             )
         end = ""
         if moved and any("paths" in one for one in different):

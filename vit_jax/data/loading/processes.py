@@ -40,7 +40,7 @@ def prepare_process(_index: int, _count: int) -> None:
 
 
 def _end_with_the_run() -> None:
-    """Ends this process once the run is gone, which a kill gives no time to close it."""
+    """Ends this process once the run is gone; a kill leaves no time to close it."""
     run = multiprocessing.parent_process()
     if run is not None:
         run.join()
