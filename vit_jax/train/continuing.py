@@ -90,7 +90,7 @@ def allowed_changes(
     same_rates = not setup.objective.reads_schedule and _same_rates(
         earlier.config, config, earlier.step
     )
-    free = set(SCHEDULE if same_rates else ())
+    free: set[str] = set(SCHEDULE if same_rates else ())
     others = _other_values(config, earlier.config)
     read_otherwise = [others.pop(key) for key in [*others] if is_among(key, READING)]
     problems = []
