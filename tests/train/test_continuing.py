@@ -315,7 +315,9 @@ def test_a_run_with_another_length_is_refused_with_a_way_that_works(tiny, tmp_pa
 
 def test_a_run_whose_objective_reads_its_length_keeps_it(tiny, monkeypatch):
     setup, facts, earlier = begun(tiny(schedule="constant"))
-    longer = dataclasses.replace(setup, config=set_up(tiny(total_steps=9)).config)
+    config = config_lib.changed(setup.config, {"total_steps": 9})
+    longer = dataclasses.replace(setup, config=config)
+    assert "total_steps" in allowed_changes(longer, facts, earlier, "run").free
     monkeypatch.setattr(type(setup.objective), "reads_schedule", True)
     changes = allowed_changes(longer, facts, earlier, "run")
     assert "total_steps" not in changes.free
