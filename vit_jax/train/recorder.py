@@ -175,7 +175,8 @@ class Recorder:
         logger.info("goodput    %s", in_words(shares))
         metric, best = self.setup.config.keep_best, self.checkpoints.best_step()
         if best is not None:
-            logger.info("best       step %d, by %s", best, metric)
+            folder = self.checkpoints.folder(best)
+            logger.info("best       step %d, by %s: %s", best, metric, folder)
         elif metric:
             logger.warning(
                 "keep_best=%s: no checkpoint is the best, because the evaluations gave "
