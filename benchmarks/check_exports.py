@@ -6,9 +6,10 @@
 The first half needs vit_jax: it writes small random models of every kind that timm's
 and Hugging Face's formats can express to new directories DIR/FORMAT/MODEL, and our
 outputs to DIR/FORMAT/MODEL.npz. The second needs timm and transformers, but not
-vit_jax: it loads each model as users do, prints how far its outputs are from ours, and
-whether labels, preprocessing and the meaning of the outputs arrived. Its exit status is
-1 if an output is off by more than 1e-5 or anything else differs.
+vit_jax: it loads each model as users do (timm's with transformers too), prints how far
+its outputs are from ours, and whether labels, preprocessing and the meaning of the
+outputs arrived. Its exit status is 1 if an output is off by more than 1e-5 or anything
+else differs.
 
 In float32, rounding errors in a ResNet trunk can exceed this, in the library too. If
 they do, our result in float64 must be that close to the library's in float64.
@@ -251,6 +252,19 @@ def _load_timm(path: pathlib.Path):
     import transformers
 
     module = timm.create_model(f"local-dir:{path}", pretrained=True)
+    config = transformers.AutoConfig.from_pretrained(path)
+    wrapper = None
+    if module.num_classes:
+        automatic = transformers.AutoModelForImageClassification
+        wrapper = automatic.from_pretrained(path).eval()
+
+    def compute(module, images):
+        found = module(images)
+        # Models in transformers' wrapper, whose config says what the outputs mean.
+        if wrapper and not found.equal(wrapper.to(images.dtype)(images).logits):
+            raise ValueError("transformers computes other outputs than timm")
+        return found
+
     data = timm.data.resolve_data_config(model=module)
     seen = {
         "keeps_aspect": {"center": True, "squash": False}[data["crop_mode"]],
@@ -260,9 +274,11 @@ def _load_timm(path: pathlib.Path):
         "mean": list(data["mean"]),
         "std": list(data["std"]),
         "labels": list(module.pretrained_cfg.get("label_names") or ()),
-        "problem_type": transformers.AutoConfig.from_pretrained(path).problem_type,
+        "problem_type": config.problem_type,
     }
-    return module, lambda module, images: module(images), seen, []
+    if wrapper and [*wrapper.config.id2label.values()] != seen["labels"]:
+        raise ValueError(f"transformers has the labels {wrapper.config.id2label}")
+    return module, compute, seen, []
 
 
 def _load_huggingface(path: pathlib.Path):

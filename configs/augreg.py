@@ -5,6 +5,9 @@ Source: "How to train your ViT?" (arXiv:2106.10270), section 3 and appendix B; t
     Other than published:
     - On ImageNet-21k, big_vision pools the mean over the patches; here the head reads
       the class token, as in the published weights: --config.model.pooling=gap.
+    - Also there, big_vision trains on full[51200:]; here a tenth of the set's only
+      split is held out: --config.train_split=full[51200:] with
+      --config.eval_split=full[:51200].
     - Positions start with deviation 0.02 (big_vision: 1/sqrt(width)).
     - Mixup pairs an image with its neighbour in the whole batch (big_vision: among
       those of the same device).

@@ -69,7 +69,7 @@ def run_command(monkeypatch):
     """
     untouched = {}
     # So do the levels of logging that `command.guard` sets.
-    loggers = [logging.getLogger(name) for name in ("vit_jax", "urllib3")]
+    loggers = [logging.getLogger(name) for name in ("vit_jax", "urllib3", "tifffile")]
     levels = [logger.level for logger in loggers]
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 

@@ -281,6 +281,20 @@ def test_plain_numbers_are_returned_in_their_order(workdir, paths):
     )
 
 
+@pytest.mark.parametrize("outputs", ["independent", "numbers"])
+def test_an_output_is_not_called_by_the_first_of_several_classes(
+    outputs, make_workdir, tmp_path, paths
+):
+    # An objective may train one output on data with many classes, such as ages.
+    names = ("18", "30", "65")
+    path = make_workdir(tmp_path / "run", depth=1, class_names=names, num_classes=1)
+    model = vit_jax.load(path, outputs=outputs)
+    assert model.class_names == ()
+    assert [[name for name, _ in row] for row in model.predict(paths)] == [["0"]] * 3
+    again = vit_jax.load(vit_jax.save(model, tmp_path / "model.safetensors"))
+    assert (again.class_names, again.outputs) == ((), outputs)
+
+
 @pytest.mark.parametrize("outputs", ["exclusive", "independent", "numbers"])
 def test_the_meaning_that_was_passed_is_saved(workdir, tmp_path, outputs):
     model = vit_jax.load(workdir, outputs=outputs)

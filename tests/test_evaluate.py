@@ -173,6 +173,21 @@ def test_a_part_of_the_classes_in_another_order(workdir, shared, run, tmp_path):
     assert {name: whole["confusion"][name] for name in found} == part["confusion"]
 
 
+def test_one_class_and_rows_for_testing_alone(workdir, shared, run, tmp_path):
+    whole = json.loads(run(f"--checkpoint={workdir}", "--json", "--per_class"))
+    expected = {row["class"]: row["top1"] for row in whole["per_class"]}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/cat").symlink_to(shared / "images/val/cat")
+    table = ["path,label,split"]
+    table += [f"{shared}/images/val/cat/{k}.png,cat,test" for k in range(4)]
+    (tmp_path / "test.csv").write_text("\n".join(table))
+    for place in ("one", "test.csv"):
+        report = json.loads(
+            run(f"--checkpoint={workdir}", f"--dataset={tmp_path / place}", "--json")
+        )
+        assert (report["examples"], report["top1"]) == (4, expected["cat"])
+
+
 def test_an_exported_model_is_measured_on_what_was_held_out(
     shared, run, make_workdir, tmp_path
 ):

@@ -13,6 +13,7 @@ import pytest
 
 import vit_jax
 from vit_jax import predict
+from vit_jax.errors import UserError
 
 NAMES = ("bird", "cat", "dog")
 
@@ -72,6 +73,28 @@ def test_a_fresh_process_needs_only_the_work_directory(workdir, shared, tmp_path
         assert [row["class"] for row in entry["top"]] == [name for name, _ in top]
         found = [row["probability"] for row in entry["top"]]
         np.testing.assert_allclose(found, [p for _, p in top], atol=1e-6)
+
+
+def test_the_white_of_deep_images_can_be_said(workdir, shared, tmp_path, run, caplog):
+    deep = np.asarray(PIL.Image.open(shared / "one.png")).astype(np.uint16) * 16
+    path = tmp_path / "deep.tif"
+    PIL.Image.fromarray(deep[..., 0].astype(np.float32)).save(path)
+    with pytest.raises(SystemExit):
+        run(f"--checkpoint={workdir}", path)
+    assert "set data.white_level to the value that is white" in caplog.text
+    output = run(f"--checkpoint={workdir}", "--data=white_level=4080", path, "--json")
+    (found,) = json.loads(output)["predictions"]
+    grey = np.asarray(PIL.Image.open(shared / "one.png"))[..., 0]
+    (expected,) = vit_jax.load(workdir).predict(grey)
+    assert [row["class"] for row in found["top"]] == [name for name, _ in expected]
+    probabilities = [row["probability"] for row in found["top"]]
+    np.testing.assert_allclose(probabilities, [p for _, p in expected], atol=1e-6)
+
+
+def test_other_ways_to_read_data_do_not_concern_predict(workdir, shared, run):
+    for given in ("splits=none", "image_root=images"):
+        with pytest.raises(SystemExit, match="so only white_level=VALUE applies"):
+            run(f"--checkpoint={workdir}", f"--data={given}", shared / "one.png")
 
 
 def test_a_bad_image_costs_one_result_and_a_status_of_its_own(
@@ -189,9 +212,58 @@ def test_results_of_other_weights_are_not_continued(workdir, run, shared, make_w
     }
     # The same weights by another path may go on; other names of classes may not.
     run(f"--checkpoint={workdir}/checkpoints/3", image, f"--out={out}")
+    # More classes than there are: all of them, as before.
+    run(f"--checkpoint={workdir}", image, f"--out={out}", "--top_k=9")
     other = make_workdir(shared / "other", class_names=("a", "b", "c"), depth=1)
     with pytest.raises(SystemExit, match=f"results of other weights: {workdir} at"):
         run(f"--checkpoint={other}", image, f"--out={out}")
+
+
+def test_a_file_has_each_image_once_and_the_errors_of_those_asked_for(
+    workdir, shared, run, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "results.jsonl"
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    arguments = [f"--checkpoint={workdir}", f"--out={out}"]
+    image = shared / "images" / "b.png"
+    with pytest.raises(SystemExit):
+        run(*arguments, image, tmp_path / "bad.png", image)
+    assert len(_read_results(out)) == 2
+    run(*arguments, image, shared / "images", image)  # not the bad one
+    paths = [path for path, *_ in _read_results(out)]
+    files = ["images/b.png", "images/a.JPG", "images/below/c.webp"]
+    names = [str(shared / name) for name in files]
+    assert paths == [names[0], str(tmp_path / "bad.png"), *names[1:]]
+
+
+def test_relative_paths_in_another_folder_are_other_images(
+    workdir, shared, run, tmp_path, monkeypatch
+):
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    for name, image in zip("ab", pixels, strict=True):
+        (tmp_path / name).mkdir()
+        PIL.Image.fromarray(image).save(tmp_path / name / "x.png")
+    arguments = [f"--checkpoint={workdir}", f"--out={tmp_path / 'all.csv'}"]
+    monkeypatch.chdir(tmp_path / "a")
+    run(*arguments, "x.png")
+    before = (tmp_path / "all.csv").read_bytes()
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(SystemExit, match=f"was begun in {tmp_path}/a, so the same rel"):
+        run(*arguments, "x.png")
+    run(*arguments, tmp_path / "b" / "x.png")  # an absolute path is unambiguous
+    assert (tmp_path / "all.csv").read_bytes().startswith(before)
+    assert len(_read_rows(tmp_path / "all.csv")) == 2
+    # A project that has moved as a whole continues.
+    moved = tmp_path.with_name(f"{tmp_path.name}_moved")
+    tmp_path.rename(moved)
+    monkeypatch.chdir(moved / "a")
+    run(f"--checkpoint={workdir}", "--out=../all.csv", "x.png")
+    assert len(_read_rows(moved / "all.csv")) == 2
+
+
+def _read_rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 KILLED = """
@@ -317,6 +389,15 @@ def test_a_single_output_is_the_probability_of_yes(shared, make_workdir, run):
         run(f"--checkpoint={workdir}", path, "--outputs=exclusive")
 
 
+def test_a_path_that_may_not_be_looked_at_is_not_called_absent(monkeypatch):
+    def stat(path, **_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(UserError, match=r"^a/b\.png: Permission denied$"):
+        predict.count(["a/b.png"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -331,6 +412,12 @@ def test_a_single_output_is_the_probability_of_yes(shared, make_workdir, run):
             ["--checkpoint={run}", "{shared}/absent.png", "{shared}/empty"],
             r"absent.png: no such file or folder\n.*empty: the folder contains no",
         ),
+        (
+            ["--checkpoint={run}", "data:image/png;base64," + "iVBOR" * 99, "x/*.png"],
+            r"^error: data:image.{10,200}…: data: addresses .*\n"
+            r"x/\*.png: no such file, and patterns are not expanded here",
+        ),
+        (["--checkpoint={run}", "s3://a/b.png"], "s3: addresses are not read; pass a"),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message, workdir, shared, run):

@@ -58,11 +58,14 @@ def test_options_say_how_a_folder_is_read(root, tmp_path, run_command, capfd):
     (root / "Dev Set" / "x").rename(fill / "x")
     (root / "Dev Set").rename(fill / "y")
     options = ["--data=splits=train=Pool", "--data=hold_out=0.5"]
+    options.append("--data=white_level=4095")
     run_command(prepare, root, f"--data_dir={tmp_path / 'sets'}", *options)
     info = open_dataset(str(tmp_path / "sets" / "pets_1")).info
     assert info.class_names == ("x", "y")
     assert info.num_examples.keys() == {"train", "val"}
     assert 10 <= info.num_examples["val"] <= 30
+    # Files are copied as they are.
+    assert "said again: --config.data.white_level=4095" in capfd.readouterr().err
 
 
 def test_a_set_prepared_before_is_found_prepared(root, tmp_path, run_command, capfd):

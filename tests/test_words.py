@@ -7,6 +7,7 @@ from vit_jax.words import (
     byte_size,
     did_you_mean,
     either,
+    first_and_last,
     milliseconds,
     nearest,
     pair,
@@ -109,3 +110,10 @@ def test_suggestions_are_phrased_as_a_question():
         "; did you mean 'bicubic' or 'cubist'?"
     )
     assert did_you_mean(8, ["adamw", "sgd"]) == ""
+
+
+def test_the_first_and_last_of_many_names():
+    assert first_and_last("abcde", most=2) == "a, b, c, d, e"
+    assert first_and_last("abcdef", most=2) == "a, b, …, e, f"
+    assert first_and_last(["a b", "c"]) == "'a b', c"
+    assert first_and_last(()) == ""

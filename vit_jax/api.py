@@ -102,6 +102,7 @@ def load(
         trained_image_size=trained,
         ema=ema,
         entry=entry,
+        say_outputs=outputs is None and num_classes is None,
     )
     original, config = description.architecture, description.config
     preprocessing = description.preprocessing
@@ -132,12 +133,12 @@ def load(
         raise UserError(str(error)) from error
     # The classes stay the same unless the caller passed another number.
     kept = target.num_classes == original.num_classes
-    class_names = description.class_names if kept else ()
+    class_names = description.output_names if kept else ()
     params = adapting.adapt(
         params,
         original,
         target,
-        source_class_names=description.class_names,
+        source_class_names=description.output_names,
         target_class_names=class_names,
         posemb_resize=posemb_resize,
     )

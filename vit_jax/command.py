@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from absl import flags
 
 from vit_jax.errors import UserError
 from vit_jax.versions import warn_of_untested
+
+# Errors that a disk or a file system causes, never the program.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENAMETOOLONG)
 
 
 def run(main: Callable[[list[str]], None], flag_values: flags.FlagValues) -> None:
@@ -32,6 +36,7 @@ def guard(action: Callable[[], None]) -> None:
     130 = Ctrl-C; 141 = the output is no longer read; a command may add its own.
     Anything else is a bug of ours and shows its traceback.
     """
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         _write_any_text(stream)
     logging.basicConfig(
@@ -40,6 +45,9 @@ def guard(action: Callable[[], None]) -> None:
     logging.getLogger("vit_jax").setLevel(logging.INFO)
     # Our own messages say which addresses did not answer.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    # And which images are damaged; Pillow's and tifffile's do not name them.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.unraisablehook = _show
     warn_of_untested()
     try:
@@ -61,9 +69,12 @@ def guard(action: Callable[[], None]) -> None:
             "folders above it) accessible, or pass another path"
         )
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _DISK:
             raise
-        sys.exit(f"error: {error.filename or 'the output'}: no space left on the disk")
+        reason = error.strerror
+        if error.errno == errno.ENOSPC:
+            reason = "no space left on the disk"
+        sys.exit(f"error: {error.filename or 'the output'}: {reason}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -119,6 +130,13 @@ def parse(
         return list(flag_values(list(argv), known_only=known_only))[1:]
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}. See --help.") from None
+
+
+def _open_standard_streams() -> None:
+    """Discards what is written to standard streams that were closed, as in `>&-`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _write_any_text(stream: Any) -> None:

@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> None:
         num_heads=FLAGS.num_heads,
         trained_image_size=_size(),
         ema=not FLAGS.raw,
+        say_outputs=FLAGS.outputs is None,
     )
     description = weights.description.read_as(FLAGS.outputs)
     path = save_weights(description, weights.params, destination, FLAGS.to)

@@ -22,6 +22,11 @@ from vit_jax import command
 from vit_jax.errors import UserError
 from vit_jax.progress import Progress
 
+_CLASSES_AFTER_ALL = (
+    ". If the outputs are classes after all, say so: --outputs=exclusive or "
+    "--outputs=independent"
+)
+
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "checkpoint",
@@ -168,7 +173,8 @@ def _numbers(subject: Any, data: Any, params: Any, where: str) -> dict[str, Any]
     try:
         evaluator = make_evaluator(kind, subject, data, options)
     except UserError as error:
-        error.args = (f"{where}{error}",)
+        hint = _CLASSES_AFTER_ALL if subject.outputs == NUMBERS else ""
+        error.args = (f"{where}{error}{hint}",)
         raise
     # An evaluator of another kind may read the examples several times.
     total = len(evaluator.source) if isinstance(evaluator, Classification) else None

@@ -2,6 +2,7 @@
 
   python -m vit_jax.predict --checkpoint=MODEL IMAGE… [--top_k=5] [--json]
       [--out=FILE.jsonl|FILE.csv|FILE.parquet] [--batch_size=32]
+      [--data=white_level=VALUE]
 
 MODEL is a work directory, or anything else that vit_jax.load takes; nothing else is
 needed. An image may be an https address. A folder stands for all the images in it,
@@ -53,6 +54,13 @@ flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
 command.define_outputs(FLAGS)
+flags.DEFINE_multi_string(
+    "data",
+    [],
+    "white_level=VALUE: the value that is white in images of more than 8 bits whose "
+    "file does not say it; default: as in training",
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool("json", False, "one JSON object on standard output", FLAGS)
 flags.DEFINE_string(
     "out",
@@ -77,6 +85,7 @@ def main(arguments: list[str]) -> None:
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.host_memory import keep_freed_memory
 
+    white_level = _white_level(FLAGS.data)
     total = count(arguments)
     out = None
     if FLAGS.out is not None:
@@ -89,6 +98,7 @@ def main(arguments: list[str]) -> None:
     from vit_jax import api
 
     model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
+    model.preprocessing = model.preprocessing.for_white(white_level)
     failed = _predict(model, arguments, total, out)
     if out is not None and FLAGS.json:
         report = {"checkpoint": FLAGS.checkpoint, "step": model.step, "out": str(out)}
@@ -114,23 +124,26 @@ def _predict(
     layout = _layout(model)
     about = {"checkpoint": FLAGS.checkpoint, "step": model.step}
     about |= {"outputs": model.outputs}
-    done: Any = ()
+    done: Any = None
     failed: list[dict[str, Any]] = []
+    several = len(arguments) > 1  # may stand for the same image
+
+    def listed() -> "Iterator[Input]":
+        return inputs(arguments, model.architecture.channels)
 
     def images() -> "Iterator[Input]":
-        listed = inputs(arguments, model.architecture.channels)
-        return (image for image in listed if image.name not in done)
+        yield from listed() if done is None else done.missing(listed(), several)
 
     # Refused before any file is made; the images are listed once they are needed.
     stream = model.stream(images(), FLAGS.top_k, batch_size=FLAGS.batch_size)
     with contextlib.ExitStack() as stack:
         if out is not None:
             about["fingerprint"] = _fingerprint(model)
-            results = open_results(out, layout, about)
+            results = open_results(out, layout, about, _relative(arguments))
             writer, done = stack.enter_context(results)
-            failed += [found._asdict() for found in done.failed]
             if done.count:
-                total = sum(1 for _ in images())
+                total, before = done.compare(listed(), several)
+                failed += [found._asdict() for found in before]
                 logger.info("%s has %d results, %d are missing", out, done.count, total)
         else:
             kind = JsonObject(about) if FLAGS.json else Printed(layout)
@@ -148,6 +161,27 @@ def _predict(
                 logger.warning("%s", prediction.error)
                 failed.append(record)
     return failed
+
+
+def _relative(arguments: Sequence[str]) -> bool:
+    """Returns whether the names of some images depend on the current folder."""
+    from vit_jax.prediction.inputs import is_address
+
+    paths = [os.path.expanduser(text) for text in arguments if not is_address(text)]
+    return not all(map(os.path.isabs, paths))
+
+
+def _white_level(texts: Sequence[str]) -> float:
+    """Reads --data, of which only the value of white concerns single images."""
+    from vit_jax.data.sources.options import DEFAULT_OPTIONS
+
+    options = DEFAULT_OPTIONS.with_flags(texts)
+    if options != DEFAULT_OPTIONS.changed({"white_level": options.white_level}):
+        raise UserError(
+            f"--data={', '.join(texts)}: predict takes images one by one, so only "
+            "white_level=VALUE applies"
+        )
+    return options.white_level
 
 
 def _layout(model: Any) -> "Layout":
@@ -180,7 +214,7 @@ def count(arguments: Sequence[str]) -> int:
     """
     from vit_jax.data.sources.image_files import in_words
     from vit_jax.prediction.folders import images_in
-    from vit_jax.prediction.inputs import is_address
+    from vit_jax.prediction.inputs import is_address, nothing_at
 
     total, problems = 0, []
     left_out: Counter[str] = Counter()
@@ -189,7 +223,7 @@ def count(arguments: Sequence[str]) -> int:
         if is_address(argument):
             total += 1
         elif not os.path.exists(path):
-            problems.append(f"{argument}: no such file or folder")
+            problems.append(nothing_at(argument))
         elif not os.path.isdir(path):  # such as a pipe
             total += 1
         elif not (within := sum(1 for _ in images_in(path, left_out))):

@@ -92,7 +92,14 @@ def prepare(
             f"{dataset!r} ({opened.kind}) is held in memory and needs no preparing. "
             "Expected a name of tensorflow-datasets, a folder of images, or a table."
         )
-    return _prepare_images(source.listing, name, folder, max_bad_share, rules)
+    written = _prepare_images(source.listing, name, folder, max_bad_share, rules)
+    if options.white_level:
+        print(
+            "files are copied as they are, so their white has to be said again: "
+            f"--config.data.white_level={options.white_level:g}",
+            file=sys.stderr,
+        )
+    return written
 
 
 def main(arguments: list[str]) -> None:

@@ -137,3 +137,14 @@ def one_line(text: str) -> str:
     """Shortens another library's message to one line."""
     words = " ".join(text.split())[:_LONGEST_REASON]
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+
+
+def first_and_last(names: Sequence[str], most: int = 4) -> str:
+    """Lists the first and the last few of many names, as `plain` writes them.
+
+    For example, `first_and_last("abcdefg", most=2) == "a, b, …, f, g"`.
+    """
+    if len(names) <= 2 * most + 1:
+        return ", ".join(map(plain, names))
+    first, last = names[:most], names[-most:]
+    return f"{', '.join(map(plain, first))}, …, {', '.join(map(plain, last))}"

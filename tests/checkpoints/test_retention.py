@@ -31,3 +31,11 @@ def test_the_best_is_the_highest_accuracy_or_the_lowest_loss(metric):
         BEST[metric],
         50,
     ]
+
+
+def test_what_is_not_a_number_is_never_the_best():
+    retention = Retention(1, "loss", -1.0)
+    for step, loss in ((10, float("nan")), (20, 1.5), (30, 1.2), (40, float("nan"))):
+        retention.note(step, {"loss": loss})
+    assert retention.best([10, 20, 30, 40]) == 30
+    assert retention.best([10, 40]) is None

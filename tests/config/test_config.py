@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 
 import pytest
 from ml_collections import ConfigDict
@@ -153,3 +154,10 @@ def test_plain_values_are_json():
     plain = config_lib.to_plain(recipe(image_size=(32, 48)))
     assert plain["image_size"] == [32, 48]
     assert not isinstance(plain["model"], ConfigDict)
+
+
+def test_flags_can_be_copied_into_a_shell():
+    values = {"pretrained": "my runs/a b", "total_steps": 5, "image_size": (8, 8)}
+    flags = [f"--config.{key}={value}" for key, value in values.items()]
+    assert shlex.split(config_lib.as_flags(values)) == flags
+    assert config_lib.as_flags({"accum_steps": 4}) == "--config.accum_steps=4"

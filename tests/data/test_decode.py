@@ -7,8 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
+from PIL import Image, ImageCms, ImageSequence
 
+from vit_jax.data.any_format import from_pillow
 from vit_jax.data.decode import DecodeError, UnsuitableImage, decode, with_channels
 from vit_jax.data.formats import FORMATS
 from vit_jax.errors import UserError
@@ -207,6 +208,21 @@ def test_arrays_get_the_requested_channels():
             with_channels(wrong, 3)
 
 
+@pytest.mark.parametrize(
+    ("values", "remedy"),
+    [
+        (np.full((2, 2, 3), 0.5), "scale it so that black is 0 and white 255, round"),
+        (np.full((2, 2, 3), 256, np.uint16), "scale it so that black is 0 and white"),
+        (np.full((2, 2, 3), 255), "its values fit, so convert it with astype"),
+        (np.full((2, 2, 3), -1), "scale it so that black is 0"),
+        (np.full((2, 2), True), r"multiply it by np.uint8\(255\)"),
+    ],
+)
+def test_arrays_of_other_types_are_refused_with_a_remedy(values, remedy):
+    with pytest.raises(UserError, match=f"x is an array of {values.dtype}.*: {remedy}"):
+        with_channels(values, 3, "x")
+
+
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 def test_files_of_another_number_of_channels_are_refused(file_format):
     data = encode(Image.new("RGB", (4, 4)), file_format)
@@ -223,3 +239,19 @@ def test_orientation_of_other_formats_is_applied(file_format):
     stored = Image.fromarray(np.ascontiguousarray(np.rot90(quadrants())))
     decoded = decode(encode(stored, file_format, exif=exif))
     np.testing.assert_array_equal(decoded, quadrants())
+
+
+def test_modes_that_pillow_does_not_convert_to_grey():
+    colour = quadrants()
+    grey = np.asarray(Image.fromarray(colour).convert("L"))
+    alpha = np.dstack([grey, np.full_like(grey, 255)])
+    premultiplied = Image.fromarray(alpha, "LA").convert("La")
+    for channels in (1, 3):
+        pixels = from_pillow(premultiplied, channels, "x")
+        np.testing.assert_array_equal(pixels, np.dstack([grey] * channels))
+    profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
+    transform = ImageCms.buildTransform(*profiles, "RGB", "LAB")
+    lab = ImageCms.applyTransform(Image.fromarray(colour), transform)
+    assert lab.mode == "LAB"
+    found = from_pillow(lab, 1, "x")[:, :, 0].astype(int)
+    assert abs(found - grey).max() <= 10  # Lab of 8 bits

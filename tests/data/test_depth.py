@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from vit_jax.data import any_format
+from vit_jax.data import any_format, depth
 from vit_jax.data.decode import DecodeError, UnsuitableImage, decode
 from vit_jax.data.preprocessing import Preprocessing
 
@@ -121,8 +121,15 @@ def test_white_from_the_file(data, white_level):
 def test_scaled_pixels_with_significant_bits_use_the_whole_range():
     # The PNG standard, 11.3.2.7: writers scale; the lower bits repeat the upper ones.
     scaled = TWELVE << 4 | TWELVE >> 8
-    decoded = decode(png(scaled, 12), 1)[:, :, 0]
-    np.testing.assert_array_equal(decoded, scaled >> 8)
+    dark = TWELVE >> 4 << 4
+    for pixels in (scaled, dark):
+        decoded = decode(png(pixels, 12), 1)[:, :, 0]
+        np.testing.assert_array_equal(decoded, pixels >> 8)
+
+
+def test_fewer_bits_say_the_white_of_unsigned_values_only():
+    for sample_format, white in ((1, 2.0**24 - 1), (2, None), (3, None)):
+        assert depth.white_in_tags({258: (24,), 339: sample_format}, 32) == white
 
 
 def test_largest_value_of_one_image_is_not_white():
@@ -147,6 +154,26 @@ def test_jpeg2000_says_its_bits():
         assert abs(decoded.astype(int) - SCALED).max() <= 1
 
 
+@pytest.mark.parametrize("bits", [16, 12])
+def test_white_of_jpeg2000_stays_white(bits):
+    # Pillow's rounding overflows: it makes the brightest colours black.
+    wide = np.tile(np.linspace(0, 2**bits - 1, 64).astype(np.uint16), (64, 1))
+    colours = np.dstack([wide, wide[:, ::-1], wide.T])
+    # The coded numbers are the pixels less half the range.
+    coded = (colours + ((1 << 15) - (1 << bits - 1)))[:, :, ::-1]
+    options = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+    _, file = cv2.imencode(".jp2", coded, options)
+    data = bytearray(file.tobytes())
+    at = data.index(b"\xff\x4f\xff\x51") + 42
+    for channel in range(3):
+        assert data[at + 3 * channel] == 15  # bits less one
+        data[at + 3 * channel] = bits - 1
+    decoded = decode(bytes(data)).astype(int)
+    expected = colours >> 8 if bits == 16 else np.rint(colours * (255 / 4095))
+    assert abs(decoded - expected).max() <= 1
+    assert decoded.max() == 255
+
+
 def test_deep_colours_of_jpeg2000():
     colours = np.dstack([TWELVE] * 3)
     colours[:, :, 2] = 0  # OpenCV's red, which it stores last
@@ -169,9 +196,74 @@ def test_zero_is_white_where_the_file_says_so(bits):
         np.testing.assert_array_equal(decoded, SCALED[::-1, ::-1])
 
 
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_both_byte_orders_have_the_same_default(byteorder):
+    # ImageJ writes the most significant byte first.
+    wide = TWELVE << 4
+    data = tiff(wide, byteorder=byteorder)
+    np.testing.assert_array_equal(decode(data, 1)[:, :, 0], wide >> 8)
+    pages = np.stack([wide, wide.T])
+    stack = tiff(pages, byteorder=byteorder, photometric="minisblack")
+    np.testing.assert_array_equal(decode(stack, 2), np.moveaxis(pages >> 8, 0, 2))
+    deep = decode(tiff(TWELVE, byteorder=byteorder), 1, "x", 4095)
+    np.testing.assert_array_equal(deep[:, :, 0], SCALED)
+
+
+@pytest.mark.parametrize("number", [3, 4])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_deep_colours_in_planes(compression, number):
+    # Pillow reads uncompressed ones as if they had 8 bits.
+    planes = np.stack([TWELVE, TWELVE[::-1], TWELVE[:, ::-1], TWELVE.T])[:number]
+    extra = ["unassalpha"] * (number - 3)
+    options = {"planarconfig": "separate", "extrasamples": extra}
+    options |= {"photometric": "rgb", "compression": compression}
+    deep, wide = tiff(planes, **options), tiff(planes << 4, **options)
+    colours = np.moveaxis(planes, 0, 2)
+    scaled = np.rint(colours * (255 / 4095)).astype(np.uint8)
+    for channels in {3, number}:
+        expected = scaled[:, :, :channels]
+        np.testing.assert_array_equal(decode(deep, channels, "x", 4095), expected)
+        np.testing.assert_array_equal(
+            decode(wide, channels), (colours >> 4)[:, :, :channels]
+        )
+
+
+def test_alpha_that_is_dropped_may_exceed_white():
+    full = np.full_like(TWELVE, 65535)
+    colours, expected = np.dstack([TWELVE] * 3 + [full]), np.dstack([SCALED] * 3)
+    grey = tiff(
+        np.dstack([TWELVE, full]),
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=["unassalpha"],
+    )
+    for data in (png(colours), png(np.dstack([TWELVE, full])), tiff(colours), grey):
+        np.testing.assert_array_equal(decode(data, 3, "x", 4095), expected)
+    with pytest.raises(UnsuitableImage, match="the value 65535, above 4095"):
+        decode(png(colours), 4, "x", 4095)
+
+
+def test_ink_is_not_scaled_as_brightness():
+    inks = np.dstack([TWELVE] * 4)
+    data = tiff(inks, photometric="separated")
+    plain = Image.fromarray((inks >> 8).astype(np.uint8), "CMYK").convert("RGB")
+    np.testing.assert_array_equal(decode(data), np.asarray(plain))
+    with pytest.raises(
+        UnsuitableImage, match=r"16 bits are inks \(CMYK\), which cannot"
+    ):
+        decode(data, 3, "x", 4095)
+    lab = tiff(inks[:, :, :3], photometric="cielab")  # Pillow reads 8 bits only
+    with pytest.raises(UnsuitableImage, match="16 bits are colours as Lab"):
+        decode(lab)
+
+
 @pytest.mark.parametrize(
     ("values", "what"),
     [
+        (np.full((2, 2), -5, np.int16), "signed 16-bit integer pixels down to -5, but"),
+        (np.full((2, 2), 5, np.int16), "signed 16-bit integer pixels; convert it to 8"),
+        (np.full((2, 2), -5, np.int8), "signed 8-bit integer pixels down to -5, but"),
+        (np.full((2, 2, 3), 5, np.int8), "signed 8-bit integer pixels; convert"),
         (np.full((2, 2), 200, np.int32), "32-bit integer pixels; convert it to 8"),
         (np.full((2, 2), 70_000, np.int32), "32-bit integer pixels"),
         (np.full((2, 2), 7, np.uint32), "32-bit integer pixels"),
@@ -189,6 +281,12 @@ def test_other_types_need_a_white_level(values, what):
 def test_white_level_serves_other_types(dtype):
     decoded = decode(tiff(TWELVE.astype(dtype)), 1, "x", 4095)
     np.testing.assert_array_equal(decoded[:, :, 0], SCALED)
+
+
+def test_white_level_of_signed_bytes():
+    values = np.arange(128, dtype=np.int8).reshape(8, 16)
+    decoded = decode(tiff(values), 1, "x", 127)[:, :, 0]
+    np.testing.assert_array_equal(decoded, np.rint(values * (255 / 127)))
 
 
 def test_fractions_with_one_as_white():

@@ -14,7 +14,8 @@ from vit_jax.data.sources.folders import list_folder
 from vit_jax.prediction.folders import images_in
 
 # What people's files are called, of which none may be left out.
-NAMED = [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".gif"]
+NAMED = [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"]
+NAMED += [".png", ".apng", ".gif", ".heics", ".heifs", ".hif", ".jpc", ".jpf", ".avifs"]
 NAMED += [".bmp", ".dib", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif"]
 NAMED += [".jp2", ".j2k", ".jpx", ".j2c"]
 
@@ -33,7 +34,8 @@ def test_all_endings_are_images_for_folders_and_predict(tmp_path):
 
 def test_endings_agree_with_pillow():
     Image.init()
-    for ending in set(NAMED) - {".heic", ".heif", ".jif"}:
+    unknown = {".jif", ".jfi", ".pjpeg", ".pjp", *formats.ENDINGS["HEIF"]}
+    for ending in set(NAMED) - unknown:
         known = Image.EXTENSION[ending]
         assert ending in formats.ENDINGS["JPEG" if known == "MPO" else known]
 
@@ -96,6 +98,20 @@ def test_other_formats_of_pillow_stay_closed(data, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     with pytest.raises(DecodeError, match=r"none of the formats JPEG, PNG, .*HEIF"):
         decode(data)
+
+
+def test_a_file_of_no_format_is_known_by_its_beginning():
+    page = b"<!DOCTYPE html>\n<html>"
+    with pytest.raises(DecodeError) as error:
+        decode(page, name="a.jpg")
+    message = str(error.value)
+    assert message.startswith("a.jpg cannot be decoded: its 22 bytes are in none of")
+    assert message.endswith(r"or damaged; they begin with b'<!DOCTYPE html>\n'")
+
+
+def test_bigtiffs_that_pillow_cannot_read_are_named():
+    with pytest.raises(DecodeError, match="a BigTIFF with the most significant byte f"):
+        decode(b"MM\0+\0\x08\0\0" + bytes(8))
 
 
 def test_extras_that_messages_name_exist():

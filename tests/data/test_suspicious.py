@@ -12,6 +12,7 @@ from PIL import Image
 
 import vit_jax.data.__main__ as command
 from vit_jax.data import suspicious as module
+from vit_jax.data.check import check
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.suspicious import suspicious, suspicious_at_start
@@ -50,7 +51,12 @@ def signs(root, unreadable=None, **options) -> list[str]:
     splits = [split for split in (info.train_split, info.eval_split) if split]
     sources = {split: dataset.split(split) for split in splits}
     white_level = dataset.options.white_level
-    return suspicious(sources, info.eval_split, white_level, unreadable)
+    others = {
+        split: dataset.split(split)
+        for split in info.num_examples
+        if split not in splits
+    }
+    return suspicious(sources, info.eval_split, white_level, unreadable, others)
 
 
 def at_start(root, white_level=0.0) -> list[str]:
@@ -146,6 +152,26 @@ def test_small_part_of_the_range_of_deep_images(root):
     assert at_start(root, 4095) == []
 
 
+def test_few_deep_images_are_not_hidden_by_others(root):
+    for path in root.glob("*/*/0.png"):
+        write(path, noise(hash_of(str(path)), 16383, np.uint16))  # 14 bits
+    remedy = (
+        "has no value above 16383, where white is 65535: 64 of 256 grey levels remain. "
+        "If another value is white, set data.white_level, for 14 bits to 16383"
+    )
+    assert at_start(root) == [f"the training data: none of 2 sampled images {remedy}"]
+    assert at_start(root, 16383) == []
+    for path in root.glob("*/*/0.png"):
+        write(path, noise(hash_of(str(path)), 16500, np.uint16))
+    assert at_start(root) == []
+    (path, *_) = sorted((root / "train").glob("*/0.png"))
+    write(path, noise(0, 16383, np.uint16))  # one alone may be dark
+    for other in (root / "train").glob("*/0.png"):
+        if other != path:
+            write(other, noise(1, 255))
+    assert at_start(root) == []
+
+
 def test_small_part_of_the_range_of_eight_bits(root):
     for path in (root / "train").glob("*/*.png"):
         write(path, noise(hash_of(str(path)), 9))
@@ -175,6 +201,34 @@ def test_equal_images_under_two_labels_and_in_two_splits(root):
         f"1 equal images are in both splits: {root}/train/a/1.png (a, train) = "
         f"{root}/val/a/1.png (a, val)"
     )
+
+
+def test_equal_images_in_a_split_that_is_not_in_use(root):
+    write(root / "test/a/0.png", noise(hash_of("test")))
+    assert signs(root) == []
+    data = (root / "train/a/0.png").read_bytes()
+    (root / "test/a/1.png").write_bytes(data)
+    (sign,) = signs(root)
+    assert sign.startswith("1 equal images are in several splits: ")
+    for part in ("train/a/0.png (a, train)", "test/a/1.png (a, test)"):
+        assert f"{root}/{part}" in sign
+
+
+def test_folders_of_thumbnails(root):
+    for place in ("thumbs", "_Thumbnails", "Thumb"):
+        write(root / "train/a" / place / "0.png", noise(hash_of(place)))
+    write(root / "train/a/thumbs.up/0.png", noise(hash_of("up")))
+    (sign,) = signs(root)
+    start = "train: 3 of 10 images are in folders of thumbnails: "
+    assert sign.startswith(start)
+    assert {path.split("/")[-2] for path in sign[len(start) :].split(", ")} == {
+        *("thumbs", "_Thumbnails", "Thumb")
+    }
+    # Where all are, they are the images that are meant.
+    write(root / "all/thumbs/x/0.png", noise(1))
+    write(root / "all/thumbs/y/0.png", noise(2))
+    write(root / "all/thumbs/y/1.png", noise(3))
+    assert not any("thumbnails" in one for one in signs(root / "all/thumbs"))
 
 
 def test_only_files_of_equal_size_are_read(root, monkeypatch):
@@ -252,9 +306,9 @@ def test_bands_are_sampled_as_they_are(tmp_path):
     for name in "ab":
         for number in range(3):
             pixels = np.random.default_rng(hash_of(name, number)).integers(
-                0, 10_001, (4, 5, 13), np.uint16
+                0, 20_001, (4, 5, 13), np.uint16
             )
-            pixels[0, 0, :2] = 0, 10_000
+            pixels[0, 0, :2] = 0, 20_000
             file = io.BytesIO()
             tifffile.imwrite(
                 file, pixels, photometric="minisblack", planarconfig="contig"
@@ -267,7 +321,7 @@ def test_bands_are_sampled_as_they_are(tmp_path):
 def test_warnings_at_the_start_of_a_run(root, caplog):
     from vit_jax.config import default_config
     from vit_jax.train.setup import set_up
-    from vit_jax.train.start import open_sources
+    from vit_jax.train.start import open_batches, open_sources
 
     for path in root.glob("*/*/*.png"):
         write(path, noise(hash_of(str(path)), 4095, np.uint16))
@@ -275,6 +329,7 @@ def test_warnings_at_the_start_of_a_run(root, caplog):
     config.dataset = str(root)
     config.image_size, config.model.variant = (8,), "Ti/4"
     config.batch_size, config.total_steps, config.model.channels = 8, 2, 1
+    config.augment.train = "resize"
     with caplog.at_level(logging.WARNING):
         open_sources(set_up(config))
     assert any("set data.white_level, for 12 bits" in x for x in caplog.messages)
@@ -283,5 +338,25 @@ def test_warnings_at_the_start_of_a_run(root, caplog):
     setup = set_up(config)
     assert setup.preprocessing.white_level == 4095
     with caplog.at_level(logging.WARNING):
-        open_sources(setup)
+        train, _ = open_sources(setup)
     assert caplog.messages == []
+    with open_batches(setup, train, 0) as batches:  # which use all grey levels
+        assert next(iter(batches))["image"].max() > 200
+
+
+def test_the_command_looks_at_all_splits(root):
+    for name in "ab":
+        write(root / "test" / name / "0.png", noise(hash_of("test", name)))
+    data = (root / "train/a/0.png").read_bytes()
+    (root / "test/a/1.png").write_bytes(data)
+    (root / "test/b/1.png").touch()
+    report = check(str(root))
+    assert set(report.used) == {"train", "val"}
+    [sign] = [line for line in report.remarks if "several splits" in line]
+    assert f"{root}/test/a/1.png (a, test)" in sign
+    assert report.problems == [
+        f"test: 1 of the 4 files looked at are empty: {root}/test/b/1.png"
+    ]
+    # Images without classes, or of other classes, cannot be opened as a split.
+    write(root / "test/x/0.png", noise(1))
+    assert not any("several splits" in line for line in check(str(root)).remarks)

@@ -145,3 +145,43 @@ def test_data_that_are_gone_are_not_compared(folder):
 def test_a_split_that_does_not_exist_is_refused(folder):
     with pytest.raises(UserError, match="has the splits train"):
         part(config(folder), split="tset")
+
+
+def test_an_unlabelled_split_is_refused_by_its_reason(folder, tmp_path):
+    for split in ("train", "val"):
+        shutil.copytree(folder, tmp_path / "both" / split)
+    (tmp_path / "both/test").mkdir()
+    shutil.copy(folder / "a/0.png", tmp_path / "both/test/0.png")
+    for own in (config(), config(tmp_path / "both")):
+        with pytest.raises(UserError, match="test has no folders of classes"):
+            part(own, str(tmp_path / "both"), split="test")
+
+
+def test_unknown_classes_of_the_own_data_can_be_evaluated(folder, tmp_path):
+    for split in ("train", "val"):
+        shutil.copytree(folder, tmp_path / "both" / split)
+    shutil.copytree(folder / "a", tmp_path / "both/test/a0")
+    shutil.copytree(folder / "a", tmp_path / "both/test/b")
+    own = recorded(tmp_path / "both")
+    assert part(own) == ("val", 0, False)
+    found = part_to_evaluate(own, split="test")
+    assert (found.trained_on, found.remark) == (0, "")
+    source = found.dataset.split("test")
+    names = [source.class_names[label] for label in source.labels()]
+    assert {name: names.count(name) for name in names} == {"a0": COUNT, "b": COUNT}
+
+
+def test_counts_and_fingerprints_each_show_other_data(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    own = recorded(folder)
+    prints = {
+        split: found | {"labels": "0"} for split, found in own.fingerprints.items()
+    }
+    labelled_otherwise = own._replace(fingerprints=prints)
+    assert part(labelled_otherwise) == ("val", None, True)
+    assert part(labelled_otherwise, str(tmp_path / "copy")) == ("train+val", None, True)
+    # Versions before recorded the counts alone.
+    older = own._replace(fingerprints={})
+    assert part(older) == ("val", 0, False)
+    fewer = older._replace(examples=own.examples | {"train": own.examples["train"] - 1})
+    assert part(fewer) == ("val", None, True)

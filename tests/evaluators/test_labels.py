@@ -61,18 +61,51 @@ def test_unknown_classes_are_named(match):
     assert "Only in the model: bird, dog." in str(error.value)
     assert "Only in the data: Bird, fish; did you mean 'bird'?" in str(error.value)
     assert "classes='known'" in str(error.value)
+    assert "classes='order'" in str(error.value)
+    with pytest.raises(UserError) as error:
+        match(tuple("123"), tuple(map(str, range(1, 13))), [0])
+    assert "Only in the data: 4, 5, 6," in str(error.value)
+    # As many names on both sides would be needed.
+    assert "classes='order'" not in str(error.value)
 
 
 def test_unknown_classes_can_be_left_out(match):
     labels, logged = match(
-        ANIMALS, ("fish", "dog", "cat"), [0, 1, 2, 0], classes="known"
+        ANIMALS, ("fish", "dog", "bird"), [0, 1, 2, 0], classes="known"
     )
-    assert labels == [2, 1]
+    assert labels == [2, 0]
     assert logged[0] == (
         "classes that the model does not know: fish; their images are left out (2)"
     )
     with pytest.raises(UserError, match="Only in the data: fish"):
         match(ANIMALS, ("fish",), [0], classes="known")
+
+
+def test_a_name_of_two_outputs_cannot_be_matched(match):
+    known = ("crane", "owl", "crane")  # a bird and a machine, as in ImageNet
+    assert match(known, ("owl",), [0])[0] == [1]
+    with pytest.raises(UserError, match=r"the same name: crane\. Leave these classes"):
+        match(known, ("crane", "owl"), [0])
+
+
+def test_names_for_other_outputs_are_unknown(match):
+    labels, logged = match(ANIMALS, ("dog", "cat"), [0, 1], count=2)
+    assert labels == [0, 1]
+    assert "the model's class names are unknown: output 0 is taken" in logged[0]
+
+
+def test_other_outputs_are_another_fingerprint(pixels, subject):
+    class Identified(pixels):
+        def fingerprint(self):
+            return {"labels": "0"}
+
+    source = Identified([[0]], [0], ("dog", "bird"))
+    prints = [
+        by_output(source, subject(3, names=names)).fingerprint()
+        for names in (ANIMALS, ANIMALS[::-1])
+    ]
+    assert prints[0] != prints[1]
+    assert prints[0]["labels"] == prints[1]["labels"] == "0"
 
 
 def test_several_labels(match):
@@ -149,10 +182,12 @@ def test_an_unknown_way_of_matching_is_refused(match):
             [(), (0,)],
             "the model's one output is 'dog'; no is 'bird', 'cat'",
         ),
+        ((), ("dog",), [0, 0], "the model's one output is taken for 'dog'"),
     ],
 )
 def test_one_output_is_a_yes_or_no(known, found, expected, logged, match):
-    labels, said = match(known, found, [0, 1], count=1, outputs=INDEPENDENT)
+    given = [0, 1] if len(found) > 1 else [0, 0]
+    labels, said = match(known, found, given, count=1, outputs=INDEPENDENT)
     assert labels == expected
     assert said == [logged]
 

@@ -6,7 +6,7 @@ import pytest
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import Classification
 from vit_jax.evaluators.regression import Regression
-from vit_jax.models.outputs import NUMBERS
+from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT, NUMBERS
 
 SCORES = [[0], [255], [51], [204], [153]]
 
@@ -49,3 +49,10 @@ def test_plain_numbers_have_no_accuracy(pixels, evaluate):
     source = pixels(SCORES, [0] * 5, ("1",))
     with pytest.raises(UserError, match="use the evaluator 'regression'"):
         evaluate(Classification, source, outputs=NUMBERS)
+
+
+@pytest.mark.parametrize("outputs", [EXCLUSIVE, INDEPENDENT])
+def test_classes_have_no_error(outputs, pixels, evaluate):
+    source = pixels(SCORES, [0] * 5, ("1",))
+    with pytest.raises(UserError, match="so they have no error; use the evaluator 'cl"):
+        evaluate(Regression, source, outputs=outputs)

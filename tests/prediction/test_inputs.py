@@ -6,6 +6,7 @@ import pathlib
 import zipfile
 from collections import Counter
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -124,15 +125,23 @@ def test_what_an_iterator_may_change_is_prepared_at_once(path):
     assert [each.now for each in inputs([PIXELS, image], 3)] == [False, True]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B"]
+)
 def test_images_of_pillow_are_converted_as_files_are(mode, tmp_path):
-    image = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 256)
-    if mode != "I;16":
+    deep = PIXELS[..., 0].astype(np.uint16) * 256
+    image = Image.fromarray(deep)
+    if mode == "I;16B":
+        size = image.size
+        image = Image.frombytes(mode, size, deep.astype(">u2").tobytes())
+    elif mode != "I;16":
         image = Image.fromarray(PIXELS).convert(mode)
     path = tmp_path / "image.tif"
     image.save(path)
     (_, file), (_, held) = read([path, image])
     np.testing.assert_array_equal(held, file)
+    if mode.startswith("I"):
+        np.testing.assert_array_equal(held, np.repeat(PIXELS[..., :1], 3, -1))
 
 
 def test_the_white_of_an_image_of_pillow_is_that_of_its_file(tmp_path):
@@ -143,6 +152,25 @@ def test_the_white_of_an_image_of_pillow_is_that_of_its_file(tmp_path):
         (_, file), (_, held) = read([path, image])
     np.testing.assert_array_equal(held, file)
     np.testing.assert_array_equal(held[..., 0], np.rint(deep * (255 / 4095)))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "jp2"])
+def test_deep_colours_of_an_image_of_pillow_are_those_of_its_file(ending, tmp_path):
+    path = tmp_path / f"deep.{ending}"
+    large = np.kron(PIXELS, np.full((16, 16, 1), 15, np.uint16))
+    cv2.imwrite(str(path), large)
+    preprocessing = Preprocessing((64, 96), white_level=4095)
+    expected = preprocessing.prepare(path)
+    assert np.ptp(expected) > 200
+    with path.open("rb") as file, Image.open(file) as image:
+        position = file.tell()
+        np.testing.assert_array_equal(preprocessing.prepare(image), expected)
+        assert file.tell() == position  # it is still as it was
+        loaded = np.asarray(image)
+        assert loaded.shape == large.shape
+        if ending == "tif":
+            with pytest.raises(UserError, match="has not kept all of its 16 bits; pa"):
+                preprocessing.prepare(image)
 
 
 def test_the_orientation_of_an_image_of_pillow_is_applied(tmp_path):
@@ -228,6 +256,9 @@ def test_what_is_no_image_and_no_list_is_refused_at_once(images, message):
         ("iVBOR" * 2000, "neither a path nor an address; pass the content"),
         ("a\0b", "neither a path nor an address"),
         (b"", r"image 1 is empty \(0 bytes\)"),
+        ("", ": an empty text is not a path"),
+        (Image.new("RGB", (5, 0)), "image 1 cannot be decoded: it has 5 × 0 pixels"),
+        (zipfile.ZipFile(io.BytesIO(), "w"), "image 1: found ZipFile, expected a path"),
         (b"no image", "image 1 cannot be decoded: its 8 bytes are in none of"),
         (io.StringIO("text"), 'image 1 is open as text; open it with mode "rb"'),
     ],
@@ -241,6 +272,20 @@ def test_a_bad_element_costs_one_result(element, message, path):
         raise UserError(found[1][1])
     assert "\n" not in found[1][1]
     assert len(found[1][1]) < 500
+
+
+def test_text_files_are_named_as_such(path):
+    with path.open() as file:  # its bytes are no text either
+        [(name, message)] = read(file)
+    assert name == str(path)
+    assert message == f'{path} is open as text; open it with mode "rb"'
+
+
+def test_addresses_in_any_case_are_downloaded(monkeypatch):
+    asked = []
+    monkeypatch.setattr("vit_jax.web.fetch", lambda url, most: asked.append(url) or b"")
+    read(["HTTPS://Host/a.png", "Http://localhost/b.png"])
+    assert asked == ["HTTPS://Host/a.png", "Http://localhost/b.png"]
 
 
 def test_closed_files_and_images(path):

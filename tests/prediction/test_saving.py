@@ -1,15 +1,18 @@
 """Files of results: their content, and going on after any kind of end."""
 
 import csv
+import errno
 import json
+import os
 import sys
+import unittest.mock
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.prediction import parquet
+from vit_jax.prediction import appending, parquet
 from vit_jax.prediction.passes import Prediction
 from vit_jax.prediction.records import Layout, to_json
 from vit_jax.prediction.saving import check_path, open_results
@@ -131,7 +134,7 @@ def test_a_kill_while_a_parquet_file_is_made_loses_and_doubles_nothing(
     add(path, [])
     assert rows(path) == expected(NAMES[:3])
     journal.write_bytes(lines)  # as if it had been killed before removing it
-    assert add(path, NAMES)[0] == NAMES[:3]
+    assert add(path, NAMES) == (NAMES[:3], NAMES[2:3])
     assert rows(path) == expected(NAMES)
     assert not journal.exists()
     assert pq.ParquetFile(path).num_row_groups == 3
@@ -197,6 +200,50 @@ def test_unusable_names_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"need pyarrow: pip install 'vit_jax\[parquet"):
         check_path(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_errors_of_the_system_name_the_file(suffix, tmp_path):
+    for length in (250 - len(suffix), 300):  # too long for what is put beside it
+        name = "x" * length + suffix
+        check_path(tmp_path / name)
+        with pytest.raises(UserError, match=rf"--out=.*{name} cannot be written: File"):
+            add(tmp_path / name, NAMES)
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    with pytest.raises(UserError, match="is a pipe or a device; pass the name of a"):
+        add(tmp_path / f"pipe{suffix}", NAMES)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_keeps_what_was_written(suffix, tmp_path, monkeypatch):
+    path = tmp_path / f"x{suffix}"
+    assert add(path, NAMES[:2]) == ([], [])
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(appending.os, "fsync", unittest.mock.Mock(side_effect=full))
+        with pytest.raises(UserError, match=r"written: No space left .* is kept"):
+            add(path, NAMES[:3])
+    assert add(path, NAMES) == (NAMES[:3], NAMES[2:3])
+    assert rows(path) == expected(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("error", "works"),
+    [
+        (NotImplementedError(), True),
+        (OSError(errno.ENOLCK, "No locks available"), True),
+        (OSError(errno.EROFS, "Read-only file system"), False),
+    ],
+)
+def test_file_systems_without_locks(error, works, tmp_path, monkeypatch):
+    acquire = unittest.mock.Mock(side_effect=error)
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    if works:
+        assert add(tmp_path / "x.csv", NAMES) == ([], [])
+        assert rows(tmp_path / "x.csv") == expected(NAMES)
+    else:
+        with pytest.raises(UserError, match=r"x\.csv cannot be written: Read-only"):
+            add(tmp_path / "x.csv", NAMES)
 
 
 def test_plain_numbers_are_values(tmp_path):

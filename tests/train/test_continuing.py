@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 import shutil
+import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.train import continuing
 from vit_jax.train.continuing import LOCATIONS, SCHEDULE, allowed_changes
 from vit_jax.train.loop import train_and_evaluate
-from vit_jax.train.same_data import data_facts
+from vit_jax.train.same_data import DataFacts, check_same_data, data_facts
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import claimed, open_sources
 
@@ -124,7 +126,26 @@ def test_only_runs_that_differ_in_place_and_length_are_named(
     monkeypatch.chdir(tmp_path)
     continuing.tell_of_similar_run("runs/tiny-new", setup.config)
     told = [message for message in caplog.messages if "this is a new run" in message]
+    assert told[0].endswith("To continue that one, pass --workdir=runs/tiny-meant")
     assert [message.split(";")[1].split()[0] for message in told] == ["runs/tiny-meant"]
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_a_run_that_cannot_continue_is_named_without_a_way(
+    tiny, tmp_path, monkeypatch, caplog, steps
+):
+    """Its cosine was of another length; or it has made more steps."""
+    caplog.set_level("INFO", "vit_jax")
+    setup, _, _ = begun(tiny(schedule="cosine" if steps == 3 else "constant"))
+    run = tmp_path / "runs/tiny-run"
+    claim(
+        run, config_lib.to_plain(config_lib.changed(setup.config, {"total_steps": 9}))
+    )
+    (run / "metrics.jsonl").write_text("{}\n")
+    (run / f"checkpoints/{steps}").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    continuing.tell_of_similar_run("runs/tiny-new", setup.config)
+    assert "total_steps: 9 → 4. It cannot continue so, because its past" in caplog.text
 
 
 def test_other_data_than_before_are_refused_by_what_differs(on, flowers, tmp_path):
@@ -155,6 +176,49 @@ def test_other_data_than_before_are_refused_by_what_differs(on, flowers, tmp_pat
     )
     assert "trained on daisy, rose; " in message
     assert "val examples, but the run so far had" in message
+
+
+def test_data_that_are_read_otherwise_are_not_said_to_be_other_data(on, flowers):
+    _, _, earlier = begun(on(flowers))
+    values = {"data.hold_out": 0.3, "learning_rate": 0.5, "log_every": 7}
+    with pytest.raises(UserError) as refused:
+        continued(on(flowers, total_steps=1, **values), earlier, "here")
+    assert str(refused.value).splitlines() == [
+        f"{flowers} has 27 train, 13 val examples, but the run so far had 35 train, 5 "
+        "val. It is not read as before (there → here: data.hold_out: 0.1 → 0.3): to "
+        "continue that run, pass its values; to start this one, pass another --workdir",
+        "here has already made 2 steps, more than total_steps=1; to continue it, pass "
+        "its own --config.total_steps=4; to start this run, pass another --workdir",
+        "Other keys differ from that run's too: learning_rate: 0.01 → 0.5",
+    ]
+
+
+def test_images_of_a_table_that_have_moved_need_a_link():
+    facts = DataFacts(("a",), {"train": 3}, {"train": {"paths": "1"}})
+    earlier: Any = types.SimpleNamespace(
+        config={"dataset": "l.csv"},
+        class_names=("a",),
+        examples={"train": 3},
+        fingerprints={"train": {"paths": "2"}},
+    )
+    with pytest.raises(UserError, match="moved, put a link to them at the old place"):
+        check_same_data("l.csv", facts, earlier, ['data.image_root: "/1" → "/2"'])
+    with pytest.raises(UserError, match=r"pass another --workdir$"):
+        check_same_data("l.csv", facts, earlier, ["train_split: a → b"])
+
+
+def test_pretrained_weights_may_be_gone_when_a_run_continues(
+    tiny, tmp_path, make_workdir
+):
+    weights, run = tmp_path / "weights", str(tmp_path / "run")
+    make_workdir(weights, depth=1)
+    values = {"total_steps": 1, "eval_split": "test[:60]"}
+    config = tiny(pretrained=str(weights), **values)
+    numbers = train_and_evaluate(config, run)
+    there = weights.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="only when a run begins: to continue that run"):
+        train_and_evaluate(tiny(pretrained=str(there), **values), run)
+    assert train_and_evaluate(config, run) == numbers
 
 
 def test_many_classes_are_compared_by_those_that_differ(on, flowers):
@@ -258,7 +322,9 @@ def test_a_run_with_another_length_is_refused_with_a_way_that_works(tiny, tmp_pa
 
 def test_a_run_whose_objective_reads_its_length_keeps_it(tiny, monkeypatch):
     setup, facts, earlier = begun(tiny(schedule="constant"))
-    longer = dataclasses.replace(setup, config=set_up(tiny(total_steps=9)).config)
+    config = config_lib.changed(setup.config, {"total_steps": 9})
+    longer = dataclasses.replace(setup, config=config)
+    assert "total_steps" in allowed_changes(longer, facts, earlier, "run").free
     monkeypatch.setattr(type(setup.objective), "reads_schedule", True)
     changes = allowed_changes(longer, facts, earlier, "run")
     assert "total_steps" not in changes.free

@@ -11,6 +11,7 @@ from vit_jax.config import default_config
 from vit_jax.errors import UserError
 from vit_jax.evaluators import choosing
 from vit_jax.evaluators.protocol import Evaluator
+from vit_jax.train import recorder
 from vit_jax.train.early_stopping import Patience
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.setup import set_up
@@ -175,3 +176,20 @@ def test_the_metric_of_keep_best_is_the_default(tiny):
     patience = Patience.of(config, set_up(config).better)
     assert (patience.metric, patience.sign) == ("loss", -1.0)
     assert Patience.of(default_config(), {}).evaluations == 0
+
+
+def test_all_processes_stop_when_the_first_one_does(tiny, tmp_path, monkeypatch):
+    """Otherwise the others, which may see files differently, would wait forever."""
+    asked = []
+
+    def as_the_first_says(answer):
+        asked.append(answer)
+        return True
+
+    monkeypatch.setattr(recorder, "as_the_first_says", as_the_first_says)
+    monkeypatch.setattr(Scripted, "values", iter([1]))
+    numbers = train_and_evaluate(tiny(), str(tmp_path))
+    assert load_description(tmp_path).step == 1
+    assert numbers["last/value"] == 7.0
+    # Asked whether the evaluation is the last one, and whether the step is.
+    assert asked == [False, False]

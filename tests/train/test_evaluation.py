@@ -4,12 +4,16 @@ import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
+from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
 from vit_jax.evaluators import choosing
 from vit_jax.evaluators.protocol import Evaluator
+from vit_jax.objectives.choosing import OBJECTIVES
+from vit_jax.objectives.classification import Classification
 from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.setup import set_up
@@ -39,9 +43,31 @@ class Failing(Counting):
         raise self.error
 
 
+class Silent(Counting):
+    """An evaluator that does not give the number by which it judges."""
+
+    def __call__(self, params, watch=iter):
+        return {"examples": 0}
+
+
+class Numbers(Classification):
+    """An objective whose outputs are plain numbers, which are not classes."""
+
+    outputs_per_image = 1
+
+    @classmethod
+    def num_classes(cls, config, info):
+        return cls.outputs_per_image
+
+    @staticmethod
+    def outputs(config):
+        return "numbers"
+
+
 @pytest.fixture
 def tiny(tiny_config, monkeypatch):
     table = {**choosing.EVALUATORS, "counting": Counting, "failing": Failing}
+    table["silent"] = Silent
     monkeypatch.setattr(choosing, "EVALUATORS", table)
 
     def make(evaluators, **values):
@@ -159,6 +185,37 @@ def test_what_decides_is_reported(tiny):
         set_up(tiny(rows, keep_best="exact_match"))
 
 
+def test_a_best_that_was_never_measured_is_said(tiny, tmp_path, caplog):
+    rows = {"silent": {"kind": "silent", "every": 3}}
+    train_and_evaluate(tiny(rows, keep_best="silent/calls"), str(tmp_path))
+    assert "keep_best=silent/calls: no checkpoint is the best" in caplog.text
+
+
+def test_plain_numbers_of_a_run_have_errors(tiny, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "numbers", Numbers)
+    numbers = measured(tiny({}, objective="numbers", keep_best="mean_absolute_error"))
+    # Parameters of zeros say 0 for each digit of test[:20].
+    digits = open_dataset("digits").split("test[:20]").labels()
+    assert numbers == {
+        "mean_absolute_error": pytest.approx(digits.mean()),
+        "mean_squared_error": pytest.approx((digits**2).mean()),
+        "examples": 20,
+        "bad_images": 0,
+    }
+
+
+def test_plain_numbers_that_no_label_can_judge(tiny, monkeypatch, caplog):
+    monkeypatch.setitem(OBJECTIVES, "numbers", Numbers)
+    monkeypatch.setattr(Numbers, "outputs_per_image", 5)
+    rows = {"often": {"kind": "counting", "every": 2}}
+    numbers = measured(tiny(rows, objective="numbers"))
+    assert {name.partition("/")[0] for name in numbers} == {"often"}
+    assert "labels are not evaluated (config.evaluators" in caplog.text
+    assert "gives 5 plain numbers" in caplog.text
+    with pytest.raises(UserError, match="gives 5 plain numbers"):
+        measured(tiny(rows, objective="numbers", keep_best="mean_absolute_error"))
+
+
 def test_other_data_find_their_classes_by_name(tiny, tmp_path):
     images = np.zeros((4, 8, 8), np.uint8)
     for name, classes in (("part", ["7", "0"]), ("other", ["7", "ten"])):
@@ -174,7 +231,11 @@ def test_other_data_find_their_classes_by_name(tiny, tmp_path):
     # Parameters of zeros predict the run's first class, "0".
     assert numbers["part/top1"] == 3 / 4
     assert (numbers["part/top1/0"], numbers["part/top1/7"]) == (1, 0)
-    rows["part"]["dataset"] = str(tmp_path / "other.npz")
+    (tmp_path / "one/0").mkdir(parents=True)
+    PIL.Image.fromarray(images[0]).save(tmp_path / "one/0/0.png")
+    rows["part"] |= {"dataset": str(tmp_path / "one"), "split": "train"}
+    assert measured(tiny(rows))["part/top1"] == 1
+    rows["part"] |= {"dataset": str(tmp_path / "other.npz"), "split": "train+val"}
     with pytest.raises(UserError, match=r"evaluator 'part': .*Only in the data: ten"):
         measured(tiny(rows))
 

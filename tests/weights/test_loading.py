@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import shutil
 import zipfile
 
 import jax
@@ -194,6 +195,16 @@ def test_models_in_the_place_of_checkpoints_are_named(model, tmp_path):
     assert load_weights(tmp_path / "checkpoints" / "1000").description.step == 0
 
 
+def test_a_folder_of_lightning_is_not_an_unfinished_run(model, tmp_path):
+    """Its own layout, version_0/checkpoints/NAME.ckpt, is like that of a run."""
+    folder = tmp_path / "version_0" / "checkpoints"
+    folder.mkdir(parents=True)
+    shutil.copy(model / "model.safetensors", folder / "last.safetensors")
+    with pytest.raises(UserError, match=r"path of a model inside: checkpoints$"):
+        load_weights(folder.parent)
+    assert load_weights(folder, num_heads=4).description.architecture.num_heads == 4
+
+
 def test_a_file_called_like_a_step(model, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "1000"
@@ -328,16 +339,16 @@ def test_names_that_no_format_knows_are_shown(tmp_path):
 
 def test_missing_unexpected_and_misshaped_tensors_are_reported_at_once(model, tmp_path):
     tensors = load_file(model / "model.safetensors")
-    del tensors["classifier.bias"], tensors["vit.encoder.layer.0.layernorm_after.bias"]
+    del tensors["vit.layernorm.bias"]
+    del tensors["vit.encoder.layer.0.layernorm_after.bias"]
     tensors |= {f"vit.extra.{i}": np.zeros(1, np.float32) for i in range(12)}
     tensors["vit.layernorm.weight"] = np.zeros(3, np.float32)
     save_file(tensors, model / "model.safetensors")
     with pytest.raises(UserError) as error:
         load_weights(model)
     message = str(error.value)
-    assert "2 missing: classifier.bias, vit.encoder.layer.0.layernorm_after.bias" in (
-        message
-    )
+    missing = "vit.encoder.layer.0.layernorm_after.bias, vit.layernorm.bias"
+    assert f"2 missing: {missing}" in message
     assert "12 unexpected: vit.extra.0" in message
     assert "and 2 more" in message
     assert "1 of another shape: vit.layernorm.weight (expected (64,), found (3,))" in (

@@ -23,8 +23,10 @@ FORMATS = {
     "huggingface": "x",
     "google": "x.npz",
     "big_vision": "x.npz",
+    "torchvision": "x.safetensors",
+    "mmpretrain": "x.safetensors",
 }
-WITHOUT_A_PLACE = ("google", "big_vision")
+WITHOUT_A_PLACE = ("google", "big_vision", "torchvision", "mmpretrain")
 NAMES = ("ape", "bat", "cat")
 SHOWN = {
     "exclusive": lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
@@ -41,6 +43,7 @@ def _model(outputs, names=NAMES, **fields):
         num_heads=1,
         patch_size=(4, 4),
         image_size=(8, 8),
+        gelu="exact",
         **{"num_classes": len(names) or 3} | fields,
     )
     rng = np.random.default_rng(0)
@@ -180,3 +183,26 @@ def test_distilled_heads_keep_their_meaning(teacher, saved):
     path, log = saved(_model("independent", **fields), "huggingface")
     assert not log
     assert vit_jax.load(path).outputs == "independent"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_assumed_meaning_is_said_when_the_file_is_read(name, saved, caplog):
+    """A reader of the file may not know what was said when it was written."""
+    for outputs, classes in (("independent", 3), ("numbers", 1)):
+        path, _ = saved(_model(outputs, NAMES[:classes]), name)
+        usual = {3: "classes that exclude each other", 1: "a yes or no for each class"}
+        words = {3: "the model's 3 outputs mean", 1: "the model's output means"}
+        caplog.clear()
+        found = vit_jax.load(path).outputs
+        told = [line for line in caplog.messages if "nothing records what" in line]
+        if name in WITHOUT_A_PLACE:
+            (line,) = told
+            assert f"{words[classes]}: assumed {usual[classes]}" in line
+            assert "pass outputs= (in commands --outputs=)" in line
+        else:
+            assert (found, told) == (outputs, [])
+        caplog.clear()
+        vit_jax.load(path, outputs=outputs)
+        vit_jax.load(path, num_classes=5)
+        vit_jax.load(path, num_classes=0)
+        assert "nothing records" not in caplog.text

@@ -19,7 +19,7 @@ class Description:
 
     architecture: ViTOrMixer
     preprocessing: Preprocessing
-    class_names: tuple[str, ...]  # empty if unknown
+    class_names: tuple[str, ...]  # of the data; empty if unknown
     config: dict[str, Any]  # resolved, after a round trip through JSON: no tuples
     step: int  # completed updates, which is also the number of batches consumed
     # Split → number of examples that the run trains or evaluates on.
@@ -36,6 +36,15 @@ class Description:
         check(outputs)
         outputs = readable(outputs, self.architecture.num_classes)
         object.__setattr__(self, "outputs", outputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in their order; () if they are not the classes.
+
+        The head of another objective may have one output for data with many classes.
+        """
+        fit = len(self.class_names) == self.architecture.num_classes
+        return self.class_names if fit else ()
 
     def read_as(self, outputs: str | None) -> Self:
         """Returns the description with another meaning of the outputs; None keeps it.

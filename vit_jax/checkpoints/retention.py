@@ -1,6 +1,7 @@
 """The policy that decides which checkpoints of a run are kept."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,11 @@ class Retention(checkpoint_managers.PreservationPolicy):
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Records the metrics of a step, whether or not that step is saved."""
-        # Evaluations on different schedules have different metrics.
-        if self.metric in metrics:
-            self.scores[step] = self.sign * float(metrics[self.metric])
+        # Evaluations on different schedules have different metrics. A NaN would be
+        # the best if it came first.
+        score = self.sign * float(metrics.get(self.metric, math.nan))
+        if not math.isnan(score):
+            self.scores[step] = score
 
     def best(self, steps: Collection[int]) -> int | None:
         """Returns the best of these steps; None if none of them was measured."""

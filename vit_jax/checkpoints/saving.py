@@ -120,6 +120,10 @@ class Checkpoints:
         """Returns the step of the best checkpoint by the metric; None without one."""
         return self._retention.best(saved_steps(self._directory))
 
+    def folder(self, step: int) -> str:
+        """Returns the path of a step's checkpoint, which every command accepts."""
+        return str(self._directory / str(step))
+
     def is_best(self, step: int) -> bool:
         """Returns whether a step's noted metric beats those of all checkpoints."""
         there = {*saved_steps(self._directory), self._in_flight or step, step}

@@ -74,7 +74,7 @@ def wrong_patience(config: Config) -> list[str]:
             return []
         return [
             f"patience={config.patience} without a metric to wait for: set "
-            "patience_metric, or keep_best, such as --config.keep_best=top1"
+            "patience_metric or keep_best, as in --config.patience_metric=top1"
         ]
     default = default_config()
     return [

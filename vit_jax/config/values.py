@@ -1,6 +1,7 @@
 """Access to the values of a config, and copies with other values."""
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,7 +37,9 @@ def with_defaults(config: Config, keys: Iterable[str]) -> Config:
 
 def as_flags(values: Mapping[str, Any]) -> str:
     """Writes values by dotted name as command-line flags."""
-    return " ".join(f"--config.{key}={value}" for key, value in values.items())
+    return " ".join(
+        shlex.quote(f"--config.{key}={value}") for key, value in values.items()
+    )
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -11,15 +11,12 @@ set. The exit status is 1 if anything is missing or wrong.
 
 import json
 import sys
-from collections.abc import Sequence
 
 from absl import flags
 
 from vit_jax import command
 from vit_jax.errors import UserError
-from vit_jax.words import plain, times
-
-_SHOWN = 4  # class names at either end
+from vit_jax.words import first_and_last, times
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("data_dir", "", "where tensorflow-datasets stores data sets", FLAGS)
@@ -50,21 +47,14 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
 
 
-def _few(names: Sequence[str]) -> str:
-    """Lists the first and the last few names of many."""
-    if len(names) <= 2 * _SHOWN + 1:
-        return ", ".join(map(plain, names))
-    first, last = names[:_SHOWN], names[-_SHOWN:]
-    return f"{', '.join(map(plain, first))}, …, {', '.join(map(plain, last))}"
-
-
 def _print(report) -> None:
     from vit_jax.data.sources.image_files import in_words
 
     several = ", any number per example" if report.multi_label else ""
     lines = [
         f"{report.location} ({report.kind})",
-        f"{len(report.class_names):,} classes{several}: {_few(report.class_names)}",
+        f"{len(report.class_names):,} classes{several}: "
+        f"{first_and_last(report.class_names)}",
     ]
     for split, count in report.num_examples.items():
         lines.append(f"{split}: {count:,} examples")

@@ -25,6 +25,11 @@ from vit_jax.errors import UserError
 _MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _DEEP_MODES = (*_SIXTEEN_BIT_MODES, "I", "F")
+# Formats whose colours may have more bits than Pillow keeps.
+_DEEP_FORMATS = ("PNG", "TIFF", "JPEG2000")
+# Modes → the mode to convert to first. Converting palettes with alpha straight to RGB,
+# Pillow warns; the others it does not convert to grey.
+_BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "La": "LA", "LAB": "RGB"}
 # EXIF orientation → the transform that makes pixels upright (EXIF 2.3, §4.6.4).
 _UPRIGHT = {
     2: lambda x: x[:, ::-1],
@@ -69,7 +74,8 @@ def from_pillow(
 ) -> np.ndarray:
     """Converts an image of Pillow, in any mode, like the file that it was opened from.
 
-    Of an image with several frames, it is the current one.
+    Of an image with several frames, it is the current one. Of 16-bit colours that have
+    been loaded, Pillow has kept the upper 8 bits.
 
     Returns:
       uint8 [h, w, channels].
@@ -79,12 +85,13 @@ def from_pillow(
       DecodeError: its file is truncated or closed.
     """
     with _explained(name):
-        image.load()
-        found: Samples | Image.Image = _upright(image)
-        if image.mode in _DEEP_MODES:
-            tags = getattr(image, "tag_v2", None)
-            page = tiff.Page(0, dict(tags)) if tags else None
-            found = _samples(np.asarray(found), page, b"", white_level, True)
+        if 0 in image.size:
+            raise ValueError(f"it has {image.width} × {image.height} pixels")
+        data = _unread(image)
+        if data:
+            found = read(data, channels, white_level)
+        else:
+            found = _loaded(image, white_level)
         pixels = _eight_bits(found, channels)
         _warn_if_narrow(found, name)
         return pixels
@@ -126,21 +133,21 @@ def read(
     if len(pages) > 1:
         return _stack(pages, data, white_level)
     page = pages[0] if pages else None
-    if page and not page.is_picture(channels):
+    if page and (page.misread or not page.is_picture(channels)):
         tiff.check_bands(page, channels)
-        return _samples(tiff.read_bands(data, page), page, data, white_level)
+        return _bands(page, data, channels, white_level)
     try:
         image = open_with_pillow(data)
     except UnknownFormat:
         if not page:
             raise
-        return _samples(tiff.read_bands(data, page), page, data, white_level)
+        return _bands(page, data, channels, white_level)
     if page:
         image.seek(page.index)
     image.load()
     if image.mode in _DEEP_MODES:
         return _samples(np.asarray(_upright(image)), page, data, white_level, True)
-    if deep := _deep_colours(image, page, data, white_level):
+    if deep := _deep_colours(image, page, data, channels, white_level):
         return deep
     return _upright(image)
 
@@ -167,6 +174,40 @@ def deep_values(data: bytes, white_level: float) -> tuple[np.ndarray, float] | N
     return None if white is None else (found.values, white)
 
 
+def _unread(image: Image.Image) -> bytes | None:
+    """Returns the file of an image of which Pillow has read no more than the header.
+
+    Its pixels may be deeper than Pillow's will be. None if it has been read, has
+    several frames, or is in a format of which Pillow loses nothing.
+    """
+    file = getattr(image, "fp", None)
+    if image.format not in _DEEP_FORMATS or not getattr(image, "tile", None):
+        return None
+    if file is None or file.closed or getattr(image, "n_frames", 1) > 1:
+        return None
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    return data
+
+
+def _loaded(image: Image.Image, white_level: float) -> "Samples | Image.Image":
+    """Takes the pixels that Pillow has; see `from_pillow`."""
+    image.load()
+    tags = getattr(image, "tag_v2", None)
+    page = tiff.Page(0, dict(tags)) if tags else None
+    if image.mode in _DEEP_MODES:
+        pixels = np.asarray(_upright(image))
+        return _samples(pixels, page, b"", white_level, True)
+    if page and (page.misread or tiff.needs_all_bits(page, white_level)):
+        raise depth.Unsuited(
+            f"Pillow has not kept all of its {page.bits} bits; pass the path of its "
+            "file, or its bytes"
+        )
+    return _upright(image)
+
+
 def _stack(pages: Sequence[tiff.Page], data: bytes, white_level: float) -> Samples:
     """Reads the pages of a TIFF as channels."""
     image, planes = open_with_pillow(data), []
@@ -182,6 +223,24 @@ def _stack(pages: Sequence[tiff.Page], data: bytes, white_level: float) -> Sampl
     return _samples(np.dstack(planes), pages[0], data, white_level, True)
 
 
+def _bands(page: tiff.Page, data: bytes, channels: int, white_level: float) -> Samples:
+    """Reads a page without Pillow."""
+    tiff.check_colours(page)
+    values = _without_alpha(tiff.read_bands(data, page), page.plain, channels)
+    return _samples(values, page, data, white_level)
+
+
+def _without_alpha(values: np.ndarray, plain: int, channels: int) -> np.ndarray:
+    """Drops a band beside grey or colour that the model does not take.
+
+    Its values may lie outside the range of the others.
+    """
+    one_more = values.ndim == 3 and values.shape[2] == plain + 1
+    if not one_more or channels not in (1, 3):
+        return values
+    return values[:, :, 0] if plain == 1 else values[:, :, :plain]
+
+
 def _samples(
     values: np.ndarray,
     page: tiff.Page | None,
@@ -190,14 +249,20 @@ def _samples(
     by_pillow: bool = False,
 ) -> Samples:
     """Finds the white of deep values, and turns them upright unless Pillow has."""
+    # In the machine's order of bytes; those of a TIFF may be in the other one.
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if page and page.signed and page.bits == 16:
+        values = values.astype(np.int16)  # Pillow makes 32 bits of them
     white = None
     if page and values.dtype.itemsize > 1:
         white = depth.white_in_tags(page.tags, 8 * values.dtype.itemsize)
     elif values.dtype == np.uint16:
-        white = depth.white_in_png(data, values) or depth.white_in_jpeg2000(data)
+        white = depth.white_in_png(data, values)
+        if 8 < depth.jpeg2000_bits(data) < 16:
+            white = depth.FULL  # Pillow scales grey to 16 bits
     if white and values.max() > white:
         white = None  # the file contradicts itself
-    if values.dtype.itemsize > 1:
+    if values.dtype != np.uint8:
         white = white or white_level or None
     if page and page.inverted and not (by_pillow and values.dtype.itemsize == 1):
         # Pillow inverts only 8 bits.
@@ -211,36 +276,56 @@ def _samples(
 
 
 def _deep_colours(
-    image: Image.Image, page: tiff.Page | None, data: bytes, white_level: float
+    image: Image.Image,
+    page: tiff.Page | None,
+    data: bytes,
+    channels: int,
+    white_level: float,
 ) -> Samples | None:
-    """Reads colours of 16 bits per channel; None if they have 8.
+    """Reads colours of more than 8 bits per channel; None if they have 8.
 
-    Pillow keeps their upper 8 bits, which is right if white is the largest value.
+    Pillow keeps the upper 8 of 16 bits, which is right if white is the largest value.
     """
+    if image.mode[:3] not in ("RGB", "LA", "CMY"):
+        return None
+    if bits := depth.jpeg2000_bits(data):
+        if bits == 8:
+            return None
+        # Not by Pillow, whose rounding overflows: it makes white black.
+        values = _without_alpha(_by_opencv(data), 3, channels)
+        return Samples(values, 2.0**bits - 1 if bits < 16 else white_level or None)
     if page:
-        bits = page.tags.get(258, (8,))
-        says = depth.white_in_tags(page.tags, 16)
-        deep = max(bits) == 16 and page.photometric == 2 and image.mode[:3] == "RGB"
+        deep, all_bits = page.bits == 16, tiff.needs_all_bits(page, white_level)
     else:
-        deep = image.mode[:3] == "RGB" or image.mode == "LA"
-        deep = deep and depth.has_sixteen_bits(data)
-        says = deep and depth.has_significant_bits(data)
-    if not deep:
+        deep = depth.has_sixteen_bits(data)
+        all_bits = depth.has_significant_bits(data)
+        all_bits = all_bits or white_level not in (0, depth.FULL)
+    if not deep or (image.mode == "CMYK" and not all_bits):
         return None
     upper = Samples(np.asarray(_upright(image)).astype(np.uint16) << 8, None)
-    if not says and white_level in (0, depth.FULL):
+    if not all_bits:
         return upper
-    buffer = np.frombuffer(data, np.uint8)
-    values = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+    if page:
+        tiff.check_colours(page)
+    if page and page.planes:
+        found = _bands(page, data, channels, white_level)
+    else:
+        values = _by_opencv(data)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation in _UPRIGHT:
+            values = _UPRIGHT[orientation](values)
+        values = _without_alpha(values, 3, channels)
+        found = _samples(values, page, data, white_level, True)
+    return upper if found.white in (None, depth.FULL) else found
+
+
+def _by_opencv(data: bytes) -> np.ndarray:
+    """Reads 16-bit colours, uint16 [h, w, 3 or 4], as they are stored."""
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise ValueError("its 16-bit colours cannot be read")
     # OpenCV stores blue first.
-    values = values[:, :, [2, 1, 0, 3][: values.shape[2]]]
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    if orientation in _UPRIGHT:
-        values = _UPRIGHT[orientation](values)
-    found = _samples(values, page, data, white_level, True)
-    return upper if found.white in (None, depth.FULL) else found
+    return values[:, :, [2, 1, 0, 3][: values.shape[2]]]
 
 
 def _eight_bits(found: "Samples | Image.Image", channels: int) -> np.ndarray:
@@ -250,9 +335,8 @@ def _eight_bits(found: "Samples | Image.Image", channels: int) -> np.ndarray:
         if pixels.ndim == 3 and pixels.shape[2] == channels:
             return pixels
         found = Image.fromarray(pixels)
-    elif found.mode in ("P", "PA"):
-        # Converting straight to RGB, Pillow warns about palettes with alpha.
-        found = found.convert("RGBA")
+    elif found.mode in _BY_WAY_OF:
+        found = found.convert(_BY_WAY_OF[found.mode])
     if channels not in _MODE_OF_CHANNELS:
         if len(found.getbands()) != channels:
             raise depth.Unsuited(

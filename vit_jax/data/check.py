@@ -15,9 +15,9 @@ from vit_jax.data.decode import DecodeError
 from vit_jax.data.preprocessing import to_pixels
 from vit_jax.data.sources import imagenet, tfds_sets
 from vit_jax.data.sources.datasets import PRESETS, open_dataset
-from vit_jax.data.sources.listings import ListedImages, UnknownClasses
+from vit_jax.data.sources.listings import ListedImages, Listing, NotForTraining
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
-from vit_jax.data.sources.protocol import DatasetInfo, Source
+from vit_jax.data.sources.protocol import Contents, DatasetInfo, Source
 from vit_jax.data.sources.splits import count
 from vit_jax.data.suspicious import suspicious
 from vit_jax.errors import UserError
@@ -138,13 +138,13 @@ def check(
     problems: list[str] = []
     try:
         contents = opened.contents
-    except UnknownClasses as error:
+    except NotForTraining as error:
         problems.append(str(error))
         contents = error.listing
     info = contents.info
     if problem := info.problems.get(info.eval_split):
         problems.append(str(problem))
-        if isinstance(problem, UnknownClasses):
+        if isinstance(problem, NotForTraining):
             contents = problem.listing
             info = contents.info
     sources = {
@@ -165,9 +165,12 @@ def check(
             problems.append(str(error))
     if like:
         problems += _missing(info, counts, like)
-    problems += _empty_files(sources)
+    others = _other_splits(contents, sources)
+    problems += _empty_files({**sources, **others})
     unreadable: list[str] = []
-    signs = suspicious(sources, info.eval_split, options.white_level, unreadable)
+    signs = suspicious(
+        sources, info.eval_split, options.white_level, unreadable, others
+    )
     if more := sorted(set(unreadable) - set(problems)):
         problems.append(
             f"{len(more)} more of the sampled images cannot be read: "
@@ -202,6 +205,18 @@ def _uses(info: DatasetInfo) -> list[tuple[str, str]]:
         (info.train_split, "training"),
         (info.eval_split, f"evaluation{part}"),
     ]
+
+
+def _other_splits(contents: Contents, used: Mapping[str, Source]) -> dict[str, Source]:
+    """Opens the splits of a folder or table that are not used by default."""
+    if not isinstance(contents, Listing):
+        return {}
+    info = contents.info
+    return {
+        split: contents.split(split)
+        for split in info.num_examples
+        if split not in used and split not in info.problems
+    }
 
 
 def _empty_files(sources: Mapping[str, Source]) -> list[str]:

@@ -117,6 +117,7 @@ def with_channels(pixels: np.ndarray, channels: int, name: str = "") -> np.ndarr
         raise UserError(
             f"{name or 'image'} is an array of {pixels.dtype} with shape "
             f"{pixels.shape}; expected uint8 [height, width, channels], values 0…255"
+            + _scaling(pixels)
         )
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
@@ -132,4 +133,19 @@ def with_channels(pixels: np.ndarray, channels: int, name: str = "") -> np.ndarr
     raise UserError(
         f"{name or 'image'} has {found} channels, the model takes {channels}. "
         "Set model.channels to the images' number, or convert the images."
+    )
+
+
+def _scaling(pixels: np.ndarray) -> str:
+    """Says how pixels of another type become uint8; "" if that is not the problem."""
+    kind = pixels.dtype.kind
+    if pixels.dtype == np.uint8 or not pixels.size or kind in "cOUS":
+        return ""
+    if kind == "b":
+        return ": multiply it by np.uint8(255)"
+    if kind in "iu" and pixels.min() >= 0 and pixels.max() <= 255:
+        return ": its values fit, so convert it with astype('uint8')"
+    return (
+        ": scale it so that black is 0 and white 255, round it, and convert it with "
+        "astype('uint8')"
     )

@@ -23,10 +23,9 @@ _OME_BITS = re.compile(r'SignificantBits="(\d+)"')
 _JP2, _J2K = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
-
 # A largest value below this share of white is suspicious: an eighth leaves 32 of 256
-# grey levels.
-NARROW = 1 / 8
+# grey levels. Of several deep images together it is a quarter, for sensors of 14 bits.
+NARROW, NARROW_TOGETHER = 1 / 8, 1 / 4
 
 
 class Unsuited(ValueError):
@@ -55,10 +54,7 @@ def eight_bits(values: np.ndarray, white: float | None) -> np.ndarray:
         check_range(values, white)
         return _table(white)[values]
     if white is None:
-        raise Unsuited(
-            f"{_described(values.dtype)} pixels; convert it to 8 or 16 bits per "
-            "channel, or set data.white_level to the value that is white"
-        )
+        raise Unsuited(_without_white(values))
     if not np.isfinite(values).all():
         raise Unsuited("it has pixels that are not finite numbers")
     check_range(values, white)
@@ -106,15 +102,18 @@ def white_in_png(data: bytes, values: np.ndarray) -> float | None:
     return None
 
 
-def white_in_jpeg2000(data: bytes) -> float | None:
-    """Returns the white of a JPEG 2000 of 9 to 15 bits, which Pillow scales to 16."""
-    return FULL if 8 < _jpeg2000_bits(data) < 16 else None
+def jpeg2000_bits(data: bytes) -> int:
+    """Returns the bits of the first channel of a JPEG 2000; 0 of another file."""
+    if not data.startswith((_JP2, _J2K)):
+        return 0
+    # The marker SIZ follows the start of the codestream (ITU T.800, A.5.1).
+    at = data.find(_J2K) + len(_J2K) + 38
+    return (data[at] & 0x7F) + 1 if at < len(data) else 0
 
 
 def has_sixteen_bits(data: bytes) -> bool:
-    """Returns whether a file is a PNG or JPEG 2000 with 16 bits per channel."""
-    png = data.startswith(_PNG) and data[24:25] == b"\x10"
-    return png or _jpeg2000_bits(data) == 16
+    """Returns whether a file is a PNG with 16 bits per channel."""
+    return data.startswith(_PNG) and data[24:25] == b"\x10"
 
 
 def has_significant_bits(data: bytes) -> bool:
@@ -131,15 +130,6 @@ def narrow(most: float, white: float = FULL) -> str:
         f"levels remain. If another value is white, set data.white_level, for {bits} "
         f"bits to {2**bits - 1}"
     )
-
-
-def _jpeg2000_bits(data: bytes) -> int:
-    """Returns the bits of the first channel of a JPEG 2000; 0 of another file."""
-    if not data.startswith((_JP2, _J2K)):
-        return 0
-    # The marker SIZ follows the start of the codestream (ITU T.800, A.5.1).
-    at = data.find(_J2K) + len(_J2K) + 38
-    return (data[at] & 0x7F) + 1 if at < len(data) else 0
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -173,6 +163,20 @@ def check_range(values: np.ndarray, white: float) -> None:
             f"it has the value {least:g}, but black is 0. Convert the images so that "
             "no value is negative"
         )
+
+
+def _without_white(values: np.ndarray) -> str:
+    """Explains that values of this type have no default for white."""
+    kind, least = _described(values.dtype), values.min()
+    if least < 0:
+        return (
+            f"{kind} pixels down to {least:g}, but black is 0; convert it to 8 or 16 "
+            "bits per channel"
+        )
+    return (
+        f"{kind} pixels; convert it to 8 or 16 bits per channel, or set "
+        "data.white_level to the value that is white"
+    )
 
 
 def _described(dtype: np.dtype) -> str:

@@ -15,7 +15,10 @@ from vit_jax.errors import UserError
 # Format, by Pillow's name → endings in lower case. Pillow's other formats stay disabled
 # because some of them start other programs (EPS does).
 ENDINGS: dict[str, tuple[str, ...]] = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
+    "JPEG": (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi"),
+        *(".pjpeg", ".pjp", ".mpo"),
+    ),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "BMP": (".bmp",),
@@ -24,7 +27,7 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     "TIFF": (".tif", ".tiff"),
     "AVIF": (".avif", ".avifs"),
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"),
-    "HEIF": (".heic", ".heif", ".hif"),
+    "HEIF": (".heic", ".heif", ".hif", ".heics", ".heifs"),
 }
 EXTENSIONS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 FORMATS = tuple(ENDINGS)
@@ -32,8 +35,11 @@ FORMATS = tuple(ENDINGS)
 # The brands in the first box of an ISO media file (ISO/IEC 23008-12, annex B).
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
 _HEIF_BRANDS |= {b"mif1", b"msf1"}
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"
 # Pillow loads its plugins on first use, which is not thread-safe.
 Image.init()
+
+_SHOWN = 16  # bytes of an unknown file: enough to see that it is a web page, say
 
 
 class DecodeError(UserError):
@@ -58,6 +64,11 @@ def open_with_pillow(data: bytes) -> Image.Image:
       UnknownFormat: the file is in none of the formats, or in one that needs a plug-in
         that is not installed. Broken files raise other exceptions of Pillow's.
     """
+    if data.startswith(_BIG_ENDIAN_BIGTIFF):
+        raise UnknownFormat(
+            "it is a BigTIFF with the most significant byte first, which Pillow cannot "
+            "read; convert it to another TIFF"
+        )
     heif = _is_heif(data)
     known = FORMATS if heif and _heif_plugin() else FORMATS[:-1]
     try:
@@ -68,7 +79,8 @@ def open_with_pillow(data: bytes) -> Image.Image:
                 "it is an HEIF file, which needs a plug-in: pip install 'vit_jax[heif]'"
             ) from None
         raise UnknownFormat(
-            f"its {len(data):,} bytes are in none of the formats {', '.join(FORMATS)}"
+            f"its {len(data):,} bytes are in none of the formats {', '.join(FORMATS)}, "
+            f"or damaged; they begin with {data[:_SHOWN]!r}"
         ) from None
 
 

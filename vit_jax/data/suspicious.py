@@ -4,6 +4,7 @@
     class names that differ only in case, blanks or Unicode normalisation
     pixels of one colour, or a small part of the range of values
     equal files under two labels, or in two splits
+    images in folders of thumbnails
 
 Nothing here stops a run. Each check looks at no more than its limit, and says so.
 """
@@ -12,10 +13,12 @@ import collections
 import hashlib
 import itertools
 import os
+import re
 import stat
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +38,7 @@ _MOST_BYTES = 2 << 30  # of files of equal size, which are read completely
 _MOST_RECORDS = 5_000  # of examples that are not files
 _PIECE = 1 << 20
 _TRAIN, _EVAL = "the training data", "the split for evaluation"
+_THUMBNAILS = re.compile(r"(?i)(^|/)[._]?thumb(nail)?s?/")
 _FEW_IMAGES = 5  # of one colour, from which they are more than an exception
 
 
@@ -52,6 +56,7 @@ def suspicious(
     eval_split: str,
     white_level: float = 0.0,
     unreadable: list[str] | None = None,
+    others: Mapping[str, Source] = MappingProxyType({}),
 ) -> list[str]:
     """Lists what is suspicious about a data set, a sentence for each sign.
 
@@ -63,6 +68,7 @@ def suspicious(
       eval_split: the split that is for evaluation.
       white_level: see `Preprocessing`.
       unreadable: gets the message about each sampled image that cannot be read.
+      others: splits that are not in use, whose images may also be in those that are.
     """
     names = dict.fromkeys(
         name for source in sources.values() for name in source.class_names or ()
@@ -76,7 +82,8 @@ def suspicious(
             )
             for split, source in sources.items()
         ),
-        *_about_copies(sources),
+        *_about_copies({**sources, **others}),
+        *_about_thumbnails(sources),
     ]
 
 
@@ -200,24 +207,33 @@ def _about_pixels(
         )
     if not ranges or all_flat:
         return
+    yield from _about_deep_pixels(split, ranges)
     least = min(one.least / one.white for one in ranges)
     most = max(one.most / one.white for one in ranges)
-    if most - least >= depth.NARROW:
-        return
-    largest = max(ranges, key=lambda one: one.most / one.white)
-    if least < depth.NARROW and largest.white > 255:
-        yield (
-            f"{split}: none of {len(ranges)} sampled images "
-            f"{depth.narrow(largest.most, largest.white)}"
-        )
-        return
     smallest = min(ranges, key=lambda one: one.least / one.white)
+    largest = max(ranges, key=lambda one: one.most / one.white)
+    if most - least >= depth.NARROW or (least < depth.NARROW and largest.white > 255):
+        return
     yield (
         f"{split}: all values of {len(ranges)} sampled images are between "
         f"{smallest.least:g} and {largest.most:g}, {most - least:.1%} of the range up "
         f"to white, which is {largest.white:g}. They may be labels or indices rather "
         "than brightness"
     )
+
+
+def _about_deep_pixels(split: str, ranges: Sequence[_Range]) -> Iterator[str]:
+    """Looks at images of more than 8 bits, which others may hide."""
+    for white in sorted({one.white for one in ranges if one.white > 255}):
+        deep = [one for one in ranges if one.white == white]
+        if len(deep) == 1 < len(ranges):
+            continue  # an exception
+        least, most = min(one.least for one in deep), max(one.most for one in deep)
+        if least < depth.NARROW * white and 0 < most < depth.NARROW_TOGETHER * white:
+            yield (
+                f"{split}: none of {len(deep)} sampled images "
+                f"{depth.narrow(most, white)}"
+            )
 
 
 class _Item(NamedTuple):
@@ -253,7 +269,26 @@ def _about_copies(sources: Mapping[str, Source]) -> Iterator[str]:
                 separator="; ",
             )
             where = " splits" if groups is splits else ""
+            what = what.replace("both", "several") if len(sources) > 2 else what
             yield f"{len(groups):,} equal images {what}{where}{looked_at}: {shown}"
+
+
+def _about_thumbnails(sources: Mapping[str, Source]) -> Iterator[str]:
+    """Counts images in folders that programs name when they make small copies."""
+    for split, source in sources.items():
+        if not isinstance(source, ListedImages) or source.listing.reader:
+            continue
+        root = source.listing.path
+        small = [
+            path
+            for path in map(source.path, range(min(len(source), _MOST_FILES)))
+            if _THUMBNAILS.search(os.path.relpath(path, root))
+        ]
+        if 0 < len(small) < len(source):
+            yield (
+                f"{split}: {len(small):,} of {len(source):,} images are in folders of "
+                f"thumbnails: {shortened(small, most=3)}"
+            )
 
 
 def _equal_contents(sources: Mapping[str, Source]) -> tuple[list[list[_Item]], str]:

@@ -13,16 +13,28 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from vit_jax.data.depth import Unsuited
+from vit_jax.data.depth import FULL, Unsuited, white_in_tags
 from vit_jax.words import times
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0")
 _MOST_PAGES = 100_000
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations
-# Photometric interpretations that always have the same bands, which Pillow knows:
-# palette, ink (CMYK), YCbCr, Lab.
+# Photometric interpretations that always have the same bands, which Pillow knows.
 _PILLOWS = (3, 5, 6, 8, 9)
+_OTHER_COLOURS = {
+    3: "indices of a palette",
+    5: "inks (CMYK)",
+    6: "colours as YCbCr",
+    8: "colours as Lab",
+    9: "colours as Lab",
+    10: "colours as Lab",
+    32803: "the mosaic of a camera's sensor",
+    32844: "logarithms of brightness",
+    32845: "logarithms of brightness",
+}
+_SIGNED = 2  # sample format
+_BAND_AFTER_BAND = 2  # planar configuration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +59,16 @@ class Page:
         return int(self.tags.get(277, 1))
 
     @property
+    def bits(self) -> int:
+        """Returns the bits of a value, the most of any band."""
+        return max(map(int, _as_tuple(self.tags.get(258, 1))))
+
+    @property
+    def signed(self) -> bool:
+        """Whether the values are integers with a sign."""
+        return max(_as_tuple(self.tags.get(339, 1))) == _SIGNED
+
+    @property
     def photometric(self) -> int:
         return int(self.tags.get(262, _BLACK_IS_ZERO))
 
@@ -58,6 +80,27 @@ class Page:
     @property
     def orientation(self) -> int:
         return int(self.tags.get(274, 1))
+
+    @property
+    def plain(self) -> int:
+        """Returns the bands of a picture without alpha: one if grey, three if not."""
+        return 3 if self.photometric == _RGB else 1
+
+    @property
+    def misread(self) -> bool:
+        """Whether Pillow gives wrong pixels without an error.
+
+        It reads uncompressed planes of 16 bits as if they had 8, and takes signed
+        values of 8 bits for unsigned ones.
+        """
+        planes = self.planes and self.bits > 8 and self.tags.get(259, 1) == 1
+        wrong = planes or (self.signed and self.bits == 8)
+        return wrong and self.photometric not in _PILLOWS
+
+    @property
+    def planes(self) -> bool:
+        """Whether it has several bands, which are stored one after the other."""
+        return self.bands > 1 and self.tags.get(284) == _BAND_AFTER_BAND
 
     @property
     def alone(self) -> bool:
@@ -72,11 +115,10 @@ class Page:
         """
         if self.photometric in _PILLOWS:
             return True
-        plain = 3 if self.photometric == _RGB else 1
-        if self.bands == plain:
+        if self.bands == self.plain:
             return True
         alpha = set(_as_tuple(self.tags.get(338, ()))) & {1, 2}
-        return self.bands == plain + 1 and (bool(alpha) or self.bands != channels)
+        return self.bands == self.plain + 1 and (bool(alpha) or self.bands != channels)
 
 
 def pages(data: bytes) -> list[Page]:
@@ -134,6 +176,24 @@ def check_bands(page: Page, channels: int) -> None:
         )
 
 
+def check_colours(page: Page) -> None:
+    """Raises Unsuited if bands are not brightness, and only Pillow could convert them.
+
+    Pillow converts at most 8 bits of them.
+    """
+    if what := _OTHER_COLOURS.get(page.photometric):
+        raise Unsuited(
+            f"its {page.bits} bits are {what}, which cannot be converted at this "
+            "depth; convert it to RGB or grey"
+        )
+
+
+def needs_all_bits(page: Page, white_level: float) -> bool:
+    """Returns whether the upper 8 of 16 bits, which Pillow keeps, are not enough."""
+    white = white_in_tags(page.tags, 16) or white_level or FULL
+    return page.bits == 16 and white != FULL
+
+
 def read_bands(data: bytes, page: Page) -> np.ndarray:
     """Reads all bands of a page that Pillow cannot read, or not completely.
 
@@ -149,10 +209,9 @@ def read_bands(data: bytes, page: Page) -> np.ndarray:
     try:
         import tifffile  # type: ignore[import-not-found]
     except ImportError:
-        bits = max(_as_tuple(page.tags.get(258, 1)))
         raise Unsuited(
-            f"it is a TIFF of {page.bands} band(s) of {bits} bits, which Pillow cannot "
-            "read completely. tifffile can: pip install 'vit_jax[tiff]'"
+            f"it is a TIFF of {page.bands} band(s) of {page.bits} bits, which Pillow "
+            "cannot read completely. tifffile can: pip install 'vit_jax[tiff]'"
         ) from None
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         stored = file.pages[page.index]

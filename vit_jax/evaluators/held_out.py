@@ -88,6 +88,8 @@ def part_to_evaluate(
     if own:
         train_split, eval_split = trained.splits(opened.info)
     split = split or eval_split
+    contents = opened.contents_of(split)
+    splits.check(split, contents.info.problems)
     if own and opened.options == trained.options:
         count = None
         if _unchanged(opened, trained, {split, train_split}):
@@ -102,14 +104,18 @@ def _opened(
     trained: TrainedWith, name: str, data_dir: str, options: Sequence[str]
 ) -> tuple[bool, Dataset]:
     """Opens data as the run read its own, if these are the run's; says whether so."""
-    plain = open_dataset(name, data_dir, DEFAULT_OPTIONS.with_flags(options))
+    plain = _to_evaluate(name, data_dir, DEFAULT_OPTIONS.with_flags(options))
     if not trained.dataset:
         return False, plain
-    own = open_dataset(name, data_dir, trained.options.with_flags(options))
+    own = _to_evaluate(name, data_dir, trained.options.with_flags(options))
     if _same_place(own.location, trained.dataset) or _moved(own, trained):
         return True, own
     # The same handle, if possible, because it may be open already.
     return False, own if own.options == plain.options else plain
+
+
+def _to_evaluate(name: str, data_dir: str, options: DataOptions) -> Dataset:
+    return open_dataset(name, data_dir, options, to_train=False)
 
 
 def _same_place(location: str, theirs: str) -> bool:
@@ -151,7 +157,7 @@ def _common(opened: Dataset, split: str, train_split: str) -> int:
     """Counts the examples that are in both splits."""
     if not train_split:
         return 0
-    counts, name = opened.contents.info.num_examples, opened.name
+    counts, name = opened.contents_of(split).info.num_examples, opened.name
     first, second = (splits.resolve(one, counts, name) for one in (split, train_split))
     return sum(
         len(range(max(here.start, there.start), min(here.stop, there.stop)))
@@ -170,7 +176,7 @@ def _common_files(opened: Dataset, split: str, trained: TrainedWith) -> int | No
     if not trained.dataset or not _overlap(opened.location, trained.dataset):
         return None
     try:
-        theirs = open_dataset(
+        theirs = _to_evaluate(
             trained.dataset, trained.config["data_dir"], trained.options
         )
         train_split, _ = trained.splits(theirs.info)

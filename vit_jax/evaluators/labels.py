@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from vit_jax.data.sources.class_names import Relabelled, match_names
-from vit_jax.data.sources.protocol import Source
+from vit_jax.data.sources.protocol import Source, in_order
 from vit_jax.errors import UserError
 from vit_jax.evaluators.protocol import Subject
 from vit_jax.models.outputs import INDEPENDENT
@@ -113,6 +113,8 @@ def _yes_or_no(source: Source, found: Sequence[str], known: Sequence[str]) -> So
     if yes < 0:
         raise _different(found, known, found)
     if classes == 1:
+        if not known and found:
+            logger.warning("the model's one output is taken for %r", found[0])
         return source
     if not known and (classes > 2 or source.multi_label):
         raise UserError(
@@ -144,13 +146,17 @@ def _different(
         f"{len(known):,} in the model."
     ]
     if missing:
-        lines.append(f"Only in the model: {shortened(sorted(missing))}.")
+        lines.append(f"Only in the model: {shortened(in_order(missing))}.")
     hint = did_you_mean(unknown[0], missing) if len(unknown) < 1000 else ""
-    lines.append(f"Only in the data: {shortened(sorted(unknown))}{hint}.")
+    lines.append(f"Only in the data: {shortened(in_order(unknown))}{hint}.")
     lines.append(
         "Pass data with classes of the model, or fine-tune it on these. The option "
-        f"classes={KNOWN!r} leaves out the classes that the model does not know; "
-        f"classes={BY_ORDER!r} takes class i of the data for output i, whatever the "
-        "names."
+        f"classes={KNOWN!r} leaves out the classes that the model does not know"
+        + (
+            f"; classes={BY_ORDER!r} takes class i of the data for output i, whatever "
+            "the names."
+            if len(found) == len(known)
+            else "."
+        )
     )
     return UserError(" ".join(lines))

@@ -13,12 +13,8 @@ from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
+from vit_jax.models.outputs import MEANINGS, NUMBERS
 from vit_jax.words import shortened
-
-_CLASSES_AFTER_ALL = (
-    "If the outputs are classes after all, say so: --outputs=exclusive or "
-    "--outputs=independent"
-)
 
 
 class Regression(Evaluator):
@@ -30,15 +26,21 @@ class Regression(Evaluator):
         """Makes the evaluator.
 
         Raises:
-          UserError: the model has several outputs, or a label is not a number.
+          UserError: the outputs are no plain numbers, or several; or a label is not a
+            number.
         """
+        if subject.outputs != NUMBERS:
+            raise UserError(
+                f"the model's outputs are {MEANINGS[subject.outputs].words}, so they "
+                "have no error; use the evaluator 'classification'. If they are plain "
+                "numbers after all, say so: --outputs=numbers"
+            )
         self._examples = data.examples(subject)
         outputs = subject.architecture.num_classes
         if outputs != 1:
             raise UserError(
                 f"the model gives {outputs:,} plain numbers for an image, of which a "
-                "label of these data can be compared with one only. "
-                f"{_CLASSES_AFTER_ALL}"
+                "label of these data can be compared with one only"
             )
         values = jnp.asarray(_values(self._examples.source))
         placed, normalize = subject.placed_model, subject.preprocessing.normalize
@@ -96,7 +98,7 @@ def _values(source: Any) -> np.ndarray:
         raise UserError(
             "the model gives plain numbers, but the labels of these data are classes "
             f"{found}: neither an accuracy nor an error can be computed. Pass data "
-            f"whose classes are called by their numbers. {_CLASSES_AFTER_ALL}"
+            "whose classes are called by their numbers"
         )
     return np.array(values, np.float32)
 

@@ -1,5 +1,6 @@
 """Files of results that grow line by line: JSON lines and CSV."""
 
+import contextlib
 import csv
 import io
 import json
@@ -17,6 +18,18 @@ logger = logging.getLogger(__name__)
 
 # What has been predicted is written at the latest after this time or number.
 _SECONDS, _MOST_BYTES = 1.0, 1 << 20
+
+
+@contextlib.contextmanager
+def written(path: pathlib.Path) -> Iterator[None]:
+    """Turns errors of the system into one that names the file of results."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}. What it has is "
+            "kept, and the same command continues from there"
+        ) from error
 
 
 class Found(NamedTuple):
@@ -146,14 +159,15 @@ class Appended:
 
     def flush(self) -> None:
         """Hands all results to the operating system."""
-        if self._file is None:
-            self._file = self.path.open("ab", buffering=0)
-            self._file.truncate(self._end)
-            if not self._end:
-                self._waiting[:0] = self._format.header
-        while self._waiting:  # a write may be partial
-            count = self._file.write(self._waiting)
-            del self._waiting[:count]
+        with written(self.path):
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+                self._file.truncate(self._end)
+                if not self._end:
+                    self._waiting[:0] = self._format.header
+            while self._waiting:  # a write may be partial
+                count = self._file.write(self._waiting)
+                del self._waiting[:count]
         self._written = time.monotonic()
 
     def __enter__(self) -> "Appended":
@@ -163,7 +177,8 @@ class Appended:
         try:
             self.flush()
             assert self._file is not None
-            os.fsync(self._file.fileno())
+            with written(self.path):
+                os.fsync(self._file.fileno())
         finally:
             if self._file is not None:
                 self._file.close()

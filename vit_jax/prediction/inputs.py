@@ -1,5 +1,6 @@
 """The images that people hold: paths, folders, addresses, bytes, files, arrays."""
 
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ TAKEN = (
 )
 MOST_BYTES = 100 * 2**20  # of an image at an address
 
-_ADDRESS = re.compile(r"https?://")
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _OTHER_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://|(data):", re.IGNORECASE)
 _PATH_OF_ADDRESS = re.compile(r"https?:/[^/]")
 _LONGEST_NAME = 200  # characters of an unusable string in a message
@@ -139,9 +140,8 @@ def _at(path: str) -> Iterable[Input]:
     # os.path does not raise for very long names, pathlib does.
     if os.path.isdir(path):
         return _in_folder(path)
-    if not os.path.lexists(path) and (reason := _no_path(path)):
-        name = path if len(path) <= _LONGEST_NAME else f"{path[:_LONGEST_NAME]}…"
-        return [_failing(name, f"{name}: {reason}")]
+    if not os.path.lexists(path) and _no_path(path):
+        return [_failing(_shortened(path), nothing_at(path))]
     return [Input(path, partial(read_file, path))]
 
 
@@ -159,8 +159,30 @@ def _in_folder(path: str) -> Iterator[Input]:
         yield _failing(path, f"{path}: the folder contains no images")
 
 
+def nothing_at(text: str) -> str:
+    """Explains in one line why there is no image at a path."""
+    return f"{_shortened(text)}: {_no_path(text) or _system_says(text)}"
+
+
+def _system_says(path: str) -> str:
+    """Explains why a path leads nowhere, such as into a folder that is locked."""
+    try:
+        os.stat(os.path.expanduser(path))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return str(error.strerror or error)
+    return "no such file or folder"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"
+
+
 def _no_path(text: str) -> str:
     """Explains why a string that is no file cannot be one; "" if it could be."""
+    if not text:
+        return "an empty text is not a path"
     if found := _OTHER_ADDRESS.match(text):
         return (
             f"{found[1] or found[2]}: addresses are not read; pass a path, or an https "
@@ -171,7 +193,10 @@ def _no_path(text: str) -> str:
     if "\0" in text or len(text) > 4096:
         return "neither a path nor an address; pass the content of a file as bytes"
     if any(sign in text for sign in "*?["):
-        return "no such file; patterns are not expanded here, pass glob.glob(…)"
+        return (
+            "no such file, and patterns are not expanded here; in Python pass "
+            "glob.glob(…), in a shell leave out the quotes"
+        )
     return ""
 
 
@@ -186,16 +211,18 @@ def _of_file(file: Any, name: str) -> Input:
     """Reads a file object, which the caller may close afterwards."""
     title = getattr(file, "name", None)
     name = title if isinstance(title, str) and title else name
+    if isinstance(file, io.TextIOBase):
+        return _failing(name, f'{name} is open as text; open it with mode "rb"')
     try:
         # From its beginning, as Pillow reads it: one just written is at its end.
         if getattr(file, "seekable", bool)():
             file.seek(0)
         content = file.read()
+    except TypeError:  # a method of the same name, such as that of an archive
+        return _failing(name, _unsuitable(name, file))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         return _failing(name, f"{name} cannot be read: {reason}")
-    if isinstance(content, str):
-        return _failing(name, f'{name} is open as text; open it with mode "rb"')
     if not isinstance(content, bytes | bytearray | memoryview):
         return _failing(name, _unsuitable(name, file))
     return Input(name, lambda: bytes(content))

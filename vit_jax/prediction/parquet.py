@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_write
-from vit_jax.prediction.appending import Appended, Found, JsonLines
+from vit_jax.prediction.appending import Appended, Found, JsonLines, written
 from vit_jax.prediction.records import Layout, text, to_row
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class Parquet:
         )
         rows = itertools.chain(self._rows(), self._new())
         with (
+            written(self.path),
             atomic_write(self.path) as temporary,
             pq.ParquetWriter(temporary, schema) as writer,
         ):

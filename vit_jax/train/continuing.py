@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.reading import has_checkpoint
+from vit_jax.checkpoints.reading import has_checkpoint, newest_step
 from vit_jax.checkpoints.workdir import (
     differences,
     is_among,
@@ -18,15 +19,19 @@ from vit_jax.checkpoints.workdir import (
     recorded_config,
 )
 from vit_jax.config import Config
+from vit_jax.data.sources.options import FIRST_RULES
 from vit_jax.errors import UserError
 from vit_jax.optim.schedules import make_decay_factor, make_schedule
 from vit_jax.train.same_data import DataFacts, check_same_data
 from vit_jax.train.setup import Setup
+from vit_jax.words import shortened
 
 logger = logging.getLogger(__name__)
 
 # Keys that say where the data are, which `check_same_data` recognises elsewhere.
 LOCATIONS = ("dataset", "data.image_root")
+# Keys by which the data are read.
+READING = ("data", "train_split", "eval_split")
 # Keys that determine the learning rate of every step.
 SCHEDULE = (
     "learning_rate",
@@ -36,6 +41,11 @@ SCHEDULE = (
     "rsqrt_timescale",
     "cooldown_steps",
     "total_steps",
+)
+
+_WEIGHTS_ARE_READ_ONCE = (
+    "Pretrained weights are read only when a run begins: to continue that run, pass "
+    "its value of `pretrained`, even if nothing is there any more."
 )
 
 
@@ -77,21 +87,36 @@ def allowed_changes(
         begun = recorded_config(workdir)
         same = begun is not None and _same_name(begun.get("dataset", ""), config)
         return Changes(frozenset(LOCATIONS if same else ()), {})
-    free = set()
-    if check_same_data(config.dataset, facts, earlier):
-        free.update(LOCATIONS)
+    same_rates = not setup.objective.reads_schedule and _same_rates(
+        earlier.config, config, earlier.step
+    )
+    free: set[str] = set(SCHEDULE if same_rates else ())
+    others = _other_values(config, earlier.config)
+    read_otherwise = [others.pop(key) for key in [*others] if is_among(key, READING)]
+    problems = []
+    try:
+        if check_same_data(config.dataset, facts, earlier, read_otherwise):
+            free.update(LOCATIONS)
+    except UserError as error:
+        problems.append(str(error))
     if earlier.step > config.total_steps:
-        raise UserError(
+        others.pop("total_steps", None)
+        problems.append(
             f"{workdir} has already made {earlier.step:,} steps, more than "
-            f"total_steps={config.total_steps:,}; pass at least that number, or "
-            "another --workdir"
+            f"total_steps={config.total_steps:,}; to continue it, pass its own "
+            f"--config.total_steps={earlier.config['total_steps']}; to start this run, "
+            "pass another --workdir"
         )
-    before = {key: earlier.config[key] for key in SCHEDULE if key in earlier.config}
-    then = config_lib.changed(config, before)
+    if problems:
+        told = [others[key] for key in others if key not in {*free, *LOCATIONS}]
+        if told:
+            problems.append(f"Other keys differ from that run's too: {shortened(told)}")
+        raise UserError("\n".join(problems))
+    advice = {"pretrained": _WEIGHTS_ARE_READ_ONCE}
+    if same_rates:
+        return Changes(frozenset(free), advice)
     if setup.objective.reads_schedule:
         reason = f"The objective {config.objective} may depend on the run's length"
-    elif _same_rates(then, config, earlier.step):
-        return Changes(frozenset({*free, *SCHEDULE}), {})
     else:
         reason = (
             f"With schedule={config.schedule} and these values, the {earlier.step:,} "
@@ -99,10 +124,10 @@ def allowed_changes(
             + " or weight decay"
             * (config.weight_decay_end is not None)
         )
-    advice = (
+    advice["total_steps"] = (
         f"{reason}, so this is another run. {_another_run(config, earlier, workdir)}"
     )
-    return Changes(frozenset(free), {"total_steps": advice})
+    return Changes(frozenset(free), advice)
 
 
 def tell_of_similar_run(workdir: str, config: Config) -> None:
@@ -114,9 +139,7 @@ def tell_of_similar_run(workdir: str, config: Config) -> None:
       workdir: the new run's directory; the other one is beside it.
       config: the new run's, resolved.
     """
-    folder, plain = locate(workdir).parent, config_lib.to_plain(config)
-    defaults = config_lib.to_plain(config_lib.default_config())
-    ignored = {*config_lib.FREE_TO_CHANGE, "data.rules"}
+    folder = locate(workdir).parent
     beside = sorted(folder.iterdir()) if folder.is_dir() else []
     for other in beside:
         if not other.name.startswith(f"{config.name}-") or not has_checkpoint(other):
@@ -126,25 +149,46 @@ def tell_of_similar_run(workdir: str, config: Config) -> None:
             begun = recorded_config(other)
         if begun is None or not _same_name(begun.get("dataset", ""), config):
             continue
-        told = differences(begun, plain, defaults)
-        told = {key: text for key, text in told.items() if not is_among(key, ignored)}
+        told = _other_values(config, begun)
+        told.pop("data.rules", None)
         if told and told.keys() <= {*LOCATIONS, *SCHEDULE}:
             directory = os.path.relpath(other)
+            steps = newest_step(other) or 0
+            if steps <= config.total_steps and _same_rates(begun, config, steps):
+                how = f"To continue that one, pass --workdir={shlex.quote(directory)}"
+            else:
+                how = "It cannot continue so, because its past steps would differ"
             logger.info(
-                "this is a new run; %s holds one that differs only in %s. To continue "
-                "that one, pass --workdir=%s",
+                "this is a new run; %s holds one that differs only in %s. %s",
                 directory,
                 ", ".join(told.values()),
-                directory,
+                how,
             )
+
+
+def _other_values(config: Config, begun: Mapping[str, Any]) -> dict[str, str]:
+    """Finds the keys that differ from a run's config and are not free to change."""
+    told = differences(begun, config_lib.to_plain(config), defaults_of_old_runs())
+    free = config_lib.FREE_TO_CHANGE
+    return {key: text for key, text in told.items() if not is_among(key, free)}
+
+
+def defaults_of_old_runs() -> dict[str, Any]:
+    """Returns the values of keys that a recorded config lacks."""
+    defaults = config_lib.to_plain(config_lib.default_config())
+    defaults["data"]["rules"] = FIRST_RULES
+    return defaults
 
 
 def _same_name(dataset: str, config: Config) -> bool:
     return os.path.basename(dataset) == os.path.basename(config.dataset)
 
 
-def _same_rates(then: Config, now: Config, steps: int) -> bool:
-    """Whether both configs give the first steps the same rates and weight decay."""
+def _same_rates(begun: Mapping[str, Any], now: Config, steps: int) -> bool:
+    """Whether the first steps have the rates and decay that a run had, by its config."""
+    then = config_lib.changed(
+        now, {key: begun[key] for key in SCHEDULE if key in begun}
+    )
     numbers = np.arange(steps)
     before, after = (
         [np.asarray(schedule(numbers)) for schedule in _schedules(config)]

@@ -1,6 +1,7 @@
 """The evaluations that a training run repeats, each on its schedule."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
 from vit_jax.train.memory import is_out_of_memory
 from vit_jax.train.out_of_memory import EVALUATION, out_of_memory_explained
 from vit_jax.train.setup import Setup
+
+logger = logging.getLogger(__name__)
 
 
 class Scheduled(NamedTuple):
@@ -51,12 +54,9 @@ class Evaluations:
         )
         own = _data(setup, lambda split: _split(setup, split, eval_source))
         self._scheduled: list[Scheduled] = []
-        if setup.architecture.num_classes:
-            kind, options = own_kind(setup.outputs), {}
-            if kind == "classification":
-                options = {"loss": config.loss, "per_class": config.per_class}
-            judged = subject._replace(wanted=_wanted(setup, ""))
-            evaluator = make_evaluator(kind, judged, own, options)
+        if setup.architecture.num_classes and (
+            evaluator := _of_labels(subject, own, setup)
+        ):
             self._scheduled.append(Scheduled("", config.eval_every, evaluator))
         for row in setup.evaluators:
             with _named(row.name):
@@ -128,6 +128,29 @@ class Evaluations:
                 ) from error
 
 
+def _of_labels(subject: Subject, own: Data, setup: Setup) -> Evaluator | None:
+    """Makes the evaluator of the run's own labels.
+
+    Returns None, and says so, if the labels cannot judge the outputs and nothing waits
+    for their numbers: then the run may have other evaluators.
+    """
+    kind, options = own_kind(setup.outputs), {}
+    if kind == "classification":
+        options = {"loss": setup.config.loss, "per_class": setup.config.per_class}
+    judged = subject._replace(wanted=_wanted(setup, ""))
+    try:
+        return make_evaluator(kind, judged, own, options)
+    except UserError as error:
+        if kind == "classification" or judged.wanted:
+            raise
+        logger.warning(
+            "the run's labels are not evaluated (config.evaluators can measure "
+            "something else): %s",
+            error,
+        )
+        return None
+
+
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
     """Adds the evaluator's name to any error inside."""
@@ -179,6 +202,7 @@ def _own_data(setup: Setup, row: EvaluatorRow, default: Data) -> Data:
             dataset,
             given.pop("data_dir", setup.config.data_dir),
             options.changed(given.pop("data", {}), f"evaluators.{row.name}.data."),
+            to_train=False,
         )
         info = opened.info
         data = Data(

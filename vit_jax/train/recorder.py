@@ -173,9 +173,16 @@ class Recorder:
         # Not in metrics.jsonl, which is the same in every run.
         self.writer.show(step, "time", shares)
         logger.info("goodput    %s", in_words(shares))
-        best = self.checkpoints.best_step()
+        metric, best = self.setup.config.keep_best, self.checkpoints.best_step()
         if best is not None:
-            logger.info("best       step %d, by %s", best, self.setup.config.keep_best)
+            folder = self.checkpoints.folder(best)
+            logger.info("best       step %d, by %s: %s", best, metric, folder)
+        elif metric:
+            logger.warning(
+                "keep_best=%s: no checkpoint is the best, because the evaluations gave "
+                "no such number",
+                metric,
+            )
 
     def last_good(self) -> str:
         """Waits for any save in progress, and names the last good checkpoint."""

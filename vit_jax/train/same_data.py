@@ -6,6 +6,7 @@ of each split identify them, wherever they are.
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vit_jax.checkpoints.description import Description
@@ -43,13 +44,20 @@ def data_facts(setup: Setup, train: Source, held_out: Source) -> DataFacts:
     )
 
 
-def check_same_data(dataset: str, facts: DataFacts, earlier: Description) -> bool:
+def check_same_data(
+    dataset: str,
+    facts: DataFacts,
+    earlier: Description,
+    read_otherwise: Sequence[str] = (),
+) -> bool:
     """Checks that these are the data that the run was trained on so far.
 
     Args:
       dataset: where the data are now.
       facts: what they are now.
       earlier: description of the checkpoint that the run resumes from.
+      read_otherwise: keys by which data are read that have other values than in the
+        run, with both values. They are the likely reason for any difference.
 
     Returns:
       Whether the run may continue if the data were somewhere else before.
@@ -60,6 +68,15 @@ def check_same_data(dataset: str, facts: DataFacts, earlier: Description) -> boo
     before = earlier.config["dataset"]
     moved = f" (before: {before})" if before != dataset else ""
     if different := _differences(facts, earlier):
+        if read_otherwise:
+            link = ""
+            if any(one.startswith("data.image_root:") for one in read_otherwise):
+                link = ". If the images have moved, put a link to them at the old place"
+            raise UserError(
+                f"{dataset}{moved} has {'; '.join(different)}. It is not read as "
+                f"before (there → here: {', '.join(read_otherwise)}): to continue that "
+                f"run, pass its values; to start this one, pass another --workdir{link}"
+            )
         end = ""
         if moved and any("paths" in one for one in different):
             end = (

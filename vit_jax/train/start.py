@@ -17,13 +17,13 @@ from vit_jax.config import Config
 from vit_jax.data.decode import DecodeError, UnsuitableImage
 from vit_jax.data.loading.batches import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
-from vit_jax.data.sources.options import FIRST_RULES, DataOptions
+from vit_jax.data.sources.options import DataOptions
 from vit_jax.data.sources.protocol import Source
 from vit_jax.data.suspicious import suspicious_at_start
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer
 from vit_jax.models.outputs import EXCLUSIVE, MEANINGS
-from vit_jax.train.continuing import NO_CHANGES, Changes
+from vit_jax.train.continuing import NO_CHANGES, Changes, defaults_of_old_runs
 from vit_jax.train.processes import cluster
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items, to_items
@@ -140,8 +140,7 @@ def claimed(
     with contextlib.ExitStack() as stack:
         if first:
             free = {*config_lib.FREE_TO_CHANGE, *changes.free}
-            defaults = config_lib.to_plain(config_lib.default_config())
-            defaults["data"]["rules"] = FIRST_RULES
+            defaults = defaults_of_old_runs()
             stack.enter_context(claim(workdir, plain, free, defaults, changes.advice))
         cluster.wait_for_all("the first has claimed the directory")
         if not first:

@@ -51,6 +51,7 @@ def load_weights(
     trained_image_size: tuple[int, int] | None = None,
     ema: bool = True,
     entry: str = "",
+    say_outputs: bool = False,
 ) -> Weights:
     """Reads weights; recognises the format by the content of the file.
 
@@ -70,6 +71,7 @@ def load_weights(
         with False, the last ones.
       entry: the name of the model to read from a file with several, such as "ema" or
         "teacher.backbone": keys of a PyTorch file, a prefix of the names, or both.
+      say_outputs: log what the outputs are assumed to mean if nothing records it.
 
     Raises:
       UserError: the source does not exist, is not one of these, is damaged, or was not
@@ -124,7 +126,8 @@ def load_weights(
     if resolved.published is not None:
         reading = resolved.published.complete(reading, file)
     _check_told(reading.architecture, file, num_heads, None)
-    for sentence in reading.assumed:
+    sentences = [*reading.assumed, *(_about_outputs(reading) if say_outputs else ())]
+    for sentence in sentences:
         logger.warning("%s: %s", file.name, sentence)
     return Weights(_described(reading), params)
 
@@ -167,6 +170,20 @@ def _described(reading: Reading) -> Description:
         config,
         step=0,
         outputs=reading.outputs,
+    )
+
+
+def _about_outputs(reading: Reading) -> tuple[str, ...]:
+    """Says what the outputs are assumed to mean; () if it is known."""
+    classes = reading.architecture.num_classes
+    if reading.outputs_known or not classes:
+        return ()
+    mean = "the model's output means"
+    if classes > 1:
+        mean = f"the model's {classes:,} outputs mean"
+    return (
+        f"nothing records what {mean}: assumed {MEANINGS[reading.outputs].words}; if "
+        "that is wrong, pass outputs= (in commands --outputs=)",
     )
 
 
@@ -222,6 +239,8 @@ def _workdir(source: str | pathlib.Path) -> tuple[pathlib.Path, int | None] | No
         return None
     checkpoints = workdir / CHECKPOINTS
     if checkpoints.is_dir():
+        if holds_model(checkpoints):  # such as those of Lightning
+            return None
         if models := [f.name for f in sorted(checkpoints.iterdir()) if holds_model(f)]:
             raise UserError(
                 f"{checkpoints} holds foreign models but no checkpoint of vit_jax: "

@@ -56,10 +56,10 @@ def lost_about_outputs(
         )
     names = description.class_names
     if names and found.class_names != names:
+        what = f"the names of the {classes:,} classes" if classes > 1 else "the name"
         lost.append(
-            f"{format.title} format has no place for the names of the {classes} "
-            f"classes ({shortened(names, plain)}): once it is loaded, they are only "
-            "numbered. Keep the list"
+            f"{format.title} format has no place for {what} ({shortened(names, plain)})"
+            ": once it is loaded, outputs are only numbered. Keep the list"
         )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         lost.append(

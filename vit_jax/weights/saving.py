@@ -95,7 +95,7 @@ def save_weights(
         companions = make(
             architecture,
             description.preprocessing,
-            description.class_names,
+            description.output_names,
             description.outputs,
         )
         lost += lost_about_outputs(

@@ -4,6 +4,7 @@ import collections
 import io
 import itertools
 import logging
+import mmap
 import multiprocessing
 import os
 import signal
@@ -11,9 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from vit_jax.data.decode import DecodeError
@@ -24,6 +27,7 @@ from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.data.sources.protocol import Example
 from vit_jax.data.transforms.chains import parse_chain
 from vit_jax.errors import UserError
+from vit_jax.stop_signals import stop_signals
 
 SIZE = (6, 6)
 AUGMENTED = parse_chain("inception_crop|flip_lr", SIZE)
@@ -359,6 +363,15 @@ def from_processes(stop, **options):
     )
 
 
+@pytest.fixture
+def unparsed_flags():
+    """Leaves absl's global flags as they are in our commands and in notebooks."""
+    flags.FLAGS.unparse_flags()
+    yield
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.mark.usefixtures("unparsed_flags")
 def test_loading_processes_give_the_same_batches_and_report_death():
     with from_processes(4, num_processes=0, num_threads=0) as batches:
         expected = list(batches)
@@ -368,6 +381,28 @@ def test_loading_processes_give_the_same_batches_and_report_death():
         with pytest.raises(UserError, match=r"has died .*code -9.*loader_processes"):
             collections.deque(batches, maxlen=0)
     assert not multiprocessing.active_children()
+
+
+def test_signals_to_stop_do_not_end_the_tracker_of_shared_memory(monkeypatch):
+    at_start = []
+    monkeypatch.setattr(
+        resource_tracker,
+        "ensure_running",
+        lambda: at_start.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    from_processes(1).close()
+    assert before | set(stop_signals()) <= at_start[0]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_parts_in_memory_shared_with_another_process_are_copied():
+    shared = np.ndarray((2, 3), np.uint8, buffer=mmap.mmap(-1, 6))
+    shared[:] = np.arange(6).reshape(2, 3)
+    parts = [{"image": shared}]
+    batch = batches_lib._joined(parts)["image"]  # of one task
+    shared[:] = 0  # the other process may use the memory again
+    np.testing.assert_array_equal(batch, np.arange(6).reshape(2, 3))
 
 
 def test_waiting_bytes():

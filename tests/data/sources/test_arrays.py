@@ -382,3 +382,34 @@ def test_images_and_labels_come_from_the_same_file(save):
     save(images=images(60), labels=labels(60, 6))
     with pytest.raises(UserError, match=r"set.npz was written again after its labels"):
         dataset.split("train")
+
+
+def test_what_is_held_out_is_said(save, caplog):
+    path = save(images=images(41), labels=np.array([*range(10)] * 4 + [10]))
+    dataset = open_dataset(path)
+    counts = np.bincount(dataset.split("val").labels(), minlength=11)
+    assert counts.tolist() == [1] * 10 + [0]
+    assert dataset.contents.remarks == (
+        "there is no split for evaluation: 10 of 41 images are held out for it "
+        "(data.hold_out=0.1)",
+        "1 class(es) without a held-out example: '10'",
+    )
+    assert "10 of 41 images are held out" in caplog.text
+
+
+def test_unlabelled_images_for_testing_are_no_obstacle(save):
+    given = {"train_images": images(6), "train_labels": labels(6)}
+    test = {"test_images": images(4)}
+    dataset = open_dataset(
+        save(**given, **test, val_images=images(3), val_labels=labels(3))
+    )
+    assert dataset.info.with_splits().num_examples == {"train": 6, "val": 3}
+    assert dataset.contents.remarks == (
+        "test_images has no test_labels beside it: not used",
+    )
+    with pytest.raises(UserError, match="test_images has no test_labels beside it"):
+        dataset.split("test")
+    info = open_dataset(save(**given, **test)).info
+    assert (info.held_out, *info.num_examples) == (True, "train", "val")
+    found = message(save(**given, val_images=images(3)))
+    assert "val_images has no val_labels beside it" in found

@@ -162,3 +162,38 @@ def test_digits_split_is_stratified_and_never_changes():
 def test_digits_are_named_by_split_and_position():
     assert open_dataset("digits").split("train[10:20]")[2].name == "digits/train[12]"
     assert open_dataset("digits").split()[0].name == "digits/train[0]"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("group_column", "patient"),
+        ("label_columns", "is_*"),
+        ("image_root", "images"),
+    ],
+)
+def test_options_of_columns_need_a_table(option, value, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            (tmp_path / name / f"{k}.png").touch()
+    expected = rf"data.{option}='.*': .* is read as {{}}, which has no columns"
+    for place, kind in ((tmp_path, "a folder of images"), ("digits", "the embedded")):
+        dataset = open_dataset(str(place), "", DataOptions(**{option: value}))
+        with pytest.raises(UserError, match=expected.format(f"{kind}.*")):
+            dataset.split()
+
+
+def test_a_share_that_has_no_effect_is_said(tmp_path, caplog):
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").touch()
+    open_dataset(str(tmp_path), "", DataOptions(hold_out=0.3)).split("val")
+    assert "data.hold_out=0.3 has no effect: there is a split for evaluation, val" in (
+        caplog.text
+    )
+    caplog.clear()
+    open_dataset(str(tmp_path / "train"), "", DataOptions(hold_out=0.3), to_train=False)
+    open_dataset(str(tmp_path)).split("val")
+    assert "no effect" not in caplog.text

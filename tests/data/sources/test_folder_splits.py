@@ -141,6 +141,9 @@ def test_one_folder_around_the_data_set_is_recognised(tmp_path):
     message = refused(tmp_path)
     assert "found one class ('flowers')" in message
     assert f"Or is {tmp_path}/flowers the data set, with 'train', 'val'?" in message
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "flowers").rename(tmp_path / "outer" / "flowers")
+    assert f"Or is {tmp_path}/outer/flowers the data set" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["loose", "one folder"])
@@ -189,6 +192,13 @@ def test_an_empty_split_is_not_replaced_in_silence(tmp_path, name):
     assert sum(counts(tmp_path, "train=training").values()) == 4
 
 
+def test_a_split_that_is_a_link_to_another_is_said(tmp_path, caplog):
+    fill(tmp_path / "train", "ab", 3)
+    (tmp_path / "val").symlink_to("train")
+    assert counts(tmp_path) == {"train": 6, "val": 6}
+    assert "'train' and 'val' are the same folder, so their images" in caplog.text
+
+
 def test_named_folders_that_do_not_exist(tmp_path):
     fill(tmp_path, ["one/a", "one/b"])
     message = refused(tmp_path, "train=One,val=two")
@@ -201,6 +211,60 @@ def test_named_folders_may_lie_deeper(tmp_path):
     split = "train=data/x,val=data/y"
     assert counts(tmp_path, split) == {"train": 6, "val": 2}
     assert len(opened(tmp_path, split).split("val")) == 2
+
+
+def test_what_is_beside_named_folders_is_accounted_for(tmp_path, caplog):
+    fill(tmp_path / "data" / "x", "ab", 3)
+    fill(tmp_path / "data", ["y", "."], 1)
+    (tmp_path / "data" / "notes.txt").touch()
+    dataset = opened(tmp_path / "data", "train=x")
+    assert sum(dataset.info.num_examples.values()) == 6
+    assert "not used, because data.splits does not name them: 'y'" in caplog.text
+    dataset = opened(tmp_path, "train=data/x")
+    assert sum(dataset.info.num_examples.values()) == 6
+    assert "folders that are not used: 'data/y'" in caplog.text
+    assert dataset.contents.left_out == {
+        ".txt": 1,
+        "images outside the folders of classes": 1,
+    }
+
+
+def test_a_split_inside_another_folder_of_classes_is_no_class(tmp_path):
+    fill(tmp_path / "data", "ab", 3)
+    fill(tmp_path / "data" / "val", "ab", 1)
+    split = "train=data,val=data/val"
+    assert opened(tmp_path, split).info.class_names == ("a", "b")
+    assert counts(tmp_path, split) == {"train": 6, "val": 2}
+
+
+def test_named_folders_may_be_anywhere(tmp_path):
+    fill(tmp_path / "here" / "x", "ab", 3)
+    fill(tmp_path / "there" / "y", "ab", 1)
+    for place in (tmp_path / "there" / "y", "../there/y"):
+        found = opened(tmp_path / "here", f"train=x,val={place}")
+        assert found.info.num_examples == {"train": 6, "val": 2}
+        assert found.contents.left_out == {}
+
+
+def test_names_with_commas_can_be_named(tmp_path):
+    fill(tmp_path / "a, b", "ab", 3)
+    fill(tmp_path / "c=d", "ab", 1)
+    assert counts(tmp_path, "train=a, b,val=c=d") == {"train": 6, "val": 2}
+
+
+@pytest.mark.parametrize("target", ["nothing", "val"])
+def test_a_split_that_is_a_link_to_nowhere_is_not_replaced(tmp_path, target, caplog):
+    fill(tmp_path / "train", "ab", 20)
+    (tmp_path / "val").symlink_to(target)
+    message = refused(tmp_path)
+    assert "has links that look like splits, but lead nowhere: 'val'" in message
+    assert sum(counts(tmp_path, "train=train").values()) == 40
+    (tmp_path / "val").rename(tmp_path / "extra")
+    (tmp_path / "train" / "c").symlink_to(target)
+    dataset = opened(tmp_path)
+    assert dataset.info.class_names == ("a", "b")
+    assert "links that lead nowhere: 'extra', 'train/c'" in caplog.text
+    assert dataset.contents.left_out == {"links that lead nowhere": 2}
 
 
 def test_decoded_images_come_from_the_named_folder(tmp_path):

@@ -256,10 +256,17 @@ def test_errors_describe_the_folder(tmp_path):
     assert f"there is no folder {tmp_path / 'gone'}" in found
     assert layout in found
     (tmp_path / "file").write_text("x")
-    assert "is a file, not a folder" in message(tmp_path / "file")
+    assert "is a file, not a folder, nor a table" in message(tmp_path / "file")
+    for name in ("x.zip", "x.TAR.gz"):
+        (tmp_path / name).touch()
+        assert "not a folder. Unpack it, and name" in message(tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert "no images of any class" in message(tmp_path / "empty")
-    assert "found 0 folder(s)" in message(tmp_path / "empty")
+    assert "found 0 folder(s). Expected" in message(tmp_path / "empty")
+    for name in ("train.zip", "val.zip", ".x"):
+        (tmp_path / "empty" / name).touch()
+    found = message(tmp_path / "empty")
+    assert "found 0 folder(s), with 2 × .zip, 1 × hidden. Expected" in found
     write(tmp_path / "loose" / "1.png")
     assert "1 image(s) outside the folders of classes" in message(tmp_path / "loose")
     (tmp_path / "other" / "a").mkdir(parents=True)
@@ -325,6 +332,16 @@ def test_left_out_files_are_counted_by_reason(tmp_path, caplog):
     _ = open_dataset(str(tmp_path)).contents
     [message] = caplog.messages
     assert message.startswith(f"{tmp_path}: left out: 2 × ")
+
+
+def test_archives_beside_the_images_are_named(tmp_path, caplog):
+    fill(tmp_path / "train", "ab", 20)
+    for name in ("val.zip", "ILSVRC2012_img_val.tar", "test.tar.gz", "notes.txt"):
+        (tmp_path / name).touch()
+    listing = open_dataset(str(tmp_path)).contents
+    assert listing.left_out == {".zip": 1, ".tar": 1, ".gz": 1, ".txt": 1}
+    names = "'ILSVRC2012_img_val.tar', 'test.tar.gz', 'val.zip'"
+    assert f"archives are not read: {names}. If they hold images" in caplog.text
 
 
 def test_first_rules_count_thumbnails_as_images(tmp_path):

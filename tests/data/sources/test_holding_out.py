@@ -129,3 +129,18 @@ def test_the_same_image_twice_is_on_one_side():
     train, val = ({entry.path for entry in some} for some in divided.values())
     assert not train & val
     assert len(train | val) == 40
+
+
+def test_each_label_stays_in_training_at_any_share():
+    listed = [Entry(f"{k}.jpg", (k // 3,)) for k in range(9)] + [Entry("x.jpg", ())]
+    for some in hold_out(listed, 1 - 1e-9).values():
+        assert {label for entry in some for label in entry.label} == {0, 1, 2}
+
+
+def test_what_a_run_held_out_stays_held_out():
+    divided = hold_out(entries([20, 20]), 0.1)
+    assert {entry.path for entry in divided["val"]} == {
+        "0/11.jpg",
+        "1/7.jpg",
+        "1/9.jpg",
+    }

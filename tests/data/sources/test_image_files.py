@@ -1,5 +1,6 @@
 """Tests of the walk through folders: images, links, and what is left out by reason."""
 
+import contextlib
 import os
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from vit_jax.data.sources.image_files import (
     HIDDEN,
     LOOPS,
+    LOST,
     NO_ENDING,
     SIDE_FILES,
     SPECIAL,
+    Walker,
     find_images,
     in_words,
 )
@@ -63,6 +66,8 @@ def test_links_are_followed_but_no_loops(tmp_path):
     (tmp_path / "set/loop").symlink_to(tmp_path)
     (tmp_path / "set/cats/up").symlink_to("../cats2")  # cats2/cats/up is a loop
     (tmp_path / "set/gone.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "set/gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "set/itself").symlink_to("itself")
     found = find_images(tmp_path / "set")
     assert found.images == [
         "cats/a.png",
@@ -72,7 +77,37 @@ def test_links_are_followed_but_no_loops(tmp_path):
         "gone.png",  # a missing image, which reading it reports
         "linked/c.png",
     ]
-    assert found.left_out == {LOOPS: 3}
+    assert found.left_out == {LOOPS: 3, LOST: 2}
+
+
+def test_a_link_that_leads_nowhere_costs_no_other_image(tmp_path):
+    touch(tmp_path, "set/a.png", "set/below/b.png")
+    (tmp_path / "set" / "itself.png").symlink_to("itself.png")
+    (tmp_path / "set" / "absent.png").symlink_to("nowhere.png")
+    (tmp_path / "set" / "file.png").symlink_to("a.png/x.png")
+    # They stay, as images that cannot be read.
+    images = ["a.png", "absent.png", "below/b.png", "file.png", "itself.png"]
+    assert find_images(tmp_path / "set") == (images, {})
+
+
+def test_a_link_to_where_nobody_may_look_is_not_left_out(tmp_path, monkeypatch):
+    class Entry:
+        def __init__(self, name):
+            self.name, self.path = name, f"set/{name}"
+
+        def __fspath__(self):
+            return self.path
+
+        def is_dir(self):
+            raise PermissionError
+
+        def is_symlink(self):
+            return True
+
+    entries = contextlib.nullcontext([Entry("link"), Entry("link.png")])
+    monkeypatch.setattr(os, "scandir", lambda _: entries)
+    # What it leads to is unknown: listing it, or reading it, says why.
+    assert Walker().scan(str(tmp_path)) == (["link"], ["link.png"], {})
 
 
 def test_the_first_rules_find_what_they_found(tmp_path):

@@ -60,6 +60,19 @@ def listed(root, monkeypatch):
     return listed
 
 
+def test_a_link_that_leads_nowhere_may_lead_somewhere_later(root, listed):
+    (root / "train" / "late").symlink_to(root.parent / "later")
+    settle(root)
+    before, _ = listed()
+    (root.parent / "later").mkdir()
+    (root.parent / "later" / "0.jpg").touch()
+    settle(root.parent)
+    after, _ = listed()
+    assert {path for path, _ in after["train"]} - {
+        path for path, _ in before["train"]
+    } == {"train/late/0.jpg"}
+
+
 def test_second_start_lists_no_directory(root, listed):
     expected, scanned = listed()
     assert scanned >= 11

@@ -49,6 +49,33 @@ def test_set_by_name_and_by_folder(dataset, data_dir):
     assert "tensorflow" not in sys.modules
 
 
+def test_a_prepared_set_beside_folders_of_classes(tmp_path):
+    shutil.copytree(f"{DIGITS}/1.0.0", tmp_path / "1.0.0")
+    dataset = open_dataset(str(tmp_path))
+    assert (dataset.kind, dataset.about_name) == ("tensorflow-datasets", ())
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(2):
+            (tmp_path / name / f"{k}.png").touch()
+    dataset = open_dataset(str(tmp_path))
+    assert dataset.kind == "tensorflow-datasets"
+    [line] = dataset.about_name
+    assert line.startswith(f"{tmp_path} has both a set prepared by tensorflow-datasets")
+    options = DataOptions(kind="image folder")
+    assert open_dataset(str(tmp_path), "", options).info.class_names == ("a", "b")
+
+
+def test_a_damaged_description_is_explained(tmp_path):
+    shutil.copytree(f"{DIGITS}/1.0.0", tmp_path / "1.0.0")
+    (tmp_path / "1.0.0" / "dataset_info.json").write_text("{}")
+    for use in (
+        lambda: open_dataset(str(tmp_path)).contents,
+        lambda: tfds_sets.check_prepared(str(tmp_path), ""),
+    ):
+        with pytest.raises(UserError, match=r"1\.0\.0 cannot be read: .*Prepare it a"):
+            use()
+
+
 def test_slices_are_parts_of_the_split():
     whole = open_dataset(DIGITS).split("train")
     images = [whole[i].image for i in range(16)]
@@ -282,3 +309,23 @@ def test_label_outside_the_classes_is_an_error(write_set):
     with pytest.raises(DecodeError, match=r"\[1\] cannot be read: its label is -1, no"):
         source[1]
     assert source.labels().tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("count", "splits"),
+    [
+        (20, {"train[:90%]": 18, "train[90%:]": 2}),
+        (3, {"train[:2]": 2, "train[2:]": 1}),
+        (2, {"train[:1]": 1, "train[1:]": 1}),
+    ],
+)
+def test_something_is_held_out_of_few_examples(count, splits, write_set, caplog):
+    import tensorflow_datasets as tfds
+
+    features = {"label": tfds.features.ClassLabel(names=["a", "b"])}
+    rows = [{"label": k % 2} for k in range(count)]
+    dataset = open_dataset(str(write_set(features, {"train": rows})))
+    assert dataset.info.with_splits().num_examples == splits
+    assert {name: len(dataset.split(name)) for name in splits} == splits
+    last = list(splits)[1]
+    assert f"no split for evaluation: {last}, the end of the only one" in caplog.text

@@ -258,6 +258,7 @@ def test_error_of_too_small_image_names_it():
         (IndexError(3), "x.png: IndexError: 3 (in the chain 'a')"),
         (ValueError("it is odd"), "x.png: it is odd (in the chain 'a')"),
         (cv2.error("empty"), "x.png: error: empty (in the chain 'a')"),
+        (RuntimeError("a\n  b\n"), "x.png: RuntimeError: a b (in the chain 'a')"),
     ],
 )
 def test_whatever_an_operation_raises_names_the_image(raised, message):

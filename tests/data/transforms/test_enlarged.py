@@ -1,5 +1,7 @@
 """Tests of pictures of extreme shape: only what the crop keeps is made."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,21 @@ def test_memory_is_bounded_by_what_is_kept(shape, chain, monkeypatch):
     result = parse_chain(chain, (224, 224))(noise(*shape), np.random.default_rng(0))
     assert result.shape == (224, 224, 3)
     assert max(made, default=0) <= 2**22
+
+
+@pytest.mark.parametrize("interpolation", ["area", "bilinear", "bicubic"])
+def test_the_unseen_part_of_a_long_picture_takes_no_memory(interpolation):
+    image = noise(1, 400_000)
+    chain = parse_chain(f"resize_small(256, '{interpolation}')|central_crop", (64, 64))
+    expected = chain(image[:, 199_900:200_100])
+    tracemalloc.start()
+    try:
+        kept = chain(image)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(kept, expected)
+    assert most < 2**20
 
 
 def test_pixels_by_hand():

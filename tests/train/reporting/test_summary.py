@@ -38,6 +38,7 @@ def test_every_fact_is_there(kept, tiny_config, caplog, monkeypatch):
     assert rows["model"].endswith("computes in float32")
     assert rows["images"] == "8×8 pixels in patches of 4×4: 2×2 + 1 tokens"
     assert rows["data"] == "digits: train 1,437, test 360; 10 classes"
+    assert rows["classes"] == "0, 1, 2, 3, …, 6, 7, 8, 9"
     assert rows["batch"] == "32 = 4 per device = 2 × 2"
     assert rows["length"] == ("from step 30 to 90 steps of 44.9 per epoch = 2.0 epochs")
     assert rows["input"] == "2 threads, at most 5.0 MiB of images ready for later steps"

@@ -102,6 +102,7 @@ def test_a_checkpoint_of_lightning_is_read_as_pytorch(folder):
         (["best_top1_epoch_9.pth", "best_top1_epoch_12.pth"], "best_top1_epoch_12.pth"),
         (["checkpoint.pth", "linear.pth"], "checkpoint.pth"),
         (["BEST.pt", "last.pt"], "BEST.pt"),
+        (["BEST.PTH", "last.pth"], "BEST.PTH"),
     ],
 )
 def test_the_best_or_last_checkpoint_of_a_run(names, chosen, folder, caplog):

@@ -197,3 +197,36 @@ def test_a_head_beside_its_encoder(timm, load, assert_same):
     assert len(head) == 2
     _, same = load({"backbone": body, "classifier": head}, **hints)
     assert_same(same, params)
+
+
+NAMES = ("ape", "bat", "cat", "dog", "emu")
+
+
+@pytest.mark.parametrize(
+    ("beside", "names", "said"),
+    [
+        ({"class_to_idx": {name: i for i, name in enumerate(NAMES)}}, NAMES, ""),
+        ({"meta": {"dataset_meta": {"classes": NAMES}}}, NAMES, ""),
+        ({"classes": list(NAMES[:3])}, (), "names 3 classes, but the head has 5"),
+        (
+            {"classes": list(NAMES), "labels": list("abcde")},
+            (),
+            "names the 5 classes in 2 different ways",
+        ),
+        ({"classes": list(NAMES), "labels": list("abc")}, NAMES, ""),
+    ],
+)
+@pytest.mark.parametrize("entry", ["", "ema"])
+def test_class_names_beside_the_weights(beside, names, said, entry, timm, load):
+    arrays, hints = timm
+    hints = {"config": {k: v for k, v in hints["config"].items() if "label" not in k}}
+    found, _ = load({"model": arrays, "ema": arrays} | beside, entry, **hints)
+    assert found.class_names == names
+    about = [s for s in found.assumed if "classes" in s]
+    assert len(about) == bool(said) and all(said in s for s in about)
+    # They belong to the head, and a companion file knows better.
+    body = {n: a for n, a in arrays.items() if not n.startswith("head.")}
+    assert load({"model": body} | beside, num_heads=4)[0].class_names == ()
+    hints["config"]["label_names"] = list("vwxyz")
+    found, _ = load({"model": arrays} | beside, **hints)
+    assert found.class_names == tuple("vwxyz")

@@ -16,7 +16,7 @@ OWN = {"timm": "head", "huggingface": "classifier"}
 RENAMED = [
     *("fc", "head.1", "classifier.1", "head.fc", "heads.head", "head.layers.head"),
     *("linear", "mlp_head.1", "cls_head.fc", "classification_head", "my_classifier"),
-    "heads.0.0",
+    *("heads.0.0", "output", "out_layer", "final", "last_layer", "prediction", "probe"),
 ]
 
 
@@ -67,6 +67,87 @@ def test_a_linear_layer_outside_of_the_encoder(model, load, assert_same):
     assert "used fc.weight, fc.bias, which lies outside of the" in found.assumed[-1]
 
 
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_linear_layer_after_the_encoder_in_a_sequential(
+    number, prefix, model, load, assert_same
+):
+    body, weight, bias, stored = model
+    _, params = load(stored.arrays, **stored.hints)
+    arrays = {f"{prefix}0.{name}": array for name, array in body.items()}
+    arrays |= {f"{prefix}{number}.weight": weight, f"{prefix}{number}.bias": bias}
+    _, same = load(arrays, **stored.hints)
+    assert_same(same, params)
+
+
+def test_a_classifier_around_a_model_with_a_head(golden, load, assert_same):
+    """The wrapper reads the features of the encoder, whose own head is left over."""
+    stored = golden("timm/vit")
+    _, params = load(stored.arrays, **stored.hints)
+    arrays = {f"backbone.{name}": array for name, array in stored.arrays.items()}
+    weight, bias = np.ones((7, 16), np.float32), np.full(7, 2, np.float32)
+    beside = {
+        "criterion.weight": np.ones(7, np.float32),
+        "accuracy.confusion": np.ones((7, 7), np.float32),
+    }
+    found, read = load(
+        arrays | {"fc.weight": weight, "fc.bias": bias} | beside, num_heads=4
+    )
+    assert found.architecture.num_classes == 7
+    np.testing.assert_array_equal(read.pop("head/kernel"), weight.T)
+    np.testing.assert_array_equal(read.pop("head/bias"), bias)
+    assert_same(read, {k: v for k, v in params.items() if not k.startswith("head/")})
+    used, left = found.assumed[-2:]
+    assert "used fc.weight, fc.bias" in used
+    assert "left out 4 of" in left and "backbone.head.weight" in left
+
+
+def around(weight, bias):
+    """Makes classifiers around an encoder whose head is not all that follows it."""
+    square, ones = np.ones((16, 16), np.float32), np.ones(16, np.float32)
+    linear = {"fc.weight": weight, "fc.bias": bias}
+    return {
+        "a norm before it": linear | {"norm.weight": ones, "norm.bias": ones},
+        "a layer before it": linear | {"reduce.weight": square, "reduce.bias": ones},
+        "a batch norm in a Sequential": {
+            "1.weight": ones,
+            "1.running_mean": ones,
+            "2.weight": weight,
+            "2.bias": bias,
+        },
+        "two layers": linear
+        | {"fc2.weight": np.ones((3, 5), np.float32), "fc2.bias": ones[:3]},
+        "the model's own head before it": {
+            "backbone.head.weight": weight,
+            "backbone.head.bias": bias,
+            "fc.weight": np.ones((3, 5), np.float32),
+            "fc.bias": ones[:3],
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", list(around(None, None)))
+def test_a_head_is_not_read_without_what_precedes_it(kind, golden, load, assert_same):
+    stored = golden("timm/vit")
+    _, params = load(stored.arrays, **stored.hints)
+    arrays = {n: a for n, a in stored.arrays.items() if not n.startswith("head.")}
+    encoder = "0." if "Sequential" in kind else "backbone."
+    arrays = {encoder + name: array for name, array in arrays.items()}
+    weight, bias = np.ones((5, 16), np.float32), np.ones(5, np.float32)
+    found, same = load(arrays | around(weight, bias)[kind], **stored.hints)
+    assert found.architecture.num_classes == 0
+    assert_same(same, {k: v for k, v in params.items() if not k.startswith("head/")})
+    assert any(s.startswith("left out the head (") for s in found.assumed)
+
+
+def test_projections_before_a_head_are_not_left_out_alone(model, load):
+    body, weight, bias, stored = model
+    neck = {"neck.weight": np.ones(16, np.float32), "neck.bias": np.ones(16)}
+    linear = {"fc.weight": weight, "fc.bias": bias}
+    found, _ = load(body | neck | linear, **stored.hints)
+    assert found.architecture.num_classes == 0
+
+
 def other_heads(weight, bias):
     square, ones = np.ones((16, 16), np.float32), np.ones(16, np.float32)
     return {
@@ -105,6 +186,31 @@ def other_heads(weight, bias):
             "linear_head.bias": bias,
         },
         "no bias": {"fc.weight": weight},
+        "two heads, one of a usual name": {
+            "head.weight": weight,
+            "head.bias": bias,
+            "classifier.weight": weight,
+            "classifier.bias": bias,
+            "fc.weight": weight,
+            "fc.bias": bias,
+        },
+        "usual names without a bias": {
+            "head.weight": weight,
+            "classifier.weight": weight,
+        },
+        "a normalised layer": {
+            "head.weight": weight,
+            "head.bias": bias,
+            "head.scale": ones[:1],
+            "classifier.weight": weight,
+            "classifier.bias": bias,
+            "classifier.scale": ones[:1],
+        },
+        "a weight-normalised layer": {
+            "head.weight_g": ones,
+            "head.weight_v": weight,
+            "head.bias": bias,
+        },
     }
 
 

@@ -504,3 +504,21 @@ def test_a_processor_that_keeps_the_aspect():
     config = written["config.json"]
     assert config["id2label"]["4"] == "LABEL_4"
     assert described(config=config, processor=processor).preprocessing == images
+
+
+@pytest.mark.parametrize("name", ["classifier", "fc"])
+def test_a_head_beside_a_pooler_is_an_assumption(name, golden, read):
+    """A module of one's own may read `pooler_output`, those of transformers do not."""
+    stored = golden("huggingface/vit")
+    arrays = {n.replace("classifier", name): a for n, a in stored.arrays.items()}
+    for leaf, shape in (("weight", (16, 16)), ("bias", (16,))):
+        arrays[f"vit.pooler.dense.{leaf}"] = np.ones(shape, np.float32)
+    told = [s for s in read(FORMAT, arrays, num_heads=4)[0].assumed if "pooler" in s]
+    assert len(told) == 1 and "assumed that the head reads the class token" in told[0]
+    told = [s for s in read(FORMAT, arrays, **stored.hints)[0].assumed if "pooler" in s]
+    assert told == []
+    del arrays[f"{name}.weight"], arrays[f"{name}.bias"]
+    arrays = {n.removeprefix("vit."): a for n, a in arrays.items()}
+    found = read(FORMAT, arrays, num_heads=4)[0]
+    assert found.architecture.pre_logits == 16
+    assert not [s for s in found.assumed if "assumed that the head" in s]

@@ -104,6 +104,36 @@ def test_a_broken_link_is_not_a_file(repository):
         load_weights("hf:me/my_vit")
 
 
+def test_a_model_without_its_companion_is_incomplete(repository):
+    """Class names and preprocessing would silently be those that are usual."""
+    (repository / "blobs" / "def").unlink()
+    with pytest.raises(AssertionError, match="asked the network"):
+        load_weights("hf:me/my_vit")
+    snapshot = repository / "snapshots" / COMMIT
+    with pytest.raises(UserError, match=r"incomplete: config\.json in it is a link to"):
+        load_weights(snapshot)
+    with pytest.raises(UserError, match=r"config\.json beside the weights is a link"):
+        load_weights(snapshot / "model.safetensors")
+    (repository / "blobs" / "abc").unlink()
+    with pytest.raises(
+        UserError, match=r"config\.json, model\.safetensors in it are links"
+    ):
+        load_weights(repository)
+
+
+def test_a_folder_with_several_snapshots_is_ambiguous(repository):
+    (repository / "refs" / "main").unlink()
+    assert load_weights(repository).description.class_names == NAMES
+    (repository / "snapshots" / "0a").mkdir()
+    with pytest.raises(UserError) as error:
+        load_weights(repository)
+    assert f"holds 2 snapshots (0a, {COMMIT}), and refs/main names none" in str(
+        error.value
+    )
+    (repository / "refs" / "main").write_text(COMMIT)
+    assert load_weights(repository).description.class_names == NAMES
+
+
 def test_shards_must_be_complete(repository):
     snapshot = repository / "snapshots" / COMMIT
     (snapshot / "model.safetensors").unlink()

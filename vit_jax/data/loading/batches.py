@@ -9,20 +9,20 @@ threads and processes, and from any batch to start at.
 import dataclasses
 import logging
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from vit_jax.data.decode import DecodeError, UnsuitableImage
 from vit_jax.data.loading.order import make_order
+from vit_jax.data.loading.processes import prepare_process, start_tracker
 from vit_jax.data.preprocessing import Preprocessing, opened
 from vit_jax.data.sources.protocol import Example, Source
 from vit_jax.data.transforms.chains import Chain, Size
 from vit_jax.errors import UserError
-from vit_jax.stop_signals import stop_signals
 
 TRAIN_POLICIES = ("replace", "skip", "error")
 EVAL_POLICIES = ("error", "skip")
@@ -30,7 +30,6 @@ REPLACEMENT_TRIES = 16
 # Rows per task of a thread. With fewer, passing tasks around costs more than loading
 # small images; with more, the first batch is late.
 _ROWS_PER_TASK = 16
-_GRACE = 60.0  # seconds in which a run that was asked to stop closes its processes
 _PREFETCHED_BATCHES = 2  # at least; bounds the memory of waiting images
 
 _log = logging.getLogger(__name__)
@@ -86,12 +85,17 @@ class Batches(Iterator[Batch]):
             )
         )
         if num_processes:
+            # Grain reads flags of its own, which our commands, with separate flags,
+            # and notebooks never parse.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            start_tracker()
             # A process's tasks wait in three places: there, in transit, and here.
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=num_processes, per_worker_buffer_size=max(buffer, 1)
                 ),
-                worker_init_fn=_prepare_process,
+                worker_init_fn=prepare_process,
             )
         places = 3 * num_processes if num_processes else 1
         waiting = places * max(buffer, 1) + tasks
@@ -430,30 +434,14 @@ def _empty(rows: int, like: ExampleRow) -> Batch:
 def _joined(parts) -> Batch:
     """Returns the batch that the parts are views of, or concatenates the parts.
 
-    Parts that another process loaded are arrays of their own.
+    Parts that another process loaded are arrays of their own, in memory that the two
+    processes share.
     """
     batch = {key: part.base for key, part in parts[0].items()}
-    if all(part[key].base is batch[key] is not None for part in parts for key in part):
+    whole = all(isinstance(array, np.ndarray) for array in batch.values())
+    if whole and all(part[key].base is batch[key] for part in parts for key in part):
         return batch
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def _prepare_process(_index: int, _count: int) -> None:
-    """Sets up a loading process: signals that stop the run do not end it first.
-
-    Ctrl-C and a terminal's or scheduler's signals often reach all processes of a run.
-    The training run handles them and closes this process in the end.
-    """
-    for number in stop_signals():
-        signal.signal(number, signal.SIG_IGN)
-    # Python itself ends processes by SIGTERM when it exits, and waits for them.
-    signal.signal(signal.SIGTERM, _end_later)
-
-
-def _end_later(number: int, _frame: object) -> None:
-    timer = threading.Timer(_GRACE, os._exit, (128 + number,))
-    timer.daemon = True
-    timer.start()
 
 
 def cores() -> int:

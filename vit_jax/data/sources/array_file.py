@@ -1,7 +1,8 @@
 """Checked contents of files of images and labels as arrays, without the images."""
 
 import os
-from types import ModuleType
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,11 @@ from vit_jax.data.sources import idx, npz
 from vit_jax.data.sources.listings import (
     Entry,
     hold_out,
+    left_without,
     mixed,
 )
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
-from vit_jax.data.sources.split_names import EVALUATION_NAMES
+from vit_jax.data.sources.split_names import EVALUATION_NAMES, role
 from vit_jax.errors import UserError
 
 SPLITS = ("train", *EVALUATION_NAMES)
@@ -68,6 +70,8 @@ class ArrayFile(NamedTuple):
       version: state of the file when it was read; see `version`.
       held_out: see `DatasetInfo`.
       options: how it was read.
+      remarks: sentences about what is held out and what is not used.
+      problems: see `DatasetInfo`.
     """
 
     path: str
@@ -77,6 +81,8 @@ class ArrayFile(NamedTuple):
     multi_label: bool
     held_out: bool
     options: DataOptions
+    remarks: tuple[str, ...] = ()
+    problems: Mapping[str, UserError] = MappingProxyType({})
 
     @property
     def num_examples(self) -> dict[str, int]:
@@ -126,21 +132,32 @@ def read_array_file(path: str, options: DataOptions = DEFAULT_OPTIONS) -> ArrayF
             f"{path} has {'images in several layouts' if chosen else 'no images'}; "
             f"found {found or 'no arrays'}. {_LAYOUTS}"
         )
+    used = dict(chosen[0])
+    unlabelled = {
+        split: used.pop(split)
+        for split, names in chosen[0].items()
+        if role(split) == "test" and names.labels not in headers
+    }
     problems: list[str] = []
-    for names in chosen[0].values():
+    for names in used.values():
         problems += _wrong_headers(names, headers)
     _check(path, problems)
     labels, weights = {}, {}
-    for split, names in chosen[0].items():
+    for split, names in used.items():
         labels[split] = reader.read(path, names.labels)
         weights[split] = _weights(path, names, len(labels[split]), headers, problems)
     known = reader.read(path, "class_names") if "class_names" in headers else None
-    labels, class_names = _labels(chosen[0], labels, known, problems)
+    labels, class_names = _labels(used, labels, known, problems)
     _check(path, problems)
 
     several = labels["train"].ndim == 2
-    parts, held_out = {}, len(chosen[0]) == 1
-    for split, names in chosen[0].items():
+    parts, held_out = {}, len(used) == 1
+    without = {
+        split: f"{names.images} has no {names.labels} beside it"
+        for split, names in unlabelled.items()
+    }
+    remarks = [f"{what}: not used" for what in without.values()]
+    for split, names in used.items():
         entries = mixed(
             Entry(
                 str(row),
@@ -151,6 +168,12 @@ def read_array_file(path: str, options: DataOptions = DEFAULT_OPTIONS) -> ArrayF
         divided = {split: entries}
         if held_out:
             divided = hold_out(entries, options.hold_out, rules=options.rules)
+            remarks.append(
+                f"there is no split for evaluation: {len(divided['val']):,} of "
+                f"{len(entries):,} images are held out for it "
+                f"(data.hold_out={options.hold_out:g})"
+            )
+            remarks += left_without(divided, class_names)
         for name, some in divided.items():
             rows = np.array([int(entry.path) for entry in some], np.int64)
             parts[name] = Part(
@@ -161,7 +184,11 @@ def read_array_file(path: str, options: DataOptions = DEFAULT_OPTIONS) -> ArrayF
             f"{path} has {len(labels['train'])} image(s), too few to hold one out for "
             "evaluation. Add images, or val_images and val_labels."
         )
-    return ArrayFile(path, opened, class_names, parts, several, held_out, options)
+    return ArrayFile(
+        *(path, opened, class_names, parts, several, held_out, options),
+        tuple(remarks),
+        {split: UserError(f"{path}: {what}") for split, what in without.items()},
+    )
 
 
 def _check(path: str, problems: list[str]) -> None:
@@ -175,7 +202,10 @@ def _wrong_headers(names: _Names, headers: dict[str, Header]) -> list[str]:
     images = headers[names.images]
     wrong = []
     if images.dtype != np.uint8:
-        wrong.append(f"{names.images} is {images}: expected uint8")
+        wrong.append(
+            f"{names.images} is {images}: expected uint8; scale them so that black is "
+            "0 and white 255"
+        )
     if len(images.shape) not in (3, 4) or 0 in images.shape:
         wrong.append(f"{names.images} is {images}: expected [n, h, w] or [n, h, w, c]")
     elif len(images.shape) == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:

@@ -49,6 +49,7 @@ class ArrayContents:
 
     def __init__(self, path: str, options: DataOptions = DEFAULT_OPTIONS):
         self._file = read_array_file(path, options)
+        self.remarks = self._file.remarks
 
     @property
     def info(self) -> DatasetInfo:
@@ -61,9 +62,11 @@ class ArrayContents:
             *list(file.parts)[:2],
             multi_label=file.multi_label,
             held_out=file.held_out,
+            problems=file.problems,
         )
 
     def split(self, expression: str) -> "ArrayImages":
+        splits.check(expression, self._file.problems)
         return ArrayImages(self._file, expression)
 
 

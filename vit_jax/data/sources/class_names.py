@@ -32,7 +32,8 @@ def match_names(names: Sequence[str], known: Sequence[str]) -> list[int]:
     if doubtful:
         raise UserError(
             "classes cannot be matched by name, because several have the same name: "
-            f"{shortened(sorted(doubtful))}"
+            f"{shortened(sorted(doubtful))}. Leave these classes out of the data, or "
+            "give each one a name of its own"
         )
     return [where[0] for where in found]
 

@@ -7,11 +7,21 @@ import os
 import re
 from collections.abc import Iterable
 
-from vit_jax.data.sources import arrays, digits, folders, idx, imagenet, tfds_sets
+from vit_jax.data.sources import (
+    arrays,
+    digits,
+    folders,
+    idx,
+    imagenet,
+    splits,
+    tfds_sets,
+)
 from vit_jax.data.sources.image_files import in_words
+from vit_jax.data.sources.listings import NotForTraining
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Kind, Source
 from vit_jax.data.sources.tables.files import EXTENSIONS as TABLE_EXTENSIONS
+from vit_jax.data.sources.tables.files import OTHER_EXTENSIONS
 from vit_jax.data.sources.tables.folders import class_folders, find_tables
 from vit_jax.data.sources.tables.reading import read_tables
 from vit_jax.errors import UserError
@@ -32,6 +42,12 @@ KINDS: dict[str, Kind] = {
     "tensorflow-datasets": tfds_sets.open_set,
 }
 _EXTENSIONS = {"table": TABLE_EXTENSIONS, "arrays": arrays.EXTENSIONS}
+_A_KIND = {
+    "digits": "the embedded digits",
+    "image folder": "a folder of images",
+    "arrays": "an array file",
+    "tensorflow-datasets": "a tensorflow-datasets set",
+}
 _OF_FILES = ("image folder", *_EXTENSIONS)  # kinds whose location is always a path
 
 
@@ -89,7 +105,11 @@ PRESETS: dict[str, DatasetInfo] = {
 
 
 def open_dataset(
-    dataset: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
+    dataset: str,
+    data_dir: str = "",
+    options: DataOptions = DEFAULT_OPTIONS,
+    *,
+    to_train: bool = True,
 ) -> "Dataset":
     """Opens a data set of any kind.
 
@@ -99,13 +119,15 @@ def open_dataset(
         tensorflow-datasets name or prepared folder.
       data_dir: where tensorflow-datasets stores data sets; "" = its default.
       options: how its files are read.
+      to_train: whether a run may train on it. False = only to evaluate a trained model:
+        one class is enough, and no class has to be in a split for training.
 
     Raises:
       UserError: `dataset` is empty, a folder of several prepared sets, or of a kind
         that does not exist. Other errors are raised when facts or examples are first
         requested; see `Dataset.contents`.
     """
-    return Dataset(dataset, data_dir, options)
+    return Dataset(dataset, data_dir, options, to_train=to_train)
 
 
 class Dataset:
@@ -117,14 +139,21 @@ class Dataset:
       location: the absolute path of the data, or the name of a set that has none.
       data_dir: where tensorflow-datasets stores data sets, absolute; "" = its default.
       options: how its files are read.
+      to_train: see `open_dataset`.
       announces: whether opening it logs its remarks, and what was left out. A command
         that shows them itself sets it to False.
     """
 
     def __init__(
-        self, name: str, data_dir: str = "", options: DataOptions = DEFAULT_OPTIONS
+        self,
+        name: str,
+        data_dir: str = "",
+        options: DataOptions = DEFAULT_OPTIONS,
+        *,
+        to_train: bool = True,
     ):
         self.name, self.options, self.announces = name, options, True
+        self.to_train = to_train
         self.kind, self.location, self._beside = _recognised(name, options)
         self.data_dir = _absolute(data_dir) if data_dir else ""
 
@@ -141,8 +170,22 @@ class Dataset:
             and what to do.
         """
         self._announce(self.about_name)
-        contents = KINDS[self.kind](self.location, self.data_dir, self.options)
+        _check_options(self.kind, self.location, self.options)
+        try:
+            contents = KINDS[self.kind](self.location, self.data_dir, self.options)
+        except NotForTraining as error:
+            if self.to_train:
+                raise
+            contents = error.listing
         self._announce(getattr(contents, "remarks", ()))
+        share = self.options.hold_out
+        if share != DEFAULT_OPTIONS.hold_out and not contents.info.held_out:
+            self._announce(
+                [
+                    f"data.hold_out={share:g} has no effect: there is a split for "
+                    f"evaluation, {contents.info.eval_split}"
+                ]
+            )
         if left_out := in_words(getattr(contents, "left_out", {})):
             self._announce([f"left out: {left_out}"])
         return contents
@@ -185,8 +228,43 @@ class Dataset:
         Raises:
           UserError: the data cannot be opened, or there is no such split.
         """
-        default = self.info.train_split or self.info.eval_split
-        return self.contents.split(expression or default)
+        expression = expression or self.info.train_split or self.info.eval_split
+        return self.contents_of(expression).split(expression)
+
+    def contents_of(self, expression: str) -> Contents:
+        """Returns the contents from which a split is read.
+
+        They are others than `contents` if only those have no usable split of this name.
+        """
+        contents = self.contents
+        if not self.to_train:
+            problem = splits.problem_of(expression, contents.info.problems)
+            if isinstance(problem, NotForTraining):
+                return problem.listing
+        return contents
+
+
+# Options that say something about the columns and cells of a table.
+_ONLY_TABLES = (
+    "path_column",
+    "label_columns",
+    "split_column",
+    "group_column",
+    "image_root",
+    "image_suffix",
+)
+
+
+def _check_options(kind: str, location: str, options: DataOptions) -> None:
+    """Raises UserError if options would have no effect on data of this kind."""
+    given = [name for name in _ONLY_TABLES if getattr(options, name)]
+    if kind != "table" and given:
+        shown = ", ".join(f"data.{name}={getattr(options, name)!r}" for name in given)
+        raise UserError(
+            f"{shown}: {location} is read as {_A_KIND.get(kind, kind)}, which has no "
+            "columns. Omit it; or pass a table as the dataset, or data.kind=table for "
+            "one in that folder"
+        )
 
 
 def _recognised(dataset: str, options: DataOptions) -> tuple[str, str, str]:
@@ -218,8 +296,8 @@ def _recognised(dataset: str, options: DataOptions) -> tuple[str, str, str]:
     if not _is_path(dataset):
         return "tensorflow-datasets", dataset, ""
     path = _absolute(dataset)
-    if tfds_sets.prepared_folder(path):
-        return "tensorflow-datasets", path, ""
+    if prepared := tfds_sets.prepared_folder(path):
+        return "tensorflow-datasets", path, _beside_prepared(path, prepared, options)
     if os.path.isfile(path) and idx.is_named_so(path):
         path = os.path.dirname(path)
     if os.path.isdir(path):
@@ -228,6 +306,8 @@ def _recognised(dataset: str, options: DataOptions) -> tuple[str, str, str]:
     for kind, extensions in _EXTENSIONS.items():
         if path.lower().endswith(extensions):
             return kind, path, ""
+    if path.lower().endswith(OTHER_EXTENSIONS) and os.path.isfile(path):
+        return "table", path, ""
     return "image folder", path, ""
 
 
@@ -238,26 +318,41 @@ def _kind_of_folder(folder: str, options: DataOptions) -> tuple[str, str]:
     found = find_tables(folder, options)
     if not found:
         return "image folder", ""
-    if options.rules == FIRST_RULES or class_folders(folder, options) < 2:
+    if options.rules == FIRST_RULES:
+        return "table", ""
+    folders = class_folders(folder, options)
+    if folders.all < 2:
         return "table", ""
     # A table that does not have to be one is often beside folders of classes.
     kind, other = "image folder", "table"
-    if found.sure:
+    if found.sure or folders.likely < 2:
         kind, other = other, kind
     taken = {"table": found.names, "image folder": "the folders of classes"}
+    what = "classes" if folders.likely == 2 else "images"
     return kind, (
-        f"{folder} has both {found.names} and folders of classes: {taken[kind]} "
+        f"{folder} has both {found.names} and folders of {what}: {taken[kind]} "
         f"gave the labels; data.kind={other!r} takes {taken[other]} instead"
     )
 
 
 def _beside_idx(folder: str, files: list[str], options: DataOptions) -> str:
-    if class_folders(folder, options) < 2:
+    if class_folders(folder, options).all < 2:
         return ""
     return (
         f"{folder} has both IDX files and folders of classes: "
         f"{shortened([os.path.basename(file) for file in files], most=2)} were taken; "
         "data.kind='image folder' takes the folders instead"
+    )
+
+
+def _beside_prepared(folder: str, prepared: str, options: DataOptions) -> str:
+    """Says that a prepared set was taken, if folders of classes are beside it."""
+    if class_folders(folder, options).all < 2:
+        return ""
+    return (
+        f"{folder} has both a set prepared by tensorflow-datasets ({prepared}) and "
+        "folders of classes: the prepared set was taken; data.kind='image folder' "
+        "takes the folders instead"
     )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, NoReturn
 
 from vit_jax.data.sources import imagenet
 from vit_jax.data.sources.image_files import Walker
+from vit_jax.data.sources.not_classes import alike, named_as_parts, unwrapped
 from vit_jax.data.sources.options import FIRST_RULES, NO_SPLITS, DataOptions
 from vit_jax.data.sources.split_names import (
     EVALUATION_NAMES,
@@ -30,8 +31,8 @@ class Division(NamedTuple):
 
     Attributes:
       folders: split → its folders, relative to the data set's; "" = that one itself.
-      beside: folders that are not classes, although the data set's own folder holds
-        classes.
+      beside: folders that are never classes, relative to the data set's, because they
+        are splits or hold some.
       unlabelled: split → its folder, whose images have no classes.
       remarks: sentences about how the folders were understood.
     """
@@ -52,11 +53,12 @@ def divide(path: str, walker: Walker, options: DataOptions) -> Division:
     if each one with images has a name that `split_names.canonical` knows. If only some
     have, they are splits where one that is for training holds folders of classes, and
     classes where it holds the images themselves, like those of trains and buses.
+    Folders that only wrap those of the classes, as train/images, are entered.
 
     Raises:
       UserError: several folders could be the same split; a folder would be left out; or
-        names that look like splits cannot be told from classes. The message names the
-        key that decides.
+        names or contents look like those of splits or of parts and cannot be told from
+        classes. The message names the key that decides.
     """
     if options.rules == FIRST_RULES and not options.splits:
         return _by_first_rules(path, walker)
@@ -64,16 +66,14 @@ def divide(path: str, walker: Walker, options: DataOptions) -> Division:
         return UNDIVIDED
     folders = walker.scan(path).folders
     if options.splits:
-        return _named(path, folders, options)
-    if not any(map(resembles_split, folders)):
-        return UNDIVIDED
+        return _named(path, walker, options)
+    _check_links(path, walker)
     inside = {name: os.path.join(path, name) for name in folders}
     full = [name for name in folders if walker.has_images(inside[name])]
     divided = [name for name in full if _holds_classes(inside[name], walker)]
     known = {name: split for name in full if (split := canonical(name))}
     if known and len(known) == len(full):
-        empty = [name for name in folders if name not in full]
-        return _all_known(path, known, divided, empty)
+        return _all_known(path, known, divided, walker)
     if full and all(map(resembles_split, full)):
         _stop(
             path,
@@ -99,6 +99,7 @@ def divide(path: str, walker: Walker, options: DataOptions) -> Division:
                 [name],
                 rest=True,
             )
+    _check_classes(path, full, walker)
     if not (like := [name for name in full if name in known]):
         return UNDIVIDED
     remark = (
@@ -108,12 +109,58 @@ def divide(path: str, walker: Walker, options: DataOptions) -> Division:
     return UNDIVIDED._replace(remarks=(remark,))
 
 
-def check_not_inverted(path: str, classes: Iterable[str], walker: Walker) -> None:
+def parents(folder: str) -> list[str]:
+    """Lists the folders between the data set's and one in it: "a/b/c" → "a", "a/b"."""
+    parts = folder.split(os.sep)
+    if parts[0] in ("", os.pardir):  # it is elsewhere
+        return []
+    return [os.sep.join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _check_links(path: str, walker: Walker) -> None:
+    """Raises UserError if what should be a split is a link that leads nowhere."""
+    lost = [os.path.basename(link) for link in walker.lost]
+    if lost := [name for name in lost if canonical(name)]:
+        raise UserError(
+            f"{path} has links that look like splits, but lead nowhere: "
+            f"{shortened(lost, repr)}. Make them lead to the images, remove them, or "
+            f"name the folders to use in data.splits {HOW_TO_SAY}."
+        )
+
+
+def _check_classes(path: str, names: Sequence[str], walker: Walker) -> None:
+    """Raises UserError if folders evidently are not, or need not be, classes."""
+    _check_not_inverted(path, names, walker)
+    same, inner = alike(path, names, walker)
+    if 2 * len(same) > len(names):
+        _stop(
+            path,
+            f"{shortened(same, repr)} hold folders of the same names "
+            f"({shortened(inner, repr, most=4)}): the classes may be the outer or the "
+            "inner ones",
+            same,
+        )
+    if like := [name for name in same if canonical(name)]:
+        _stop(
+            path,
+            f"{shortened(like, repr)} may be splits, because {shortened(same, repr)} "
+            f"hold folders of the same names ({shortened(inner, repr, most=4)})",
+            same,
+        )
+    if named_as_parts(names):
+        raise UserError(
+            f"{path} has no folder with the name of a class, only "
+            f"{shortened(names, repr)}. Name the table that has the labels as the "
+            f"dataset, or pass data.splits={NO_SPLITS!r} if every folder is a class "
+            f"{HOW_TO_SAY}."
+        )
+
+
+def _check_not_inverted(path: str, full: Sequence[str], walker: Walker) -> None:
     """Raises UserError if each class is divided into splits, as in cat/train, cat/test.
 
     All its images would otherwise be for training.
     """
-    full = [name for name in classes if walker.has_images(os.path.join(path, name))]
     if len(full) < 2:
         return
     roles, example = set(), ""
@@ -155,23 +202,26 @@ def _by_first_rules(path: str, walker: Walker) -> Division:
     return UNDIVIDED
 
 
-def _named(path: str, folders: Sequence[str], options: DataOptions) -> Division:
+def _named(path: str, walker: Walker, options: DataOptions) -> Division:
     """Takes the folders that `options.splits` names."""
+    folders = walker.scan(path).folders
     found: dict[str, list[str]] = {}
     missing = []
     for name, split in options.named_splits.items():
         below = "" if name == ROOT else os.path.normpath(name)
         if not os.path.isdir(os.path.join(path, below)):
             missing.append(name)
+        elif below:
+            below = unwrapped(path, below, walker)
         found.setdefault(split, []).append(below)
     if missing:
         raise UserError(
             f"data.splits={options.splits!r}: {path} has no folder "
             f"{shortened(missing, repr)}; it has {shortened(folders, repr) or 'none'}"
         )
-    used = {name.split(os.sep)[0] for some in found.values() for name in some if name}
-    at_root = any("" in some for some in found.values())
-    unused = [] if at_root else [name for name in folders if name not in used]
+    used = {name for some in found.values() for name in some}
+    beside = (used | {above for name in used for above in parents(name)}) - {""}
+    unused = [] if "" in used else [name for name in folders if name not in beside]
     remarks = (
         [f"not used, because data.splits does not name them: {shortened(unused, repr)}"]
         if unused
@@ -180,13 +230,13 @@ def _named(path: str, folders: Sequence[str], options: DataOptions) -> Division:
     ordered = sorted(found, key=_preference)
     return Division(
         {split: found[split] for split in ordered},
-        frozenset(used) if at_root else frozenset(),
+        frozenset(beside),
         remarks=tuple(remarks),
     )
 
 
 def _all_known(
-    path: str, known: dict[str, str], divided: Sequence[str], empty: Sequence[str]
+    path: str, known: dict[str, str], divided: Sequence[str], walker: Walker
 ) -> Division:
     """Takes all folders for splits, because all names of those with images mean one.
 
@@ -194,8 +244,9 @@ def _all_known(
       path: the folder of the data set.
       known: folder → the split that its name means.
       divided: folders that hold folders of classes.
-      empty: folders without images.
+      walker: lists folders.
     """
+    empty = [name for name in walker.scan(path).folders if name not in known]
     missed = {name: canonical(name) for name in empty if is_unmistakable(name)}
     # Listing these will be an error: what should be in them is needed.
     known |= {
@@ -230,7 +281,7 @@ def _all_known(
         remarks.insert(0, f"splits by the names of folders: {', '.join(renamed)}")
     ordered = sorted(used, key=lambda name: _preference(used[name]))
     return Division(
-        {used[name]: (name,) for name in ordered},
+        {used[name]: (unwrapped(path, name, walker),) for name in ordered},
         unlabelled=unlabelled,
         remarks=tuple(remarks),
     )
@@ -261,13 +312,29 @@ def _stop(
       names: folders to use in an example of the key.
       rest: whether the example also names the folder of the data set itself.
     """
-    given: dict[str, str] = {"train": ROOT} if rest else {}
-    for name in names:
-        if split := canonical(name) or suggested(name):
-            given.setdefault(role(split), name)
-    example = ",".join(f"{split}={name}" for split, name in given.items())
+    example = _example(names, {"train": ROOT} if rest else {})
     raise UserError(
         f"{path} is ambiguous: {problem}. Name the folders to use, as in "
         f"data.splits={example!r}, or pass data.splits={NO_SPLITS!r} if every folder "
-        f"is a class {HOW_TO_SAY}. Nothing has to be renamed."
+        f"in it is a class {HOW_TO_SAY}. Nothing has to be renamed."
     )
+
+
+def _example(names: Iterable[str], given: dict[str, str]) -> str:
+    """Writes a value of `data.splits` with some of the names, each for one split.
+
+    Args:
+      names: folders, of which unknown ones are only used if nothing is for training.
+      given: split → folder, which is part of the example.
+    """
+    unknown = []
+    for name in names:
+        if split := canonical(name) or suggested(name):
+            given.setdefault(role(split), name)
+        else:
+            unknown.append(name)
+    if unknown and "train" not in given:
+        first, *others = unknown
+        last = {"val": others[-1]} if others and not given else {}
+        given = {"train": first, **given, **last}
+    return ",".join(f"{split}={name}" for split, name in given.items())

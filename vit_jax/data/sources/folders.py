@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+import re
 import time
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -11,15 +12,15 @@ from vit_jax.data.sources import image_files, imagenet, kept_listings
 from vit_jax.data.sources.folder_splits import (
     HOW_TO_SAY,
     Division,
-    check_not_inverted,
     divide,
+    parents,
 )
 from vit_jax.data.sources.image_files import EXTENSIONS, Walker
 from vit_jax.data.sources.listings import (
     Entry,
     Files,
     Listing,
-    UnknownClasses,
+    NotForTraining,
     hold_out,
     left_without,
     mixed,
@@ -30,6 +31,8 @@ from vit_jax.data.sources.split_names import role
 from vit_jax.errors import UserError
 from vit_jax.words import shortened
 
+# Archives, which are easily forgotten beside what was unpacked of them.
+_ARCHIVE = re.compile(r"(?i)\.(zip|7z|rar|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst))$")
 LOOSE = "images outside the folders of classes"
 _LAYOUTS = (
     "Expected one folder per class, FOLDER/<class>/*.jpg, or such folders in "
@@ -52,15 +55,20 @@ def list_folder(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
     listing is cached; it is valid as long as no directory has changed.
 
     Raises:
-      UserError: there is no such folder, it is ambiguous, or it has no images, or only
-        one class to train on. A split for evaluation with classes that are not trained
-        on is in `Listing.problems`.
+      UserError: there is no such folder, it is ambiguous, or it has no images; a
+        `NotForTraining` if there is one class to train on, or nothing to hold out. A
+        split for evaluation with classes that are not trained on is in
+        `Listing.problems`.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(path):
         raise UserError(f"there is no folder {path}. {_LAYOUTS}")
     if not os.path.isdir(path):
-        raise UserError(f"{path} is a file, not a folder. {_LAYOUTS}")
+        what = "not a folder, nor a table or arrays by its ending"
+        remedy = "data.kind=table reads it as a table."
+        if _ARCHIVE.search(path):
+            what, remedy = "not a folder", "Unpack it, and name the folder."
+        raise UserError(f"{path} is a file, {what}. {remedy} {_LAYOUTS}")
     if kept := kept_listings.load(path, options):
         return kept
     started, folder = time.time(), _Folder(path, options)
@@ -71,7 +79,8 @@ def list_folder(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
             f"{error.filename} cannot be listed: {error.strerror}. "
             "Make the folder readable."
         ) from error
-    kept_listings.keep(listing, options, folder.walker.modified, started)
+    if not folder.walker.lost:  # what a link leads to may appear at any time
+        kept_listings.keep(listing, options, folder.walker.modified, started)
     return listing
 
 
@@ -84,6 +93,7 @@ class _Folder:
         self.left_out: collections.Counter[str] = collections.Counter()
         self.remarks: list[str] = []
         self.problems: dict[str, UserError] = {}
+        self.untrainable = ""  # why no run can train on the images
 
     def listing(self) -> Listing:
         """Lists everything; see `list_folder`."""
@@ -93,11 +103,10 @@ class _Folder:
             split: self._split(folders, division)
             for split, folders in division.folders.items()
         }
-        root = self.walker.scan(self.path)
-        self._count(root, sum(map(self.walker.is_image, root.files)))
+        self._count_around(division)
         trained = found.get("train")
         if trained is not None and len(trained) == 1:
-            self._refuse_one_class(next(iter(trained)), division)
+            self.untrainable = self._one_class(next(iter(trained)), division)
         unlabelled = self._unlabelled(found, division)
         names = self._in_order(trained or set().union(*found.values()))
         unknown = {
@@ -123,21 +132,26 @@ class _Folder:
                 if split not in unlabelled
             }
             every = self._in_order(set().union(*shown.values()))
+            problems = dict(self.problems)
             complete = self._made(every, shown, evaluated)
-            complete = dataclasses.replace(complete, problems={})
+            complete = dataclasses.replace(complete, problems=problems)
             train = os.path.join(self.path, division.folders["train"][0])
             for split, those in unknown.items():
                 where = os.path.join(self.path, division.folders[split][0])
                 problem = (
                     f"{where} has classes that {train} does not have: "
                     f"{shortened(those, repr)}. Classes to train on: "
-                    f"{shortened(names, repr)}. Give the folders the same names."
+                    f"{shortened(names, repr)}. Give the folders the same names (links "
+                    "will do), or name only the splits to use in data.splits "
+                    f"{HOW_TO_SAY}."
                 )
-                self.problems[split] = UnknownClasses(problem, complete)
+                self.problems[split] = NotForTraining(problem, complete)
                 if split != listing.eval_split:  # nothing else would say it
                     listing = dataclasses.replace(
                         listing, remarks=(*listing.remarks, f"not used: {problem}")
                     )
+        if self.untrainable:
+            raise NotForTraining(self.untrainable, listing)
         return listing
 
     def _made(
@@ -158,19 +172,21 @@ class _Folder:
         remarks = list(self.remarks)
         if held_out := not evaluated:
             share, rules = self.options.hold_out, self.options.rules
-            entries |= hold_out(entries["train"], share, rules=rules)
-            evaluated = ["val"]
-            number, total = len(entries["val"]), sum(map(len, entries.values()))
-            remarks.append(
-                f"there is no folder for evaluation: {number:,} of {total:,} images "
-                f"are held out for it (data.hold_out={share:g})"
-            )
-            remarks += left_without(entries, names)
-        if not all(entries.values()):
-            raise UserError(
-                f"{self.path} has {len(entries['train'])} image(s), too few to hold "
-                "one out for evaluation. Add images, or put some into FOLDER/val."
-            )
+            divided = hold_out(entries["train"], share, rules=rules)
+            total = len(entries["train"])
+            if held_out := bool(divided["val"]):
+                entries |= divided
+                remarks.append(
+                    f"there is no folder for evaluation: {len(entries['val']):,} of "
+                    f"{total:,} images are held out for it (data.hold_out={share:g})"
+                )
+                remarks += left_without(entries, names)
+            else:
+                self.untrainable = self.untrainable or (
+                    f"{self.path} has {total} image(s), too few to hold one out for "
+                    "evaluation. Add images, or put some into FOLDER/val."
+                )
+            evaluated = ["val" if held_out else "train"]
         return Listing(
             self.path,
             f"the folder {self.path}",
@@ -184,6 +200,36 @@ class _Folder:
             problems=self.problems,
         )
 
+    def _count_around(self, division: Division) -> None:
+        """Counts what is beside the folders of splits, and beside those of classes."""
+        used = {folder for some in division.folders.values() for folder in some}
+        outer = {above for folder in used for above in parents(folder)} - used
+        unused, packed = [], []
+        for folder in ("", *sorted(outer)):
+            scanned = self.walker.scan(os.path.join(self.path, folder))
+            self._count(scanned, sum(map(self.walker.is_image, scanned.files)))
+            packed += filter(_ARCHIVE.search, scanned.files)
+            inner = [os.path.join(folder, name) for name in scanned.folders]
+            if folder:
+                unused += [one for one in inner if one not in used | outer]
+        if unused:
+            self.remarks.append(f"folders that are not used: {shortened(unused, repr)}")
+        if packed:
+            self.remarks.append(
+                f"archives are not read: {shortened(packed, repr)}. If they hold "
+                "images to be used, unpack them"
+            )
+        real: dict[str, str] = {}
+        for folder in sorted(used):
+            path = os.path.join(self.path, folder)
+            if (other := real.setdefault(os.path.realpath(path), folder)) != folder:
+                self.remarks.append(
+                    f"{other!r} and {folder!r} are the same folder, so their images "
+                    "are the same"
+                )
+        if lost := [os.path.relpath(one, self.path) for one in self.walker.lost]:
+            self.remarks.append(f"{image_files.LOST}: {shortened(lost, repr)}")
+
     def _split(self, folders: Iterable[str], division: Division) -> _Classes:
         """Lists the classes in the folders of one split."""
         classes: _Classes = {}
@@ -196,7 +242,9 @@ class _Folder:
         """Lists the classes in one folder."""
         folder = os.path.join(self.path, below) if below else self.path
         scanned = self.walker.scan(folder)
-        folders = [name for name in scanned.folders if below or name not in beside]
+        folders = [
+            name for name in scanned.folders if os.path.join(below, name) not in beside
+        ]
         classes: _Classes = {}
         others: collections.Counter[str] = collections.Counter()
         without = []
@@ -208,13 +256,14 @@ class _Folder:
                 classes.setdefault(self._class_name(name), []).extend(found.images)
             else:
                 without.append(name)
-        if classes and not (below or self.options.splits or self._first):
-            check_not_inverted(folder, folders, self.walker)
         loose = sum(map(self.walker.is_image, scanned.files))
         if not classes and below:
             classes = _imagenet_validation(below, scanned.files)
             loose -= sum(map(len, classes.values()))
         if not classes:
+            others.update(scanned.left_out)
+            for name in scanned.files:
+                self.walker.sort_out(name, others)
             raise UserError(_nothing_in(folder, folders, loose, others, bool(below)))
         if without:
             shown = shortened(without, repr)
@@ -236,9 +285,7 @@ class _Folder:
         if loose:
             self.left_out[LOOSE] += loose
         for name in scanned.files:
-            if not self.walker.is_image(name):
-                ending = os.path.splitext(name)[1].lower()
-                self.left_out[ending or image_files.NO_ENDING] += 1
+            self.walker.sort_out(name, self.left_out)
 
     def _class_name(self, folder: str) -> str:
         return folder if self._first else unicodedata.normalize("NFC", folder)
@@ -273,11 +320,14 @@ class _Folder:
             )
         return unlabelled
 
-    def _refuse_one_class(self, name: str, division: Division) -> None:
-        folder = os.path.join(self.path, division.folders["train"][0], name)
-        inner = self.walker.scan(folder).folders if os.path.isdir(folder) else []
+    def _one_class(self, name: str, division: Division) -> str:
+        """Writes the error message for a single class to train on."""
+        folder, inner = os.path.join(self.path, division.folders["train"][0]), [name]
+        while len(inner) == 1 and os.path.isdir(os.path.join(folder, inner[0])):
+            folder = os.path.join(folder, inner[0])
+            inner = self.walker.scan(folder).folders
         hint = f" Or is {folder} the data set, with {shortened(inner, repr)}?"
-        raise UserError(
+        return (
             f"found one class ({name!r}) to train on in {self.path}, expected at least "
             f"two. {_LAYOUTS}{hint if len(inner) > 1 else ''}"
         )

@@ -19,6 +19,7 @@ HIDDEN = "hidden"
 SIDE_FILES = "thumbnails and files of file servers and systems"
 SPECIAL = "special files (pipes, sockets, devices)"
 LOOPS = "links to a folder that contains them"
+LOST = "links that lead nowhere"
 NO_ENDING = "without an ending"
 
 # What file servers (Synology, QNAP, NetApp) and systems (Windows, macOS, Linux) put
@@ -79,12 +80,14 @@ class Walker:
     Attributes:
       extensions: the endings of images, in lower case.
       modified: directory → modification time in ns, read before it was listed.
+      lost: paths of links that lead nowhere and may be of folders.
     """
 
     def __init__(self, rules: int = NEWEST_RULES):
         self._first = rules == FIRST_RULES
         self.extensions = _FIRST_EXTENSIONS if self._first else EXTENSIONS
         self.modified: dict[str, int] = {}
+        self.lost: list[str] = []
         self._scanned: dict[str, Scanned] = {}
 
     def scan(self, folder: str) -> Scanned:
@@ -129,8 +132,10 @@ class Walker:
             for entry in entries:
                 if reason := self._reason(folder, entry):
                     left_out[reason] += 1
+                    if reason == LOST:
+                        self.lost.append(entry.path)
                 else:
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    (folders if _is_folder(entry) else files).append(entry.name)
         return Scanned(sorted(folders), sorted(files), left_out)
 
     def _reason(self, folder: str, entry: os.DirEntry) -> str:
@@ -143,11 +148,12 @@ class Walker:
         if hidden:
             return HIDDEN
         # The kind of an entry costs no call of the system, except for a link.
-        if entry.is_dir():
+        if _is_folder(entry):
             return LOOPS if entry.is_symlink() and contains(entry, folder) else ""
-        # A link that leads nowhere stays: reading it will be a missing image's error.
-        lost = entry.is_symlink() and not os.path.exists(entry.path)
-        return "" if entry.is_file() or lost else SPECIAL
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            # An image stays: reading it will be a missing image's error.
+            return "" if self.is_image(entry.name) else LOST
+        return "" if entry.is_file() else SPECIAL
 
     def _walk(
         self,
@@ -183,6 +189,16 @@ class Walker:
                     left_out[LOOPS] += 1
                     continue
             yield from self._walk(path, f"{prefix}{name}/", passed, left_out)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Returns whether an entry is a folder, or a link that leads to one."""
+    try:
+        return entry.is_dir()
+    except PermissionError:  # which listing or reading it will report
+        return not entry.name.lower().endswith(EXTENSIONS)
+    except OSError:  # such as a link to itself
+        return False
 
 
 def contains(outer: str | os.PathLike[str], inner: str) -> bool:

@@ -11,11 +11,11 @@ import numpy as np
 
 from vit_jax import cache
 from vit_jax.data.hashing import stable_hash
-from vit_jax.data.sources.listings import Files, Listing, Ragged, UnknownClasses
+from vit_jax.data.sources.listings import Files, Listing, NotForTraining, Ragged
 from vit_jax.data.sources.options import DataOptions
 from vit_jax.errors import UserError
 
-FORMAT = 3  # increment with every change of the listing's contents or layout
+FORMAT = 4  # increment with every change of the listing's contents or layout
 # Listing fewer files is as fast as reading a cached listing.
 WORTH_KEEPING = 5_000
 # Seconds. A directory that changed more recently may change again without a new
@@ -75,7 +75,7 @@ def keep(
     settled = max(modified.values()) < (listed_at - SETTLED_AFTER) * 1e9
     if (
         not settled
-        or any(isinstance(one, UnknownClasses) for one in listing.problems.values())
+        or any(isinstance(one, NotForTraining) for one in listing.problems.values())
         or sum(listing.num_examples.values()) < WORTH_KEEPING
     ):
         return

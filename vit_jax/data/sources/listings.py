@@ -190,11 +190,11 @@ class Listing:
         return ListedImages(dataclasses.replace(self, problems={}), expression)
 
 
-class UnknownClasses(UserError):
-    """An error: the evaluation split has classes that are not trained on.
+class NotForTraining(UserError):
+    """An error: a run can train on these data or evaluate on this split only in part.
 
     Attributes:
-      listing: the listing with all classes.
+      listing: all of the data, on which a trained model can be evaluated.
     """
 
     def __init__(self, message: str, listing: Listing):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -38,7 +39,8 @@ class DataOptions:
         do not share with others; "" = none.
       image_root: folder that a table's paths are relative to, itself relative to the
         table's folder; or several, joined by commas or as a pattern ("images_*").
-      image_suffix: text to append to a table's paths that have no ending of images.
+      image_suffix: text to append to a table's paths that have no ending of images; or
+        several, joined by commas, of which the first that makes a file is appended.
       white_level: the value that is white in images of more than 8 bits per channel
         whose file does not say it; 0 = the largest of 16 bits. A model is saved with
         the one it was trained with.
@@ -154,7 +156,8 @@ class DataOptions:
         if self.splits.strip() in ("", NO_SPLITS):
             return {}
         found = {}
-        for part in self.splits.split(","):
+        # Other commas are part of a name.
+        for part in re.split(r",(?=\s*\w+\s*=)", self.splits):
             split, equals, name = (text.strip() for text in part.partition("="))
             if not (equals and name and split.isidentifier()) or name in found:
                 raise UserError(

@@ -51,7 +51,7 @@ def canonical(name: str) -> str | None:
     plain = name.strip().lower()
     if plain in PLAIN_NAMES:
         return plain
-    words = _words(name)
+    words = words_of(name)
     found = [at for at, word in enumerate(words) if word in _WORDS]
     if len({_WORDS[words[at]] for at in found}) != 1:
         return None
@@ -63,7 +63,7 @@ def canonical(name: str) -> str | None:
 
 def is_unmistakable(name: str) -> bool:
     """Returns whether a name means a split and has no word of another meaning."""
-    return canonical(name) is not None and all(map(_says_nothing, _words(name)))
+    return canonical(name) is not None and all(map(_says_nothing, words_of(name)))
 
 
 def resembles_split(name: str) -> bool:
@@ -73,7 +73,7 @@ def resembles_split(name: str) -> bool:
 
 def suggested(name: str) -> str | None:
     """Returns the split that the first known word of a name means."""
-    return next((_WORDS[word] for word in _words(name) if word in _WORDS), None)
+    return next((_WORDS[word] for word in words_of(name) if word in _WORDS), None)
 
 
 def role(split: str) -> str:
@@ -88,7 +88,7 @@ def _says_nothing(word: str) -> bool:
     return word in _WORDS or word in _NEUTRAL or word.isdecimal()
 
 
-def _words(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
     """Divides a name into words in lower case and numbers.
 
     Words end where the case changes ("trainImages") or where a known word ends

@@ -52,9 +52,16 @@ def check(spec: str, problems: Mapping[str, UserError]) -> None:
       spec: a split expression.
       problems: split → why it cannot be used.
     """
+    if problem := problem_of(spec, problems):
+        raise problem
+
+
+def problem_of(spec: str, problems: Mapping[str, UserError]) -> UserError | None:
+    """Returns the problem that `check` raises; None if there is none."""
     for split, problem in problems.items():
         if re.search(rf"(?<!\w){re.escape(split)}(?!\w)", spec):
-            raise problem
+            return problem
+    return None
 
 
 class Parts:

@@ -22,7 +22,7 @@ from vit_jax.data.sources.protocol import (
 )
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY, Labels
 from vit_jax.errors import UserError
-from vit_jax.words import did_you_mean, shortened
+from vit_jax.words import did_you_mean, one_line, shortened
 
 # Evaluation splits in order of preference; a set with one split is divided.
 EVALUATION_SPLITS = ("validation", "val", "valid", "test")
@@ -50,6 +50,13 @@ class TfdsContents:
     def __init__(self, builder, options: DataOptions = DEFAULT_OPTIONS):
         self._builder, self._labels = builder, tfds_labels.find_labels(builder)
         self._default_splits = _default_splits(builder, options.hold_out)
+        self.remarks: tuple[str, ...] = ()
+        if self.info.held_out:
+            self.remarks = (
+                f"there is no split for evaluation: {self._default_splits[1]}, the end "
+                "of the only one, is held out for it "
+                f"(data.hold_out={options.hold_out:g})",
+            )
 
     @property
     def info(self) -> DatasetInfo:
@@ -169,15 +176,30 @@ def prepared_folder(path: str) -> str | None:
 
 
 def open_folder(path: str):
-    """Returns the builder of the prepared set in the folder `path`."""
-    import tensorflow_datasets as tfds
+    """Returns the builder of the prepared set in the folder `path`.
 
-    builder = tfds.builder_from_directory(path)
+    Raises:
+      UserError: its description cannot be read, or its format has no random access.
+    """
+    builder = _described(path)
     # The path is DIR/name[/config]/version; the command that converts it takes DIR.
     name, levels = str(builder.info.name), str(builder.info.full_name).count("/")
     root = pathlib.Path(path).absolute().parents[levels]
     _check_format(builder, name, str(root))
     return builder
+
+
+def _described(path: str):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(path)
+    except Exception as error:  # of a dozen types, for files that are damaged
+        reason = one_line(str(error)) or type(error).__name__
+        raise UserError(
+            f"the description of the prepared set in {path} cannot be read: {reason}. "
+            "Prepare it again."
+        ) from error
 
 
 def open_name(name: str, data_dir: str = ""):
@@ -208,7 +230,7 @@ def find_builder(name: str, data_dir: str = ""):
     import tensorflow_datasets as tfds
 
     if os.path.isabs(name):
-        return tfds.builder_from_directory(prepared_folder(name) or name)
+        return _described(prepared_folder(name) or name)
     try:
         if not _NAME.fullmatch(name):
             raise tfds.core.DatasetNotFoundError(name)
@@ -251,9 +273,10 @@ def _default_splits(builder, share: float) -> tuple[str, str]:
         if name in names and name != train:
             return train, name
     kept = 100 * (1 - share)
-    if abs(kept - round(kept)) < 1e-6:
-        return f"{train}[:{round(kept)}%]", f"{train}[{round(kept)}%:]"
     count = builder.info.splits[train].num_examples
+    some = 0 < round(count * round(kept) / 100) < count
+    if abs(kept - round(kept)) < 1e-6 and some:
+        return f"{train}[:{round(kept)}%]", f"{train}[{round(kept)}%:]"
     first = min(max(round((1 - share) * count), 1), count - 1)
     return f"{train}[:{first}]", f"{train}[{first}:]"
 

@@ -141,8 +141,9 @@ class Chain:
         except Exception as error:
             # A ValueError is a sentence of an operation's own.
             kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            reason = kind + " ".join(str(error).split())  # OpenCV's has several lines
             raise UnsuitableImage(
-                f"{name or 'image'}: {kind}{error} (in the chain {self.text!r})"
+                f"{name or 'image'}: {reason} (in the chain {self.text!r})"
             ) from error
         if image.shape[:2] != self.image_size:
             raise UnsuitableImage(

@@ -78,11 +78,16 @@ class Enlarged:
             return self.decode()[box]
         if self.interpolation in PILLOWS:
             return self._by_pillow(rows, columns)
-        values = self.source
+        values, sums = self.source, []
         for axis, part in enumerate((rows, columns)):
             index, weights = _taps(
                 self.source.shape[axis], self.size[axis], part, self.interpolation
             )
+            # The part of the source that is needed, which may be a small one.
+            first, last = index.min(), index.max()
+            values = values[(slice(None),) * axis + (slice(first, last + 1),)]
+            sums.append((index - first, weights))
+        for axis, (index, weights) in enumerate(sums):
             values = _combined(values, axis, index, weights)
         return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 

@@ -9,7 +9,7 @@ import jax
 from vit_jax import host_memory, sharding
 from vit_jax.train.memory import Bytes
 from vit_jax.train.setup import Setup
-from vit_jax.words import byte_size, times
+from vit_jax.words import byte_size, first_and_last, times
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def log_summary(
         f"{times(model.patch_size)}: {times(model.grid)} + "
         f"{model.num_prefix_tokens} tokens",
         "data": f"{config.dataset}: {', '.join(splits)}; {info.num_classes:,} classes",
+        "classes": first_and_last(info.class_names or ()),
         "batch": f"{config.batch_size} = {per_device} per device"
         + f" = {config.accum_steps} × {per_device // config.accum_steps}"
         * (config.accum_steps > 1),
@@ -73,7 +74,8 @@ def log_summary(
         "directory": workdir,
     }
     for name, value in rows.items():
-        logger.info("%-10s %s", name, value)
+        if value:
+            logger.info("%-10s %s", name, value)
 
 
 def _input(config: Any, waiting_bytes: int) -> str:

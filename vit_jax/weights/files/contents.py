@@ -41,12 +41,14 @@ class Contents(NamedTuple):
       metadata: strings about the file.
       entries: the state dicts of a PyTorch file, the most likely model first: keys
         joined by "/" → function that opens the tensors. Empty for any other file.
+      class_names: all lists of class names in a PyTorch file.
     """
 
     kind: str
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
     entries: Mapping[str, Callable[[], Mapping[str, Stored]]] = {}
+    class_names: Sequence[tuple[str, ...]] = ()
 
 
 def make_spec(name: str, shape: Sequence[int], dtype: np.dtype) -> Spec:

@@ -4,7 +4,7 @@ import json
 import logging
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
@@ -53,6 +53,8 @@ _OTHERS = {
     r"\.ot$": "Rust",
     r"\.(mlmodel|mlpackage)$": "Core ML",
 }
+# Files beside weights, with facts that the weights do not record.
+COMPANIONS = ("config.json", "preprocessor_config.json")
 # A model's config.json has one of these; other software uses the name config.json too.
 _COMPANION_KEYS = ("model_type", "architectures", "architecture")
 _LARGEST_COMPANION = 1 << 26  # bytes
@@ -85,6 +87,13 @@ def weight_file(path: pathlib.Path) -> pathlib.Path:
     """
     if not path.is_dir():
         return path
+    weights = (file.name for file in path.iterdir() if _has_suffix(file))
+    if lost := dangling(path, {*weights, *COMPANIONS}):
+        raise UserError(
+            f"{path} is incomplete: {shortened(lost, plain)} in it "
+            f"{'is a link' if len(lost) == 1 else 'are links'} to what does not exist. "
+            "Fetch the model again, or pass the path of a complete copy"
+        )
     candidates = _candidates(path)
     whole = [file for file in candidates if not _SHARD.match(file.name)]
     preferred = [path / name for name in _WEIGHT_FILES if path / name in whole]
@@ -96,7 +105,7 @@ def weight_file(path: pathlib.Path) -> pathlib.Path:
     if whole == candidates and (chosen := _usual_choice(whole)):
         others = [file.name for file in whole if file != chosen]
         logger.warning(
-            "%s: took %s; %s also lies there: pass its path to use it",
+            "%s: took %s; also there: %s. Pass the path of one to use it",
             path,
             plain(chosen.name),
             shortened(others, plain),
@@ -112,6 +121,11 @@ def companion(file: pathlib.Path, name: str) -> dict[str, Any]:
       UserError: it cannot be read.
     """
     path = file.with_name(name)
+    if dangling(file.parent, [name]):
+        raise UserError(
+            f"{path} beside the weights is a link to what does not exist: fetch it "
+            "again, or move the weights to a directory without it"
+        )
     if not path.is_file() or path == file:
         return {}
     try:
@@ -133,6 +147,15 @@ def is_companion(config: Any) -> bool:
     )
 
 
+def dangling(path: pathlib.Path, names: Iterable[str]) -> list[str]:
+    """Selects the names in a directory that are links to what does not exist.
+
+    Such as the files of a snapshot in Hugging Face's cache whose blobs were removed.
+    """
+    files = ((name, path / name) for name in sorted(names))
+    return [name for name, file in files if file.is_symlink() and not file.exists()]
+
+
 def _read_json(path: pathlib.Path) -> Any:
     if path.stat().st_size > _LARGEST_COMPANION:
         raise ValueError("too large")
@@ -142,11 +165,13 @@ def _read_json(path: pathlib.Path) -> Any:
 def _candidates(path: pathlib.Path) -> list[pathlib.Path]:
     """Lists the files that may hold the weights."""
     files = [
-        file
-        for file in sorted(path.iterdir())
-        if (file.name.endswith(_SUFFIXES) or _is_lightning(file)) and file.is_file()
+        file for file in sorted(path.iterdir()) if _has_suffix(file) and file.is_file()
     ]
     return [file for file in files if not _OF_TRAINING.match(file.name)] or files
+
+
+def _has_suffix(file: pathlib.Path) -> bool:
+    return file.name.lower().endswith(_SUFFIXES) or _is_lightning(file)
 
 
 def _usual_choice(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
@@ -176,7 +201,7 @@ def _latest(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
 
 def _is_lightning(file: pathlib.Path) -> bool:
     """Returns whether PyTorch wrote a .ckpt or .tar, which others write as well."""
-    if file.suffix not in (".ckpt", ".tar") or not file.is_file():
+    if file.suffix.lower() not in (".ckpt", ".tar") or not file.is_file():
         return False
     with file.open("rb") as stream:
         start = stream.read(64)

@@ -101,19 +101,39 @@ def is_above(part: str) -> bool:
     return bool(words & (_CLASSIFIERS | _ABOVE)) and not words & _BELOW
 
 
+def is_neck(part: str) -> bool:
+    """Returns whether a module's name is that of a layer before a head."""
+    words = set(re.split(r"[_\d]+", part.lower()))
+    return bool(words & _NECKS) and not words & _BELOW
+
+
+def may_lie_between(part: str) -> bool:
+    """Returns whether a module beside an encoder may lie between it and its head.
+
+    Losses, decoders and other parts that training needs do not.
+    """
+    words = set(re.split(r"[_\d]+", part.lower()))
+    return not words & (_ABOVE - _NECKS)
+
+
 _CLASSIFIERS = {
     *("head", "heads", "fc", "classifier", "classifiers", "classification", "linear"),
-    *("logits", "lin", "classify"),
+    *("logits", "lin", "classify", "clf", "classes", "labels", "label"),
+    *("output", "outputs", "out", "final", "last", "top", "probe", "prediction"),
+    *("dense", "mlp"),
 }
+_NECKS = {"neck", "proj", "projection", "projections", "projector"}
 _ABOVE = {
-    *("proj", "projection", "projections", "projector", "predictor", "predictors"),
-    *("predictions", "decoder", "neck", "prototypes", "prototype", "logit", "dino"),
+    *_NECKS,
+    *("predictor", "predictors"),
+    *("predictions", "decoder", "prototypes", "prototype", "logit", "dino"),
     *("ibot", "loss", "criterion", "center", "queue", "bank", "koleo", "text", "lm"),
     *("generator", "discriminator", "metric", "metrics"),
 }
 # A name with one of these is part of the encoder, whatever else it says.
 _BELOW = {
     *("norm", "embed", "embedding", "embeddings", "token", "tokens", "pos", "pre"),
+    *("ln", "bn", "layernorm", "batchnorm"),
     *("stem", "conv", "patch", "patches", "in", "input", "qkv"),
 }
 _NO_CLASSIFIERS = {*_BELOW, *_ABOVE}

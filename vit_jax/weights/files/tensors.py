@@ -50,6 +50,7 @@ class Tensors:
         file). Empty for npz.
       entries: the "/"-joined keys of all state dicts of a PyTorch file, the most likely
         model first, which is the one that was opened; [""] for any other file.
+      class_names: all lists of class names in a PyTorch file, in the order of outputs.
     """
 
     def __init__(self, path: pathlib.Path, contents: Contents, stack: ExitStack):
@@ -58,6 +59,7 @@ class Tensors:
         self.specs = {name: stored.spec for name, stored in contents.tensors.items()}
         self.metadata = contents.metadata
         self.entries = list(contents.entries) or [""]
+        self.class_names = list(contents.class_names)
         self._contents = contents
         self._entry = contents.metadata.get("wrapper", "") if contents.entries else ""
         self._stored: Mapping[str, Stored] = contents.tensors

@@ -178,6 +178,8 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     )
     if architecture.pre_logits:
         config.check_pooler()
+    if architecture.num_classes and f"{p}pooler.dense.weight" in shapes:
+        assumed += config.about_pooler()
     preprocessing, sentences = read_preprocessing(hints, architecture)
     assumed += sentences
     class_names, sentences = from_tables(hints.config, architecture.num_classes)
@@ -189,6 +191,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         (*config.assumed, *assumed, *sentences, *unknown),
         posemb_resize="bicubic_torch",
         outputs=meaning,
+        outputs_known=bool(hints.config),
     )
 
 

@@ -132,6 +132,20 @@ class HuggingFaceConfig:
             ]
         )
 
+    def about_pooler(self) -> list[str]:
+        """Says what is assumed about a classifier beside a pooler, if anything.
+
+        Those of transformers read the class token. Others may read the pooler's output.
+        """
+        classes = self._config.get("architectures")
+        if "ForImageClassification" in str(classes):
+            return []
+        return [
+            "assumed that the head reads the class token, and not the output of the "
+            "pooler (a tanh layer), which is left out; if it reads that, drop the head "
+            "with num_classes=0"
+        ]
+
     def check_pooler(self) -> None:
         """Raises UserError if the pooler's activation is not tanh."""
         act = entry(self._config, "pooler_act", TEXT, "tanh")

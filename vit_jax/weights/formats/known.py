@@ -22,6 +22,7 @@ from vit_jax.weights.formats import (
 )
 from vit_jax.weights.formats.choosing import choose, what_was_taken
 from vit_jax.weights.formats.heads import of_heads
+from vit_jax.weights.formats.labels import from_saved
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
     Format,
@@ -81,12 +82,18 @@ def read_tensors(
         ) from error
     params = read_params(tensors, pieces, rows, shapes_of(architecture), format.ignored)
     placed = [(row, pieces[row.theirs]) for row in rows]
-    sentences = _not_read(tensors, chosen.prefix, placed, heads)
+    apart = tuple(c.prefix for c in others if c.prefix and c.entry == chosen.entry)
+    own = [name for name in tensors.specs if not name.startswith(apart)]
+    sentences = _not_read(own, chosen.prefix, placed, heads)
     taken = what_was_taken(chosen, others)
     if taken and not others:
         logger.info("%s: %s", tensors.path.name, taken)
-    assumed = (*reading.assumed, *([taken] if others else []), *sentences)
-    return reading._replace(assumed=assumed), unflatten(params)
+    names, about_names = reading.class_names, []
+    if not names:
+        names, about_names = from_saved(tensors.class_names, architecture.num_classes)
+    assumed = [*reading.assumed, *([taken] if others else []), *sentences, *about_names]
+    reading = reading._replace(class_names=names, assumed=tuple(assumed))
+    return reading, unflatten(params)
 
 
 def to_tensors(
@@ -165,12 +172,19 @@ def _check_whole(tensors: Tensors, names: Sequence[str]) -> None:
 
 
 def _not_read(
-    tensors: Tensors,
+    own: Sequence[str],
     prefix: str,
     placed: Sequence[tuple[Row, Piece]],
     heads: Sequence[str],
 ) -> Iterator[str]:
-    """Yields sentences about heads elsewhere, and tensors left out."""
+    """Yields sentences about heads elsewhere, and tensors left out.
+
+    Args:
+      own: names in the file, without those of other models.
+      prefix: that of the model's names.
+      placed: the rows that are read, with their places.
+      heads: names of a head that is not understood.
+    """
     if beside := [piece.name for _, piece in placed if piece.beside]:
         yield (
             f"used {shortened(beside, plain)}, which lies outside of the model's other "
@@ -188,13 +202,13 @@ def _not_read(
     if heads:
         yield (
             f"left out the head ({shortened(heads, plain, most=4)}), which is not a "
-            "single linear layer: the model has 0 classes; num_classes= makes a new "
-            "head"
+            "single linear layer with a bias on the model's features: the model has 0 "
+            "classes; num_classes= makes a new head"
         )
     names = {piece.name for _, piece in placed}.union(heads)
-    if left := [name for name in tensors.specs if name not in names]:
+    if left := [name for name in own if name not in names]:
         yield (
-            f"left out {len(left)} of {len(tensors.specs)} tensors, which are not part "
+            f"left out {len(left)} of {len(own)} tensors, which are not part "
             f"of the model: {shortened(left, plain)}"
         )
 

@@ -51,6 +51,29 @@ def from_list(names: Sequence[str] | Mapping[str, str], num_classes: int) -> Nam
     return ((), []) if _are_placeholders(texts) else (texts, _repeated(texts))
 
 
+def from_saved(lists: Sequence[Sequence[str]], num_classes: int) -> Names:
+    """Reads the class names that lie in a PyTorch file beside the weights.
+
+    Args:
+      lists: all that were found.
+      num_classes: number of the head's outputs.
+    """
+    if not lists or not num_classes:
+        return (), []
+    fitting = [names for names in lists if len(names) == num_classes]
+    if len(fitting) == 1:
+        return from_list(fitting[0], num_classes)
+    if fitting:
+        return (), [
+            f"the file names the {num_classes} classes in {len(fitting)} different "
+            "ways: ignored the names"
+        ]
+    return (), [
+        f"the file names {len(lists[0])} classes, but the head has {num_classes}: "
+        "ignored the names"
+    ]
+
+
 def _by_number(table: Mapping[str, str]) -> list[str] | None:
     """Returns the names of outputs 0, 1, …; None if some have no name."""
     names = [table.get(str(index)) for index in range(len(table))]

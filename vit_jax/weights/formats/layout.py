@@ -80,6 +80,7 @@ class Reading(NamedTuple):
     assumed: tuple[str, ...] = ()  # one sentence per assumption
     posemb_resize: str = "bicubic"  # the method of the family's own code
     outputs: str = EXCLUSIVE  # what the head's outputs mean, a key of `MEANINGS`
+    outputs_known: bool = False  # by a companion file or publisher; else assumed
 
 
 Shapes = Mapping[str, tuple[int, ...]]  # the table's name → shape

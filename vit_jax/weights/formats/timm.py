@@ -215,6 +215,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         tuple(assumed),
         posemb_resize="bicubic",
         outputs=meaning,
+        outputs_known=bool(hints.config),
     )
 
 

@@ -282,11 +282,12 @@ def companions(
     a = architecture
     assert isinstance(a, Architecture)
     pool = {ours: theirs for theirs, ours in _POOLING.items()}[a.pooling]
+    # Without num_classes: timm takes it from below, and transformers' wrapper of timm's
+    # models fails if it is given twice.
     args = {
         "img_size": list(a.image_size),
         "patch_size": _one_or_two(a.embed_kernel),
         "in_chans": a.channels,
-        "num_classes": a.num_classes,
         "global_pool": pool,
         "embed_dim": a.width,
         "depth": a.depth,

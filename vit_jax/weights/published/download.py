@@ -22,6 +22,7 @@ from typing import NamedTuple
 from vit_jax.cache import cache_dir
 from vit_jax.errors import UserError
 from vit_jax.web import offline, shown
+from vit_jax.weights.files.directories import COMPANIONS
 from vit_jax.weights.published.families import Mirror, Published
 from vit_jax.weights.published.hub_cache import find_in_hub_cache, in_snapshot
 from vit_jax.weights.published.names import (
@@ -40,8 +41,6 @@ from vit_jax.weights.published.zoo import BUCKETS, HUB
 
 logger = logging.getLogger(__name__)
 
-# Files beside weights on the hub, with facts that the weights do not record.
-_COMPANIONS = ("config.json", "preprocessor_config.json")
 _PIN = "#sha256="
 
 
@@ -171,7 +170,7 @@ def fetch(
 
 def _download(url: str, path: pathlib.Path, sha256: str | None) -> None:
     """Downloads a file into the cache, with its companions and shards."""
-    companions = _COMPANIONS if _on_hub(url) else ()
+    companions = COMPANIONS if _on_hub(url) else ()
     # Companions first: once the weights are in the cache, nothing else is downloaded.
     for name in companions:
         with contextlib.suppress(MissingFile):

@@ -235,6 +235,7 @@ class Published:
             preprocessing=preprocessing,
             posemb_resize=family.posemb_resize,
             outputs=self.outputs,
+            outputs_known=True,
         )
 
     def check(self, found: ViTOrMixer, path: pathlib.Path) -> None:

@@ -13,7 +13,10 @@ import pathlib
 import re
 import urllib.parse
 
+from vit_jax.errors import UserError
+from vit_jax.weights.files.directories import COMPANIONS, dangling
 from vit_jax.weights.published.zoo import HUB
+from vit_jax.words import plain, shortened
 
 _ADDRESS = re.compile(
     rf"{re.escape(HUB)}/(?P<owner>[^/]+)/(?P<name>[^/]+)/resolve/"
@@ -36,14 +39,19 @@ def hub_cache() -> pathlib.Path:
 
 
 def find_in_hub_cache(url: str) -> pathlib.Path | None:
-    """Finds the file of an address on the hub; None if it is not in the cache."""
+    """Finds the file of an address on the hub; None if it is not in the cache.
+
+    Nor is it if a companion's blob is missing: then facts about the model would be.
+    """
     match = _ADDRESS.fullmatch(url)
     if not match:
         return None
     folder = hub_cache() / f"{_REPOSITORY}{match['owner']}--{match['name']}"
     snapshot = _snapshot(folder, urllib.parse.unquote(match["revision"]))
     file = snapshot and snapshot / urllib.parse.unquote(match["file"])
-    return file if file and file.is_file() else None
+    if not file or not file.is_file() or dangling(file.parent, COMPANIONS):
+        return None
+    return file
 
 
 def in_snapshot(path: pathlib.Path) -> pathlib.Path:
@@ -51,17 +59,33 @@ def in_snapshot(path: pathlib.Path) -> pathlib.Path:
 
     Only there do the files have their names and lie beside each other. Any other path
     is returned unchanged.
+
+    Raises:
+      UserError: it is open which snapshot of the repository is meant.
     """
     path = path.absolute()
     if path.name == "snapshots" and path.parent.name.startswith(_REPOSITORY):
         path = path.parent
     if path.name.startswith(_REPOSITORY) and path.is_dir():
-        return _snapshot(path, "main") or path
+        return _snapshot(path, "main") or _only_snapshot(path)
     folder = path.parent.parent
     if path.parent.name == "blobs" and folder.name.startswith(_REPOSITORY):
         links = sorted(folder.glob("snapshots/*/*"))
         return next((link for link in links if link.resolve() == path.resolve()), path)
     return path
+
+
+def _only_snapshot(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of the only snapshot, or the repository's if it has none."""
+    snapshots = sorted(folder.glob("snapshots/*/"))
+    if len(snapshots) > 1:
+        names = shortened([snapshot.name for snapshot in snapshots], plain)
+        raise UserError(
+            f"{folder} in Hugging Face's cache holds {len(snapshots)} snapshots "
+            f"({names}), and refs/main names none of them: pass the path of one, such "
+            f"as {snapshots[0]}"
+        )
+    return snapshots[0] if snapshots else folder
 
 
 def _snapshot(folder: pathlib.Path, revision: str) -> pathlib.Path | None:

@@ -21,7 +21,7 @@ def merged(found):
     [
         "file_name,class", "File Name,Category", "FILEPATH,Target", "image path,LABEL",
         "img,class_name", "image_id,label", "ImageName,category_id", "Image Index,Tag",
-        "image_file,class,caption",
+        "image_file,class,caption", "fname,class", "filepaths,label,scientific name",
     ],
 )  # fmt: skip
 def test_usual_names(root, opened, header):
@@ -337,3 +337,56 @@ def test_runs_begun_before_read_the_columns_that_were_known_then(root, opened):
     listing, found = opened(path)
     assert listing.class_names == ("0", "1")
     assert set(found["val"]) == set(range(4))
+
+
+@pytest.mark.parametrize("column", ["sex", "Gender", "fold"])
+def test_zeros_and_ones_of_another_meaning_are_not_classes(root, message, column):
+    path = write(
+        root / "t.csv",
+        f"image,a,b,{column}",
+        lambda k: f"images/{k}.png,{k % 2},{1 - k % 2},{k % 3 == 0:d}",
+    )
+    assert "if these are the classes, set data.label_columns='a,b'" in message(path)
+
+
+def test_a_class_may_be_called_no(root, opened):
+    path = write(
+        root / "t.csv",
+        "no,image,yes,maybe",
+        lambda k: f"{k % 3 == 0:d},images/{k}.png,{k % 3 == 1:d},{k % 3 == 2:d}",
+    )
+    listing, found = opened(path)
+    assert listing.class_names == ("maybe", "no", "yes")
+    assert merged(found) == {k: ("no", "yes", "maybe")[k % 3] for k in range(12)}
+    assert (
+        "columns of zeros and ones are taken for classes: no, yes, maybe"
+        in (listing.remarks[0])
+    )
+    # A numbering is not a class.
+    write(path, "no,image,a,b", lambda k: f"{k},images/{k}.png,{k % 2},{1 - k % 2}")
+    assert opened(path)[0].class_names == ("a", "b")
+
+
+def test_blanks_are_zeros_where_there_are_none(root, opened, message):
+    def rows(k):
+        return f"images/{k}.png,{k % 2 or ''},{1 if k % 3 else ' '}"
+
+    path = write(root / "t.csv", "image,a,b", rows)
+    assert "set data.label_columns='a,b'" in message(path)
+    listing, found = opened(path, label_columns="a,b")
+    assert [merged(found)[k] for k in range(4)] == ["", "a|b", "b", "a"]
+    assert any("blanks are read as 0" in remark for remark in listing.remarks)
+    # Beside zeros, a blank may mean that nobody knows.
+    path.write_text(path.read_text().replace("0.png,,", "0.png,0,"))
+    assert "b is '', not 0 or 1" in message(path, label_columns="a,b")
+
+
+def test_the_only_other_column_is_suggested(root, opened, message):
+    path = write(root / "t.csv", "image,breed", lambda k: f"images/{k}.png,{ALL[k]}")
+    assert "if it is 'breed', set data.label_columns='breed'" in message(path)
+    assert merged(opened(path, label_columns="breed")[1]) == ALL
+
+
+def test_one_column_only_is_explained(root, message):
+    path = write(root / "t.csv", "image label", lambda k: f"images/{k}.png a")
+    assert "expected commas, semicolons, tabs or | between columns" in message(path)

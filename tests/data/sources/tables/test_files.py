@@ -81,6 +81,19 @@ def test_a_quote_that_is_never_closed_hides_no_rows(root, message):
     assert "a quote missing?" in message(path) or "cells, but" in message(path)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_quotes_at_the_start_of_a_cell_hide_no_rows(root, message, last):
+    path = root / "set.tsv"
+    rows = [row.split("\t") for row in lines("\t")]
+    texts = ["note", *(f'"what {k}' for k in range(12))]
+    rows = [
+        [*row, text] if last else [row[0], text, *row[1:]]
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    path.write_text("\n".join(map("\t".join, rows)))
+    assert "the quote in line 2 is not closed in that line" in message(path)
+
+
 def test_empty_cells_at_the_end_of_a_line_do_not_matter(root, opened):
     path = root / "set.csv"
     rows = lines()
@@ -129,3 +142,42 @@ def test_names_are_compared_in_one_form():
 def test_an_unknown_file_is_explained(tmp_path):
     with pytest.raises(UserError, match=r"gone\.csv cannot be read: No such file"):
         open_table(str(tmp_path / "gone.csv"), known)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.xlsx", b"PK\x03\x04rest", "is an Excel workbook or a zip archive"),
+        ("a.csv.gz", b"\x1f\x8b\x08", "is a file compressed by gzip"),
+        ("a.feather", b"ARROW1", "is an Arrow or Feather file"),
+        ("a.json", b' [\n{"image": "a", "label": 1}]', "is one JSON document"),
+        ("a.jsonl", b'[{"image": "a", "label": 1}]', "is one JSON document"),
+        ("b.jsonl", b'{\n"image": "a",\n"label": 1}', "is one JSON document"),
+        ("a.csv", b"<!DOCTYPE html>\n<html>404</html>", "is an HTML page"),
+        (
+            "b.csv",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "pointer of Git LFS",
+        ),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "of Git LFS"),
+        ("c.jsonl", b'{"image": "a"}', "columns are the keys of the first row"),
+        ("a.txt", b"12\nSmiling Young\n", "expected commas, semicolons, tabs or |"),
+    ],
+)
+def test_files_that_are_taken_for_tables_are_named(
+    tmp_path, message, name, data, reason
+):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(data)
+    assert reason in message(tmp_path / name)
+
+
+def test_text_of_another_ending_is_a_table(root, opened):
+    (root / "labels.txt").write_text("\n".join(lines()))
+    assert opened(root / "labels.txt")[1] == {"train": TRAIN, "val": VAL}
+
+
+def test_a_file_of_another_kind_is_explained(tmp_path, message):
+    (tmp_path / "a.doc").write_bytes(b"x")
+    assert "data.kind=table reads it as a table" in message(tmp_path / "a.doc")

@@ -12,7 +12,14 @@ _MOST_VALUES = 100  # distinct ones of a column that are looked at
 
 def zero_or_one(value: Any) -> bool | None:
     """Reads a cell of a column for one class; None if it is something else."""
+    if value == "0" or value == "1":  # nearly all of them
+        return value == "1"
     return _ZERO_OR_ONE.get(str(value).strip().lower())
+
+
+def is_empty(value: Any) -> bool:
+    """Returns whether a cell has no value: missing, blank, or "not a number"."""
+    return value is None or value != value or not str(value).strip()
 
 
 def listed(value: str) -> list[Any] | None:
@@ -34,34 +41,43 @@ class Seen:
       values: its distinct texts without blanks around them, as far as they are few.
       more: whether there are more.
       several: whether a cell holds several labels.
+      lists: whether a cell is a list, not text.
+      example: the first text that holds several labels.
     """
 
     def __init__(self, separator: str):
         self.values: set[str] = set()
-        self.more = self.several = False
+        self.more = self.several = self.lists = False
+        self.example = ""
         self._separator = separator
 
     def add(self, value: Any) -> None:
-        if isinstance(value, list):
-            self.several = True
+        if isinstance(value, str) and value in self.values:
             return
-        text = "" if value is None else str(value).strip()
+        if isinstance(value, list):
+            self.several = self.lists = True
+            return
+        text = "" if is_empty(value) else str(value).strip()
         if not self.more:
             self.values.add(text)
             self.more = len(self.values) > _MOST_VALUES
-        if self._separator in text or listed(text) is not None:
-            self.several = True
+        if not self.several and (self._separator in text or listed(text) is not None):
+            self.several, self.example = True, text
 
-    def is_binary(self, also: Collection[str]) -> bool:
-        """Returns whether all values are zeros and ones, or in `also`."""
-        return bool(self.values) and all(
-            zero_or_one(value) is not None or value in also for value in self.values
+    def is_binary(self, also: Collection[str] = ()) -> bool:
+        """Returns whether all values are zeros and ones, or in `also`, or empty."""
+        values = self.values - {""}
+        return bool(values) and all(
+            zero_or_one(value) is not None or value in also for value in values
         )
 
 
 def clean_path(path: str) -> str:
-    """Writes a path with "/" and without blanks or "./" around it."""
+    """Writes a path with "/", and without blanks around it or needless parts."""
     path = path.strip().replace("\\", "/")
     while path.startswith("./"):
         path = path[2:].lstrip("/")
+    if "://" not in path:
+        while "//" in path[1:] or "/./" in path:
+            path = path[:1] + path[1:].replace("//", "/").replace("/./", "/")
     return path

@@ -12,8 +12,14 @@ from collections.abc import Iterable, Sequence
 from vit_jax.data.sources import split_names
 from vit_jax.data.sources.image_files import EXTENSIONS
 from vit_jax.data.sources.options import FIRST_RULES, NO_SPLITS, DataOptions
-from vit_jax.data.sources.tables.cells import Seen, clean_path, zero_or_one
+from vit_jax.data.sources.tables import split_columns
+from vit_jax.data.sources.tables.cells import Seen, zero_or_one
 from vit_jax.data.sources.tables.files import Table, normal
+from vit_jax.data.sources.tables.split_columns import (
+    SplitChoice,
+    SplitColumns,
+    flag_of,
+)
 from vit_jax.words import did_you_mean, shortened
 
 
@@ -25,9 +31,10 @@ def _names(text: str) -> tuple[str, ...]:
 PATHS = (
     _names("image path file filename"),
     _names(
-        "file_name filepath file_path imagepath image_path img_path image_file "
-        "image_filename image_file_name img_file imagename image_name img_name img "
-        "image_index relative_path rel_path picture photo"
+        "file_name file_names filenames fname filepath filepaths file_path imagepath "
+        "image_path img_path image_file image_filename image_file_name img_file "
+        "imagename image_name img_name img image_index relative_path rel_path picture "
+        "photo"
     ),
     _names("image_id imageid img_id id"),
 )
@@ -39,16 +46,12 @@ LABELS = (
     ),
     _names("class_id label_id category_id"),
 )
-SPLITS = (
-    _names("split"),
-    _names(
-        "set subset partition phase data_split dataset_split split_name train_test "
-        "train_val train_val_test train_test_split usage"
-    ),
-)
+SPLITS = (_names("split"), split_columns.NAMES)
 _SEVERAL = ("labels", "tags", "classes", "categories")  # any number of labels per row
 _NUMBERING = ("", "index", "unnamed_0", "row", "no", "nr")
+_NO_CLASSES = ("sex", "gender", "fold")  # columns that may hold zeros and ones
 _MINUS = frozenset(("-1", "-1.0"))
+_BLANK = frozenset(("",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,26 +62,26 @@ class Columns:
       labels: one column of labels, or one column of zeros and ones per class; none in a
         table for testing without labels.
       one_hot: whether it is the latter.
-      minus_is_no: whether -1 stands for 0 in these, which have no 0.
+      no: texts that stand for 0 in these, which have no 0: -1 or blanks.
       several: whether a row may have any number of labels; decided by the rows if
         `one_hot`.
-      folder_is_split: whether the first folder of the path is the split.
+      splits: the columns that give the split.
     """
 
     path: str
     labels: tuple[str, ...]
     one_hot: bool
-    minus_is_no: bool
+    no: frozenset[str]
     several: bool
     weight: str
-    split: str
     group: str
-    folder_is_split: bool
+    splits: SplitColumns
 
     @property
     def used(self) -> list[str]:
         """Names of all columns whose values are needed."""
-        every = (self.path, *self.labels, self.weight, self.split, self.group)
+        split = (self.splits.column, *self.splits.flags)
+        every = (self.path, *self.labels, self.weight, *split, self.group)
         return [name for name in every if name]
 
 
@@ -123,20 +126,23 @@ class _Choice:
         path = self._path()
         weight = self._only_or_none("weight")
         group = self._named("group_column", self._options.group_column)
-        split = self._split(path)
-        labels, one_hot = self._labels({path, weight, group, split})
+        splits = self._splits(path, {path, weight, group})
+        taken = {path, weight, group, splits.column, *splits.flags}
+        labels, one_hot = self._labels(taken)
+        if not labels and split_names.role(self._file_split) == "test":
+            # A test split without labels, which is left out, whatever else it lacks.
+            splits, self._wrong = split_columns.NONE, []
         columns = Columns(
             path=path,
             labels=labels,
             one_hot=one_hot,
-            minus_is_no=one_hot and self._minus_is_no(labels),
+            no=self._other_zeros(labels) if one_hot else frozenset(),
             several=not one_hot and bool(labels) and self._several(labels[0]),
             weight=weight,
-            split=split,
             group=group,
-            folder_is_split=not split and bool(path) and self._folders(path),
+            splits=splits,
         )
-        for name in columns.used:
+        for name in dict.fromkeys(columns.used):
             number = self._table.columns.count(name)
             if number > 1:
                 self._wrong.append(f"{number} columns are called {name}")
@@ -166,36 +172,77 @@ class _Choice:
             found = classes or self._of_names(LABELS)
         if found:
             return (self._only(found, "label", LABELS, "label_columns"),), False
+        if split_names.role(self._file_split) == "test":
+            if not (binary := self._binary(taken)[0]):
+                return (), False
+            return binary, True
+        binary, others = self._binary(taken)
+        if binary:
+            self._remarks.append(
+                "columns of zeros and ones are taken for classes: "
+                f"{shortened(binary)}; data.label_columns names others"
+            )
+            return binary, True
+        seen = self._seen(others)
+        ones = [
+            name
+            for name in others
+            if seen[name].is_binary(_BLANK)
+            and not seen[name].values <= _BLANK
+            and normal(name) not in _NO_CLASSES
+        ]
+        hint = ""
+        if len(ones) > 1:
+            hint = (
+                f"; {', '.join(ones)} hold only zeros and ones: if these are the "
+                f"classes, set data.label_columns={','.join(ones)!r}"
+            )
+        elif len(others) == 1:
+            hint = f"; if it is {others[0]!r}, set data.label_columns={others[0]!r}"
+        self._only([], "label", LABELS, "label_columns", hint)
+        return (), False
+
+    def _binary(self, taken: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
+        """Returns the columns of classes if all others are such, and all others."""
+        flags = split_columns.flags_in(self._table.columns)
         others = [
             name
             for name in self._table.columns
-            if name not in taken and normal(name) not in _NUMBERING
+            if name not in taken and name not in flags
         ]
         seen = self._seen(others)
         values = set[str]().union(*(seen[name].values for name in others))
         usual = _MINUS if all(zero_or_one(one) is not False for one in values) else ()
-        binary = [name for name in others if seen[name].is_binary(usual)]
-        if len(binary) > 1 and len(binary) == len(others):
-            return tuple(binary), True
-        if split_names.role(self._file_split) == "test":
-            return (), False  # a test split without labels, which is left out
-        hint = ""
-        if len(binary) > 1:
-            hint = (
-                f"; {', '.join(binary)} hold only zeros and ones: if these are the "
-                f"classes, set data.label_columns={','.join(binary)!r}"
-            )
-        self._only([], "label", LABELS, "label_columns", hint)
-        return (), False
+        # A class may be called "no", but hardly a numbering.
+        others = [
+            name
+            for name in others
+            if normal(name) not in _NUMBERING or seen[name].is_binary(usual)
+        ]
+        binary = [
+            name
+            for name in others
+            if seen[name].is_binary(usual) and normal(name) not in _NO_CLASSES
+        ]
+        complete = len(binary) > 1 and len(binary) == len(others)
+        if "" in values:
+            # Without any 0, a blank may stand for it.
+            complete &= any(zero_or_one(one) is False or one in usual for one in values)
+        return tuple(binary) if complete else (), others
 
-    def _minus_is_no(self, labels: Sequence[str]) -> bool:
-        """Returns whether the columns of classes hold ones and minus ones only."""
+    def _other_zeros(self, labels: Sequence[str]) -> frozenset[str]:
+        """Returns the texts that stand for 0 in columns of classes without any 0."""
         seen = self._seen(labels).values()
         values = set[str]().union(*(one.values for one in seen))
-        if not (values & _MINUS) or any(zero_or_one(one) is False for one in values):
-            return False
-        self._remarks.append("columns of classes have no 0: -1 is read as 0")
-        return True
+        if any(zero_or_one(one) is False for one in values):
+            return frozenset()
+        if values & _MINUS:
+            self._remarks.append("columns of classes have no 0: -1 is read as 0")
+            return _MINUS
+        if values & _BLANK:
+            self._remarks.append("columns of classes have no 0: blanks are read as 0")
+            return _BLANK
+        return frozenset()
 
     def _matching(self, given: str) -> tuple[tuple[str, ...], bool]:
         """Returns the columns of `label_columns`."""
@@ -214,9 +261,18 @@ class _Choice:
         """Returns whether a row may have any number of labels in this column."""
         if label in self._table.lists or label in self._table.single:
             return label in self._table.lists
-        if normal(label) == "label":
+        given = bool(self._options.label_columns)
+        if self._newer and normal(label) == "label" and not given:
+            if (seen := self._seen([label])[label]).several and not seen.lists:
+                self._remarks.append(
+                    "cells of 'label' look like several labels, but each is read as "
+                    f"one: {seen.example!r}. If they are several, set "
+                    "data.label_columns='label'"
+                )
             return False
-        if not self._options.label_columns and normal(label) in _SEVERAL:
+        if normal(label) == "label" and not (given and self._newer):
+            return False
+        if not given and normal(label) in _SEVERAL:
             return True
         seen = self._seen([label])[label]
         if seen.several:
@@ -226,68 +282,27 @@ class _Choice:
             )
         return seen.several
 
-    def _split(self, path: str) -> str:
+    def _splits(self, path: str, taken: set[str]) -> SplitColumns:
         given = self._options.split_column
         if given == NO_SPLITS or (self._options.splits.strip() == NO_SPLITS):
-            return ""
+            return split_columns.NONE
         if given:
-            return self._named("split_column", given)
-        found = self._of_names(SPLITS[:1])
-        if found:
-            return self._only(found, "split", SPLITS[:1], "split_column")
-        others = self._of_names(SPLITS) if self._newer and not self._file_split else []
-        others = [name for name in others if name != path]
-        seen = self._seen(others)
-        sure, unsure = [], []
-        for name in others:
-            meant = {value: self._meaning(value) for value in seen[name].values}
-            if "train" not in meant.values():
-                continue
-            unknown = [value for value, split in meant.items() if not split]
-            if unknown or seen[name].more:
-                unsure.append(name)
-                self._wrong.append(
-                    f"the column {name} looks like one of splits, but has other "
-                    f"values: {shortened(sorted(unknown), repr)}; set "
-                    f"data.split_column={name!r}, and data.splits for what they mean, "
-                    f"or data.split_column={NO_SPLITS!r}"
-                )
-            else:
-                sure.append(name)
-        if not sure:
-            return ""
-        chosen = self._only(sure, "split", SPLITS, "split_column")
-        self._remarks.append(f"the column {chosen!r} gives the splits")
-        return chosen
-
-    def _folders(self, path: str) -> bool:
-        """Returns whether every path begins with the folder of a split."""
-        options = self._options
-        if not self._newer or self._file_split or options.split_column:
-            return False
-        if options.splits.strip() == NO_SPLITS or path in self._table.images:
-            return False
-        meant, first = set[str](), True
-        for _, row in self._table.rows([path]):
-            if isinstance(row, str):
-                continue
-            folder, slash, _ = clean_path(str(row.get(path) or "")).partition("/")
-            split = self._meaning(folder) if slash else None
-            if not split:
-                return False
-            meant.add(split)
-            first = False
-        if first or "train" not in meant or len(meant) < 2:
-            return False
-        self._remarks.append(
-            "the first folder of each path gives the split; data.split_column="
-            f"{NO_SPLITS!r} means that there are no splits"
-        )
-        return True
-
-    def _meaning(self, value: str) -> str | None:
-        given = self._options.named_splits
-        return given.get(value) or split_names.canonical(value)
+            column = self._named("split_column", given)
+            flag = self._newer and not self._options.named_splits and flag_of(column)
+            return SplitColumns(flags={column: flag}) if flag else SplitColumns(column)
+        labels = (part.strip() for part in self._options.label_columns.split(","))
+        patterns = [*filter(None, labels)]
+        taken |= {
+            name
+            for name in self._table.columns
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+            or (not patterns and any(normal(name) in tier for tier in LABELS))
+        }
+        choice = SplitChoice(self._table, self._options, self._file_split)
+        found = choice.made(self._of_names(SPLITS[:1]), path, taken)
+        self._wrong += choice.wrong
+        self._remarks += choice.remarks
+        return found
 
     def _named(self, option: str, name: str) -> str:
         """Returns the column that an option names; "" if there is none."""
@@ -333,6 +348,8 @@ class _Choice:
         else:
             if any(name.lower().endswith(EXTENSIONS) for name in self._table.columns):
                 hint = "; the first line has to name the columns"
+            elif len(self._table.columns) == 1:
+                hint = f"; {self._table.divided}"
             usual = ", ".join(tiers[0])
             self._wrong.append(
                 f"no column for the {what}: expected one of {usual}, or its name in "

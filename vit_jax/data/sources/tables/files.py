@@ -19,6 +19,10 @@ JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
 # Endings of files that are taken for tables without being told so.
 EXTENSIONS = (".csv", ".tsv", *JSON_LINES, PARQUET)
+# Others that people take for tables: text is read, the rest refused as what it is.
+OTHER_EXTENSIONS = (
+    *(".txt", ".json", ".xlsx", ".xls", ".csv.gz", ".feather", ".arrow", ".sqlite"),
+)
 
 Row = dict[str, Any]
 Known = Callable[[str], bool]  # whether a column has a name that means something
@@ -30,7 +34,10 @@ _OTHER_FILES = {
     b"PAR1": "a Parquet file",
     b"\x1f\x8b": "a file compressed by gzip",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"SQLite format 3\0": "an SQLite database",
+    b"ARROW1": "an Arrow or Feather file",
 }
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class Table:
@@ -40,6 +47,7 @@ class Table:
       file: its path.
       columns: names of its columns, without the blanks around them.
       unit: what the numbers of `rows` count: "line" or "row".
+      divided: what divides its columns, for messages.
       images: columns that hold images rather than paths.
       class_names: column → names of the classes that its whole numbers stand for.
       single: columns that can hold only one label per row.
@@ -47,6 +55,7 @@ class Table:
     """
 
     unit = "line"
+    divided = "columns are those of the file's schema"
     images: tuple[str, ...] = ()
     class_names: Mapping[str, tuple[str, ...]] = {}
     single: frozenset[str] = frozenset()
@@ -70,6 +79,16 @@ class Table:
           UserError: the file cannot be read.
         """
         raise NotImplementedError
+
+
+def check_not_pointer(file: str) -> None:
+    """Raises UserError if a file only stands for one that Git LFS has not fetched."""
+    with open(file, "rb") as binary:
+        if binary.read(len(_LFS)) == _LFS:
+            raise UserError(
+                f"{file} is a pointer of Git LFS, not the file itself. Fetch it: "
+                "git lfs pull"
+            )
 
 
 def normal(name: str) -> str:
@@ -99,8 +118,11 @@ def open_table(file: str, known: Known) -> Table:
 class DelimitedTable(Table):
     """A text table with a header, such as .csv."""
 
+    divided = "expected commas, semicolons, tabs or | between columns"
+
     def __init__(self, file: str, known: Known):
         self._skipped, self._delimiter = 0, ""
+        _refuse_json(file)
         with _readable(file) as (text, _):
             for line in text:
                 if declared := _DECLARED.fullmatch(line):
@@ -132,21 +154,28 @@ class DelimitedTable(Table):
     def rows(self, columns: Collection[str]) -> Iterator[tuple[int, Row | str]]:
         del columns  # all of a line is read anyway
         names, ended = self.columns, False
+        record: list[str] = []  # lines of the row in work
 
         def lines(text: IO[str]) -> Iterator[str]:
             nonlocal ended
-            yield from self._after_skipped(text)
+            for line in self._after_skipped(text):
+                record.append(line)
+                yield line
             ended = True
 
         with _readable(self.file) as (text, at):
             reader = _reader(lines(text), self._delimiter)
             next(reader, None)
+            record.clear()
             number = self._skipped + reader.line_num
             for values in reader:
                 begun, number = number + 1, self._skipped + reader.line_num
                 at[0] = number
                 if ended:  # the reader looked for the end of a quoted cell
                     raise csv.Error(f"the quote in line {begun} is never closed")
+                if len(record) > 1:
+                    self._check_quotes(record, begun)
+                record.clear()
                 if not any(value.strip() for value in values):
                     continue
                 while len(values) > len(names) and not values[-1].strip():
@@ -156,9 +185,24 @@ class DelimitedTable(Table):
                 else:
                     yield number, f"{len(values)} cells, but {len(names)} columns"
 
+    def _check_quotes(self, record: list[str], begun: int) -> None:
+        """Raises csv.Error if a row of several lines seems to be several rows."""
+        strict = csv.reader(
+            record, delimiter=self._delimiter, skipinitialspace=True, strict=True
+        )
+        try:
+            next(strict)
+        except csv.Error:
+            raise csv.Error(
+                f"the quote in line {begun} is not closed in that line, and what "
+                "closes it is followed by more text"
+            ) from None
+
 
 class JsonTable(Table):
     """A table of JSON objects, one per line; the first one's keys are the columns."""
+
+    divided = "columns are the keys of the first row"
 
     def __init__(self, file: str):
         columns = []
@@ -168,6 +212,8 @@ class JsonTable(Table):
                 if isinstance(row, dict):
                     columns = [name.strip() for name in row]
                     break
+            else:
+                _refuse_json(file)
         super().__init__(file, columns)
         self._by_normal = {normal(name): name for name in columns}
 
@@ -211,6 +257,18 @@ def _reader(lines: Iterator[str], delimiter: str):
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
+def _refuse_json(file: str) -> None:
+    """Raises UserError if a text file is one JSON document."""
+    with _readable(file) as (text, _):
+        start = text.read(1024).lstrip()
+    if start.startswith(("[", "{")):
+        raise UserError(
+            f"{file} is one JSON document, not a table. Write one object per line into "
+            'a .jsonl file, such as {"image": "images/0.jpg", "label": "cat"}; pandas '
+            "does: to_json(…, orient='records', lines=True)."
+        )
+
+
 def _json_row(line: str) -> Row | str:
     try:
         row = json.loads(line)
@@ -244,11 +302,16 @@ def _readable(file: str) -> Iterator[tuple[IO[str], list[int]]]:
 def _encoding(file: str) -> str:
     with open(file, "rb") as binary:
         start = binary.read(1024)
+    check_not_pointer(file)
     for magic, what in _OTHER_FILES.items():
         if start.startswith(magic):
             raise UserError(
                 f"{file} is {what}, not text. Save the table as CSV in UTF-8."
             )
+    if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise UserError(
+            f"{file} is an HTML page, not a table. Download the file itself."
+        )
     if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -1,7 +1,8 @@
 """Folders that hold tables: which files they are, and for which splits.
 
 train.csv val.csv …             a table for each split, under any of its names
-metadata.csv (or .jsonl, .parquet), in the folder or in each split's folder
+metadata.csv (or .jsonl, .parquet), in the folder or in each split's folder; or any one
+                                table in each split's
 Hugging Face's image folders
 [data/]train-00000-of-00004.parquet …, or train/0000.parquet …
 labels.csv                      any one table beside folders of images
@@ -10,15 +11,17 @@ labels.csv                      any one table beside folders of images
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from vit_jax.data.sources import split_names
 from vit_jax.data.sources.image_files import Scanned, Walker
+from vit_jax.data.sources.not_classes import mere_parts
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.tables.columns import PATHS, known
 from vit_jax.data.sources.tables.files import (
     EXTENSIONS,
+    OTHER_EXTENSIONS,
     PARQUET,
     normal,
     open_table,
@@ -30,9 +33,10 @@ _TEXT = tuple(ending for ending in EXTENSIONS if ending != PARQUET)
 _METADATA = tuple(f"metadata{ending}" for ending in EXTENSIONS)
 # Words of a file's name beside the split: "train_labels.csv".
 _NEUTRAL = re.compile(
-    r"(?i)(?<![a-z])(labels?|annotations?|metadata|info|list|table|index|csv)(?![a-z])"
+    r"(?i)(?<![a-z])(labels?|annotations?|ground[-_ ]?truth|metadata|info|list|table"
+    r"|index|csv)(?![a-z])"
 )
-_SHARD = re.compile(r"[-_.]?[0-9]+([-_]of[-_][0-9]+)?([-_.][0-9a-f]{8,})?$")
+_SHARD = re.compile(r"[-_.]?[0-9]+([-_]of[-_](?P<count>[0-9]+))?([-_.][0-9a-f]{8,})?$")
 _FEW_FOLDERS = 8  # of other names, which may hold Parquet files
 
 
@@ -50,7 +54,20 @@ class Found(NamedTuple):
     @property
     def names(self) -> str:
         """The names of the files, for messages."""
-        return shortened([os.path.basename(file) for file in self.files], most=3)
+        names = dict.fromkeys(os.path.basename(file) for file in self.files)
+        return shortened([*names], most=3)
+
+
+class ClassFolders(NamedTuple):
+    """Numbers of folders that could be classes, as far as they matter: up to two.
+
+    Attributes:
+      all: those with images.
+      likely: of these, those without a name such as "images_001".
+    """
+
+    all: int
+    likely: int
 
 
 def find_tables(folder: str, options: DataOptions) -> Found | None:
@@ -71,10 +88,11 @@ def find_tables(folder: str, options: DataOptions) -> Found | None:
     return Found({file: ""}) if file else None
 
 
-def class_folders(folder: str, options: DataOptions) -> int:
-    """Counts the folders that could be classes, as far as it has to: up to two.
+def class_folders(folder: str, options: DataOptions) -> ClassFolders:
+    """Counts the folders that could be classes.
 
-    They are those in the folder, or in that of its training split.
+    They are those in the folder, or in that of its training split, unless they are
+    named like parts: images_001, images_002.
     """
     walker = Walker(options.rules)
     below = _scan(walker, folder).folders
@@ -85,19 +103,24 @@ def class_folders(folder: str, options: DataOptions) -> int:
     else:
         root = folder
         if all(_split_of(name, options) for name in below):
-            return 0
-    count = 0
+            return ClassFolders(0, 0)
+    parts, count, likely = mere_parts(below), 0, 0
     for name in below:
         with contextlib.suppress(OSError):  # whoever reads the folder reports it
-            count += walker.has_images(os.path.join(root, name))
-        if count == 2:
+            if walker.has_images(os.path.join(root, name)):
+                count += 1
+                likely += name not in parts
+        if likely == 2:
             break
-    return count
+    return ClassFolders(min(count, 2), likely)
 
 
 def _split_files(folder: str, options: DataOptions, walker: Walker) -> dict[str, str]:
     """Returns table → split if there are tables for training and evaluation."""
     names = _files(walker, folder, _TEXT)
+    given = options.named_splits
+    if here := [name for name in names if name in given]:
+        return {os.path.join(folder, name): given[name] for name in here}
     by_split: dict[str, list[str]] = {}
     for name in names:
         stem = os.path.splitext(name)[0]
@@ -116,17 +139,18 @@ def _split_files(folder: str, options: DataOptions, walker: Walker) -> dict[str,
         if len(by_split[split]) > 1:
             raise UserError(
                 f"{folder} has both {' and '.join(sorted(by_split[split]))}. Keep one "
-                "of them."
+                "of them, or name the tables to use, as in "
+                f"data.splits='{split}={by_split[split][0]}'."
             )
         found[os.path.join(folder, by_split[split][0])] = split
     return found
 
 
 def _metadata(folder: str, options: DataOptions, walker: Walker) -> dict[str, str]:
-    """Returns the tables of one of Hugging Face's image folders."""
+    """Returns the tables of one of Hugging Face's image folders, or of each split's."""
     names = _files(walker, folder, EXTENSIONS)
     if here := [name for name in names if name.lower() in _METADATA]:
-        return {os.path.join(folder, here[0]): ""}
+        return {_only_metadata(folder, here): ""}
     found: dict[str, str] = {}
     for name in _scan(walker, folder).folders:
         split = _split_of(name, options)
@@ -135,6 +159,9 @@ def _metadata(folder: str, options: DataOptions, walker: Walker) -> dict[str, st
         below = os.path.join(folder, name)
         files = _files(walker, below, EXTENSIONS)
         here = [file for file in files if file.lower() in _METADATA]
+        if not here:  # then the only table, such as Roboflow's _classes.csv
+            here = [file for file in files if _names_images(os.path.join(below, file))]
+            here = here if len(here) == 1 else []
         if not here:
             continue
         if split in found.values():
@@ -142,8 +169,22 @@ def _metadata(folder: str, options: DataOptions, walker: Walker) -> dict[str, st
                 f"{folder} has several folders with metadata for the split {split}; "
                 "set data.splits to the one to use"
             )
-        found[os.path.join(below, here[0])] = split
+        found[_only_metadata(below, here)] = split
     return found if "train" in found.values() else {}
+
+
+def _only_metadata(folder: str, names: list[str]) -> str:
+    """Returns the path of the only table of metadata.
+
+    Raises:
+      UserError: there are several, of which the labels may differ.
+    """
+    if len(names) > 1:
+        raise UserError(
+            f"{folder} has both {' and '.join(names)}. Name the one to use as the "
+            "dataset, or keep one of them."
+        )
+    return os.path.join(folder, names[0])
 
 
 def _shards(folder: str, options: DataOptions, walker: Walker) -> dict[str, str]:
@@ -162,7 +203,34 @@ def _shards(folder: str, options: DataOptions, walker: Walker) -> dict[str, str]
             f"{shortened(without)}. Name one folder or file, or set data.splits to "
             "what the names mean."
         )
+    _check_shards(folder, found, options)
     return dict(sorted(found.items(), key=lambda one: (_place_of(one[1]), one[0])))
+
+
+def _check_shards(folder: str, found: dict[str, str], options: DataOptions) -> None:
+    """Raises UserError if files of a split are missing or of several data sets."""
+    series: dict[tuple[str, str], list[str]] = {}
+    sets: dict[str, dict[str, str]] = {}
+    for file, split in found.items():
+        below = os.path.relpath(os.path.dirname(file), folder)
+        others = [one for one in below.split(os.sep) if not _split_of(one, options)]
+        sets.setdefault(split, {})[os.path.join(*others, "")] = below
+        stem = os.path.splitext(os.path.basename(file))[0]
+        if (shard := _SHARD.search(stem)) and shard["count"]:
+            series.setdefault((stem[: shard.start()], shard["count"]), []).append(file)
+    for split, folders in sets.items():
+        if len(folders) > 1:
+            raise UserError(
+                f"{folder} has Parquet files of {split or 'the same split'} in several "
+                f"folders: {shortened(sorted(folders.values()))}. Name the one to use "
+                "as the dataset."
+            )
+    for (name, count), files in series.items():
+        if len(files) != int(count):
+            raise UserError(
+                f"{folder} has {len(files)} of {int(count)} files of the series "
+                f"{name}-…-of-{count}: complete it, or name one file as the dataset."
+            )
 
 
 def _parquet_files(
@@ -193,24 +261,43 @@ def _only_table(folder: str, options: DataOptions, walker: Walker) -> str:
     """
     found = []
     for name in _files(walker, folder, _TEXT):
-        if "submission" in name.lower():
-            continue
         file = os.path.join(folder, name)
-        try:
-            columns = open_table(file, known).columns
-        except UserError:
-            continue
-        if any(normal(column) in tier for tier in PATHS for column in columns):
+        if _names_images(file):
             found.append(file)
     train = [file for file in found if _table_split(file, options) == "train"]
     if len(train) == 1:
         return train[0]
-    if len(found) > 1 and class_folders(folder, options) < 2:
+    if len(found) > 1 and class_folders(folder, options).likely < 2:
         names = shortened([os.path.basename(file) for file in found])
         raise UserError(
             f"{folder} has several tables: {names}. Name the one to use as the dataset."
         )
     return found[0] if len(found) == 1 else ""
+
+
+def _names_images(file: str) -> bool:
+    """Returns whether a file is a text table of images, but not of predictions."""
+    name = os.path.basename(file).lower()
+    if "submission" in name or not name.endswith(_TEXT):
+        return False
+    try:
+        columns = open_table(file, known).columns
+    except UserError:
+        return False
+    return any(normal(column) in tier for tier in PATHS for column in columns)
+
+
+def not_read(folder: str, files: Iterable[str]) -> list[str]:
+    """Lists the tables and arrays in a folder that are not among the data set's files.
+
+    Args:
+      folder: the data set's folder.
+      files: the tables that are read.
+    """
+    endings = (*EXTENSIONS, *OTHER_EXTENSIONS, ".npz")
+    taken = {os.path.abspath(file) for file in files}
+    names = _files(Walker(), folder, endings)
+    return [name for name in names if os.path.join(folder, name) not in taken]
 
 
 def _place_of(split: str) -> int:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from vit_jax.data.sources.tables.files import Row, Table
+from vit_jax.data.sources.tables.files import Row, Table, check_not_pointer
 from vit_jax.errors import UserError
 from vit_jax.words import one_line
 
@@ -126,6 +126,7 @@ def opened(file: str) -> Iterator[Any]:
             "'vit_jax[parquet]'"
         ) from error
     try:
+        check_not_pointer(file)
         with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:

@@ -17,7 +17,8 @@ from vit_jax.words import shortened
 LOOKED_FOR = 100  # files; if none of them exists, the paths are taken to be wrong
 _TRIED = 200  # folders in which images are looked for
 _UPWARDS = 3  # parents of the table's folder among them
-_ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
+# Also addresses, such as gs://bucket/images/0.jpg; these are never fetched.
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/|[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class Place:
@@ -41,9 +42,12 @@ class Place:
         below = os.path.relpath(os.path.dirname(file), root).replace(os.sep, "/")
         self._root, self._below = root, "" if below == "." else below
         self._folders = self._image_folders(options.image_root)
-        self._suffix = options.image_suffix.strip()
-        if self._suffix and "." not in self._suffix:
-            self._suffix = f".{self._suffix}"
+        given = filter(None, (one.strip() for one in options.image_suffix.split(",")))
+        self._suffixes = [one if "." in one else f".{one}" for one in given]
+        self._endings = (*EXTENSIONS, *map(str.lower, self._suffixes))
+        # The same image may be listed with its whole path and without.
+        own = "" if options.image_root or self._below else root.replace(os.sep, "/")
+        self._prefix = own and own.rstrip("/") + "/"
         self._first_rules = options.rules == FIRST_RULES
         self._names = [_names_in(os.path.join(root, one)) for one in self._folders[1:]]
         if self._names:
@@ -62,11 +66,25 @@ class Place:
             return posixpath.join(self._below, cell)
         if not self._first_rules:
             cell = clean_path(cell)
-        endings = (*EXTENSIONS, self._suffix.lower())
-        if self._suffix and not cell.lower().endswith(endings):
-            cell += self._suffix
+        if self._suffixes and not cell.lower().endswith(self._endings):
+            return self._first_of([cell + suffix for suffix in self._suffixes])
+        return self._whole(cell)
+
+    def _first_of(self, cells: Sequence[str]) -> str:
+        """Returns the path of the first that exists; else that of the very first."""
+        whole = [self._whole(cell) for cell in cells]
+        if len(whole) > 1:
+            for path in whole:
+                if os.path.exists(os.path.join(self._root, path)):
+                    return path
+        return whole[0]
+
+    def _whole(self, cell: str) -> str:
+        """Returns the path of a cell that has its ending."""
         if self._cut != 0 and _ABSOLUTE.match(cell):
             cell = self._cut_off(cell)
+        if not self._first_rules:
+            cell = cell.removeprefix(self._prefix)
         return posixpath.join(self._folder_of(cell), cell)
 
     def _image_folders(self, image_root: str) -> list[str]:
@@ -132,21 +150,33 @@ class Place:
 
 def check_exist(
     root: str, paths: Sequence[str], name: str, cells: Callable[[], Sequence[str]]
-) -> None:
-    """Raises UserError if none of the first files exists.
-
-    A single missing file is reported, and counted, when it is read.
+) -> list[str]:
+    """Looks whether the first files exist.
 
     Args:
       root: the data set's folder.
       paths: the first paths, relative to it.
       name: the data set's name in messages.
       cells: reads what the table says instead of `paths`, to suggest where they are.
+
+    Returns:
+      A remark if some do not; each is reported, and counted, when it is read.
+
+    Raises:
+      UserError: none of them exists.
     """
-    first = os.path.join(root, paths[0])
-    if any(os.path.exists(os.path.join(root, path)) for path in paths):
-        return
-    hint = _suggestion(root, [clean_path(cell) for cell in cells()]) or (
+    missing = [path for path in paths if not os.path.exists(os.path.join(root, path))]
+    if not missing:
+        return []
+    first = os.path.join(root, missing[0])
+    hint = _similar(root, missing[0])
+    if len(missing) < len(paths):
+        return [
+            f"{len(missing)} of the first {len(paths)} images do not exist, such as "
+            f"{first}{hint and '. '}{hint}"
+        ]
+    hint = _suggestion(root, [clean_path(cell) for cell in cells()]) or hint
+    hint = hint or (
         "Write paths relative to the table's folder, or absolute ones; or set "
         "data.image_root to the folder that they are relative to, and "
         "data.image_suffix to their ending if they have none."
@@ -155,6 +185,19 @@ def check_exist(
         f"none of the first {len(paths)} images of {name} exists; the first was "
         f"expected at {first}. {hint}"
     )
+
+
+def _similar(root: str, path: str) -> str:
+    """Returns a sentence about a file of another case or ending; else ""."""
+    folder, name = os.path.split(os.path.join(root, path))
+    stem = os.path.splitext(name)[0].casefold()
+    for other in sorted(_names_in(folder)):
+        if os.path.splitext(other)[0].casefold() == stem:
+            return (
+                f"There is {os.path.join(folder, other)}: the table has to name files "
+                "in their own case and with their own ending"
+            )
+    return ""
 
 
 def _suggestion(root: str, cells: Sequence[str]) -> str:
@@ -176,12 +219,18 @@ def _suggestion(root: str, cells: Sequence[str]) -> str:
             if found:
                 hits[suffix][folder] = found
     best, most = {}, len(set(cells)) // 2
-    for suffix, folders in hits.items():
+    # One ending is a better guess than several, and one folder than several.
+    for tried in [*([suffix] for suffix in suffixes), suffixes[1:]]:
+        folders: dict[str, set[str]] = {}
+        for suffix in tried:
+            for folder, found in hits[suffix].items():
+                folders.setdefault(folder, set()).update(found)
         one = max(folders, key=lambda name: len(folders[name]), default="")
-        together = set().union(*folders.values())
+        together = set[str]().union(*folders.values())
         for names, found in (([one], folders.get(one, ())), (list(folders), together)):
             if len(found) > most:
-                best = {"image_root": ",".join(names) or ".", "image_suffix": suffix}
+                endings = ",".join(suffix for suffix in tried if hits[suffix])
+                best = {"image_root": ",".join(names) or ".", "image_suffix": endings}
                 most = len(found)
     if not best:
         return ""

@@ -9,6 +9,7 @@ A folder of tables, one per split, is one data set; see folders.py.
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -22,17 +23,22 @@ from vit_jax.data.sources.listings import (
     Entry,
     Files,
     Listing,
-    UnknownClasses,
+    NotForTraining,
     hold_out,
     left_without,
     mixed,
 )
-from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions
+from vit_jax.data.sources.options import (
+    DEFAULT_OPTIONS,
+    FIRST_RULES,
+    NO_SPLITS,
+    DataOptions,
+)
 from vit_jax.data.sources.protocol import in_order
 from vit_jax.data.sources.tables import checks
 from vit_jax.data.sources.tables.columns import Columns, choose, known
 from vit_jax.data.sources.tables.files import Table, normal, open_table
-from vit_jax.data.sources.tables.folders import find_tables
+from vit_jax.data.sources.tables.folders import find_tables, not_read
 from vit_jax.data.sources.tables.parquet import EmbeddedImage, ParquetTable
 from vit_jax.data.sources.tables.parquet_images import EmbeddedFile, ImageReader
 from vit_jax.data.sources.tables.paths import LOOKED_FOR, Place, check_exist
@@ -48,8 +54,9 @@ def read_tables(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
 
     Raises:
       UserError: a table cannot be read; rows cannot be used or contradict each other
-        (lists all of them); classes to evaluate on are not trained on; or no image is
-        where the table says.
+        (lists all of them); or no image is where the table says. A `NotForTraining` if
+        there is no row or one class to train on, or nothing to hold out. A split for
+        evaluation with classes that are not trained on is in `Listing.problems`.
     """
     return _Reading(os.path.abspath(path), options).listing()
 
@@ -61,6 +68,7 @@ class _Reading:
         self._options = options
         self._name = f"the table {path}"
         self._files, self._root = {path: ""}, os.path.dirname(path)
+        self._remarks: list[str] = []
         if os.path.isdir(path):
             found = find_tables(path, options)
             if found is None:
@@ -69,59 +77,115 @@ class _Reading:
                     "each split (train.csv and val.csv, or test.csv)"
                 )
             self._files, self._root = found.files, path
+            if others := not_read(path, found.files):
+                self._remarks.append(
+                    f"labels are those of {found.names}; not read: {shortened(others)}"
+                )
         self._rows = Rows()
-        self._remarks: list[str] = []
         self._problems: dict[str, UserError] = {}
         self._embedded: dict[str, EmbeddedFile] = {}
         self._declared: set[str] = set()  # classes that the tables name themselves
         self._one_hot = False
+        self._untrainable = ""  # why no run can train on the rows
 
     def listing(self) -> Listing:
         several = self._read()
         rows, name = self._rows.usable, self._name
-        train = [row for row in rows if row.split == "train"]
-        if not train:
-            splits = ", ".join(sorted({row.split for row in rows}))
-            raise UserError(f"{name} has no row to train on, only {splits}. {EXPECTED}")
+        unknown = {} if several else _unknown_classes(rows)
+        evaluated = _in_preference({row.split for row in rows} - {"train"})
+        if not evaluated or evaluated[0] not in unknown:
+            self._remarks += [
+                f"not used: {split} has {_sentence(those)}"
+                for split, those in unknown.items()
+            ]
+        usable = [row for row in rows if row.split not in unknown]
+        listing = self._made(usable, several, evaluated)
+        untrainable = self._untrainable
+        if unknown:
+            complete = self._made(rows, several, evaluated)
+            self._problems |= {
+                split: NotForTraining(
+                    f"{name}: {split} has {_sentence(those)}", complete
+                )
+                for split, those in unknown.items()
+            }
+            listing = dataclasses.replace(listing, problems=self._problems)
+        if untrainable:
+            raise NotForTraining(untrainable, listing)
+        return listing
+
+    def _made(
+        self, rows: list[TableRow], several: bool, evaluated: list[str]
+    ) -> Listing:
+        """Makes the listing of some rows; notes if no run can train on it.
+
+        Args:
+          rows: the rows.
+          several: whether an image may have several labels.
+          evaluated: splits to evaluate on, the preferred one first.
+        """
+        name = self._name
         found = {label for row in rows for label in row.labels}
         names = in_order(found | self._declared)
-        _check_number(names, several, name)
+        self._untrainable = _wrong_number(names, several, name)
+        if not names:
+            raise UserError(self._untrainable)
         entries = _entries(rows, names, several)
-        unknown = () if several else _unknown_classes(rows)
-        evaluated = [split for split in entries if split != "train"]
-        if held_out := not evaluated:
-            entries, evaluated = self._held_out(entries["train"], names), ["val"]
-        if not all(entries.values()):
-            raise UserError(
-                f"{name} has {len(rows)} row(s), too few to hold one out for "
-                "evaluation. Add rows, or a split column."
+        trained = "train" in entries
+        if not trained:
+            splits = ", ".join(evaluated)
+            self._untrainable = (
+                f"{name} has no row to train on, only {splits}. To use all of its rows "
+                f"alike, pass data.split_column={NO_SPLITS!r}. {EXPECTED}"
             )
-        listing = Listing(
+        held_out = False
+        if not evaluated:
+            divided = self._held_out(entries["train"], names)
+            if held_out := bool(divided["val"]):
+                entries = divided
+            evaluated = ["val" if held_out else "train"]
+        return Listing(
             self._root,
             name,
             names,
             {split: Files.of(some) for split, some in entries.items()},
-            "train",
+            "train" if trained else "",
             evaluated[0],
             several,
             held_out,
             remarks=tuple(self._remarks),
-            problems=self._problems,
+            problems=dict(self._problems),
             reader=ImageReader(self._root, self._embedded) if self._embedded else None,
         )
-        if unknown:
-            raise UnknownClasses(f"{name} has {_sentence(unknown)}", listing)
-        return listing
+
+    @staticmethod
+    def _said(remarks: Iterable[str]) -> str:
+        """Writes remarks as sentences at the end of a message."""
+        return "".join(f" Note that {remark}." for remark in remarks)
 
     def _held_out(
         self, entries: list[Entry], names: tuple[str, ...]
     ) -> dict[str, list[Entry]]:
-        """Holds out a part of the training data."""
+        """Holds out a part of the training data; notes if there is none to hold out."""
         options, groups = self._options, None
         if options.group_column:
             group_of = {row.path: row.group for row in self._rows.usable}
             groups = [group_of[entry.path] for entry in entries]
         divided = hold_out(entries, options.hold_out, groups, rules=options.rules)
+        if not divided["val"]:
+            self._untrainable = self._untrainable or (
+                f"{self._name} has {len(entries):,} row(s) of {len(names):,} classes, "
+                + (
+                    f"all in one group of data.group_column={options.group_column!r}: "
+                    "a group cannot be divided. Omit that option"
+                    if len(entries) > 1 and groups and set(groups) != {""}
+                    else "too few to hold one out for evaluation: no class has two "
+                    "images. Add rows"
+                )
+                + ", or a split column."
+                + self._said(checks.amounts(names))
+            )
+            return divided
         self._remarks.append(
             f"there is no split for evaluation: {len(divided['val']):,} of "
             f"{len(entries):,} images are held out for it "
@@ -143,19 +207,35 @@ class _Reading:
         if options.rules > FIRST_RULES:
             rows.usable = _respelled(rows.usable)
             complete = not rows.problems  # else classes may be missing because of them
-            if not several:
-                checks.add_contradictions(
-                    rows.usable, rows.problems, options.label_separator
-                )
-            unknown = () if several else _unknown_classes(rows.usable)
+            if several and not self._one_hot:
+                checks.add_vectors(rows.usable, rows.problems)
+                rows.usable, remarks = checks.united(rows.usable, self._root)
+                self._remarks += remarks
+            checks.add_contradictions(
+                rows.usable, rows.problems, options.label_separator, self._root
+            )
+            self._check_named()
+            unknown = {} if several else _unknown_classes(rows.usable)
             if complete and rows.problems and unknown:
-                rows.problems.add(_sentence(unknown))
+                every = {name for some in unknown.values() for name in some}
+                rows.problems.add(_sentence(in_order(every)))
         rows.check()
         self._leave_out_unlabelled()
         train = [row for row in rows.usable if row.split == "train"]
-        self._look_for(tables, train)
+        self._look_for(tables, train or rows.usable)
         self._remark_on(several)
         return several
+
+    def _check_named(self) -> None:
+        """Adds a problem for each value that `data.splits` names and no row has."""
+        if not self._rows.divided:
+            return
+        files = {part for file in self._files for part in file.split(os.sep)}
+        for value in self._options.named_splits:
+            if value not in self._rows.named and value not in files:
+                self._rows.problems.add(
+                    f"data.splits={self._options.splits!r}: no row has {value!r}"
+                )
 
     def _opened(self) -> list[tuple[Table, Columns, str]]:
         """Opens the tables and chooses their columns."""
@@ -175,6 +255,8 @@ class _Reading:
             if not wrong:
                 tables.append((table, columns, split))
                 self._note(table, columns)
+            elif columns.path and split in ("", "train"):
+                self._look_for_first(table, columns.path)
         labelled = [columns for _, columns, _ in tables if columns.labels]
         named = {normal(one.labels[0]) for one in labelled if not one.one_hot}
         if len({one.one_hot for one in labelled}) > 1 or {"label", "labels"} <= named:
@@ -217,9 +299,12 @@ class _Reading:
             self._remarks.append(f"{problem}left out")
             self._problems[split] = UserError(f"{self._name}: {problem}of no use here")
 
-    def _look_for(self, tables, train: list[TableRow]) -> None:
-        """Raises UserError if none of the first training images exists."""
-        paths = [row.path for row in train[:LOOKED_FOR] if not self._is_embedded(row)]
+    def _look_for(self, tables, rows: list[TableRow]) -> None:
+        """Raises UserError if none of the first images of these rows exists.
+
+        Remarks on it if some do not.
+        """
+        paths = [row.path for row in rows[:LOOKED_FOR] if not self._is_embedded(row)]
         if not paths:
             return
 
@@ -234,28 +319,80 @@ class _Reading:
             texts = (str(one) for one in found if not isinstance(one, EmbeddedImage))
             return list(itertools.islice(texts, LOOKED_FOR))
 
-        check_exist(self._root, paths, self._name, cells)
+        self._remarks += check_exist(self._root, paths, self._name, cells)
+
+    def _look_for_first(self, table: Table, column: str) -> None:
+        """Adds a problem if none of the first images of an unusable table exists."""
+        place = Place(table.file, self._root, self._options)
+        cells = [
+            str(row[column])
+            for _, row in itertools.islice(table.rows([column]), LOOKED_FOR)
+            if isinstance(row, dict)
+            and row.get(column)
+            and not isinstance(row[column], EmbeddedImage)
+        ]
+        with contextlib.suppress(ValueError):
+            paths = [place(cell) for cell in cells]
+            try:
+                if paths:
+                    check_exist(self._root, paths, table.name, lambda: cells)
+            except UserError as error:
+                self._rows.problems.add(str(error))
 
     def _is_embedded(self, row: TableRow) -> bool:
         return row.path.endswith("]") and row.path.rpartition("[")[0] in self._embedded
 
     def _remark_on(self, several: bool) -> None:
         rows, options = self._rows, self._options
-        self._remarks += checks.repeated(rows.usable)
+        if rows.unnamed:
+            values = [f"{value!r} ({n:,})" for value, n in sorted(rows.unnamed.items())]
+            self._remarks.append(
+                f"{rows.unnamed.total():,} row(s) are not used, because data.splits "
+                f"does not name their split: {shortened(values)}"
+            )
+        self._remarks += checks.repeated(rows.usable, self._root)
         self._remarks += checks.shared_groups(rows.usable)
         names = {one for row in rows.usable for one in row.labels}
         self._remarks += checks.similar_names(sorted(names))
         self._remarks += checks.missing_values(sorted(names))
-        if several and not self._one_hot:
-            self._remarks += checks.unseparated(rows.usable, options.label_separator)
+        self._remarks += checks.weighted(rows.usable)
+        if self._one_hot:
+            self._remarks += checks.nearly_exclusive(rows.usable)
+        elif several:
+            remarks = checks.unseparated(rows.usable, options.label_separator)
+            self._remarks += remarks or self._all_single()
+        elif options.rules > FIRST_RULES:
+            self._remarks += checks.amounts(sorted(names))
+
+    def _all_single(self) -> list[str]:
+        """Returns a remark if each row has one label where it could have several."""
+        if any(len(row.labels) != 1 for row in self._rows.usable):
+            return []
+        return [
+            "each image has one label, but the column's name or type says that it may "
+            "have several: a class does not exclude the others. "
+            "data.label_columns names a column of one label per row"
+        ]
 
 
-def _unknown_classes(rows: Iterable[TableRow]) -> tuple[str, ...]:
-    """Returns classes that occur in evaluation splits only, in order."""
-    trained, evaluated = set[str](), set[str]()
+def _unknown_classes(rows: Iterable[TableRow]) -> dict[str, tuple[str, ...]]:
+    """Returns split → its classes that are not trained on, if there are any."""
+    classes: dict[str, set[str]] = collections.defaultdict(set)
     for row in rows:
-        (trained if row.split == "train" else evaluated).update(row.labels)
-    return in_order(evaluated - trained) if trained else ()
+        classes[row.split].update(row.labels)
+    trained = classes.get("train")
+    if not trained:
+        return {}
+    unknown = {split: some - trained for split, some in classes.items()}
+    return {split: in_order(some) for split, some in unknown.items() if some}
+
+
+def _in_preference(splits: Iterable[str]) -> list[str]:
+    """Sorts splits by the preference for evaluation."""
+    usual = split_names.PLAIN_NAMES
+    return sorted(
+        splits, key=lambda one: (usual.index(one) if one in usual else len(usual), one)
+    )
 
 
 def _sentence(unknown: Sequence[str]) -> str:
@@ -294,10 +431,12 @@ def _respelled(rows: list[TableRow]) -> list[TableRow]:
     return [row._replace(labels=[new[label] for label in row.labels]) for row in rows]
 
 
-def _check_number(names: tuple[str, ...], several: bool, name: str) -> None:
-    if len(names) < (1 if several else 2):
-        shown = f" ({names[0]!r})" if names else ""
-        raise UserError(
-            f"found {len(names)} class(es){shown} in {name}, expected at least "
-            f"{1 if several else 2}. {EXPECTED}"
-        )
+def _wrong_number(names: tuple[str, ...], several: bool, name: str) -> str:
+    """Says that there are too few classes to train on; "" if there are enough."""
+    if len(names) >= (1 if several else 2):
+        return ""
+    shown = f" ({names[0]!r})" if names else ""
+    return (
+        f"found {len(names)} class(es){shown} in {name}, expected at least "
+        f"{1 if several else 2}. {EXPECTED}"
+    )

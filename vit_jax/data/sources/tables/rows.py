@@ -1,24 +1,33 @@
 """Reading of a table's rows, with the reason for each one that cannot be used."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vit_jax.data.sources import split_names
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
-from vit_jax.data.sources.tables.cells import clean_path, listed, zero_or_one
+from vit_jax.data.sources.tables.cells import (
+    clean_path,
+    is_empty,
+    listed,
+    zero_or_one,
+)
 from vit_jax.data.sources.tables.columns import PATHS, Columns
 from vit_jax.data.sources.tables.files import Row, Table
 from vit_jax.data.sources.tables.parquet import EmbeddedImage
 from vit_jax.data.sources.tables.paths import Place
+from vit_jax.data.sources.tables.split_columns import split_of_flags
 from vit_jax.errors import UserError
+from vit_jax.words import shortened
 
 EXPECTED = (
     f"Expected columns: {', '.join(PATHS[0][:-1])} or {PATHS[0][-1]}, relative to the "
     "table's folder; label, or labels for several; optionally weight (at least 0) and "
     f"split ({', '.join(split_names.PLAIN_NAMES)}). Other names are given by "
-    "data.path_column, data.label_columns, data.split_column and data.splits."
+    "data.path_column, data.label_columns, data.split_column and data.splits (such as "
+    "train=a,val=b; rows with other values are then left out)."
 )
 _SHOWN = 10  # problems; all are counted
 
@@ -81,12 +90,19 @@ class Rows:
       problems: why others cannot.
       unlabelled: split for testing → number of its rows without a label, which are not
         in `usable`.
+      unnamed: value of the split column that `data.splits` does not name → number of
+        its rows, which are not in `usable`.
+      named: values of the split column that `data.splits` names.
+      divided: whether a column or a folder of the path gives the split.
     """
 
     def __init__(self):
         self.usable: list[TableRow] = []
         self.problems = Problems()
         self.unlabelled: Counter[str] = Counter()
+        self.unnamed: Counter[str] = Counter()
+        self.named: set[str] = set()
+        self.divided = False
         self._without: list[tuple[str, str]] = []  # (split, problem)
 
     def read(
@@ -110,27 +126,57 @@ class Rows:
         Raises:
           UserError: the table cannot be read.
         """
+        if not columns.labels and split_names.role(file_split) == "test":
+            # Without labels it is of no use, whatever else is in it.
+            self.unlabelled[file_split] += sum(1 for _ in table.rows([]))
+            return
         parser, empty = _Parser(columns, file_split, place, options), True
+        where = f"{table.name}, {table.unit}"
         for number, row in table.rows(columns.used):
-            where = f"{table.name}, {table.unit} {number}"
             if isinstance(row, str):
-                self.problems.add(f"{where}: {row}")
+                self.problems.add(f"{where} {number}: {row}")
                 continue
             empty = False
             try:
                 parsed = parser(row)
-            except ValueError as error:
-                self.problems.add(f"{where}: {error}")
+            except _Unnamed as error:
+                self.unnamed[str(error)] += 1
                 continue
-            if parsed.labels or columns.several or columns.one_hot:
+            except ValueError as error:
+                self.problems.add(f"{where} {number}: {error}")
+                continue
+            one_hot = columns.one_hot and not parser.is_unlabelled(row)
+            if parsed.labels or columns.several or one_hot:
                 self.usable.append(parsed)
             elif split_names.role(parsed.split) == "test":
                 self.unlabelled[parsed.split] += 1
-                self._without.append((parsed.split, f"{where}: empty label"))
+                self._without.append((parsed.split, f"{where} {number}: empty label"))
             else:
-                self.problems.add(f"{where}: empty label")
+                self.problems.add(f"{where} {number}: empty label")
         if empty:
             self.problems.add(f"{table.name}: no rows")
+        self._check_splits(table, columns, parser, options)
+
+    def _check_splits(
+        self, table: Table, columns: Columns, parser: "_Parser", options: DataOptions
+    ) -> None:
+        """Adds a problem if values of the split column are unknown or ambiguous."""
+        self.divided |= bool(columns.splits.column or columns.splits.folder)
+        self.named |= parser.split_of.keys() & options.named_splits.keys()
+        if options.rules == FIRST_RULES:
+            return
+        spellings: dict[str, dict[str, str]] = {}
+        for value, split in parser.split_of.items():
+            if split and value not in options.named_splits:
+                spellings.setdefault(split, {}).setdefault(_letters(value), value)
+        for split, some in spellings.items():
+            if len(some) > 1:
+                given = ",".join(f"{split}={value}" for value in some.values())
+                self.problems.add(
+                    f"{table.name}: several values could be the split {split}: "
+                    f"{shortened([*some.values()], repr)}. Name those to use, as in "
+                    f"data.splits={given!r}"
+                )
 
     def check(self) -> None:
         """Raises UserError if there is any problem.
@@ -144,6 +190,10 @@ class Rows:
         self.problems.check()
 
 
+class _Unnamed(ValueError):
+    """A value of the split column that `data.splits` does not name."""
+
+
 class _Parser:
     """A function from a table's row to a `TableRow`."""
 
@@ -153,6 +203,7 @@ class _Parser:
         self._columns, self._place, self._options = columns, place, options
         self._file_split = file_split
         self._named = options.named_splits
+        self.split_of: dict[str, str | None] = {}  # value of the column → its split
         # Field of `TableRow` → its column and the function that reads a cell.
         self._cells: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "path": (columns.path, self._path)
@@ -165,10 +216,9 @@ class _Parser:
             )
         if columns.weight:
             self._cells["weight"] = (columns.weight, _weight)
-        if columns.split:
-            self._cells["split"] = (columns.split, self._split)
-        elif columns.folder_is_split:
-            self._cells["split"] = (columns.path, self._split)
+        splits = columns.splits
+        if splits.column or splits.folder:
+            self._cells["split"] = (splits.column or columns.path, self._split)
         if columns.group:
             self._cells["group"] = (columns.group, _group)
 
@@ -182,6 +232,13 @@ class _Parser:
         for field, (column, parse) in self._cells.items():
             try:
                 values[field] = parse(row.get(column))
+            except _Unnamed:
+                raise  # what else is in the row does not matter
+            except ValueError as error:
+                wrong.append(str(error))
+        if self._columns.splits.flags:
+            try:
+                values["split"] = split_of_flags(row, self._columns.splits.flags)
             except ValueError as error:
                 wrong.append(str(error))
         if self._columns.one_hot:
@@ -189,6 +246,12 @@ class _Parser:
         if wrong:
             raise ValueError("; ".join(wrong))
         return TableRow(**values)
+
+    def is_unlabelled(self, row: Row) -> bool:
+        """Returns whether all cells of labels are empty, and this means nothing."""
+        columns = self._columns
+        blank_is_no = "" in columns.no
+        return not blank_is_no and all(is_empty(row.get(one)) for one in columns.labels)
 
     def _path(self, value: Any) -> str:
         if not isinstance(value, str | int | None) or isinstance(value, bool):
@@ -219,11 +282,14 @@ class _Parser:
     def _ones(self, row: Row, wrong: list[str]) -> list[str]:
         """Returns the columns of classes in which there is a one."""
         labels = []
+        if self.is_unlabelled(row):
+            return labels
         for column in self._columns.labels:
             value = row.get(column)
             one = zero_or_one(value)
-            if one is None and self._columns.minus_is_no:
-                one = False if str(value).strip() in ("-1", "-1.0") else None
+            if one is None and self._columns.no:
+                text = "" if value is None else str(value).strip()
+                one = False if text in self._columns.no else None
             if one is None:
                 wrong.append(f"{column} is {_short(value)}, not 0 or 1")
             elif one:
@@ -232,14 +298,14 @@ class _Parser:
 
     def _split(self, value: Any) -> str:
         text = "" if value is None else str(value).strip()
-        split = self._named.get(text)
-        if self._options.rules == FIRST_RULES and not split:
-            split = value if value in split_names.PLAIN_NAMES else None
-        else:
-            # A path: its first folder.
-            folder = clean_path(text).partition("/")[0] if "/" in text else text
-            split = split or self._named.get(folder) or split_names.canonical(folder)
+        if "/" in text and text not in self._named:  # a path: its first folder
+            text = clean_path(text).partition("/")[0]
+        if text not in self.split_of:
+            self.split_of[text] = self._meaning(text, value)
+        split = self.split_of[text]
         if split is None:
+            if self._named and not self._file_split:
+                raise _Unnamed(text)
             raise ValueError(f"unknown split {value!r}")
         if self._file_split and split_names.role(split) != split_names.role(
             self._file_split
@@ -249,12 +315,23 @@ class _Parser:
             )
         return self._file_split or split
 
+    def _meaning(self, text: str, value: Any) -> str | None:
+        """Returns the split that a value of the split column means."""
+        if split := self._named.get(text):
+            return split
+        if self._options.rules == FIRST_RULES:
+            return value if value in split_names.PLAIN_NAMES else None
+        return split_names.canonical(text)
+
+
+def _letters(value: str) -> str:
+    """Writes a value for comparison with other spellings of it."""
+    return re.sub(r"[\W_]+", "", value.casefold())
+
 
 def _label_or_none(value: Any) -> list[str]:
     """Reads a label; [] for an empty cell."""
-    if value is None or value != value or not str(value).strip():  # None, NaN, blank
-        return []
-    return _label(value)
+    return [] if is_empty(value) else _label(value)
 
 
 def _label(value: Any) -> list[str]:
@@ -281,7 +358,7 @@ def _weight(value: Any) -> float:
 
 
 def _group(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if is_empty(value) else str(value).strip()
 
 
 def _short(value: Any) -> str:

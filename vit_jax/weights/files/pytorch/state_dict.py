@@ -28,6 +28,7 @@ from vit_jax.weights.files.pytorch.pickles import (
     Tensor,
     read_pickle,
 )
+from vit_jax.weights.files.saved_classes import find_class_names
 from vit_jax.words import quoted, shortened
 
 # Tied weights share one storage between several tensors.
@@ -190,7 +191,8 @@ def _contents(saved: Any, held: Callable[[Storage], _Held], swapped: bool) -> Co
         for keys, state in states.items()
     }
     keys, opened = next(iter(entries.items()))
-    return Contents("torch", opened(), {"wrapper": keys}, entries)
+    names = find_class_names(saved)
+    return Contents("torch", opened(), {"wrapper": keys}, entries, names)
 
 
 def _what(saved: Any) -> str:
