@@ -185,7 +185,7 @@ def _same_name(dataset: str, config: Config) -> bool:
 
 
 def _same_rates(begun: Mapping[str, Any], now: Config, steps: int) -> bool:
-    """Whether the first steps have the rates and decay that a run had, by its config."""
+    """Whether the first steps have the rates and decay of a run, by its config."""
     then = config_lib.changed(
         now, {key: begun[key] for key in SCHEDULE if key in begun}
     )
