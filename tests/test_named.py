@@ -35,7 +35,10 @@ def test_a_row_of_the_table_and_a_users_own_class_are_found(module):
     ("name", "message"),
     [
         ("classificaton", r"choose from classification.*mean 'classification'\?"),
-        ("nothing_like_it", "choose from classification, or name your own class"),
+        (
+            "nothing_like_it",
+            "choose from classification, masked_autoencoding, or name your own class",
+        ),
         ("no_such_module:Mine", "cannot be imported .ModuleNotFoundError.*no_such_mod"),
         ("of_mine:Yours", "cannot be imported .AttributeError"),
         ("broken:Mine", "cannot be imported .ZeroDivisionError: division by zero"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.models.decoder import make_masking, num_kept
 from vit_jax.objectives import masked_autoencoding as mae
@@ -182,3 +183,45 @@ def test_a_mixer_cannot_leave_out_patches(tiny_config):
     )
     with pytest.raises(UserError, match="needs a Vision Transformer"):
         _ = set_up(config).objective
+
+
+def test_devices_and_microbatches_do_not_change_the_gradients(tiny_config):
+    # With a learning rate of 1 the parameters' difference is the gradient.
+    plain = {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "grad_clip_norm": 0.0,
+        "schedule": "constant",
+        "learning_rate": 1.0,
+    }
+    ways = (
+        {"mesh.data": 1},
+        {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "accum_steps": 2},
+    )
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (16, 16, 16, 3), np.uint8)
+    counts = np.ones(16, np.float32)
+    batch = {"image": images, "mask": counts, "bad": np.zeros(16, np.int32)}
+    found, losses = [], []
+    for way in ways:
+        config = tiny_config(**{**CONFIG, **plain, **way})
+        options = {**DECODER, "decoder_width": 16, "decoder_heads": 2}
+        config.objective_options = ConfigDict(options)
+        setup = set_up(config)
+        abstract = setup.abstract_state()
+        rng = np.random.default_rng(7)
+        params = jax.tree.map(
+            lambda x, rng=rng: 0.3 * rng.standard_normal(x.shape).astype(np.float32),
+            abstract.params,
+        )
+        where = jax.tree.map(lambda x: x.sharding, abstract)
+        state = jax.device_put(setup.new_state(params), where)
+        step = setup.lower().compile()
+        state, metrics = step(state, sharding.place(batch, setup.mesh))
+        after = jax.device_get(state.params)
+        found.append(jax.tree.map(np.subtract, params, after))
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(found[0]))
+    for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(eight, one, rtol=0, atol=1e-6 * largest)
