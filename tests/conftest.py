@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import pathlib
+import signal
 import sys
 
 # Child processes of the tests inherit all of this from the environment.
@@ -43,6 +44,10 @@ install_import_hook(["vit_jax.models", "vit_jax.objectives"], "beartype.beartype
 # What was traced and compiled stays in memory: to search it for garbage every few
 # thousand objects takes a tenth of the time.
 gc.set_threshold(100_000, 50, 100)
+
+# The tests and their child processes get the signals of a terminal, also under nohup.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Grain reads absl flags; pytest's own arguments are none of them.
 flags.FLAGS(["pytest"])

@@ -74,7 +74,7 @@ def guard(action: Callable[[], None]) -> None:
         reason = error.strerror
         if error.errno == errno.ENOSPC:
             reason = "no space left on the disk"
-        sys.exit(f"error: {error.filename or 'the output'}: {reason}")
+        sys.exit(f"error: {error.filename or 'a file or the output'}: {reason}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -155,7 +155,10 @@ def test_a_closed_output_pipe_is_not_an_error():
     ("error", "message"),
     [
         (PermissionError(13, "Permission denied", "/a/b"), "error: /a/b: permission"),
-        (OSError(28, "No space left on device"), "error: the output: no space left"),
+        (
+            OSError(28, "No space left on device"),
+            "error: a file or the output: no space",
+        ),
     ],
 )
 def test_errors_of_the_system_are_explained(error, message, monkeypatch):
@@ -172,7 +175,7 @@ def test_other_failures_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     with pytest.raises(OSError, match="other"):
-        command.guard(lambda: (_ for _ in ()).throw(OSError(5, "other")))
+        command.guard(lambda: (_ for _ in ()).throw(OSError(22, "other")))
 
 
 def test_help_shows_usage_and_flags():
