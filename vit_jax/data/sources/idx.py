@@ -18,7 +18,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -172,8 +172,8 @@ def _header(file: IO[bytes]) -> Header:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
     with _explained(path):
-        packed = path.lower().endswith(".gz")
-        with gzip.open(path) if packed else open(path, "rb") as file:
+        opened: Any = gzip.open if path.lower().endswith(".gz") else open
+        with opened(path, "rb") as file:
             yield file
 
 
