@@ -267,7 +267,11 @@ class Model:
                     f"{name}={value!r}: expected a whole number of at least 1"
                 )
         if not self.architecture.num_classes:
-            raise UserError("this model has no head; load it without num_classes=0")
+            raise UserError(
+                "this model has no head, so it predicts no classes: load it without "
+                "num_classes=0 if its file has one, fine-tune it "
+                "(--config.pretrained=…), or use `Model.features`"
+            )
         passes = Passes(
             partial(self._ranked, top_k=int(top_k)),
             self._name,

@@ -202,3 +202,9 @@ def test_one_output_is_a_yes_or_no(known, found, expected, logged, match):
 def test_one_output_of_another_class_is_refused(known, found, message, match):
     with pytest.raises(UserError, match=message):
         match(known, found, [0], count=1, outputs=INDEPENDENT)
+
+
+def test_a_model_without_a_head_is_explained(pixels, subject):
+    source = pixels([[0, 0]], [0], ("a", "b"))
+    with pytest.raises(UserError, match="has no head.*with the evaluator knn"):
+        by_output(source, subject(0))

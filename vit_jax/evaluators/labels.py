@@ -31,12 +31,17 @@ def by_output(source: Source, subject: Subject, classes: str = BY_NAME) -> Sourc
       classes: one of `CHOICES`.
 
     Raises:
-      UserError: the data have classes that the model does not know, or the order would
-        have to be assumed and the numbers of classes differ.
+      UserError: the model has no head, the data have classes that it does not know, or
+        the order would have to be assumed and the numbers of classes differ.
     """
     if classes not in CHOICES:
         raise UserError(f"classes={classes!r}: choose {either(CHOICES)}")
     outputs = subject.architecture.num_classes
+    if not outputs:
+        raise UserError(
+            "the model has no head, so it predicts no classes: fine-tune it "
+            "(--config.pretrained=…), or measure its features with the evaluator knn"
+        )
     known = subject.class_names if len(subject.class_names) == outputs else ()
     found = tuple(source.class_names or ())
     by_name = bool(known and found) and classes != BY_ORDER
