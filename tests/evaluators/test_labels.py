@@ -206,5 +206,5 @@ def test_one_output_of_another_class_is_refused(known, found, message, match):
 
 def test_a_model_without_a_head_is_explained(pixels, subject):
     source = pixels([[0, 0]], [0], ("a", "b"))
-    with pytest.raises(UserError, match="has no head.*with the evaluator knn"):
+    with pytest.raises(UserError, match=r"has no head.*with the evaluator knn"):
         by_output(source, subject(0))
