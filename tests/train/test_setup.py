@@ -155,6 +155,7 @@ def test_every_field_of_an_architecture_comes_from_its_key(tiny_config):
         "channels": 1,
         "pooling": "map",
         "posemb": "sincos2d",
+        "sincos_denominator": "mae",
         "registers": 2,
         "gelu": "exact",
         "layernorm_epsilon": 1e-5,
@@ -170,9 +171,11 @@ def test_every_field_of_an_architecture_comes_from_its_key(tiny_config):
 def test_config_and_architecture_have_the_same_defaults():
     model = default_config().model
     default = Architecture.from_variant("B/16", image_size=(32, 32), num_classes=1)
-    for key in ("channels", "pooling", "posemb", "registers", "gelu", "pre_logits"):
+    for key in (
+        *("channels", "pooling", "posemb", "sincos_denominator", "registers"),
+        *("gelu", "layernorm_epsilon", "pre_logits"),
+    ):
         assert model[key] == getattr(default, key)
-    assert model.layernorm_epsilon == default.layernorm_epsilon
 
 
 @pytest.mark.parametrize("name", ["Mixer-S/4", "R+Ti/16"])
