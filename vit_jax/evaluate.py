@@ -120,6 +120,7 @@ def measure() -> dict[str, Any]:
         FLAGS.batch_size or config["eval_batch_size"],
         "skip" if FLAGS.allow_bad_images else "error",
         opened.options.white_level,
+        opened.common,
     )
     subject = Subject(
         *(model.module, model.preprocessing, mesh),

@@ -9,6 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from vit_jax import sharding
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.sources import splits
 from vit_jax.errors import UserError
 from vit_jax.evaluators import neighbors
 from vit_jax.evaluators.examples import Data
@@ -31,7 +32,7 @@ def sets(pixels):
     return {"train": draw(pixels, 101), "test": draw(pixels, 53)}
 
 
-def make(sets, mesh=(1,), split="test", **options):
+def make(sets, mesh=(1,), split="test", train_split="train", **options):
     """Makes the evaluator of a model whose features are the pixels."""
 
     def apply(variables, images, intermediates):
@@ -43,7 +44,11 @@ def make(sets, mesh=(1,), split="test", **options):
     )
     preprocessing = Preprocessing((4, 4), 1, eval_transform="")
     subject = Subject(model, preprocessing, sharding.make_mesh(*mesh))
-    data = Data(lambda split: sets[split], split, "train", 16)
+    counts = {name: len(source) for name, source in sets.items()}
+    data = Data(
+        *(lambda split: sets[split], split, train_split, 16),
+        common=lambda one, other: splits.common(one, other, counts, "these"),
+    )
     return Neighbors(subject, data, **options)
 
 
@@ -132,7 +137,9 @@ def test_rows_of_the_bank():
         ({"k": (10, "a")}, "give one or several numbers"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"features": "tokens"}, "choose from pre_logits, pooled"),
-        ({"split": "train"}, "each evaluated image would find itself"),
+        ({"split": "train"}, "where some or all of these images would find themselves"),
+        ({"split": "train+test"}, "would find themselves"),
+        ({"train_split": ""}, "these data have no split for training"),
     ],
 )
 def test_wrong_options(sets, options, message):

@@ -33,6 +33,8 @@ class Data(NamedTuple):
       bad_images: "error", or "skip" images that cannot be read.
       white_level: the value of white in deep images; 0 = that of the model's
         preprocessing.
+      common: counts the examples that two splits have in common; by default none are
+        known of.
     """
 
     open_split: Callable[[str], Source]
@@ -41,6 +43,7 @@ class Data(NamedTuple):
     batch_size: int
     bad_images: str = "error"
     white_level: float = 0.0
+    common: Callable[[str, str], int] = lambda split, train_split: 0
 
     def examples(
         self,

@@ -93,7 +93,7 @@ def part_to_evaluate(
     if own and opened.options == trained.options:
         count = None
         if _unchanged(opened, trained, {split, train_split}):
-            count = _common(opened, split, train_split)
+            count = opened.common(split, train_split)
     else:
         count = _common_files(opened, split, trained)
     remark = _remark(opened, split, train_split, count, own=own)
@@ -153,20 +153,6 @@ def _unchanged(opened: Dataset, trained: TrainedWith, names: Iterable[str]) -> b
     return True
 
 
-def _common(opened: Dataset, split: str, train_split: str) -> int:
-    """Counts the examples that are in both splits."""
-    if not train_split:
-        return 0
-    counts, name = opened.contents_of(split).info.num_examples, opened.name
-    first, second = (splits.resolve(one, counts, name) for one in (split, train_split))
-    return sum(
-        len(range(max(here.start, there.start), min(here.stop, there.stop)))
-        for part, here in first
-        for other, there in second
-        if part == other
-    )
-
-
 def _common_files(opened: Dataset, split: str, trained: TrainedWith) -> int | None:
     """Counts the files of a split that were trained on; None if that is not known.
 
@@ -219,6 +205,6 @@ def _remark(
     unknown = "whether the model was trained on some of these images is not known"
     if own:
         return f"{unknown}: the data have changed since, or are read in another way"
-    if _common(opened, split, train_split):
+    if opened.common(split, train_split):
         return f"{unknown}: {split!r} includes the data's training images"
     return ""

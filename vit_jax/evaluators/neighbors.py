@@ -66,16 +66,11 @@ class Neighbors(Evaluator):
           features: "pre_logits", the input of the head, or "pooled".
 
         Raises:
-          UserError: an option is wrong, an image may have several labels, or both
-            splits are the same.
+          UserError: an option is wrong, an image may have several labels, there is no
+            split for training, or both splits have images in common.
         """
         self._counts = _checked(k, temperature, features)
-        if data.train_split == data.split:
-            raise UserError(
-                f"the nearest neighbours are looked for in {data.train_split!r}, where "
-                "each evaluated image would find itself: give two splits, such as "
-                "split=test and train_split=train"
-            )
+        _check_splits(data)
         self._train = data.examples(subject, data.train_split)
         self._examples = data.examples(subject)
         for examples in (self._train, self._examples):
@@ -182,6 +177,23 @@ class Neighbors(Evaluator):
                 x.shape, self._rows, lambda index, x=x: x[index]
             ),
             bank,
+        )
+
+
+def _check_splits(data: Data) -> None:
+    """Raises UserError if an image would be its own neighbour, or there is none."""
+    if not data.train_split:
+        raise UserError(
+            "these data have no split for training, in which neighbours could be "
+            "looked for; pass data that have one, or name a split as train_split"
+        )
+    same = data.train_split == data.split
+    if same or data.common(data.split, data.train_split):
+        raise UserError(
+            f"the nearest neighbours of split {data.split!r} are looked for in "
+            f"{data.train_split!r}, where some or all of these images would find "
+            "themselves. Evaluate a split that shares no image with it, as with "
+            "--split=val; a recipe's row has `split` and `train_split`"
         )
 
 

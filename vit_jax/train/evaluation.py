@@ -182,6 +182,7 @@ def _data(setup: Setup, open_split: Callable[[str], Source]) -> Data:
         info.train_split,
         config.eval_batch_size,
         config.eval_bad_images,
+        common=setup.dataset.common,
     )
 
 
@@ -212,5 +213,6 @@ def _own_data(setup: Setup, row: EvaluatorRow, default: Data) -> Data:
             default.batch_size,
             default.bad_images,
             opened.options.white_level,
+            opened.common,
         )
     return data._replace(**given)

@@ -231,6 +231,13 @@ class Dataset:
         expression = expression or self.info.train_split or self.info.eval_split
         return self.contents_of(expression).split(expression)
 
+    def common(self, split: str, train_split: str) -> int:
+        """Counts the examples that are in both splits; none if there is no second."""
+        if not train_split:
+            return 0
+        counts = self.contents_of(split).info.num_examples
+        return splits.common(split, train_split, counts, self.name)
+
     def contents_of(self, expression: str) -> Contents:
         """Returns the contents from which a split is read.
 

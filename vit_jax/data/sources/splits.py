@@ -97,6 +97,17 @@ class Parts:
         return np.concatenate([columns[name][part] for name, part in self])
 
 
+def common(spec: str, other: str, num_examples: Mapping[str, int], dataset: str) -> int:
+    """Counts the examples that two expressions have in common; see `resolve`."""
+    first, second = (resolve(one, num_examples, dataset) for one in (spec, other))
+    return sum(
+        len(range(max(here.start, there.start), min(here.stop, there.stop)))
+        for part, here in first
+        for name, there in second
+        if part == name
+    )
+
+
 def count(spec: str, num_examples: Mapping[str, int], dataset: str) -> int:
     """Counts the examples that `spec` selects; see `resolve`."""
     return sum(len(part) for _, part in resolve(spec, num_examples, dataset))

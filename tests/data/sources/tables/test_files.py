@@ -167,8 +167,6 @@ def test_an_unknown_file_is_explained(tmp_path):
 def test_files_that_are_taken_for_tables_are_named(
     tmp_path, message, name, data, reason
 ):
-    if name.endswith(".parquet"):
-        pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(data)
     assert reason in message(tmp_path / name)
 
