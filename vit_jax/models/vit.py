@@ -247,9 +247,10 @@ class VisionTransformer(PatchModel):
         Args:
           vectors: the result of `pool`, one for each head.
         """
+        classes = self.architecture.num_classes
         heads = HEADS[: self.architecture.num_pooled]
         return [
-            apply_head(x, self.architecture.num_classes, self.head_bias, name)
+            apply_head(x, classes, self.head_bias, self.head_std, name)
             for x, name in zip(vectors, heads, strict=True)
         ]
 
