@@ -108,6 +108,8 @@ class Objective:
       choices: all values that `choice` returns. The step is compiled once for each.
       sharding_rules: rows like those of `vit_jax.sharding.PARAMETERS`, for parameters
         and state that only this objective has.
+      frozen: regular expressions for the whole paths of parameters that it never
+        trains; they take precedence over the rows of `config.groups`.
       reads_schedule: whether it reads the length of the run or other keys of the
         learning rate. If not, a run may become longer, provided that the steps already
         made keep their rates.
@@ -118,6 +120,7 @@ class Objective:
     inputs: Mapping[str, Images | Labels]
     choices: Sequence[Hashable] = (None,)
     sharding_rules: Sequence[tuple[str, tuple[Any, ...]]] = ()
+    frozen: Sequence[str] = ()
     reads_schedule: bool = True
     locations: Sequence[str] = ()
 
