@@ -63,6 +63,10 @@ def default_config() -> Config:
     config.eval_split = ""
     # (size,) or (height, width) in pixels.
     config.image_size = (224,)
+    # Mean and deviation of the values that the model sees: "symmetric" (0 … 255 becomes
+    # −1 … 1), "imagenet", "clip"; "" = those of `pretrained`, else "symmetric". With
+    # weights that expect others, it is an error.
+    config.normalization = ""
     # Global: over all devices, processes and microbatches.
     config.batch_size = 512
     # Any number; rounded up to a multiple of the devices.
@@ -128,6 +132,14 @@ def default_config() -> Config:
     config.model.channels = 3
     # Input of the head: "cls" token, "gap" (mean over patches), "map" (attention).
     config.model.pooling = "cls"
+    # Whether there is a class token: "on", "off", or "auto" = if the pooling reads it.
+    config.model.class_token = "auto"
+    # Whether it has a position of its own: "on", "off", or "auto" = if positions are
+    # learned.
+    config.model.class_token_position = "auto"
+    # The final norm is applied to all tokens, "before_pool", or as in MAE's fine-tuning
+    # to their mean, "after_pool"; weights that have it before pooling get a new one.
+    config.model.norm = "before_pool"
     # "learned" or "sincos2d" position embeddings.
     config.model.posemb = "learned"
     # Lowest frequency of sin-cos positions: as in "big_vision" or as in "mae".
@@ -142,9 +154,15 @@ def default_config() -> Config:
     config.model.layer_scale = 0.0
     # Initial bias of the head; −10 suits the sigmoid loss over many classes.
     config.model.head_bias = 0.0
+    # Standard deviation of the head's initial kernel, which is normal around 0; 0 = all
+    # zeros. MAE fine-tunes from 2e-5 and probes from 0.01, DeiT starts at 0.02.
+    config.model.head_std = 0.0
     config.model.dropout_rate = 0.0
-    # Rate of stochastic depth in the last block; it grows linearly from 0.
+    # Rate of stochastic depth in the last block.
     config.model.stochastic_depth = 0.0
+    # Its rates in the other blocks: "linear" = growing from 0 in the first block to
+    # that, "constant" = the same in all (DeiT III).
+    config.model.stochastic_depth_form = "linear"
     # Formulation of attention: "xla", "pallas" (TPU kernels), "cudnn" (fused, on GPUs),
     # "per_head" (for CPUs) or "explicit"; "auto" = the fastest that gives correct
     # results when tried at the start of the run. See docs/performance.md.
@@ -162,7 +180,7 @@ def default_config() -> Config:
     # published name (python -m vit_jax.models), hf:owner/name, a URL; empty = random
     # weights. #entry=NAME at its end names one of several models in a file.
     config.pretrained = ""
-    # Start with a new, zero head, as in the paper's fine-tuning; False keeps the
+    # Start with a new head, as in the paper's fine-tuning; False keeps the
     # pretrained head, whose outputs are matched with the classes by name; if the
     # weights do not name theirs, they must be in the order of the data's.
     config.reset_head = True
@@ -238,6 +256,10 @@ def default_config() -> Config:
     # After the warm-up: "constant", "linear", "cosine", "rsqrt".
     config.schedule = "cosine"
     config.warmup_steps = 0
+    # The rate from which the warm-up starts.
+    config.warmup_learning_rate = 0.0
+    # Final value of "cosine".
+    config.min_learning_rate = 0.0
     # Final value of "linear".
     config.end_learning_rate = 0.0
     # "rsqrt": 1/√(1 + t/timescale), then linearly to 0 over the last cooldown_steps.
@@ -306,6 +328,9 @@ ARCHITECTURE_KEYS = (
     *SIZE_KEYS,
     "channels",
     "pooling",
+    "class_token",
+    "class_token_position",
+    "norm",
     "posemb",
     "sincos_denominator",
     "registers",

@@ -47,6 +47,7 @@ from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.early_stopping import check_patience
 from vit_jax.train.model_from_config import (
+    check_normalization,
     make_architecture,
     make_model,
     make_preprocessing,
@@ -102,7 +103,8 @@ class Setup:
     @functools.cached_property
     def groups(self) -> Groups:
         """The parameter groups: how each parameter is trained."""
-        return make_groups(self.config, self.param_shapes, OPTIMIZERS)
+        shapes, frozen = self.param_shapes, self.objective.frozen
+        return make_groups(self.config, shapes, OPTIMIZERS, frozen)
 
     @functools.cached_property
     def param_shapes(self) -> Any:
@@ -345,6 +347,8 @@ def set_up(
             sound.augment.train = "resize"
         with _noting(found, "augment.eval: "):
             preprocessing = make_preprocessing(sound, size, pretrained)
+        with _noting(found):
+            check_normalization(sound, pretrained)
         if sound.model.variant or pretrained:
             classes = 1
             with _noting(found):

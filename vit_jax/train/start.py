@@ -198,6 +198,8 @@ def fit_weights(
         target_class_names=class_names,
         keep_head=not config.reset_head,
         head_bias=config.model.head_bias,
+        head_std=config.model.head_std,
+        seed=config.seed,
         posemb_resize=config.posemb_resize,
     )
 
