@@ -23,6 +23,32 @@ ARGUMENTS = {
     ],
     "b16": ["", *(name for name in PRESETS if "imagenet21k" != name != "jft300m")],
     "deit": [""],
+    "deit3": [
+        "",
+        "pretrain,S,400",
+        "pretrain,H,800",
+        "finetune,B,224",
+        "finetune,S,384",
+        "finetune,L,384",
+        "pretrain,digits",
+        "finetune,digits",
+        "pretrain,fashion,,digits",
+        "finetune,fashion,,digits",
+    ],
+    "mae": [
+        "finetune,B",
+        "",
+        "pretrain,H",
+        "finetune,L",
+        "probe,B",
+        "probe,H",
+        "pretrain,digits",
+        "finetune,digits",
+        "probe,digits",
+        "pretrain,fashion,digits",
+        "finetune,fashion,digits",
+        "probe,fashion,digits",
+    ],
     "cifar": ["", "cifar10", "cifar100", "digits"],
     "pretrain": [
         "",
@@ -77,6 +103,9 @@ def test_resolves_without_weights_or_data(name, argument):
     setup = set_up(load(name, argument))
     assert setup.config.total_steps > setup.config.warmup_steps
     state = setup.abstract_state()
+    if setup.config.objective == "masked_autoencoding":
+        assert "head" not in state.params
+        return
     assert state.params["head"]["kernel"].shape[-1] == setup.info.num_classes
 
 
