@@ -17,15 +17,16 @@ Source: "DeiT III: Revenge of the ViT" (arXiv:2204.07118) and the commands of it
     - The loss is summed over the classes (there their mean). Clipping and Adam's
       epsilon are larger by the same factor, which makes the updates equal.
     - Activations are bfloat16 on TPU and GPU (there float16).
-Command: python -m vit_jax.main --config=configs/deit3.py:pretrain,B,800 --workdir=B-192
-    python -m vit_jax.main --config=configs/deit3.py:finetune,B,224 \
-        --config.pretrained=B-192
+Command: python -m vit_jax.main --config=configs/deit3.py:pretrain,B,800 \
+        --workdir=deit3-B
+    python -m vit_jax.main --config=configs/deit3.py:finetune,B,224
+    Without --config.pretrained, fine-tuning starts from the directory deit3-SIZE.
     The argument is pretrain,SIZE,EPOCHS (400 or 800) or finetune,SIZE,RESOLUTION (224
     or 384), each with or without ,DATASET. Sizes are S, B, L, H, and two small ones for
     a CPU: "digits", and "fashion", whose data set is a folder with the files of
-    Fashion-MNIST, by default that of Debian's dataset-fashion-mnist. These train with
-    --workdir=deit3-digits and =deit3-fashion, where fine-tuning looks for them. For
-    data of other than 1,000 classes, set --config.grad_clip_norm to their number and
+    Fashion-MNIST, by default that of Debian's dataset-fashion-mnist. The warm-up is
+    that of ImageNet-2012: for other data, set --config.warmup_steps to 5 epochs. For
+    other than 1,000 classes, set --config.grad_clip_norm to their number and
     --config.eps to 1e-8 times it.
 Hardware: as published, 8 GPUs for S and B, 32 for L and H; no hours are published.
 Expected, as published, on ImageNet-2012 at 224, 800 epochs: S 81.4 %, B 83.8 %, L
@@ -88,7 +89,7 @@ def get_config(argument="pretrain,B,800"):
         config.dataset = dataset or "imagenet2012"
         config.model.variant = SIZES[size][0]
         config.normalization = "imagenet"
-        full(config, argument, SIZES[size], number)
+        full(config, argument, size, number)
         config.eval_every = 5_000
     else:
         _small_model(config, size, dataset)
@@ -106,8 +107,8 @@ def _pretrain(config, classes):
     config.eps = 1e-8 * classes
 
 
-def _pretrain_full(config, argument, row, number):
-    _, side, config.learning_rate, depths, _ = row
+def _pretrain_full(config, argument, size, number):
+    _, side, config.learning_rate, depths, _ = SIZES[size]
     epochs = _chosen(argument, number or "800", depths, "a number of epochs")
     _pretrain(config, 1_000)
     _stochastic_depth(config, depths[epochs])
@@ -130,8 +131,9 @@ def _pretrain_small(config, size):
     config.total_epochs = float(epochs)
 
 
-def _finetune(config):
-    # Of the same classes: the head stays, and is trained as a softmax from now on.
+def _finetune(config, size):
+    config.pretrained = f"deit3-{size}"
+    # The classes are the same: the head stays, and is a softmax from now on.
     config.reset_head = False
     config.model.head_std = 0.0
     config.posemb_resize = "bicubic_torch"
@@ -142,12 +144,11 @@ def _finetune(config):
     config.grad_clip_norm = 0.0
 
 
-def _finetune_full(config, argument, row, number):
-    *_, depths = row
+def _finetune_full(config, argument, size, number):
+    *_, depths = SIZES[size]
     side = _chosen(argument, number or str(min(depths)), depths, "a resolution")
-    _finetune(config)
+    _finetune(config, size)
     _stochastic_depth(config, depths[side])
-    config.pretrained = "the work directory of the pretraining"
     config.image_size = (side,)
     config.augment.train = f"random_resized_crop|flip_lr|{RANDAUGMENT}"
     config.learning_rate = 1e-5
@@ -156,9 +157,8 @@ def _finetune_full(config, argument, row, number):
 
 def _finetune_small(config, size):
     _, (_, high), *_, crop, (_, epochs) = REDUCED[size]
-    _finetune(config)
+    _finetune(config, size)
     _stochastic_depth(config, 0.05)
-    config.pretrained = f"deit3-{size}"
     config.image_size = (high,)
     config.augment.train = crop
     config.batch_size = 120

@@ -13,7 +13,9 @@ Command: python -m vit_jax.main --config=configs/mae.py:pretrain,B --workdir=mae
     The argument is MODE,SIZE or MODE,SIZE,DATASET. Sizes are B, L, H, and two small
     ones for a CPU: "digits", and "fashion", whose data set is a folder with the files
     of Fashion-MNIST, by default that of Debian's dataset-fashion-mnist. These pretrain
-    with --workdir=mae-digits and =mae-fashion, where the other modes look for them.
+    with --workdir=mae-digits and =mae-fashion, where the other modes look for them. The
+    warm-up of B, L and H is that of ImageNet-2012: for other data, set
+    --config.warmup_steps.
     To fine-tune from the class token and the pretrained norm, as in the paper's TPU
     runs, add --config.model.pooling=cls --config.model.norm=before_pool. To probe the
     mean of the patches: --config.model.pooling=gap --config.model.class_token=on.

@@ -180,8 +180,10 @@ def test_a_new_norm_or_pooling_needs_a_new_head():
 )
 def test_what_cannot_be_converted_is_refused(source, target, message):
     source, target = changed(ENCODER, **source), changed(ENCODER, **target)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         adapt(random(source), source, changed(target, num_classes=5))
+    hint = "To keep the class token beside another pooling, set model.class_token=on."
+    assert (hint in str(error.value)) == (not target.class_token)
 
 
 def test_a_random_head_depends_on_the_seed_alone():

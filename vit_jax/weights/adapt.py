@@ -342,6 +342,10 @@ def _check(source: ViTOrMixer, target: ViTOrMixer, expected: Any, found: Any):
         parts.append("\n".join(["These fields differ:", *fields]))
     if parameters:
         parts.append(parameters)
+    if before.get("class_token") and now.get("class_token") is False:
+        parts.append(
+            "To keep the class token beside another pooling, set model.class_token=on."
+        )
     if fixed_grid:
         parts.append(
             "An MLP-Mixer mixes a fixed number of patches: keep the grid of "
