@@ -15,7 +15,7 @@ from vit_jax.weights.adapt import adapt
 # The encoder of a masked autoencoder: fixed positions, none for the class token.
 ENCODER = Architecture(
     width=16,
-    depth=2,
+    depth=1,
     mlp_dim=24,
     num_heads=2,
     patch_size=(4, 4),
@@ -106,7 +106,7 @@ def test_the_class_token_keeps_its_norm():
 
 @pytest.mark.parametrize("denominator", ["mae", "big_vision"])
 @pytest.mark.parametrize("position", [False, True])
-def test_learned_positions_begin_with_the_same_function(denominator, position):
+def test_learned_positions_begin_with_the_same_tokens(denominator, position):
     source = changed(ENCODER, sincos_denominator=denominator)
     weights = random(source)
     target = changed(source, posemb="learned", class_token_position=position)
@@ -114,7 +114,7 @@ def test_learned_positions_begin_with_the_same_function(denominator, position):
     assert ("pos_embed_prefix" in found) == position
     images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
     before, after = (
-        build(a).apply({"params": p}, images)
+        build(a).apply({"params": p}, images, method="embed")
         for a, p in ((source, weights), (target, found))
     )
     np.testing.assert_array_equal(before, after)
@@ -147,7 +147,7 @@ def test_positions_of_the_class_token_come_and_go_without_a_change(fields, posit
     found = adapt(weights, learned, target)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
     before, after = (
-        build(a).apply({"params": p}, images)
+        build(a).apply({"params": p}, images, method="embed")
         for a, p in ((learned, weights), (target, found))
     )
     np.testing.assert_allclose(before, after, atol=2e-6)
