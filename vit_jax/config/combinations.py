@@ -4,6 +4,9 @@ from vit_jax.config.checks import Choices, wrong_values
 from vit_jax.config.keys import ARCHITECTURE_KEYS, Config, default_config
 from vit_jax.config.length import wrong_length
 
+# Losses for classes that exclude each other; vit_jax/models/outputs.py has them all.
+EXCLUSIVE_LOSSES = ("softmax", "softmax_focal")
+
 
 def problems(
     config: Config, choices: Choices, *, num_devices: int, other_meshes: str = ""
@@ -52,10 +55,10 @@ def wrong_mixing(config: Config) -> list[str]:
             f"mixing.prob={mixing.prob}: the form 'big_vision' mixes every step; use "
             "mixing.form=timm, or set it to 1"
         )
-    if mixing.binary_targets and config.loss != "sigmoid":
+    if mixing.binary_targets and config.loss in EXCLUSIVE_LOSSES:
         found.append(
             f"mixing.binary_targets with loss={config.loss}: several classes may be "
-            "right, which only the sigmoid loss can learn; use loss=sigmoid"
+            "right, which only yes-or-no losses can learn; use loss=sigmoid"
         )
     return found
 

@@ -171,15 +171,19 @@ def default_config() -> Config:
     config.posemb_resize = "bicubic"
 
     # --- Objective ---
-    # "classification", "masked_autoencoding", or a class of your own as
-    # "package.module:Name", found on Python's path (vit_jax/objectives/protocol.py).
+    # "classification", "masked_autoencoding", "masked_patches", or a class of your own
+    # as "package.module:Name", found on Python's path (vit_jax/objectives/protocol.py).
     config.objective = "classification"
     # Arguments of that class, by name; vit_jax/objectives/ has those of each.
     config.objective_options = ConfigDict()
 
     # --- Loss and optimiser ---
-    # "softmax", or "sigmoid": one yes-or-no question per class.
+    # "softmax", or "sigmoid": one yes-or-no question per class. Focal losses of the two
+    # kinds: "softmax_focal", "sigmoid_focal"; for several labels also "asymmetric".
     config.loss = "softmax"
+    # Options of that loss, such as "gamma", and for classes of unequal numbers of
+    # images "class_weights", "logit_adjustment", "pos_weight"; see docs/training.md.
+    config.loss_options = ConfigDict()
     config.label_smoothing = 0.0
     # "adamw", "sgd" (with momentum), "adafactor", which keeps only the row and column
     # means of a matrix's second moments, or for large batches "lamb" and "lars", whose

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.models.architecture import Architecture
 from vit_jax.models.blocks import NORMS, Block
@@ -111,15 +111,7 @@ class VisionTransformer(PatchModel):
 
         Masked pretraining drops some of them here; `add_prefix` takes the rest.
         """
-        a = self.architecture
-        check_images(images, a, self.posemb_resize is not None)
-        x = jnp.asarray(images, self.dtype)
-        if a.trunk is not None:
-            remat = self.remat == "full"
-            x = Trunk(a.trunk, a.trunk_numerics, self.dtype, remat, name="trunk")(x)
-        x = embed_patches(x, a, self._layers)
-        positions = self._positions(x.shape[1:3])
-        return x + jnp.asarray(positions, self.dtype)
+        return self._positioned(self._embedded(images))
 
     @nn.compact
     def add_prefix(self, patches: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
@@ -213,6 +205,38 @@ class VisionTransformer(PatchModel):
         return self._final_norm()(self.encode(x, keys))
 
     @nn.compact
+    def encode_masked(
+        self,
+        images: Float[Array | np.ndarray, "b h w c"],
+        masked: Bool[Array, "b n"],
+        token: Float[Array, "1 1 d"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b m d"]:
+        """Computes all tokens after the final norm, with some embeddings replaced.
+
+        This is the encoder of masked patch prediction (appendix B.1.2), where a patch
+        is replaced before positions are added, so that its place is known.
+
+        Args:
+          images: images as in `__call__`.
+          masked: the patches, row by row, whose embeddings are replaced.
+          token: the embedding that replaces them.
+          train: see `__call__`.
+
+        Returns:
+          The tokens before the patches, and then those of the n patches.
+        """
+        keys = self.dropout_keys(train)
+        x = self._embedded(images)
+        b, gh, gw, d = x.shape
+        replaced = masked.reshape(b, gh, gw, 1)
+        x = jnp.where(replaced, token[None].astype(self.dtype), x)
+        x = self._positioned(x).reshape(b, gh * gw, d)
+        x = drop(self.add_prefix(x), self.dropout_rate, keys[-1])
+        return self._final_norm()(self.encode(x, keys))
+
+    @nn.compact
     def pool(
         self, tokens: Float[Array, "b n d"], found: dict[str, Array] | None = None
     ) -> list[Float[Array, "b r"]]:
@@ -274,6 +298,24 @@ class VisionTransformer(PatchModel):
         all_wanted = {"tokens", "attention", "normed"} & set(intermediates)
         a = self.architecture
         return a.num_pooled if a.pooling == "cls" and not all_wanted else None
+
+    @nn.compact
+    def _embedded(
+        self, images: Float[Array | np.ndarray, "b h w c"]
+    ) -> Float[Array, "b gh gw d"]:
+        """Embeds patches, without their positions."""
+        a = self.architecture
+        check_images(images, a, self.posemb_resize is not None)
+        x = jnp.asarray(images, self.dtype)
+        if a.trunk is not None:
+            remat = self.remat == "full"
+            x = Trunk(a.trunk, a.trunk_numerics, self.dtype, remat, name="trunk")(x)
+        return embed_patches(x, a, self._layers)
+
+    @nn.compact
+    def _positioned(self, x: Float[Array, "b gh gw d"]) -> Float[Array, "b gh gw d"]:
+        """Adds the positions to embedded patches."""
+        return x + jnp.asarray(self._positions(x.shape[1:3]), self.dtype)
 
     @nn.compact
     def _positions(self, grid: tuple[int, ...]) -> Float[Any, "1 gh gw d"]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vit_jax.objectives.inputs import normalised
-from vit_jax.objectives.losses import LOSSES, smooth_labels, to_targets
+from vit_jax.objectives.losses import smooth_labels, to_targets
 from vit_jax.objectives.mixing import Examples, make_mixing
 from vit_jax.objectives.protocol import (
     Batch,
@@ -19,10 +19,13 @@ from vit_jax.objectives.protocol import (
     Params,
     Sums,
 )
+from vit_jax.objectives.training_loss import TrainingLoss
 
 
 class Classification(Objective):
     """An objective: the loss of the labels, after any mixing and label smoothing.
+
+    `config.loss_options` are options of the loss; see `TrainingLoss`.
 
     It also reports `accuracy`: the mean of the targets, before smoothing, at the
     predicted class. For a mixed example, this is the share of the predicted label. An
@@ -30,11 +33,12 @@ class Classification(Objective):
     """
 
     reads_schedule = False
+    reads_loss_options = True
 
     def __init__(self, given: Given):
         self._given, self._config = given, given.config
         self._mixing = make_mixing(given.config.mixing)
-        self._loss = LOSSES[given.config.loss]
+        self._loss = TrainingLoss(given.config, given.info, given.class_counts)
         self.inputs = {
             "image": Images(given.train_chain, given.architecture.channels),
             "label": Labels(given.info.num_classes, given.info.multi_label),
@@ -79,8 +83,11 @@ class Classification(Objective):
             targets = (targets > 0).astype(jnp.float32)
         # Smoothing is linear, so smoothing a mixture equals mixing smoothed targets.
         smooth = smooth_labels(targets, self._config.label_smoothing)
-        losses, mask = self._loss(logits, smooth), batch["mask"]
+        losses, weights = self._loss(logits, targets, smooth)
+        mask = batch["mask"]
         weight = labelled = jnp.sum(mask)
+        if weights is not None:
+            weight = jnp.sum(weights * mask)
         if self._given.info.multi_label:
             labelled = jnp.sum(jnp.where(judged, mask, 0.0))
         return {

@@ -108,12 +108,15 @@ class Objective:
       reads_schedule: whether it reads the length of the run or other keys of the
         learning rate. If not, a run may become longer, provided that the steps already
         made keep their rates.
+      reads_loss_options: whether it reads `config.loss_options`. If not, a config that
+        has any is refused.
     """
 
     inputs: Mapping[str, Images | Labels]
     choices: Sequence[Hashable] = (None,)
     sharding_rules: Sequence[tuple[str, tuple[Any, ...]]] = ()
     reads_schedule: bool = True
+    reads_loss_options: bool = False
 
     @staticmethod
     def num_classes(config: Config, info: DatasetInfo) -> int:

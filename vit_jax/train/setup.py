@@ -38,7 +38,7 @@ from vit_jax.models import (
     ViTOrMixer,
     abstract_params,
 )
-from vit_jax.models.outputs import readable
+from vit_jax.models.outputs import plain_loss, readable
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
 from vit_jax.optim.chain import make_optimizer
@@ -217,7 +217,7 @@ class Setup:
         )
         step = make_eval_step(
             *(self.model, self.preprocessing, self.mesh),
-            loss=self.config.loss,
+            loss=plain_loss(self.config.loss),
             counted=counted,
         )
         return step.lower(self.model_params(self.abstract_state().params), batch)
