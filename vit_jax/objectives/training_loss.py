@@ -12,6 +12,7 @@ Options that hold for several losses, beside those of the row:
 - `pos_weight`: factors of the terms of right classes.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ class TrainingLoss:
           UserError: lists the options that are unknown, have no effect, or have a wrong
             value; or a class without training examples has no weight.
         """
-        self._info, self._counts = info, class_counts
+        self._info, self._counts = info, functools.cache(class_counts)
         self._independent = of_loss(config.loss) == INDEPENDENT
         self._problems: list[str] = []
         loss, given = LOSSES[config.loss], config.loss_options.to_dict()
