@@ -184,6 +184,7 @@ def default_config() -> Config:
     # Options of that loss, such as "gamma", and for classes of unequal numbers of
     # images "class_weights", "logit_adjustment", "pos_weight"; see docs/training.md.
     config.loss_options = ConfigDict()
+    # Share of each target that is spread evenly over all classes.
     config.label_smoothing = 0.0
     # "adamw", "sgd" (with momentum), "adafactor", which keeps only the row and column
     # means of a matrix's second moments, or for large batches "lamb" and "lars", whose
