@@ -1,4 +1,4 @@
-"""Every objective continues from a checkpoint, bit for bit; see benchmarks/stress.py."""
+"""Every objective continues from a checkpoint, bit for bit."""
 
 import importlib
 import json

@@ -95,6 +95,6 @@ def test_a_class_of_all_images_has_no_odds(measured):
     with pytest.raises(UserError, match="the same class, which has no odds"):
         measured(
             *([(0, 1), (0, 2)],),
-                outputs="independent",
+            outputs="independent",
             logit_adjustment=1.0,
         )

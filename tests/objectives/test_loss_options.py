@@ -124,7 +124,11 @@ def test_numbers_of_images_are_counted_only_if_needed():
         ("softmax", {"beta": 0.9}, "beta=0.9: needs class_weights='effective'"),
         ("softmax", {"class_weights": "effective", "beta": 1.0}, "beta=1.0: expected"),
         ("softmax", {"class_weights": "balance"}, "choose from balanced.*'balanced'"),
-        ("softmax", {"class_weights": {"ow": 2.0}}, "no class 'ow'; there are cat.*owl"),
+        (
+            "softmax",
+            {"class_weights": {"ow": 2.0}},
+            "no class 'ow'; there are cat.*owl",
+        ),
         ("softmax", {"class_weights": (1.0, 2.0)}, "for the 3 classes"),
         ("softmax", {"class_weights": (1.0, 2.0, -1.0)}, "at least 0 for the 3 cl"),
         ("softmax", {"class_weights": (1.0, 2.0, float("nan"))}, "at least 0"),

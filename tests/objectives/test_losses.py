@@ -1,4 +1,4 @@
-"""Losses of class labels: published values and gradients, and what all have in common."""
+"""Losses of class labels: published values and gradients, and common properties."""
 
 import inspect
 import pathlib
@@ -71,7 +71,9 @@ CASES = {
 
 
 def test_every_published_case_is_compared(golden):
-    assert {name.removesuffix("/loss") for name in golden if "/loss" in name} == {*CASES}
+    assert {name.removesuffix("/loss") for name in golden if "/loss" in name} == {
+        *CASES
+    }
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -251,7 +251,9 @@ def test_only_a_vision_transformer_has_a_token_for_each_patch(tiny_config):
             **{"objective": "masked_patches", "eval_every": 0},
             **{"model.variant": variant, **values},
         )
-        with pytest.raises(UserError, match="needs a Vision|use a variant without R50"):
+        with pytest.raises(
+            UserError, match=r"needs a Vision|use a variant without R50"
+        ):
             _ = set_up(config).objective
 
 

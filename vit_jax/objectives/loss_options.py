@@ -199,7 +199,7 @@ class _Reader:
         return counts
 
     def _numbers(self, name: str, value: Any) -> np.ndarray | None:
-        """Reads numbers by class name (others are 1), or in the order of the classes."""
+        """Reads numbers by class name (others are 1), or in the classes' order."""
         if isinstance(value, Mapping):
             if unknown := sorted(map(str, value.keys() - set(self._names))):
                 why = f"no class {shortened(unknown, repr)}; there are "

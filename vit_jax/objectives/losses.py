@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-Logits = Targets = Float[Array, "b k"]
+Logits = Float[Array, "b k"]
+Targets = Float[Array, "b k"]
 ByClass = Float[Array, " k"] | None
 
 _TINY = 1e-12  # keeps gradients of powers finite at 0

@@ -340,7 +340,7 @@ def _wrong_sizes(
     architecture: Architecture, choices: dict[str, str], bits: int, cells: int
 ) -> list[str]:
     if choices["target"] == "pixels":
-        given = {"bits": (bits, 3), "cells": (cells, 1)}
+        given: dict[str, Any] = {"bits": (bits, 3), "cells": (cells, 1)}
         given["quantization"] = choices["quantization"], "floor"
         return [
             f"objective_options.{name}={value!r} has no effect with target='pixels'; "
