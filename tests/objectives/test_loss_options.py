@@ -253,3 +253,11 @@ def test_a_run_says_what_its_outputs_mean_and_evaluates_plainly(tiny_config, tmp
     # The head begins at 0, and 10 sigmoid cross-entropies of 0 are 10 log 2.
     assert rows[2, "eval"]["loss"] == pytest.approx(10 * np.log(2), rel=0.2)
     assert rows[1, "train"]["loss"] < 0.7 * 10 * np.log(2)
+
+
+def test_options_of_an_unknown_loss_are_not_judged(tiny_config):
+    config = tiny_config(loss="focal")
+    config.loss_options = ConfigDict({"gamma": 1.0})
+    with pytest.raises(UserError) as error:
+        set_up(config)
+    assert "has 1 problem(s):\n  - loss='focal': choose from" in str(error.value)

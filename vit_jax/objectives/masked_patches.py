@@ -87,13 +87,13 @@ class MaskedPatches(Objective):
         self._given = given
         self._target, self._quantization = target, quantization
         self._bits, self._cells, self._source = bits, cells, swap_from
-        self._masked, self._changed = masked, masked + swapped
         self._architecture = _checked(
             given.architecture,
             {"corrupted": corrupted, "masked": masked, "swapped": swapped},
             {"target": target, "quantization": quantization, "swap_from": swap_from},
             {"bits": bits, "cells": cells},
         )
+        self._masked, self._changed = masked, masked + swapped
         patches = math.prod(self._architecture.grid)
         self.count = max(round(corrupted * patches), 1)
         self.inputs = {"image": Images(given.train_chain, self._architecture.channels)}

@@ -336,6 +336,8 @@ def set_up(
             mesh = mesh or sharding.make_mesh(**config.mesh, devices=devices)
     first = len(found)
     sound = config_lib.with_defaults(config, wrong)
+    if "loss" in wrong:
+        sound.loss_options = type(sound)()  # options of a loss that does not exist
     if "image_size" not in wrong:
         size = config_lib.image_size(config)
         chain = None
