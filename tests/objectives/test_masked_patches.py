@@ -132,6 +132,13 @@ def test_half_of_the_patches_are_corrupted_in_the_published_ways(setup_of):
         assert same.sum() == 1 and not same[patch]
 
 
+def test_a_swapped_patch_is_never_itself(setup_of):
+    batch = random_batch(100)
+    found = prepared(setup_of(masked=0.0, swapped=1.0).objective, batch)
+    before, after = patches_of(batch["image"]), patches_of(found["image"])
+    assert ((before != after).any(axis=(2, 3, 4)).sum(axis=1) == 8).all()
+
+
 def test_patches_may_come_from_the_previous_image(setup_of):
     batch = random_batch(8)
     objective = setup_of(masked=0.0, swapped=1.0, swap_from="batch").objective
