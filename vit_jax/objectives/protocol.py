@@ -35,10 +35,18 @@ Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 class Images(NamedTuple):
-    """A batch column with one random view of each image, uint8 [b, h, w, c]."""
+    """A batch column with one random view of each image, uint8 [b, h, w, c].
+
+    Attributes:
+      transform: makes the view.
+      channels: number of channels.
+      aligned: repeat the random draws of the first column, instead of drawing anew:
+        the same part of the image at another size.
+    """
 
     transform: Chain
     channels: int
+    aligned: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

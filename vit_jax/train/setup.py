@@ -285,6 +285,15 @@ class Setup:
             if isinstance(column, Images)
         }
 
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """The columns of images that repeat the draws of the first."""
+        return tuple(
+            name
+            for name, column in self.objective.inputs.items()
+            if isinstance(column, Images) and column.aligned
+        )
+
 
 def set_up(
     config: Config,

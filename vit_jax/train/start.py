@@ -166,6 +166,7 @@ def open_batches(setup: Setup, source: Source, start: int) -> Batches:
         num_processes=config.loader_processes,
         sampling=config.sampling,
         repeats=config.augment.repeats,
+        aligned=setup.aligned,
     )
 
 

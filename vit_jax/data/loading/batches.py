@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -198,6 +198,7 @@ def train_batches(
     num_processes: int = 0,
     sampling: str = "uniform",
     repeats: int = 1,
+    aligned: Collection[str] = (),
 ) -> Batches:
     """Loads batches `start` to `stop` (excluded) of an endless shuffled stream.
 
@@ -224,6 +225,8 @@ def train_batches(
         only the threads of this process.
       sampling: "uniform", "balanced" or "weighted"; see `order.make_order`.
       repeats: how often an example occurs in a batch; see `order.make_order`.
+      aligned: columns that make no draws of their own, but repeat those of the first
+        column, and so show the same part of the image, mirrored or not.
 
     Returns:
       Iterator over this process's rows (b = len(rows)): each column of images, by
@@ -256,10 +259,16 @@ def train_batches(
         def views(example: Example) -> ExampleRow:
             image = opened(example.image, channels, example.name, True, white_level)
             random = chance.at(position)
-            return {
+            own = {
                 name: chain(image, random, example.name)
                 for name, chain in chains.items()
+                if name not in aligned
             }
+            repeated = {
+                name: chains[name](image, chance.at(position), example.name)
+                for name in aligned
+            }
+            return own | repeated
 
         return loader.load(order[position], views)
 
