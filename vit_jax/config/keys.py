@@ -133,6 +133,10 @@ def default_config() -> Config:
     # Lowest frequency of sin-cos positions: as in "big_vision" or as in "mae".
     config.model.sincos_denominator = "big_vision"
     config.model.registers = 0
+    # A second class token with a head of its own (arXiv:2012.12877), which learns from
+    # the teachers of the objective "distillation"; predictions are the mean of both
+    # heads.
+    config.model.distillation_token = False
     # Width of the tanh layer before the head; −1 = the model's width, 0 = none.
     config.model.pre_logits = 0
     # "tanh" approximation (Google's models) or "exact" (PyTorch's).
@@ -171,7 +175,7 @@ def default_config() -> Config:
     config.posemb_resize = "bicubic"
 
     # --- Objective ---
-    # "classification", "masked_autoencoding", or a class of your own as
+    # "classification", "distillation", "masked_autoencoding", or a class of your own as
     # "package.module:Name", found on Python's path (vit_jax/objectives/protocol.py).
     config.objective = "classification"
     # Arguments of that class, by name; vit_jax/objectives/ has those of each.
@@ -309,6 +313,7 @@ ARCHITECTURE_KEYS = (
     "posemb",
     "sincos_denominator",
     "registers",
+    "distillation_token",
     "gelu",
     "layernorm_epsilon",
     "layer_scale",

@@ -4,11 +4,13 @@ from typing import Any
 
 from vit_jax.named import check_options, find_class
 from vit_jax.objectives.classification import Classification
+from vit_jax.objectives.distillation import Distillation
 from vit_jax.objectives.masked_autoencoding import MaskedAutoencoding
 from vit_jax.objectives.protocol import Given, Objective
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
+    "distillation": Distillation,
     "masked_autoencoding": MaskedAutoencoding,
 }
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from vit_jax.objectives.inputs import normalised
 from vit_jax.objectives.losses import LOSSES, smooth_labels, to_targets
@@ -73,6 +73,10 @@ class Classification(Objective):
         """Sums loss and accuracy over the examples, weighted by `mask`."""
         images = normalised(batch["image"], self._given.preprocessing)
         logits = self._given.placed_model(params, images, train=True, key=key)
+        return self.judged(logits, batch), ()
+
+    def judged(self, logits: Float[Array, "b k"], batch: Batch) -> Sums:
+        """Sums loss and accuracy of logits, weighted by the prepared batch's `mask`."""
         targets = self._targets(batch)
         right, judged = _accuracy(logits, targets)
         if self._config.mixing.binary_targets:
@@ -86,7 +90,7 @@ class Classification(Objective):
         return {
             "loss": (jnp.sum(losses * mask), weight),
             "accuracy": (jnp.sum(right * mask), labelled),
-        }, ()
+        }
 
     def _targets(self, batch: Batch) -> Array:
         return to_targets(batch["label"], self._given.architecture.num_classes)

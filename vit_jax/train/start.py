@@ -1,6 +1,7 @@
 """The start of a run: its examples, its directory, and its initial state."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -90,6 +91,15 @@ def open_sources(setup: Setup) -> tuple[Source, Source]:
     with _unless_damaged():
         setup.preprocessing.prepare(held_out[0].image, held_out[0].name)
     return train, held_out
+
+
+def with_class_names(setup: Setup, train: Source) -> Setup:
+    """Adds the names of the classes if only the opened data tell them."""
+    if setup.info.class_names is not None:
+        return setup
+    names = tuple(train.class_names or ())
+    info = dataclasses.replace(setup.info, class_names=names)
+    return dataclasses.replace(setup, info=info)
 
 
 def _warn_of_outputs(setup: Setup) -> None:
