@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax.config.recipes import load_recipe
-from vit_jax.data.sources.datasets import PRESETS
+from vit_jax.data.sources.datasets import PRESETS, open_dataset
 from vit_jax.errors import UserError
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.programs import build
@@ -22,7 +22,21 @@ ARGUMENTS = {
         "Ti/16,imagenet21k",
     ],
     "b16": ["", *(name for name in PRESETS if "imagenet21k" != name != "jft300m")],
-    "deit": [""],
+    "deit": [
+        "",
+        "S/16,imagenet2012,384",
+        "B/16,imagenet2012,teacher=runs/large",
+        "Ti/16,digits,teacher=runs/large,384",
+    ],
+    "distill": [
+        "",
+        "S/16,imagenet2012,bit",
+        "B/16,oxford_flowers102",
+        "Ti/16,oxford_iiit_pet,long",
+        "teacher,digits",
+        "student,digits",
+        "control,digits",
+    ],
     "cifar": ["", "cifar10", "cifar100", "digits"],
     "pretrain": [
         "",
@@ -68,21 +82,37 @@ def load(name, argument="", *overrides):
     return load_recipe(["main", f"--config={CONFIGS / name}.py{suffix}", *overrides])[0]
 
 
+@pytest.fixture
+def taught(make_teacher):
+    """Returns a function that gives a small teacher to a recipe that needs one."""
+
+    def give(config):
+        if config.objective == "distillation":
+            classes = open_dataset(config.dataset).info.num_classes
+            channels = config.model.channels
+            config.objective_options.teachers = make_teacher(
+                class_names=(), num_classes=classes, channels=channels
+            )
+        return config
+
+    return give
+
+
 def test_every_recipe_is_listed_here():
     assert sorted(ARGUMENTS) == sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
 @pytest.mark.parametrize(("name", "argument"), ALL)
-def test_resolves_without_weights_or_data(name, argument):
-    setup = set_up(load(name, argument))
+def test_resolves_without_weights_or_data(name, argument, taught):
+    setup = set_up(taught(load(name, argument)))
     assert setup.config.total_steps > setup.config.warmup_steps
     state = setup.abstract_state()
     assert state.params["head"]["kernel"].shape[-1] == setup.info.num_classes
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_lowers_at_full_size(name):
-    config = load(name, ARGUMENTS[name][0])
+def test_lowers_at_full_size(name, taught):
+    config = taught(load(name, ARGUMENTS[name][0]))
     mesh = set_up(config).mesh
     step, arguments = build(config, mesh)
     text = step.lower(*arguments).as_text()
@@ -91,9 +121,9 @@ def test_lowers_at_full_size(name):
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_trains_small(name, tmp_path):
-    config = load(name, ARGUMENTS[name][0], *REDUCED)
-    numbers = train_and_evaluate(config, str(tmp_path))
+def test_trains_small(name, tmp_path, taught):
+    config = taught(load(name, ARGUMENTS[name][0], *REDUCED))
+    numbers = train_and_evaluate(config, str(tmp_path / "run"))
     assert numbers["examples"] == 360
     assert 0 < numbers["loss"] < 100
 
@@ -158,6 +188,52 @@ def test_augmentation_of_deit():
     image = np.zeros((300, 400, 3), np.uint8)
     chain = setup.train_transforms["image"]
     assert chain(image, np.random.default_rng(0)).shape[:2] == (224, 224)
+
+
+def test_distillation_and_fine_tuning_of_deit(taught):
+    plain, tuned = load("deit", "B/16"), load("deit", "B/16,imagenet2012,384")
+    config = load("deit", "B/16,imagenet2012,teacher=runs/a;runs/b,384")
+    options = config.objective_options
+    assert (config.name, plain.objective) == (
+        "deit-B16-distilled-384",
+        "classification",
+    )
+    assert (options.kind, options.alpha) == ("hard", 0.5)
+    assert options.teachers == "runs/a;runs/b"
+    # DeiT-B with two tokens and heads has 87,338,192 parameters at 224.
+    distilled = load("deit", "B/16,imagenet2012,teacher=x")
+    state = set_up(taught(distilled)).abstract_state()
+    assert sum(x.size for x in jax.tree.leaves(state.params)) == 87_338_192
+    assert (tuned.learning_rate, tuned.weight_decay) == (5e-6, 1e-8)
+    assert (tuned.schedule, tuned.image_size) == ("constant", (384,))
+    assert (tuned.total_epochs, tuned.reset_head) == (30.0, False)
+    assert tuned.warmup_steps == round(5 * 1_281_167 / tuned.batch_size)
+    with pytest.raises(
+        UserError, match=r"option '385': choose from teacher=MODEL, 384"
+    ):
+        load("deit", "B/16,imagenet2012,385")
+
+
+@pytest.mark.parametrize(
+    ("argument", "epochs", "batch", "temperature", "rate", "decay"),
+    [
+        ("B/16,imagenet2012,bit", 1200, 4096, 1.0, 0.03, 3e-4),
+        ("B/16,imagenet2012,90", 90, 1024, 1.0, 1e-4, 1e-5),
+        ("B/16,oxford_flowers102,fast", 10_000, 512, 10.0, 0.003, 3e-4),
+        ("B/16,oxford_iiit_pet,long", 30_000, 512, 2.0, 0.003, 1e-5),
+        ("B/16,sun397,medium", 1000, 512, 10.0, 0.001, 1e-4),
+    ],
+)
+def test_rows_of_function_matching(argument, epochs, batch, temperature, rate, decay):
+    config = load("distill", argument)
+    options = config.objective_options
+    assert (options.kind, options.distance) == ("matching", "kl")
+    assert (config.total_epochs, config.batch_size) == (epochs, batch)
+    assert (options.temperature, config.learning_rate) == (temperature, rate)
+    assert config.weight_decay * rate == pytest.approx(decay)
+    assert config.mixing.mixup_alpha == 1.0
+    with pytest.raises(UserError, match="length 'soon': choose from"):
+        load("distill", "B/16,imagenet2012,soon")
 
 
 def test_fine_tuning_of_the_paper():

@@ -4,19 +4,19 @@
     python tests/golden/make_distillation_references.py
 
 "logits/student" and "logits/teacher" [b, k] have for each DISTANCE "DISTANCE/values"
-[b] and "DISTANCE/gradients" [b, k], those of the sum. In the runs, a small DeiT with two
-heads ("student/PATH") learns from a ViT ("teacher/PATH") of another normalisation, from
-"images" uint8 [b, h, w, c] and "labels"; for each KIND, "KIND/losses" are those of 30
-steps of SGD with momentum on the same batch, and "KIND/gradients/PATH" the first.
+[b] and "DISTANCE/gradients" [b, k], those of the sum. In the runs, a small DeiT with
+two heads ("student/PATH") learns from a ViT ("teacher/PATH") of another normalisation,
+from "images" uint8 [b, h, w, c] and "labels"; for each KIND, "KIND/losses" are those of
+30 steps of SGD with momentum on the same batch, and "KIND/gradients/PATH" the first.
 """
 
 import pathlib
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional
 
 HERE = pathlib.Path(__file__).parent
 SIZES = {
@@ -40,17 +40,19 @@ NAMES = {
 
 def kl(student, teacher, t):
     """Returns T² KL(teacher ‖ student), as function matching defines it."""
-    wanted = F.softmax(teacher / t, -1)
-    cross = -(wanted * F.log_softmax(student / t, -1)).sum(-1)
+    wanted = functional.softmax(teacher / t, -1)
+    cross = -(wanted * functional.log_softmax(student / t, -1)).sum(-1)
     return t**2 * (cross + (wanted * wanted.clamp(min=1e-8).log()).sum(-1))
 
 
 def hard(student, teacher, smoothing=0.0):
     """Returns the KL to the teacher's class, smoothed over the K - 1 others."""
     classes = teacher.shape[-1]
-    one = F.one_hot(teacher.argmax(-1), classes).float()
+    one = functional.one_hot(teacher.argmax(-1), classes).float()
     wanted = (1 - smoothing) * one + smoothing / (classes - 1) * (1 - one)
-    return (wanted * (wanted.clamp(min=1e-8).log() - F.log_softmax(student, -1))).sum(-1)
+    return (
+        wanted * (wanted.clamp(min=1e-8).log() - functional.log_softmax(student, -1))
+    ).sum(-1)
 
 
 def euclidean(student, teacher):
@@ -71,7 +73,7 @@ DISTANCES = {
     "l2": lambda s, x: ((s - x) ** 2).sum(-1),
     "euclidean": euclidean,
     "logsoftmax_euclidean": lambda s, x: euclidean(
-        F.log_softmax(s, -1), F.log_softmax(x, -1)
+        functional.log_softmax(s, -1), functional.log_softmax(x, -1)
     ),
     "sigmoid_kl_2": lambda s, x: sigmoid_kl(s, x, 2),
 }
@@ -79,8 +81,11 @@ DISTANCES = {
 
 def soft_of_deit(student, teacher, t):
     """Returns DeiT's distance of a batch: T² KL, divided by images and classes."""
-    log_p, log_q = F.log_softmax(student / t, 1), F.log_softmax(teacher / t, 1)
-    total = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+    log_p, log_q = (
+        functional.log_softmax(student / t, 1),
+        functional.log_softmax(teacher / t, 1),
+    )
+    total = functional.kl_div(log_p, log_q, reduction="sum", log_target=True)
     return total * t * t / log_p.numel()
 
 
@@ -97,7 +102,7 @@ def deit(kind, base, alpha=0.5, t=1.0):
     def loss(heads, teacher, targets):
         of_labels = base(heads[0], targets)
         if kind == "hard":
-            of_teacher = F.cross_entropy(heads[1], teacher.argmax(1))
+            of_teacher = functional.cross_entropy(heads[1], teacher.argmax(1))
         else:
             of_teacher = soft_of_deit(heads[1], teacher, t)
         return of_labels * (1 - alpha) + of_teacher * alpha
@@ -106,9 +111,9 @@ def deit(kind, base, alpha=0.5, t=1.0):
 
 
 KINDS = {
-    "hard": deit("hard", F.cross_entropy),
-    "hard_bce": deit("hard", F.binary_cross_entropy_with_logits),
-    "soft": deit("soft", F.cross_entropy, alpha=0.1, t=3.0),
+    "hard": deit("hard", functional.cross_entropy),
+    "hard_bce": deit("hard", functional.binary_cross_entropy_with_logits),
+    "soft": deit("soft", functional.cross_entropy, alpha=0.1, t=3.0),
     "matching": lambda heads, teacher, _: kl(sum(heads) / 2, teacher, 2.0).mean(),
 }
 

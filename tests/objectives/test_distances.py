@@ -28,10 +28,13 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_pytorch(name):
-    student, teacher = (jnp.asarray(GOLDEN[f"logits/{x}"]) for x in ("student", "teacher"))
-    values, gradients = CASES[name](student, teacher), jax.grad(
-        lambda x: jnp.sum(CASES[name](x, teacher))
-    )(student)
+    student, teacher = (
+        jnp.asarray(GOLDEN[f"logits/{x}"]) for x in ("student", "teacher")
+    )
+    values, gradients = (
+        CASES[name](student, teacher),
+        jax.grad(lambda x: jnp.sum(CASES[name](x, teacher)))(student),
+    )
     np.testing.assert_allclose(values, GOLDEN[f"{name}/values"], atol=2e-6, rtol=2e-6)
     np.testing.assert_allclose(
         gradients, GOLDEN[f"{name}/gradients"], atol=2e-6, rtol=2e-6
@@ -56,9 +59,10 @@ def test_divergences_of_three_classes_are_the_known_numbers(temperature, expecte
 def test_distances_of_extreme_outputs_are_finite(compute):
     student = jnp.array([[1e4, -1e4, 0.0], [0.0, 0.0, 0.0]])
     teacher = jnp.array([[-1e4, 1e4, 0.0], [0.0, 0.0, 0.0]])
-    values, gradients = compute(student, teacher), jax.grad(
-        lambda x: jnp.sum(compute(x, teacher))
-    )(student)
+    values, gradients = (
+        compute(student, teacher),
+        jax.grad(lambda x: jnp.sum(compute(x, teacher)))(student),
+    )
     assert np.isfinite(values).all() and np.isfinite(gradients).all()
     assert values[0] > values[1] >= 0
 

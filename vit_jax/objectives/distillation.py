@@ -6,12 +6,11 @@ same crop, mirrored and mixed alike, each at its own size and in its own value r
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from vit_jax.data.transforms.chains import parse_chain, rescale_chain
 from vit_jax.errors import UserError
@@ -94,12 +93,12 @@ class Distillation(Objective):
     def __init__(
         self,
         given: Given,
-        teachers: str | Sequence[str] = "",
+        teachers: Any = "",
         kind: str = "hard",
-        alpha: float | None = None,
-        temperature: float | None = None,
+        alpha: Any = None,
+        temperature: Any = None,
         distance: str | None = None,
-        smoothing: float | None = None,
+        smoothing: Any = None,
         teacher_size: Any = 0,
         classes: str = BY_NAME,
     ):
@@ -107,7 +106,8 @@ class Distillation(Objective):
 
         Args:
           given: the run.
-          teachers: anything that `load_weights` reads; ";" separates several.
+          teachers: anything that `load_weights` reads; ";" separates several. Options
+            come from a command line, so all are checked here, whatever their type.
           kind: a key of `KINDS`.
           alpha: "hard", "soft": the teachers' share of the loss. The default of DeiT's
             code is 0.5; its paper uses 0.1 for "soft".
@@ -355,9 +355,8 @@ def _wrong_options(kind: str, options: dict[str, Any]) -> list[str]:
     """Lists values that are impossible, or that this kind or distance ignores."""
     where = "objective_options."
     if kind not in KINDS:
-        return [
-            f"{where}kind={kind!r}: choose {either([*KINDS])}{did_you_mean(kind, KINDS)}"
-        ]
+        choose = f"choose {either([*KINDS])}{did_you_mean(kind, KINDS)}"
+        return [f"{where}kind={kind!r}: {choose}"]
     problems, taken = [], KINDS[kind]
     chosen = options["distance"] or "kl"
     if kind == "matching" and chosen not in DISTANCES:

@@ -32,11 +32,11 @@ BY_NAME, BY_ORDER = "names", "order"
 _SEPARATOR = ";"
 
 
-def sources_of(teachers: str | Sequence[str]) -> list[str]:
+def sources_of(teachers: Any) -> list[str]:
     """Reads the names of teachers: one text, with ";" between several; or a list."""
-    if isinstance(teachers, str):
-        teachers = teachers.split(_SEPARATOR)
-    return [name for name in map(str.strip, teachers) if name]
+    if not isinstance(teachers, list | tuple):
+        teachers = str(teachers).split(_SEPARATOR)
+    return [name for name in (str(one).strip() for one in teachers) if name]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,9 +132,7 @@ class Teacher:
         except ValueError as error:
             problems.append(f"objective_options.teacher_size={size}: {error}")
             self.architecture = own
-        problems += [
-            f"{one}; choose another mesh" for one in misfits(given.mesh, own)
-        ]
+        problems += [f"{one}; choose another mesh" for one in misfits(given.mesh, own)]
         if problems:
             raise UserError(
                 "\n".join(f"the teacher {loaded.source}: {one}" for one in problems)
