@@ -26,7 +26,7 @@ ARGUMENTS = {
         "",
         "S/16,imagenet2012,384",
         "B/16,imagenet2012,teacher=runs/large",
-        "Ti/16,digits,teacher=runs/large,384",
+        "S/16,imagenet2012,teacher=runs/large,384",
     ],
     "distill": [
         "",
