@@ -236,6 +236,94 @@ def test_teachers_of_other_sizes_see_the_same_images(setup_of, make_teacher):
         np.testing.assert_allclose(large, expected.repeat(2, axis=1), atol=1e-5)
 
 
+def sums_of(objective, logits, answers, labels):
+    """Returns the sums of a loss for these outputs of student and teachers."""
+    objective._student = lambda *_: Outputs(*map(jnp.asarray, logits))
+    for teacher, found in zip(objective._teachers, answers, strict=True):
+        teacher._model = lambda *_, found=found: jnp.asarray(found)
+    rows = len(labels)
+    batch = {
+        "image": jnp.zeros((rows, 8, 8, 3), jnp.uint8),
+        "label": jnp.asarray(labels),
+        "mask": jnp.arange(rows, dtype=jnp.float32),  # the first does not count
+    }
+    extra = ((),) * len(answers)
+    sums, _ = objective.loss((), batch, jax.random.key(0), context(extra))
+    return {name: (float(total), float(w)) for name, (total, w) in sums.items()}
+
+
+@pytest.mark.parametrize("kind", ["soft", "matching"])
+def test_several_teachers_are_added_up_or_averaged(setup_of, make_teacher, kind):
+    paths = make_teacher("a"), make_teacher("b", seed=1)
+    objective = setup_of(teachers=";".join(paths), **KINDS[kind]).objective
+    rng = np.random.default_rng(0)
+    heads = rng.normal(size=(3, 4, 10)).astype(np.float32)
+    answers = rng.normal(size=(2, 4, 10)).astype(np.float32)
+    labels = np.array([3, 1, 4, 1], np.int32)
+    found = sums_of(objective, heads, answers, labels)
+    t = KINDS[kind]["temperature"]
+
+    def softmax(x):
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    p, q = softmax(answers / t), softmax(heads[1] / t)
+    each = t**2 * (p * np.log(p / q)).sum(-1) @ np.arange(4)
+    agree = (heads[2].argmax(-1) == answers.argmax(-1)) @ np.arange(4)
+    if kind == "matching":
+        expected = {"loss": each.sum()}
+    else:
+        each = each / 10
+        chosen = softmax(heads[0])[np.arange(4), labels]
+        of_labels = -np.log(chosen) @ np.arange(4)
+        expected = {
+            "loss": 0.9 * of_labels + 0.1 * each.mean(),
+            "label_loss": of_labels,
+            "teacher_loss": each.mean(),
+            "accuracy": (heads[2].argmax(-1) == labels) @ np.arange(4),
+        }
+    expected |= {"agreement": agree.mean()}
+    for number in range(2):
+        expected[f"teacher_loss_{number + 1}"] = each[number]
+        expected[f"agreement_{number + 1}"] = agree[number]
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name][0] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        assert found[name][1] == 6
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "matching"])
+def test_a_yes_or_no_for_each_class_is_compared_class_by_class(
+    setup_of, make_teacher, tmp_path, kind
+):
+    labels = np.eye(3, dtype=np.uint8)[np.arange(40) % 3]
+    labels[::2, 0] = 1
+    images = np.zeros((40, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "several.npz", images=images, labels=labels)
+    several = {"dataset": str(tmp_path / "several.npz"), "loss": "sigmoid"}
+    classes = {"num_classes": 3, "class_names": ()}
+    path = make_teacher(outputs="independent", **classes)
+    objective = setup_of(several, teachers=path, kind=kind).objective
+    rng = np.random.default_rng(0)
+    heads = rng.normal(size=(3, 4, 3)).astype(np.float32)
+    answers = rng.normal(size=(1, 4, 3)).astype(np.float32)
+    found = sums_of(objective, heads, answers, labels[:4].astype(np.float32))
+    yes, ours = (1 / (1 + np.exp(-x)) for x in (answers[0], heads[1]))
+    if kind == "hard":
+        yes = (yes > 0.5).astype(np.float32)
+    entropy = -yes * np.log(ours) - (1 - yes) * np.log(1 - ours)
+    if kind != "hard":
+        entropy += yes * np.log(yes) + (1 - yes) * np.log(1 - yes)
+    expected = entropy.sum(-1) @ np.arange(4) / (1 if kind == "matching" else 3)
+    name = "loss" if kind == "matching" else "teacher_loss"
+    assert found[name][0] == pytest.approx(expected, rel=1e-5)
+    agree = ((heads[2] > 0) == (answers[0] > 0)).mean(-1) @ np.arange(4)
+    assert found["agreement"][0] == pytest.approx(agree)
+    exclusive = make_teacher("exclusive", **classes)
+    with pytest.raises(UserError, match="but an image of these data can have several"):
+        setup_of(several, teachers=exclusive, kind=kind)
+
+
 def test_loaded_views_show_the_same_crop(setup_of, make_teacher):
     teacher = make_teacher(image_size=(16, 16))
     values = {"augment.train": "resize_small(12)|random_crop|flip_lr"}

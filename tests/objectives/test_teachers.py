@@ -12,6 +12,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import MixerArchitecture
 from vit_jax.objectives.teachers import checksum_of, load_teacher, sources_of
 from vit_jax.train.setup import set_up
+from vit_jax.train.start import with_class_names
 from vit_jax.weights.loading import load_weights
 
 MIXER = MixerArchitecture(
@@ -274,3 +275,33 @@ def test_all_problems_of_all_teachers_are_one_message(objective_of, make_teacher
     assert "a.safetensors: it has no head" in text
     assert "b.safetensors: it takes images of 2 channels" in text
     assert "alpha=0.5 has no effect" in text
+
+
+def test_data_that_cannot_be_opened_are_not_blamed_on_the_teacher(
+    objective_of, make_teacher
+):
+    with pytest.raises(UserError, match="has 1 problem") as raised:
+        objective_of({"dataset": "no/such"}, teachers=make_teacher())
+    assert "teacher" not in str(raised.value)
+
+
+def test_names_that_only_opened_data_tell_are_matched(tiny_config, make_teacher):
+    config = tiny_config(**{"objective": "distillation", "mesh.data": 1})
+    config.dataset, config.model.channels = "cifar10", 3
+    names = ("x", *reversed("abcdefghij"))
+    path = make_teacher(class_names=names, num_classes=11)
+    config.objective_options = ConfigDict({"teachers": path, "kind": "matching"})
+    setup = set_up(config)  # a preset, which is planned without data
+    [planned] = setup.objective.extra()
+    assert planned["head"]["bias"].shape == (10,)
+
+    class Opened:
+        class_names = tuple("abcdefghij")
+
+    opened = with_class_names(setup, Opened())
+    [params] = opened.objective.extra()
+    bias = load_weights(path).params["head"]["bias"]
+    np.testing.assert_array_equal(params["head"]["bias"], bias[:0:-1])
+    Opened.class_names = tuple("abcdefghik")
+    with pytest.raises(UserError, match="does not know 1 of the data's 10 classes: k"):
+        _ = with_class_names(setup, Opened()).objective
