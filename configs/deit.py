@@ -96,9 +96,7 @@ def _distil(config, teacher):
     config.name += "-distilled"
     config.model.distillation_token = True
     config.objective = "distillation"
-    config.objective_options = ConfigDict(
-        {"teachers": teacher, "kind": "hard", "alpha": 0.5}
-    )
+    config.objective_options = ConfigDict({"teachers": teacher, "kind": "hard"})
 
 
 def _finetune(config):

@@ -324,6 +324,21 @@ def test_a_yes_or_no_for_each_class_is_compared_class_by_class(
         setup_of(several, teachers=exclusive, kind=kind)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_the_student_drops_out_and_its_teachers_do_not(setup_of, make_teacher, rate):
+    values = {"model.dropout_rate": rate}
+    setup = setup_of(values, teachers=make_teacher(), kind="matching")
+    objective, extra = setup.objective, on_device(setup.objective.extra())
+    batch = on_device(batch_of(setup))
+    params = jax.eval_shape(setup.init_params)
+
+    def loss(params, key):
+        return objective.loss(params, batch, key, context(extra))[0]["loss"][0]
+
+    traced = str(jax.make_jaxpr(loss)(params, jax.random.key(0)))
+    assert traced.count("random_bits") == (4 if rate else 0)
+
+
 def test_loaded_views_show_the_same_crop(setup_of, make_teacher):
     teacher = make_teacher(image_size=(16, 16))
     values = {"augment.train": "resize_small(12)|random_crop|flip_lr"}

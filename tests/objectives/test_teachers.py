@@ -267,14 +267,21 @@ def test_impossible_options_are_refused_before_anything_is_compiled(
         objective_of(values, **given)
 
 
+def test_options_at_their_defaults_do_no_harm(objective_of, make_teacher):
+    ignored = {"alpha": 0.5, "temperature": 1.0, "smoothing": 0.0}
+    path = make_teacher()
+    objective_of(teachers=path, kind="matching", distance="l2", **ignored)
+    objective_of(teachers=path, kind="hard", distance="kl", **ignored)
+
+
 def test_all_problems_of_all_teachers_are_one_message(objective_of, make_teacher):
     paths = make_teacher("a", num_classes=0), make_teacher("b", channels=2)
     with pytest.raises(UserError) as raised:
-        objective_of(teachers=";".join(paths), kind="matching", alpha=0.5)
+        objective_of(teachers=";".join(paths), kind="matching", alpha=0.25)
     text = str(raised.value)
     assert "a.safetensors: it has no head" in text
     assert "b.safetensors: it takes images of 2 channels" in text
-    assert "alpha=0.5 has no effect" in text
+    assert "alpha=0.25 has no effect" in text
 
 
 def test_data_that_cannot_be_opened_are_not_blamed_on_the_teacher(

@@ -55,6 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "soft": {"alpha": 0.5, "temperature": 1.0},
     "matching": {"distance": "kl", "temperature": 1.0, "smoothing": 0.0},
 }
+_DEFAULTS = {name: value for row in KINDS.values() for name, value in row.items()}
 # Distance → the options that it reads.
 _OF_DISTANCES = {"kl": ("temperature",), "hard": ("smoothing",)}
 _RANGES = {
@@ -225,20 +226,23 @@ class Distillation(Objective):
             distances.append(jnp.sum(distance(student.teachers, answers) * mask))
             agreements.append(jnp.sum(agree(student.mean, answers) * mask))
         count = len(distances)
-        sums = {"agreement": sum(agreements) / count}
+        together = functools.reduce(jnp.add, distances)
+        sums: dict[str, Array] = {
+            "agreement": functools.reduce(jnp.add, agreements) / count
+        }
         if count > 1:
             for index in range(count):
                 sums[f"teacher_loss_{index + 1}"] = distances[index]
                 sums[f"agreement_{index + 1}"] = agreements[index]
         if self._labels is None:
-            sums["loss"] = sum(distances)
+            sums["loss"] = together
             return {name: (total, weight) for name, total in sums.items()}, ()
         of_labels = self._labels.judged(student.labels, batch)["loss"][0]
         if self._independent:
             # The mean over the classes, as in DeiT's code, so that α means the same.
             of_labels /= self._given.architecture.num_classes
         alpha = self._options["alpha"]
-        sums["label_loss"], sums["teacher_loss"] = of_labels, sum(distances) / count
+        sums["label_loss"], sums["teacher_loss"] = of_labels, together / count
         sums["loss"] = (1 - alpha) * of_labels + alpha * sums["teacher_loss"]
         return {
             **{name: (total, weight) for name, total in sums.items()},
@@ -270,7 +274,7 @@ class Distillation(Objective):
         mean, heads = compute(intermediates=HEADS)
         if self._labels is None:
             return Outputs(mean, mean, mean)
-        return Outputs(*(heads[name] for name in HEADS), mean)
+        return Outputs(heads[HEADS[0]], heads[HEADS[1]], mean)
 
     def _inputs(self) -> dict[str, Images | Labels]:
         """Lists the columns: images of each size that a model sees, and labels."""
@@ -325,8 +329,8 @@ class Distillation(Objective):
             ]
         if self._kind == "soft" and theirs == INDEPENDENT and not self._independent:
             return [f"{means}, but loss={loss} is not; set loss=sigmoid, or kind=hard"]
-        distance = self._options.get("distance")
-        if matching and theirs not in DISTANCES.get(distance, {theirs: None}):
+        distance = str(self._options.get("distance"))
+        if matching and distance in DISTANCES and theirs not in DISTANCES[distance]:
             fitting = [key for key, row in DISTANCES.items() if theirs in row]
             return [
                 f"{means}, for which distance={distance!r} has no meaning; choose "
@@ -368,16 +372,19 @@ def _wrong_options(kind: str, options: dict[str, Any]) -> list[str]:
     for name, value in options.items():
         if value is None:
             continue
+        default = _DEFAULTS[name]
         if name not in taken:
-            problems.append(
-                f"{where}{name}={value!r} has no effect with kind={kind!r}, which "
-                f"reads {either([*taken])}; leave it out"
-            )
+            if value != default:
+                problems.append(
+                    f"{where}{name}={value!r} has no effect with kind={kind!r}, which "
+                    f"reads {either([*taken])}; leave it at {default!r}"
+                )
         elif kind == "matching" and name in ignored:
-            problems.append(
-                f"{where}{name}={value!r} has no effect with distance={chosen!r}; "
-                "leave it out"
-            )
+            if value != default:
+                problems.append(
+                    f"{where}{name}={value!r} has no effect with distance={chosen!r}; "
+                    f"leave it at {default!r}"
+                )
         elif name in _RANGES:
             holds, expected = _RANGES[name]
             number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -84,22 +84,22 @@ class Mixing:
         config = self._config
         erasing_key, mixing_key = jax.random.split(key)
         if config.erasing_prob:
-            images, *others = erase_all(
+            images, *erased = erase_all(
                 erasing_key,
                 (examples.images, *others),
                 prob=config.erasing_prob,
                 mode=config.erasing_mode,
                 count=config.erasing_count,
             )
-            examples = examples._replace(images=images)
+            examples, others = examples._replace(images=images), tuple(erased)
         if self._mixes:
             form = FORMS[config.form]
             _, height, width, _ = examples.images.shape
             kept = form.draw(mixing_key, (height, width), config)
             weights = examples.weights
             examples = mix(examples, kept, form.partner)
-            others = [mix_images(x, weights, kept, form.partner) for x in others]
-        return examples, tuple(others)
+            others = tuple(mix_images(x, weights, kept, form.partner) for x in others)
+        return examples, others
 
 
 def make_mixing(mixing: Config) -> Mixing | None:
