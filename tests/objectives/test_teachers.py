@@ -154,7 +154,7 @@ def test_a_mixer_and_a_hybrid_teach(objective_of, make_teacher, kind):
         ({"class_names": (), "num_classes": 7}, {}, {}, "7 outputs, but the data have"),
         ({"num_classes": 0}, {}, {}, "it has no head, so it predicts no classes"),
         ({"channels": 4}, {}, {}, "images of 4 channels, but model.channels=3; set"),
-        ({"channels": 1}, {}, {}, "images of 1 channels, but model.channels=3; set"),
+        ({"channels": 1}, {}, {}, "images of 1 channel, but model.channels=3; set"),
         ({"outputs": "numbers"}, {}, {}, "are plain numbers, not classes; name a"),
         (
             {"outputs": "independent"},

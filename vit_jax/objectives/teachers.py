@@ -262,8 +262,9 @@ def _wrong_channels(theirs: int, ours: int) -> list[str]:
     if theirs == ours or (theirs, ours) == (3, 1):
         return []
     return [
-        f"it takes images of {theirs} channels, but model.channels={ours}; set "
-        f"model.channels={theirs}, or name a teacher for {ours}"
+        f"it takes images of {theirs} channel{'s'[: theirs != 1]}, but "
+        f"model.channels={ours}; set model.channels={theirs}, or name a teacher for "
+        f"{ours}"
     ]
 
 
