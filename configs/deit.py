@@ -18,7 +18,7 @@ Source: "Training data-efficient image transformers" (arXiv:2012.12877), table 9
       published numbers do not use): --config.ema_decay=0.99996.
     - Activations are bfloat16 on TPU and GPU (there float16).
     Fine-tuning at 384: batches of 504 images (there 512), and a warm-up of 12,710 steps
-    from 0 (there 5 epochs from 1e-6).
+    from 0 (there 5 epochs from 1e-6). The published code takes no teacher here.
     Distillation: the published teacher, RegNetY-16GF (82.9 %), is a convolutional
     network, which this package does not load; it saw the student's images in the
     student's value range and size, here each teacher sees its own.
