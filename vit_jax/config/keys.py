@@ -171,8 +171,9 @@ def default_config() -> Config:
     config.posemb_resize = "bicubic"
 
     # --- Objective ---
-    # "classification", "masked_autoencoding", or a class of your own as
-    # "package.module:Name", found on Python's path (vit_jax/objectives/protocol.py).
+    # "classification", "masked_autoencoding", "self_distillation", or a class of your
+    # own as "package.module:Name", found on Python's path
+    # (vit_jax/objectives/protocol.py).
     config.objective = "classification"
     # Arguments of that class, by name; vit_jax/objectives/ has those of each.
     config.objective_options = ConfigDict()
@@ -208,8 +209,8 @@ def default_config() -> Config:
     config.weight_decay_on = ".*kernel"
     # How individual parameters are trained, as rows "PATTERN: SETTING, SETTING" joined
     # by ";". Settings: frozen, lr=FACTOR, decay=WEIGHT_DECAY, rule=OPTIMIZER,
-    # start=STEP. The first row whose pattern matches the whole path applies; settings
-    # that it leaves out keep their values (vit_jax/optim/groups.py).
+    # start=STEP, begin=STEP. The first row whose pattern matches the whole path
+    # applies; settings that it leaves out keep their values (vit_jax/optim/groups.py).
     config.groups = ""
     # Layer-wise decay: ratio of each block's learning rate to that of the next block;
     # 1 = all equal. 0.65 to 0.75 suit fine-tuning after masked pretraining.
@@ -235,10 +236,10 @@ def default_config() -> Config:
     # --- Schedule ---
     # The peak, reached after the warm-up.
     config.learning_rate = 1e-3
-    # After the warm-up: "constant", "linear", "cosine", "rsqrt".
+    # After the warm-up: "constant", "linear", "cosine" (to 0), "cosine_floor", "rsqrt".
     config.schedule = "cosine"
     config.warmup_steps = 0
-    # Final value of "linear".
+    # Final value of "linear" and "cosine_floor".
     config.end_learning_rate = 0.0
     # "rsqrt": 1/√(1 + t/timescale), then linearly to 0 over the last cooldown_steps.
     config.rsqrt_timescale = 10_000

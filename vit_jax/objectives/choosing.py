@@ -6,10 +6,12 @@ from vit_jax.named import check_options, find_class
 from vit_jax.objectives.classification import Classification
 from vit_jax.objectives.masked_autoencoding import MaskedAutoencoding
 from vit_jax.objectives.protocol import Given, Objective
+from vit_jax.objectives.self_distillation import SelfDistillation
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "masked_autoencoding": MaskedAutoencoding,
+    "self_distillation": SelfDistillation,
 }
 
 

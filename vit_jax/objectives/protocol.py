@@ -13,6 +13,7 @@ and `loss` have to be written.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -105,6 +106,8 @@ class Objective:
       choices: all values that `choice` returns. The step is compiled once for each.
       sharding_rules: rows like those of `vit_jax.sharding.PARAMETERS`, for parameters
         and state that only this objective has.
+      begins: pattern of parameter paths → number of finished updates before which these
+        parameters rest, as with `begin` in a row of `config.groups`.
       reads_schedule: whether it reads the length of the run or other keys of the
         learning rate. If not, a run may become longer, provided that the steps already
         made keep their rates.
@@ -113,6 +116,7 @@ class Objective:
     inputs: Mapping[str, Images | Labels]
     choices: Sequence[Hashable] = (None,)
     sharding_rules: Sequence[tuple[str, tuple[Any, ...]]] = ()
+    begins: Mapping[str, int] = MappingProxyType({})
     reads_schedule: bool = True
 
     @staticmethod

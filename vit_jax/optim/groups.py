@@ -11,7 +11,8 @@ that `weight_decay`, `weight_decay_on` and `layer_decay` give.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ class Group(NamedTuple):
     frozen: bool = False  # never changed: it has no gradient and no optimiser state
     rule: str = ""  # optimiser; "" = the run's
     start: int = 0  # number of finished updates before the first that changes it
+    begin: int = 0  # number of finished updates before the first that it takes part in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +70,19 @@ class Groups:
         return {getattr(group, setting) for group in groups if not group.frozen}
 
 
-def make_groups(config: Config, params: Any, rules: Iterable[str]) -> Groups:
+def make_groups(
+    config: Config,
+    params: Any,
+    rules: Iterable[str],
+    begins: Mapping[str, int] = MappingProxyType({}),
+) -> Groups:
     """Finds the group of each parameter of a run.
 
     Args:
       config: a resolved config.
       params: the parameters or their shapes.
       rules: names of optimisers.
+      begins: the objective's; a row of the config that sets `begin` replaces it.
 
     Raises:
       UserError: a row cannot be read, a pattern matches no parameter, weight decay
@@ -86,7 +94,8 @@ def make_groups(config: Config, params: Any, rules: Iterable[str]) -> Groups:
     groups, used = {}, set()
     for path in map(path_name, (path for path, _ in jax.tree.leaves_with_path(params))):
         decay = config.weight_decay if decays.fullmatch(path) else 0.0
-        group = Group(lr=factors[path], decay=decay)
+        begin = max((n for p, n in begins.items() if re.fullmatch(p, path)), default=0)
+        group = Group(lr=factors[path], decay=decay, begin=begin)
         for number, (pattern, settings) in enumerate(rows):
             if pattern.fullmatch(path):
                 used.add(number)
@@ -154,7 +163,12 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
         return name, value
     if name == "rule":
         raise ValueError(f"rule={value}: choose from {', '.join(rules)}")
-    kinds: dict[str, Callable[[str], Any]] = {"lr": float, "decay": float, "start": int}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "lr": float,
+        "decay": float,
+        "start": int,
+        "begin": int,
+    }
     if name not in kinds:
         names = ["frozen", *kinds, "rule"]
         raise ValueError(

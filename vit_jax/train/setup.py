@@ -101,7 +101,8 @@ class Setup:
     @functools.cached_property
     def groups(self) -> Groups:
         """The parameter groups: how each parameter is trained."""
-        return make_groups(self.config, self.param_shapes, OPTIMIZERS)
+        begins = self.objective.begins
+        return make_groups(self.config, self.param_shapes, OPTIMIZERS, begins)
 
     @functools.cached_property
     def param_shapes(self) -> Any:
