@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from vit_jax.checkpoints.description import MODEL
 from vit_jax.errors import UserError
 from vit_jax.models.projection import ProjectionHead
 from vit_jax.objectives import self_distillation_checks as checks
@@ -27,6 +28,7 @@ from vit_jax.objectives.protocol import (
     Objective,
     Params,
     Sums,
+    served,
 )
 from vit_jax.sharding import PlacedModel
 
@@ -168,7 +170,7 @@ class SelfDistillation(Objective):
         """Starts the teacher as a copy of the student, and the centre at 0."""
         model = {name: x for name, x in params.items() if name != HEAD}
         centre = jnp.zeros(self.head.outputs)
-        return {"model": model, HEAD: params[HEAD], "centre": centre}
+        return {MODEL: model, HEAD: params[HEAD], "centre": centre}
 
     def loss(
         self, params: Params, batch: Batch, key: Key[Array, ""], context: Context
@@ -177,7 +179,7 @@ class SelfDistillation(Objective):
         mask, state = batch["mask"], context.state
         crops = self._crops
         student = self._outputs(params, batch, [crops.large, crops.small], key)
-        averaged = {**state["model"], HEAD: state[HEAD]}
+        averaged = {**state[MODEL], HEAD: state[HEAD]}
         teacher = self._outputs(averaged, batch, [crops.large])
         temperature = self.temperature(context.step)
         centred = (teacher - state["centre"][None, None]) / temperature
@@ -205,16 +207,16 @@ class SelfDistillation(Objective):
         count, keep = additive["count"], self._centre_momentum
         mean = additive["outputs"] / jnp.where(count > 0, count, 1.0)
         centre = keep * state["centre"] + (1 - keep) * mean
-        model = {name: params[name] for name in state["model"]}
+        model = {name: params[name] for name in state[MODEL]}
         return {
-            "model": moved(state["model"], model),
+            MODEL: moved(state[MODEL], model),
             HEAD: moved(state[HEAD], params[HEAD]),
             "centre": jnp.where(count > 0, centre, state["centre"]),
         }
 
     def models(self, params: Params, state: Any) -> Mapping[str, Params]:
         """Returns the teacher, and the student for the split "eval_student"."""
-        return {"": params | state["model"], "student": params}
+        return {"": served(params, state), "student": params}
 
     def temperature(self, step: Array) -> Float[Array, ""]:
         """Returns the teacher's temperature, which changes from epoch to epoch."""
