@@ -44,8 +44,7 @@ VIEWS = ("global_0", "global_1", "local_0", "local_1")
 # The published optimiser, as in the golden file.
 ADAMW = {
     "learning_rate": 1e-3,
-    "schedule": "cosine_floor",
-    "end_learning_rate": 1e-6,
+    "min_learning_rate": 1e-6,
     "weight_decay": 0.04,
     "weight_decay_end": 0.4,
     "weight_decay_on": rf".*kernel|cls|pos_embed\w*|{HEAD}/last_layer/scale",

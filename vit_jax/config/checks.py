@@ -55,6 +55,7 @@ RANGES = {
     "accum_steps": (1, math.inf),
     "learning_rate": (0.0, math.inf),
     "warmup_steps": (0, math.inf),
+    "min_learning_rate": (0.0, math.inf),
     "end_learning_rate": (0.0, math.inf),
     "rsqrt_timescale": (1, math.inf),
     "cooldown_steps": (0, math.inf),

@@ -18,7 +18,7 @@ def problems(
     """
     found = list(wrong_values(config, choices).values())
     found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
-    found += wrong_patience(config)
+    found += wrong_patience(config) + wrong_rates(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
         if config.batch_size % unit:
@@ -56,6 +56,24 @@ def wrong_mixing(config: Config) -> list[str]:
         found.append(
             f"mixing.binary_targets with loss={config.loss}: several classes may be "
             "right, which only the sigmoid loss can learn; use loss=sigmoid"
+        )
+    return found
+
+
+def wrong_rates(config: Config) -> list[str]:
+    """Lists conflicts among the keys of the learning rate, one line each."""
+    found, last = [], config.min_learning_rate
+    if last and config.schedule != "cosine":
+        found.append(
+            f"min_learning_rate={last} has no effect with "
+            f"schedule={config.schedule}; only the cosine ends there"
+            + "; use end_learning_rate"
+            * (config.schedule == "linear")
+        )
+    if last > config.learning_rate:
+        found.append(
+            f"min_learning_rate={last} must not exceed "
+            f"learning_rate={config.learning_rate}"
         )
     return found
 

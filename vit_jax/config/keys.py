@@ -236,10 +236,12 @@ def default_config() -> Config:
     # --- Schedule ---
     # The peak, reached after the warm-up.
     config.learning_rate = 1e-3
-    # After the warm-up: "constant", "linear", "cosine" (to 0), "cosine_floor", "rsqrt".
+    # After the warm-up: "constant", "linear", "cosine", "rsqrt".
     config.schedule = "cosine"
     config.warmup_steps = 0
-    # Final value of "linear" and "cosine_floor".
+    # Final value of "cosine".
+    config.min_learning_rate = 0.0
+    # Final value of "linear".
     config.end_learning_rate = 0.0
     # "rsqrt": 1/√(1 + t/timescale), then linearly to 0 over the last cooldown_steps.
     config.rsqrt_timescale = 10_000

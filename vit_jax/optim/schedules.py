@@ -17,11 +17,8 @@ SCHEDULES: dict[str, Callable[[Array, int, Config], Array]] = {
         + (config.learning_rate - config.end_learning_rate) * (1 - t / length)
     ),
     "cosine": lambda t, length, config: (
-        config.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / length))
-    ),
-    "cosine_floor": lambda t, length, config: (
-        config.end_learning_rate
-        + (config.learning_rate - config.end_learning_rate)
+        config.min_learning_rate
+        + (config.learning_rate - config.min_learning_rate)
         * 0.5
         * (1 + jnp.cos(jnp.pi * t / length))
     ),
@@ -36,9 +33,8 @@ def make_schedule(config: Config) -> Callable[[Any], Array]:
 
     The first update uses t = 0. The decay is multiplied by a linear warm-up; with
     `cooldown_steps`, the last steps decay linearly to 0. Linear and cosine follow the
-    ViT paper (appendix B.1); "cosine_floor" is a cosine that ends at
-    `end_learning_rate`, as in DINO (arXiv:2104.14294); the inverse square root follows
-    "Scaling Vision Transformers" (§3.5).
+    ViT paper (appendix B.1), the inverse square root follows "Scaling Vision
+    Transformers" (§3.5).
     """
     warmup, total = config.warmup_steps, config.total_steps
     cooldown, decay = config.cooldown_steps, SCHEDULES[config.schedule]

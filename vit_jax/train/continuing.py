@@ -38,6 +38,7 @@ SCHEDULE = (
     "learning_rate",
     "schedule",
     "warmup_steps",
+    "min_learning_rate",
     "end_learning_rate",
     "rsqrt_timescale",
     "cooldown_steps",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from vit_jax.data import decode
 from vit_jax.data.decode import DecodeError, UnsuitableImage
 from vit_jax.data.loading.order import make_order
 from vit_jax.data.loading.processes import prepare_process, start_tracker
@@ -255,6 +256,8 @@ def train_batches(
 
         def views(example: Example) -> ExampleRow:
             image = opened(example.image, channels, example.name, True, white_level)
+            if len(chains) > 1:  # decoded once, not a part of it for each view
+                image = decode.whole(image)
             random = chance.at(position)
             return {
                 name: chain(image, random, example.name)
