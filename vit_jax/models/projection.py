@@ -43,6 +43,7 @@ class ProjectionHead(nn.Module):
         """Computes the logits in float32."""
         dense = make_layers(self.dtype, self.placement).dense
         widths = [self.hidden] * (self.depth - 1) + [self.bottleneck]
+        between = [None] * (features.ndim - 2)
         x = features
         for number, width in enumerate(widths, start=1):
             if number > 1:
@@ -51,7 +52,10 @@ class ProjectionHead(nn.Module):
         last = WeightNormed(
             self.outputs, self.fixed_norm, dtype=self.dtype, name="last_layer"
         )
-        return last(_unit(x.astype(jnp.float32), axis=-1))
+        # Few numbers per example meet many outputs, which the devices divide.
+        constrain = self.placement.constrain
+        x = constrain(_unit(x.astype(jnp.float32)), "batch", *between, None)
+        return constrain(last(x), "batch", *between, "hidden")
 
 
 class WeightNormed(nn.Module):
@@ -82,9 +86,10 @@ class WeightNormed(nn.Module):
         )
 
 
-def _unit(x: Array, axis: int) -> Array:
-    # The maximum is inside of the root, where its gradient at zero is 0, not NaN.
-    squares = jnp.sum(x * x, axis=axis, keepdims=True)
+def _unit(x: Array) -> Array:
+    """Divides vectors by their length, or by 1e-12 if that is larger."""
+    # The maximum is inside the root, so that the gradient at zero is 0, not NaN.
+    squares = jnp.sum(x * x, axis=-1, keepdims=True)
     return x / jnp.sqrt(jnp.maximum(squares, _EPSILON**2))
 
 

@@ -289,7 +289,9 @@ def redrawn(params: Params, key: Key[Array, ""]) -> Params:
             kernel = params["patch_embed"]["kernel"]
             limit = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
             return jax.random.uniform(key, x.shape, x.dtype, -limit, limit)
-        if name.endswith(("/scale", "/bias")) or "layer_scale" in name:
+        if name.endswith("/bias"):
+            return jnp.zeros_like(x)
+        if x.ndim == 1:  # norms and LayerScale
             return x
         return 0.02 * jax.random.normal(key, x.shape, x.dtype)
 
