@@ -23,6 +23,7 @@ ARGUMENTS = {
     ],
     "b16": ["", *(name for name in PRESETS if "imagenet21k" != name != "jft300m")],
     "deit": [""],
+    "dino": ["", "B/16", "S/8,imagenet21k", "digits"],
     "cifar": ["", "cifar10", "cifar100", "digits"],
     "pretrain": [
         "",
@@ -36,6 +37,14 @@ ARGUMENTS = {
         "B/16,digits",
     ],
     "quickstart": ["pretrain", "finetune", "control"],
+}
+# Recipes that learn without labels, with what makes their options small.
+UNLABELLED = {
+    "dino": [
+        "--config.objective_options.out_dim=64",
+        "--config.objective_options.freeze_last_layer=0",
+        "--config.objective_options.warmup_teacher_temp_epochs=0",
+    ],
 }
 ALL = [(name, argument) for name, some in ARGUMENTS.items() for argument in some]
 
@@ -77,7 +86,10 @@ def test_resolves_without_weights_or_data(name, argument):
     setup = set_up(load(name, argument))
     assert setup.config.total_steps > setup.config.warmup_steps
     state = setup.abstract_state()
-    assert state.params["head"]["kernel"].shape[-1] == setup.info.num_classes
+    if name in UNLABELLED:
+        assert "head" not in state.params
+    else:
+        assert state.params["head"]["kernel"].shape[-1] == setup.info.num_classes
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -92,8 +104,11 @@ def test_lowers_at_full_size(name):
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_trains_small(name, tmp_path):
-    config = load(name, ARGUMENTS[name][0], *REDUCED)
+    config = load(name, ARGUMENTS[name][0], *REDUCED, *UNLABELLED.get(name, ()))
     numbers = train_and_evaluate(config, str(tmp_path))
+    if name in UNLABELLED:
+        assert numbers["knn/examples"] == 360
+        return
     assert numbers["examples"] == 360
     assert 0 < numbers["loss"] < 100
 
@@ -158,6 +173,32 @@ def test_augmentation_of_deit():
     image = np.zeros((300, 400, 3), np.uint8)
     chain = setup.train_transforms["image"]
     assert chain(image, np.random.default_rng(0)).shape[:2] == (224, 224)
+
+
+@pytest.mark.parametrize(
+    ("argument", "normalised", "temperature", "warmup"),
+    [("S/16", False, 0.07, 30), ("B/16", True, 0.04, 0)],
+)
+def test_self_distillation_of_the_paper(argument, normalised, temperature, warmup):
+    setup = set_up(load("dino", argument))
+    config, options = setup.config, setup.config.objective_options
+    assert (options.norm_last_layer, options.teacher_temp) == (normalised, temperature)
+    assert options.warmup_teacher_temp_epochs == warmup
+    assert (config.learning_rate, config.min_learning_rate) == (2e-3, 1e-6)
+    assert (config.weight_decay, config.weight_decay_end) == (0.04, 0.4)
+    assert (config.grad_clip_norm, config.grad_clip_parameter_norm) == (0.0, 3.0)
+    assert (config.model.stochastic_depth, config.batch_size) == (0.1, 1024)
+    assert config.total_steps == round(100 * 1_281_167 / 1024)
+    assert config.warmup_steps == round(10 * 1_281_167 / 1024)
+    sizes = [chain.image_size for chain in setup.train_transforms.values()]
+    assert sizes == [(224, 224)] * 2 + [(96, 96)] * 8
+    head = setup.abstract_state().params["projection_head"]
+    assert head["fc1"]["kernel"].shape == (setup.architecture.width, 2048)
+    assert head["fc2"]["kernel"].shape == (2048, 2048)
+    assert head["last_layer"]["kernel"].shape == (256, 65_536)
+    assert ("scale" in head["last_layer"]) != normalised
+    [begin] = setup.groups.values("begin") - {0}
+    assert begin == -(-1_281_167 // 1024)
 
 
 def test_fine_tuning_of_the_paper():

@@ -30,6 +30,18 @@ def test_cosine_schedule_of_published_pretraining():
         assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
 
 
+def test_cosine_ends_at_the_given_rate():
+    """Follows the published schedule of DINO: from its peak to 1e-6, step by step."""
+    schedule = make_schedule(
+        recipe(warmup_steps=20, learning_rate=2e-3, min_learning_rate=1e-6)
+    )
+    steps = np.arange(81)
+    expected = 1e-6 + 0.5 * (2e-3 - 1e-6) * (1 + np.cos(np.pi * steps / 80))
+    found = [float(schedule(step)) for step in 20 + steps]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+    assert float(schedule(10)) == pytest.approx(1e-3)
+
+
 def test_linear_ends_at_the_given_rate():
     schedule = make_schedule(
         recipe(schedule="linear", warmup_steps=20, end_learning_rate=1e-5)
