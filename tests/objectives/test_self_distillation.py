@@ -150,8 +150,9 @@ def test_thirty_steps_are_those_of_torch(setup_of, golden):
     """Compares losses, centres, student and teacher; the biases of keys are left out.
 
     They change no output, so their gradients are rounding errors, which AdamW enlarges.
+    An update that is skipped then leaves teacher and centre as they are.
     """
-    setup = setup_of(ADAMW, **PUBLISHED)
+    setup = setup_of(ADAMW | {"bad_update": "skip"}, **PUBLISHED)
     state = placed(setup, tree(golden, "params/"))
     step = setup.lower().compile()
     losses, centres = [], []
@@ -162,7 +163,12 @@ def test_thirty_steps_are_those_of_torch(setup_of, golden):
         centres.append(np.asarray(state.objective["centre"]))
     np.testing.assert_allclose(losses, golden["curve/loss"], rtol=1e-4)
     np.testing.assert_allclose(np.stack(centres), golden["curve/center"], atol=1e-4)
-    teacher = {**state.objective["model"], HEAD: state.objective[HEAD]}
+    kept = jax.device_get(state.objective)
+    broken = batch_of(golden, 0) | {"mask": np.array([1, np.nan, 1, 1], np.float32)}
+    state, metrics = step(state, sharding.place(broken, setup.mesh))
+    assert (metrics["skipped_updates"], state.step) == (1, 31)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.objective), kept)
+    teacher = {**kept["model"], HEAD: kept[HEAD]}
     for name, found in (("student", state.params), ("teacher", teacher)):
         expected = tree(golden, f"after/{name}/")
         for block in ("blocks_00", "blocks_01"):
@@ -315,7 +321,8 @@ def test_devices_and_microbatches_do_not_change_the_training(setup_of):
         "optimizer": "sgd",
         "momentum": 0.0,
         "grad_clip_norm": 0.0,
-        "schedule": "linear",
+        "schedule": "rsqrt",
+        "rsqrt_timescale": 1,
         "learning_rate": rate,
         "batch_size": 16,
         "model.depth": 1,
@@ -351,19 +358,6 @@ def test_devices_and_microbatches_do_not_change_the_training(setup_of):
     for both, tolerance in ((starts, 1e-6), (ends, 1e-5)):
         largest = max(np.abs(x).max() for x in jax.tree.leaves(both[0]))
         assert_close(both[1], both[0], tolerance * largest)
-
-
-def test_a_skipped_update_leaves_teacher_and_centre(setup_of, golden):
-    setup = setup_of({"bad_update": "skip", "model.depth": 1})
-    before = placed(setup, random_params(setup))
-    kept = jax.device_get(before.objective)
-    step = setup.train_step()
-    broken = batch_of(golden, 0) | {"mask": np.array([1, np.nan, 1, 1], np.float32)}
-    state, metrics = step(before, sharding.place(broken, setup.mesh))
-    assert metrics["skipped_updates"] == 1
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.objective), kept)
-    state, _ = step(state, sharding.place(batch_of(golden, 0), setup.mesh))
-    assert np.any(state.objective["centre"])
 
 
 @pytest.mark.parametrize(
