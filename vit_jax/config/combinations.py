@@ -70,7 +70,7 @@ def wrong_rates(config: Config) -> list[str]:
             + "; use end_learning_rate"
             * (config.schedule == "linear")
         )
-    if last > config.learning_rate:
+    if last and last > config.learning_rate:
         found.append(
             f"min_learning_rate={last} must not exceed "
             f"learning_rate={config.learning_rate}"
