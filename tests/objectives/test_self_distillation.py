@@ -382,6 +382,7 @@ def test_devices_and_microbatches_do_not_change_the_training(setup_of):
         ({}, {"warmup_teacher_temp_epochs": 4}, "temp_epochs=4: the run ends before"),
         ({}, {"warmup_teacher_temp_epochs": -1}, "temp_epochs=-1: give a number of ep"),
         ({}, {"centre": 0.5}, "SelfDistillation does not take centre"),
+        ({"dataset": "nowhere"}, {}, r"has 1 problem\(s\):\n.*'nowhere'"),
         ({"ema_decay": 0.9}, {}, "the teacher of self-distillation is the averaged"),
         ({"model.variant": "R26+S/32", "image_size": (32,)}, {}, "no hybrids"),
         ({"image_size": (18,)}, {}, "image height 18 is not a multiple of the patch"),

@@ -43,8 +43,12 @@ def wrong_options(
 
 def first_step(given: Given, epoch: int) -> int:
     """Returns the number of the first step that begins in an epoch, counted from 0."""
-    examples = given.info.num_examples[given.info.train_split]
-    return -(-epoch * examples // given.config.batch_size)
+    return -(-epoch * _examples(given) // given.config.batch_size)
+
+
+def _examples(given: Given) -> int:
+    """Returns the number of training images; 0 if the data cannot be opened."""
+    return given.info.num_examples.get(given.info.train_split, 0)
 
 
 def _wrong_config(given: Given) -> list[str]:
@@ -93,15 +97,15 @@ def _wrong_numbers(numbers: Mapping[str, Any], most: float, wanted: str) -> list
 
 def _wrong_epochs(given: Given, lengths: Mapping[str, Any]) -> list[str]:
     """Lists numbers of epochs that do not fit into the run."""
-    found, steps = [], given.config.total_steps
-    examples = given.info.num_examples[given.info.train_split]
+    found, steps, examples = [], given.config.total_steps, _examples(given)
     for name, epochs in lengths.items():
         if type(epochs) is not int or epochs < 0:
             found.append(f"{name}={epochs!r}: give a number of epochs, 0 or more")
             continue
         # The last epoch of the warm-up already has its final temperature.
         reached = epochs - (name == _WARMUP)
-        if epochs and steps and first_step(given, reached) >= steps:
+        known = epochs and steps and examples
+        if known and first_step(given, reached) >= steps:
             length = steps * given.config.batch_size / examples
             found.append(
                 f"{name}={epochs}: the run ends before, after {length:.3g} epochs "
