@@ -114,6 +114,8 @@ def test_a_length_given_as_override_clears_the_recipes_length(given, steps, epoc
         ({"weight_decay_on": "("}, "is not a regular expression"),
         ({"weight_decay_end": 0.4}, "weight_decay_end=0.4, but weight_decay=0.0"),
         ({"eps": 0.0}, "eps=0.0: must be from 1e-30"),
+        ({"min_learning_rate": 1e-3, "schedule": "rsqrt"}, "no effect with schedule=r"),
+        ({"min_learning_rate": 0.5}, "must not exceed learning_rate=0.001"),
         ({"model.variant": ""}, "model.variant and pretrained are both empty"),
         (
             {"model.variant": "", "pretrained": "x", "model.width": 64},
