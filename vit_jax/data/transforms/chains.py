@@ -27,8 +27,8 @@ Published training chains:
                          |three_augment|color_jitter(0.3, 0.3, 0.3)"
     DINO                 "random_resized_crop(area_min=0.4)|flip_lr
                          |color_jitter(0.4, 0.4, 0.2, 0.1, prob=0.8)|grey(prob=0.2)
-                         |blur" for the first of its crops; vit_jax/objectives/
-                         multi_crop.py has all
+                         |blur(prob=0.1)|solarize(prob=0.2)" for the second of its views
+                         (vit_jax/objectives/multi_crop.py has all)
 
 Published evaluation chains:
 
