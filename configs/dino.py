@@ -1,7 +1,8 @@
 """Pretrains a Vision Transformer without labels, by self-distillation (DINO).
 
 Source: "Emerging Properties in Self-Supervised Vision Transformers" (arXiv:2104.14294)
-    and the defaults of its published code, with the batch of 1,024 of its 16 GPUs.
+    and the defaults of its published code: 64 images per GPU, here for 16 GPUs, whose
+    number is from memory of the paper.
     S/16: the last layer is not normalised, as the code advises. Its teacher's
     temperature rises from 0.04 to 0.07 over 30 epochs; these two numbers are from
     memory of the published runs, not from the code's defaults, which keep 0.04.
@@ -20,7 +21,7 @@ Command: python -m vit_jax.main --config=configs/dino.py:S/16
     a folder with the files of Fashion-MNIST, by default that of Debian's
     dataset-fashion-mnist; "fashion,FOLDER" is another.
     The result is the teacher: --config.pretrained=WORKDIR fine-tunes it.
-Hardware: as published, S/16 on two machines with 8 GPUs each.
+Hardware: the small rows, two CPU cores. For the others nothing is measured yet.
 Expected: the evaluator knn reports what the features are worth, the published k-NN
     protocol at 20 neighbours. Not yet measured at full size.
 """
