@@ -42,7 +42,7 @@ class Features(NamedTuple):
 
     patches: Float[Array, "b layers gh gw d"]  # patch tokens on their grid
     prefix: Float[Array, "b layers p d"]  # class token, then registers
-    pooled: Float[Array, "b d"]  # result of pooling at the end of the model
+    pooled: Float[Array, "b r"]  # result of pooling at the end of the model
 
 
 class Model:

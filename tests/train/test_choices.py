@@ -32,7 +32,7 @@ TABLES = {
 # Distinguished by branches, so an additional choice would be taken for one of these.
 BRANCHES = {
     "bad_update": ["stop", "skip"],  # test_guard.py
-    "model.pooling": ["cls", "gap", "map"],  # test_vit.py
+    "model.pooling": ["cls", "gap", "map", "cls_gap"],  # test_vit.py
     "model.posemb": ["learned", "sincos2d"],  # test_posemb.py
     "momentum_dtype": ["float32", "bfloat16"],  # test_optimizers.py
     "compute_dtype": ["auto", "float32", "bfloat16"],  # test_setup.py

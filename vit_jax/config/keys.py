@@ -126,7 +126,8 @@ def default_config() -> Config:
     config.model.num_heads = 0
     config.model.tokens_mlp_dim = 0
     config.model.channels = 3
-    # Input of the head: "cls" token, "gap" (mean over patches), "map" (attention).
+    # Input of the head: "cls" token, "gap" (mean over patches), "map" (attention), or
+    # "cls_gap" (token and mean side by side, as DINOv2's classifiers).
     config.model.pooling = "cls"
     # "learned" or "sincos2d" position embeddings.
     config.model.posemb = "learned"
@@ -167,7 +168,7 @@ def default_config() -> Config:
     # weights do not name theirs, they must be in the order of the data's.
     config.reset_head = True
     # How position embeddings are resized to another grid: "bicubic", "bicubic_torch",
-    # "bilinear", "google" (vit_jax/models/positions.py).
+    # "bicubic_offset", "bilinear", "google" (vit_jax/models/positions.py).
     config.posemb_resize = "bicubic"
 
     # --- Objective ---

@@ -72,8 +72,8 @@ class VisionTransformer(PatchModel):
             "tokens", the tokens after each block, [b, depth, n, d];
             "attention", the weights in float32, [b, depth, heads, n, n];
             "normed", the tokens after a final norm that precedes pooling, [b, n, d];
-            "pooled", the result of pooling, [b, d];
-            "pre_logits", the input of the head, [b, d or pre_logits];
+            "pooled", the result of pooling, [b, d], or [b, 2d] with pooling "cls_gap";
+            "pre_logits", the input of the head, [b, d, 2d or pre_logits];
             "head" and "head_distillation", the logits of each head in float32, [b, k].
             Tokens are in the order class token, distillation token, registers, patches
             row by row. If two heads read a token each, "pooled" and "pre_logits" are
@@ -314,14 +314,16 @@ class VisionTransformer(PatchModel):
         return prefix + jnp.pad(positions, ((0, 0), (before, after), (0, 0)))
 
     @nn.compact
-    def _pooled(self, x: Float[Array, "b n d"]) -> list[Float[Array, "b d"]]:
-        """Pools a vector per head: special tokens, or one made of the patches alone."""
+    def _pooled(self, x: Float[Array, "b n d"]) -> list[Float[Array, "b r"]]:
+        """Pools a vector per head: special tokens, one made of the patches, or both."""
         a = self.architecture
         if a.pooling == "cls":
             return [x[:, i] for i in range(a.num_pooled)]
         patches = x[:, a.num_prefix_tokens :]
         if a.pooling == "gap":
             return [patches.mean(axis=1)]
+        if a.pooling == "cls_gap":
+            return [jnp.concatenate([x[:, 0], patches.mean(axis=1)], axis=-1)]
         head = MapHead(a.block, self._layers, self.attention, name="map_head")
         return [head(patches)]
 

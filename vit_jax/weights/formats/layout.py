@@ -83,6 +83,9 @@ class Reading(NamedTuple):
     outputs_known: bool = False  # by a companion file or publisher; else assumed
 
 
+# A phrase for `Format.inexpressible`: pooling "cls_gap".
+BESIDE = "a head on the class token and the mean of the patches, side by side"
+
 Shapes = Mapping[str, tuple[int, ...]]  # the table's name → shape
 
 

@@ -292,9 +292,10 @@ def count_params(architecture: ViTOrMixer) -> int:
     total += a.num_prefix_tokens * d
     total += (tokens + a.num_position_prefix) * d * (a.posemb == "learned")
     total += (d + attention + 2 * d + mlp(d, hidden)) * (a.pooling == "map")
-    total += a.pre_logits * (d + 1)
+    pooled = a.pooled_width
+    total += a.pre_logits * (pooled + 1)
     heads = getattr(a, "num_pooled", 1)
-    total += a.num_classes and ((a.pre_logits or d) + 1) * a.num_classes * heads
+    total += a.num_classes and ((a.pre_logits or pooled) + 1) * a.num_classes * heads
     return total + (0 if a.trunk is None else _count_trunk(a.trunk))
 
 
