@@ -12,7 +12,12 @@ from vit_jax.data.preprocessing import read_file
 from vit_jax.data.sources import splits
 from vit_jax.data.sources.holding_out import Label, held_out, uncovered
 from vit_jax.data.sources.options import NEWEST_RULES
-from vit_jax.data.sources.protocol import DatasetInfo, Example, check_single_label
+from vit_jax.data.sources.protocol import (
+    DatasetInfo,
+    Example,
+    check_single_label,
+    counted,
+)
 from vit_jax.errors import UserError
 
 
@@ -248,6 +253,13 @@ class ListedImages:
     def labels(self) -> np.ndarray:
         check_single_label(self, self.listing.name)
         return self._column("labels")
+
+    def class_counts(self) -> np.ndarray:
+        if not self.multi_label:
+            return counted(self.labels(), self.num_classes)
+        rows = ((self.listing.files[split].labels, part) for split, part in self._parts)
+        found = [labels.part(selected)[0] for labels, selected in rows]
+        return counted(np.concatenate(found), self.num_classes)
 
     def weights(self) -> np.ndarray:
         return self._column("weights")
