@@ -62,6 +62,16 @@ def test_a_row_as_json(run_command, capsys):
     assert "facebookresearch/deit" in report["protocols"]["deit"]
 
 
+def test_licences_that_are_not_free_are_listed(run_command, capsys):
+    run_command(models, "vit_base_patch16_224.mae")
+    *_, last = capsys.readouterr().out.splitlines()
+    licence = "CC-BY-NC 4.0 (no commercial use)"
+    assert last == f"MAE (arXiv:2111.06377): licence {licence}"
+    run_command(models, "vit_base_patch16_224.mae", "--json")
+    (row,) = json.loads(capsys.readouterr().out)["models"]
+    assert row["licence"] == licence
+
+
 def test_in_a_pipe_each_row_is_a_line(run_command, capsys):
     run_command(models, "--family=augreg", "S/16")
     lines = capsys.readouterr().out.splitlines()

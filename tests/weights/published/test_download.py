@@ -673,6 +673,38 @@ def test_a_published_name_is_downloaded(server, monkeypatch):
     assert published is known
 
 
+NOT_FREE = "has a licence that does not allow every use: CC-BY-NC 4.0 (no commercial"
+
+
+def test_a_licence_that_is_not_free_is_said(server, monkeypatch, tmp_path, caplog):
+    url = server.put("/mae.npz", content=NPZ)
+    known = zoo.MODELS["vit_base_patch16_224.mae"]
+    here = dataclasses.replace(known, mirrors=(Mirror(url),))
+    monkeypatch.setitem(zoo.MODELS, known.name, here)
+    monkeypatch.setattr(download, "published_at", lambda _: here)
+    local = tmp_path / "mae_pretrain_vit_base.pth"
+    local.write_bytes(NPZ)
+    by_name = f"{local.name}, by its name the published file,"
+    for source, named in (
+        (known.name, known.name),
+        (url, known.name),
+        (local, by_name),
+    ):
+        caplog.clear()
+        resolve(source)
+        (said,) = [r for r in caplog.records if "licence" in r.message]
+        assert said.levelname == "WARNING"
+        assert said.message.startswith(f"{named} {NOT_FREE}")
+
+
+def test_nothing_is_said_about_a_free_licence(server, monkeypatch, caplog):
+    url = server.put("/B_16.npz")
+    known = dataclasses.replace(zoo.MODELS["sam/ViT-B_16"], mirrors=(Mirror(url),))
+    monkeypatch.setitem(zoo.MODELS, "sam/ViT-B_16", known)
+    resolve("sam/ViT-B_16")
+    assert "licence" not in caplog.text
+
+
 def test_a_failure_names_similar_weights_on_other_hosts(server):
     url = server.put("/L_16.npz", statuses=[403])
     name = "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0"

@@ -28,6 +28,7 @@ from vit_jax.weights.published.hub_cache import find_in_hub_cache, in_snapshot
 from vit_jax.weights.published.names import (
     alternatives,
     find,
+    named_like,
     published_at,
     where_published,
 )
@@ -69,6 +70,7 @@ def resolve(
     text = os.path.expanduser(source)
     path = pathlib.Path(text)
     if os.path.exists(text):
+        _say_licence(named_like(path), path.name)
         return Resolved(in_snapshot(path), None)
     name, pin, sha256 = os.fspath(source).partition(_PIN)
     if pin and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
@@ -84,12 +86,14 @@ def resolve(
     name = re.sub("^gs://", f"{BUCKETS}/", name)
     if re.match("https?://", name):
         row = published_at(name)
+        _say_licence(row)
         mirrors = row.mirrors if row else ()
         known = next((mirror.sha256 for mirror in mirrors if mirror.url == name), None)
         return Resolved(fetch(name, sha256=sha256 or known, cache=cache), row)
     if path.is_absolute() or name.startswith((".", "~")):
         raise UserError(_nothing_at(path))
     row = find(name)
+    _say_licence(row)
     if row.note:
         logger.info("%s: %s", row.name, row.note)
     return Resolved(fetch(row, sha256=sha256, cache=cache), row)
@@ -166,6 +170,21 @@ def fetch(
     others = [] if isinstance(source, str) else alternatives(source)
     hint = f"\nSimilar weights on other hosts: {', '.join(others)}." if others else ""
     raise UserError(f"{name} could not be downloaded:{listed}\n{by_hand}{hint}")
+
+
+def _say_licence(row: Published | None, file: str = "") -> None:
+    """Logs the licence of weights unless it is a free one.
+
+    Args:
+      row: the published weights.
+      file: the name of a local file, by which it is taken for them.
+    """
+    if row is None or not row.licence:
+        return
+    what = f"{file}, by its name the published file," if file else f"{row.name}"
+    logger.warning(
+        "%s has a licence that does not allow every use: %s", what, row.licence
+    )
 
 
 def _download(url: str, path: pathlib.Path, sha256: str | None) -> None:

@@ -65,6 +65,8 @@ class Family(NamedTuple):
       eval_transform, mean, std: fields of `Preprocessing`; a row may have another
         transform.
       in_files: True if companion files record all of this and take precedence.
+      licence: the licence if it does not allow every use, which is said on loading, and
+        what it forbids: "CC-BY-NC 4.0 (no commercial use)"; "" = a free one.
     """
 
     title: str
@@ -76,6 +78,10 @@ class Family(NamedTuple):
     mean: tuple[float, ...] = _HALVES
     std: tuple[float, ...] = _HALVES
     in_files: bool = False
+    licence: str = ""
+
+
+_NOT_COMMERCIAL = "CC-BY-NC 4.0 (no commercial use)"
 
 
 def _of_google(title: str, eval_transform: str = "resize") -> Family:
@@ -98,7 +104,9 @@ FAMILIES = {
     "deit": Family(
         "DeiT and DeiT-III (arXiv:2012.12877, arXiv:2204.07118)", mean=_MEAN, std=_STD
     ),
-    "mae": Family("MAE, pretraining only (arXiv:2111.06377)", mean=_MEAN, std=_STD),
+    "mae": Family(
+        "MAE (arXiv:2111.06377)", mean=_MEAN, std=_STD, licence=_NOT_COMMERCIAL
+    ),
     "dinov2": Family("DINOv2 (arXiv:2304.07193)", mean=_MEAN, std=_STD),
     "huggingface": Family(
         "ViT as converted by Hugging Face",
@@ -183,6 +191,11 @@ class Published:
     def resolution(self) -> int | None:
         """Height and width in pixels."""
         return self.architecture and self.architecture.image_size[0]
+
+    @property
+    def licence(self) -> str:
+        """The licence if it does not allow every use, else ""; see `Family`."""
+        return FAMILIES[self.family].licence if self.family else ""
 
     @property
     def outputs(self) -> str:
