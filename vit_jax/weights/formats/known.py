@@ -133,7 +133,7 @@ def to_tensors(
             "than 8 bits before readers of the file use them"
         )
     arrays = write_tensors(flatten(params), format.rows(architecture))
-    return architecture, arrays, lost
+    return architecture, arrays | format.regenerated(architecture), lost
 
 
 def find_format(name: str) -> Format:

@@ -109,6 +109,8 @@ class Format(NamedTuple):
       lost: expressible architecture, preprocessing → a sentence for each fact that the
         files do not record, such as numerics that readers of the format set themselves.
       ignored: the table's names that may be in a file and are not needed.
+      regenerated: architecture → arrays of `ignored` names that readers of the format
+        expect all the same, as the format's own library makes new ones.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Format(NamedTuple):
     inexpressible: Callable[[ViTOrMixer], list[str]]
     lost: Callable[[ViTOrMixer, Preprocessing], list[str]]
     ignored: tuple[str, ...] = ()
+    regenerated: Callable[[ViTOrMixer], dict[str, np.ndarray]] = lambda _: {}
 
 
 def one(read: Callable, write: Callable) -> Layout:
