@@ -214,6 +214,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
     if architecture.num_classes and f"{p}pooler.dense.weight" in shapes:
         assumed += config.about_pooler()
     assumed += config.about_head(architecture)
+    own, _ = family_to_write(architecture)
     preprocessing, sentences = read_preprocessing(hints, architecture, family)
     assumed += sentences
     class_names, sentences = from_tables(hints.config, architecture.num_classes)
@@ -226,6 +227,8 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         posemb_resize=family.posemb_resize,
         outputs=meaning,
         outputs_known=bool(hints.config),
+        # Others can be read too, such as a classifier of SigLIP.
+        rows=() if own is family else tuple(_rows_of(architecture, family)),
     )
 
 
@@ -254,9 +257,13 @@ def _pooling(shapes: Shapes, family: Family, p: str, two: bool) -> str:
 
 
 def _rows(architecture: ViTOrMixer) -> list[Row]:
-    a = architecture
-    assert isinstance(a, Architecture)
-    family, _ = family_to_write(a)
+    assert isinstance(architecture, Architecture)
+    family, _ = family_to_write(architecture)
+    return _rows_of(architecture, family)
+
+
+def _rows_of(a: Architecture, family: Family) -> list[Row]:
+    """Makes the table of a family."""
     p = prefix_of(family, bool(a.num_classes))
     tokens = {
         "cls_token": ("cls", a.class_token),

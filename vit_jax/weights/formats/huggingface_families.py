@@ -272,8 +272,13 @@ def family_in_table(names: Collection[str]) -> Family:
 
 def family_to_write(architecture: Architecture) -> tuple[Family, list[str]]:
     """Chooses the family for a model, and lists phrases for what it cannot hold."""
-    found = [(family, _problems(family, architecture)) for family in FAMILIES]
-    return min(found, key=lambda pair: len(pair[1]))
+    found = [
+        (family, _of_kind(family, architecture), _of_size(family, architecture))
+        for family in FAMILIES
+    ]
+    # The nearest family explains best what is in the way.
+    family, *problems = min(found, key=lambda row: 2 * len(row[1]) + len(row[2]))
+    return family, sum(problems, start=unnamed_kinds(architecture, MLPS))
 
 
 def prefix_of(family: Family, head: bool) -> str:
@@ -281,7 +286,22 @@ def prefix_of(family: Family, head: bool) -> str:
     return family.prefix if head or not family.bare else ""
 
 
-def _problems(family: Family, a: Architecture) -> list[str]:
+def _of_size(family: Family, a: Architecture) -> list[str]:
+    """Lists phrases for what another model of the family's kind would not have."""
+    has = {
+        "queries, keys and values without bias": (
+            family.only_qkv_bias and not a.qkv_bias
+        ),
+        "images or patches that are not square": not family.fits(a),
+        "MLPs whose width is no multiple of the model's": (
+            family.mlp == "mlp_ratio" and a.mlp_dim % a.width
+        ),
+    }
+    return [phrase for phrase, present in has.items() if present]
+
+
+def _of_kind(family: Family, a: Architecture) -> list[str]:
+    """Lists phrases for what no model of the family has."""
     poolings = family.with_head if a.num_classes else family.pooled
     read = a.pooling not in poolings
     has = {
@@ -309,13 +329,5 @@ def _problems(family: Family, a: Architecture) -> list[str]:
         "the norm after pooling": a.norm == "after_pool",
         "a tanh layer before a head": a.pre_logits and a.num_classes,
         "a tanh layer": a.pre_logits and not family.pooler,
-        "queries, keys and values without bias": (
-            family.only_qkv_bias and not a.qkv_bias
-        ),
-        "images or patches that are not square": not family.fits(a),
-        "MLPs whose width is no multiple of the model's": (
-            family.mlp == "mlp_ratio" and a.mlp_dim % a.width
-        ),
     }
-    phrases = [phrase for phrase, present in has.items() if present]
-    return phrases + unnamed_kinds(a, MLPS)
+    return [phrase for phrase, present in has.items() if present]

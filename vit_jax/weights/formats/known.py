@@ -75,7 +75,7 @@ def read_tensors(
         hints = hints._replace(headless=bool(heads))
         reading = format.read(piece_shapes(tensors.specs, pieces), hints)
         architecture = reading.architecture
-        rows = format.rows(architecture)
+        rows = reading.rows or format.rows(architecture)
     except ValueError as error:
         raise UserError(
             f"{tensors.path} (in {format.title} format): {error}"

@@ -81,6 +81,8 @@ class Reading(NamedTuple):
     posemb_resize: str = "bicubic"  # the method of the family's own code
     outputs: str = EXCLUSIVE  # what the head's outputs mean, a key of `MEANINGS`
     outputs_known: bool = False  # by a companion file or publisher; else assumed
+    # The table of the file if it is not the one in which the model would be written.
+    rows: tuple[Row, ...] = ()
 
 
 # A phrase for `Format.inexpressible`: pooling "cls_gap".
