@@ -37,7 +37,8 @@ def test_filters_can_be_combined(listed):
     assert listed("recommended", "hybrid", "--task=i21k", "--max_params=0.02B") == [
         "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"
     ]
-    assert len(listed("--task=none", "dinov2")) == 6
+    assert len(listed("--task=none", "dinov2.lvd142m")) == 6
+    assert len(listed("--task=none", "facebook/dinov2")) == 6
 
 
 def test_a_row_as_json(run_command, capsys):

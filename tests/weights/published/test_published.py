@@ -70,18 +70,40 @@ def test_parameter_counts_equal_those_of_the_models():
         ("deit_base_distilled_patch16_224", 87_338_192),
         ("deit3_huge_patch14_224", 632_126_440),
         ("google/vit-base-patch16-224-in21k", 86_389_248),
+        ("facebook/dinov2-small", 22_056_192),
+        ("facebook/dinov2-with-registers-base", 86_582_784),
+        ("facebook/dinov2-large-imagenet1k-1-layer", 304_367_616 + 2_049_000),
+        ("google/siglip-base-patch16-224", 92_884_224),
+        ("facebook/ijepa_vith14_1k", 630_762_240),
     ],
 )
 def test_parameters_are_those_of_the_papers(name, params):
     assert find(name).params == params
 
 
-@pytest.mark.parametrize("fields", [{"pooling": "map"}, {"qkv_bias": False}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"pooling": "map"}, {"qkv_bias": False}, {"pooling": "cls_gap", "pre_logits": 7}],
+)
 def test_options_that_no_row_has_are_counted(fields):
     variant = {"image_size": (32, 32), "num_classes": 10, "depth": 1, **fields}
     architecture = Architecture.from_variant("Ti/16", **variant)
     leaves = jax.tree.leaves(abstract_params(architecture))
     assert count_params(architecture) == sum(math.prod(x.shape) for x in leaves)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "facebook/ijepa_vith14_1k",
+        "hf:facebook/ijepa_vith14_22k",
+        "vit_huge_patch16_gap_448",
+        "timm/vit_giant_patch16_gap_224.in22k_ijepa",
+    ],
+)
+def test_the_licence_of_ijepa_is_not_free(name):
+    assert find(name).licence == "CC-BY-NC 4.0 (no commercial use)"
+    assert find("facebook/dinov2-small").licence == ""
 
 
 def test_every_row_can_be_used():

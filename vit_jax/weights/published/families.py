@@ -124,6 +124,38 @@ FAMILIES = {
         mean=_MEAN,
         std=_STD,
     ),
+    "huggingface_dinov2": Family(
+        "DINOv2 as converted by Hugging Face",
+        posemb_resize="bicubic_torch",  # with registers "bicubic"
+        eval_transform="resize_small(592, 'bicubic_antialias', 'down')|central_crop",
+        in_files=True,
+        mean=_MEAN,
+        std=_STD,
+    ),
+    "huggingface_siglip": Family(
+        "SigLIP and SigLIP 2, image encoder (arXiv:2303.15343, arXiv:2502.14786)",
+        gelu="tanh",
+        posemb_resize="bicubic_torch",
+        eval_transform="resize(interpolation='bicubic_antialias')",
+        in_files=True,
+    ),
+    "ijepa": Family(
+        "I-JEPA (arXiv:2301.08243) as converted by timm",
+        in_files=True,
+        mean=_MEAN,
+        std=_STD,
+        licence=_NOT_COMMERCIAL,
+    ),
+    "huggingface_ijepa": Family(
+        "I-JEPA as converted by Hugging Face",
+        layernorm_epsilon=1e-12,
+        posemb_resize="bicubic_torch",
+        eval_transform="resize(interpolation='bilinear_antialias')",
+        in_files=True,
+        mean=_MEAN,
+        std=_STD,
+        licence=_NOT_COMMERCIAL,
+    ),
 }
 
 

@@ -193,11 +193,16 @@ def _self_supervised_rows() -> Iterator[Published]:
         )
 
 
-def _huggingface_rows() -> Iterator[Published]:
-    def row(name, family, variant, classes, *rest, **fields):
-        mirrors = on_hub(name, "model.safetensors", "pytorch_model.bin")
-        return _row(name, mirrors, family, variant, classes, *rest, **fields)
+def _on_hub_row(
+    name: str, family: str, variant: str, classes: str, *rest: Any, **fields: Any
+) -> Published:
+    """Makes the row of a model that Hugging Face converted."""
+    mirrors = on_hub(name, "model.safetensors", "pytorch_model.bin")
+    return _row(name, mirrors, family, variant, classes, *rest, **fields)
 
+
+def _huggingface_rows() -> Iterator[Published]:
+    row = _on_hub_row
     for stem, name in facts.ORIGINAL.items():
         if name:
             variant = _original_variant(stem)
@@ -223,6 +228,45 @@ def _huggingface_rows() -> Iterator[Published]:
             eval_transform="" if size == 224 else facts.SQUASHED,
             distillation_token="distilled" in arch,
         )
+
+
+def _backbone_rows() -> Iterator[Published]:
+    """Yields the backbones without labels that Hugging Face converted."""
+    for size, registers, classes in itertools.product(
+        facts.DINOV2_SIZES, (0, 4), ("", "i1k")
+    ):
+        name = f"facebook/dinov2-{'with-registers-' * bool(registers)}{size}"
+        yield _on_hub_row(
+            name + "-imagenet1k-1-layer" * bool(classes),
+            "huggingface_dinov2",
+            f"{facts.SIZES[size]}/14",
+            classes,
+            518,
+            "LVD-142M",
+            pooling="cls_gap" if classes else "cls",
+            layer_scale=True,
+            registers=registers,
+        )
+    for family, size, patch, *sizes in _table(facts.SIGLIP):
+        for pixels in sizes:
+            yield _on_hub_row(
+                f"google/{family}-{size}-patch{patch}-{pixels}",
+                "huggingface_siglip",
+                f"{facts.SIZES[size]}/{patch}",
+                "",
+                int(pixels) // int(patch) * int(patch),
+                "WebLI",
+                pooling="map",
+            )
+    for name, variant, pixels, data, arch, file in _table(facts.IJEPA):
+        sizes = variant, "", int(pixels), data
+        yield _on_hub_row(
+            f"facebook/{name}", "huggingface_ijepa", *sizes, pooling="gap"
+        )
+        in_timm = f"{arch}.{file.partition('-')[0].lower()}_ijepa"
+        mirrors = (Mirror(f"{_FACEBOOK}/ijepa/{file}.pth.tar"),)
+        mirrors = on_hub(f"timm/{in_timm}", "model.safetensors") + mirrors
+        yield _row(in_timm, mirrors, "ijepa", *sizes, pooling="gap")
 
 
 def _row(
@@ -416,5 +460,6 @@ MODELS: dict[str, Published] = {
         _deit_rows(),
         _self_supervised_rows(),
         _huggingface_rows(),
+        _backbone_rows(),
     )
 }

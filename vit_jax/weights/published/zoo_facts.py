@@ -120,6 +120,26 @@ ORIGINAL_TUNED = {
     "ViT-L_32": (384, None, "google/vit-large-patch32-384"),
     "R50+ViT-B_16": (384, None, None),
 }
+# DINOv2 on the hub: with registers or not, and then a linear classifier or none.
+DINOV2_SIZES = ("small", "base", "large")
+# SigLIP and SigLIP 2 of fixed resolution on the hub: size, patch, pixels.
+SIGLIP = """
+siglip   base    16  224 256 384 512
+siglip   large   16  256 384
+siglip   so400m  14  224 384
+siglip2  base    16  224 256 384 512
+siglip2  base    32  256
+siglip2  large   16  256 384 512
+siglip2  so400m  14  224 384
+siglip2  so400m  16  256 384 512
+"""
+# I-JEPA: Hugging Face's name, variant, pixels, data, timm's name, Facebook's file.
+IJEPA = """
+ijepa_vith14_1k   H/14  224  i1k   vit_huge_patch14_gap_224   IN1K-vit.h.14-300e
+ijepa_vith14_22k  H/14  224  i21k  vit_huge_patch14_gap_224   IN22K-vit.h.14-900e
+ijepa_vith16_1k   H/16  448  i1k   vit_huge_patch16_gap_448   IN1K-vit.h.16-448px-300e
+ijepa_vitg16_22k  g/16  224  i21k  vit_giant_patch16_gap_224  IN22K-vit.g.16-600e
+"""
 SIZES = {
     "tiny": "Ti",
     "small": "S",
@@ -127,6 +147,7 @@ SIZES = {
     "base": "B",
     "large": "L",
     "huge": "H",
+    "so400m": "So400m",
 }
 TIMM_HYBRIDS = {
     "vit_tiny_r_s16_p8": "R+Ti/16",
