@@ -14,7 +14,7 @@ from vit_jax.weights.adapt import adapt
 from vit_jax.weights.files.tensors import open_tensors
 from vit_jax.weights.formats.huggingface import FORMAT, companions
 from vit_jax.weights.formats.known import FORMATS, read_tensors, to_tensors
-from vit_jax.weights.formats.layout import Hints, unflatten
+from vit_jax.weights.formats.layout import Hints
 
 LABELS = ("abacus", "bagel", "canoe", "daisy", "easel")
 DIRECTORY = pathlib.Path(__file__).parents[2] / "golden" / "huggingface"
