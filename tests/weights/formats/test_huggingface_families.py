@@ -303,10 +303,6 @@ def test_a_config_of_another_model_is_refused(golden, read_all):
             "class token and the mean of the patches, si",
         ),
         (DINOV2 | HEAD, "LayerScale"),
-        (
-            DINOV2 | HEAD | {"registers": 2},
-            "the class token alone as the head's input",
-        ),
         (DINOV2 | {"image_size": (8, 16)}, "images or patches that are not square"),
         (DINOV2 | {"mlp_dim": 24}, "MLPs whose width is no multiple"),
         (

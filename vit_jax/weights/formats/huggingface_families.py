@@ -272,13 +272,18 @@ def family_in_table(names: Collection[str]) -> Family:
 
 def family_to_write(architecture: Architecture) -> tuple[Family, list[str]]:
     """Chooses the family for a model, and lists phrases for what it cannot hold."""
-    found = [
-        (family, _of_kind(family, architecture), _of_size(family, architecture))
-        for family in FAMILIES
-    ]
+    a = architecture
+
+    def distance(family: Family) -> int:
+        kind, size = _of_kind(family, a), _of_size(family, a)
+        # A classifier that reads the class token is a ViT with something added.
+        other = a.num_classes and a.pooling == "cls" and "cls" not in family.with_head
+        return 2 * len(kind) + len(size) + bool(other)
+
     # The nearest family explains best what is in the way.
-    family, *problems = min(found, key=lambda row: 2 * len(row[1]) + len(row[2]))
-    return family, sum(problems, start=unnamed_kinds(architecture, MLPS))
+    family = min(FAMILIES, key=distance)
+    problems = _of_kind(family, a) + _of_size(family, a)
+    return family, problems + unnamed_kinds(a, MLPS)
 
 
 def prefix_of(family: Family, head: bool) -> str:
