@@ -305,15 +305,17 @@ def _rows_of(a: Architecture, family: Family) -> list[Row]:
 
 def _layer(a: Architecture, family: Family, theirs: str, ours: str) -> list[Row]:
     """Makes the rows of a block."""
-    kinds = dict.fromkeys(("norm1", "norm2"), norm)
-    for part in QKV:
-        kinds[f"attention/{part}"] = linear if a.qkv_bias else linear_without_bias
-    kinds |= dict.fromkeys(("attention/out", *MLPS[a.mlp_type]), linear)
-    if a.layer_scale:
-        kinds |= dict.fromkeys(("layer_scale1", "layer_scale2"), _scale)
+    qkv = linear if a.qkv_bias else linear_without_bias
+    scales = ("layer_scale1", "layer_scale2") if a.layer_scale else ()
+    parts = [
+        *((part, norm) for part in ("norm1", "norm2")),
+        *((f"attention/{part}", qkv) for part in QKV),
+        *((part, linear) for part in ("attention/out", *MLPS[a.mlp_type])),
+        *((part, _scale) for part in scales),
+    ]
     return [
         row
-        for part, kind in kinds.items()
+        for part, kind in parts
         for row in kind(f"{theirs}.{family.layer[part]}", f"{ours}/{part}")
     ]
 

@@ -157,11 +157,11 @@ def _chain(
     final = crop or size
     if crop and crop != image_size and family.scaled:
         # The crop's margin stays the same in proportion.
-        size = tuple(
+        height, width = (
             round(old * new / cut)
             for old, new, cut in zip(size, image_size, crop, strict=True)
         )
-        geometry = Geometry(keeps, size, interpolation, side_rounding="down")
+        geometry = Geometry(keeps, (height, width), interpolation, side_rounding="down")
         return to_chain(geometry, image_size), []
     if final != image_size or (keeps and not crop):
         chain = to_chain(Geometry(False, image_size, interpolation), image_size)
