@@ -1,4 +1,4 @@
-"""Parameters of the model in an objective's state, and facts that a run resumes with."""
+"""State of objectives: parameters of the model; and facts that a run resumes with."""
 
 import jax
 import numpy as np
@@ -77,8 +77,8 @@ def test_the_state_of_an_objective(config, tmp_path, monkeypatch):
     # With the same facts the run resumes, wherever they are now.
     config.total_steps = 3
     config.objective_options.place = "there"
-    with pytest.raises(UserError, match="pass another --workdir"):
-        monkeypatch.setattr(HalfHead, "colour", "blue")
+    monkeypatch.setattr(HalfHead, "colour", "blue")
+    with pytest.raises(UserError, match=r"colour blue \(before: red\)"):
         train_and_evaluate(config, run)
     monkeypatch.setattr(HalfHead, "colour", "red")
     train_and_evaluate(config, run)

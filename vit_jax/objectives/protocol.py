@@ -228,9 +228,7 @@ class Objective:
 
 def served(params: Params, state: Any) -> Params:
     """Replaces subtrees of the model by those in an objective's state, if any."""
-    return (
-        params | state[MODEL] if isinstance(state, dict) and MODEL in state else params
-    )
+    return params | state.get(MODEL, {}) if isinstance(state, dict) else params
 
 
 def shapes_of(objective: Objective) -> Params:

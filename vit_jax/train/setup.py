@@ -119,7 +119,7 @@ class Setup:
 
     @functools.cached_property
     def objective_facts(self) -> dict[str, Any]:
-        """What identifies the things that the objective read; see `Objective.facts`."""
+        """The objective's facts, read once; see `Objective.facts`."""
         return self.objective.facts()
 
     def init_params(self) -> Any:

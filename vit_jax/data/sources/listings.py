@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -257,8 +257,10 @@ class ListedImages:
     def class_counts(self) -> np.ndarray:
         if not self.multi_label:
             return counted(self.labels(), self.num_classes)
-        rows = ((self.listing.files[split].labels, part) for split, part in self._parts)
-        found = [labels.part(selected)[0] for labels, selected in rows]
+        found = []
+        for split, selected in self._parts:
+            ragged: Any = self.listing.files[split].labels
+            found.append(ragged.part(selected)[0])
         return counted(np.concatenate(found), self.num_classes)
 
     def weights(self) -> np.ndarray:

@@ -152,11 +152,12 @@ def label_lists(builder, labels: Labels, split: str, selected: slice) -> np.ndar
     for first in range(0, len(chosen), _AT_ONCE):
         for record in _records(records, chosen[first : first + _AT_ONCE]):
             try:
-                row = features.deserialize_example_np(record)
-                found.extend(labels.decode(row[labels.key]))
+                row: Any = features.deserialize_example_np(record)
+                found += [int(one) for one in row[labels.key]]
             except Exception:  # reported when its image is read
                 continue
-    return np.array(found, np.int32)
+    values = np.array(found, np.int32)
+    return values[(values >= 0) & (values < len(labels.class_names))]
 
 
 def all_weights(builder, labels: Labels, split: str) -> np.ndarray:

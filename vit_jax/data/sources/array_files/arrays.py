@@ -22,7 +22,7 @@ import numpy as np
 
 from vit_jax.data.hashing import digest
 from vit_jax.data.sources import splits
-from vit_jax.data.sources.array_file import (
+from vit_jax.data.sources.array_files.reading import (
     ArrayFile,
     read_array_file,
     reader_of,
