@@ -188,6 +188,49 @@ def test_names_in_memory(name, golden, read_all):
         jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
+@pytest.mark.parametrize("name", ["vit_model", "deit", "deit_teacher", "deit_model"])
+def test_names_in_memory_of_vit_and_deit(name, golden, read_all):
+    stored = golden(f"huggingface/{name}")
+    found, params = read_all(stored.arrays, **stored.hints)
+    in_memory = {}
+    for file, array in stored.arrays.items():
+        new = file.replace("encoder.layer.", "layers.")
+        for before, after in (
+            ("attention.attention.query", "attention.q_proj"),
+            ("attention.attention.key", "attention.k_proj"),
+            ("attention.attention.value", "attention.v_proj"),
+            ("attention.output.dense", "attention.o_proj"),
+            ("intermediate.dense", "mlp.fc1"),
+            ("output.dense", "mlp.fc2"),
+        ):
+            new = new.replace(before, after)
+        in_memory[new] = array
+    assert in_memory.keys() & stored.arrays.keys() < stored.arrays.keys()
+    again, same = read_all(in_memory, **stored.hints)
+    assert again == found
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_a_checkpoint_of_pytorch_with_a_backbone_and_a_head(
+    golden, write_torch, tmp_path
+):
+    """The backbone's names in memory behind a prefix, with a linear layer beside it."""
+    stored = golden("huggingface/dinov2_registers")
+    rng = np.random.default_rng(0)
+    head = {
+        "head.weight": rng.normal(size=(3, 16)).astype(np.float32),
+        "head.bias": np.arange(3, dtype=np.float32),
+    }
+    saved = {f"backbone.{n}": a for n, a in stored.arrays.items()} | head
+    path = write_torch(tmp_path / "run.pth", {"state_dict": saved, "epoch": 3})
+    with open_tensors(path) as tensors:
+        found, params = read_tensors(tensors, Hints(num_heads=4))
+    a = tiny(**MODELS["dinov2_registers"], num_classes=3)
+    assert found.architecture == a
+    np.testing.assert_array_equal(params["head"]["kernel"], head["head.weight"].T)
+    assert any("head reads the class token" in s for s in found.assumed)
+
+
 def test_what_is_left_out_is_named(golden, read_all):
     def said(name, **changes):
         stored = golden(f"huggingface/{name}")
