@@ -325,6 +325,24 @@ def test_features_that_are_refused_by_name(
     assert feature in str(error.value)
 
 
+def test_clip_is_not_taken_for_siglip(golden, read_all):
+    stored = golden("huggingface/siglip")
+    clip = {
+        "vision_model.embeddings.class_embedding": np.ones(16, np.float32),
+        "vision_model.pre_layrnorm.weight": np.ones(16, np.float32),
+    }
+    for name, array in clip.items():
+        with pytest.raises(UserError, match="a CLIP or SigLIP model in a layout that"):
+            read_all(stored.arrays | {name: array}, **stored.hints)
+
+
+def test_a_joint_matrix_without_dimensions_is_reported(golden, read_all):
+    stored = golden("huggingface/siglip_vision")
+    arrays = stored.arrays | {"head.attention.in_proj_weight": np.float32(0)}
+    with pytest.raises(UserError, match=r"in_proj_weight \(expected \(48, 16\), found"):
+        read_all(arrays, **stored.hints)
+
+
 def test_a_config_of_another_model_is_refused(golden, read_all):
     stored = golden("huggingface/dinov2_registers")
     wrong = {"model_type": "dinov2", "mlp_ratio": 4, "num_register_tokens": 4}
