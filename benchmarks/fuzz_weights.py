@@ -32,7 +32,7 @@ from safetensors.numpy import save
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.data.sources import npz
+from vit_jax.data.sources.array_files import npz
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, abstract_params
 from vit_jax.weights.files.recognise import is_safetensors, is_zip

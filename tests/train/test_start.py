@@ -11,7 +11,8 @@ from PIL import Image
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.workdir import claim
-from vit_jax.data.sources import digits, folders, npz, tfds_labels, tfds_sets
+from vit_jax.data.sources import digits, folders, tfds_labels, tfds_sets
+from vit_jax.data.sources.array_files import npz
 from vit_jax.data.sources.tables import reading
 from vit_jax.errors import UserError
 from vit_jax.train.same_data import check_same_data, data_facts

@@ -11,6 +11,9 @@ from vit_jax.models import ViTOrMixer, architecture_from_dict
 from vit_jax.models.outputs import check, of_loss, readable
 
 SCHEMA_VERSION = 1
+# The key of an objective's state under which it keeps subtrees of the model that are
+# used in place of the trained ones.
+MODEL = "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +31,13 @@ class Description:
     fingerprints: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     # What the outputs mean, a key of `MEANINGS`; "" = what the config's loss trains.
     outputs: str = ""
+    # What identifies the things that the objective read, such as a teacher's checksum.
+    objective: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "config", normalised(self.config))
+        object.__setattr__(self, "objective", normalised(self.objective))
         outputs = self.outputs or of_loss(self.config.get("loss", ""))
         check(outputs)
         outputs = readable(outputs, self.architecture.num_classes)
@@ -72,7 +78,7 @@ class Description:
             "examples": self.examples,
             "fingerprints": self.fingerprints,
             "outputs": self.outputs,
-        }
+        } | ({"objective": self.objective} if self.objective else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -89,8 +95,14 @@ class Description:
                 f"this vit_jax reads version {SCHEMA_VERSION}; use the release of "
                 "vit_jax that wrote it, or a newer one."
             )
-        # Older checkpoints lack these.
-        added: dict[str, Any] = {"examples": {}, "fingerprints": {}, "outputs": ""}
+        # Older checkpoints lack these; "objective" is not written when it is empty, so
+        # that older releases read checkpoints whose objective read nothing.
+        added: dict[str, Any] = {
+            "examples": {},
+            "fingerprints": {},
+            "outputs": "",
+            "objective": {},
+        }
         values = added | values
         names = {field.name for field in dataclasses.fields(cls)}
         if wrong := sorted(names ^ values.keys()):

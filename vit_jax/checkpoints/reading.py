@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +11,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.checkpoints.buckets import is_complete
-from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.description import MODEL, Description
 from vit_jax.checkpoints.parts import (
     EMA,
     METADATA,
+    OBJECTIVE,
     PARAMS,
     DamagedError,
     reader,
@@ -88,13 +89,15 @@ def load_checkpoint(
 ) -> tuple[Description, Any, bool]:
     """Reads the description and the parameters of one checkpoint.
 
-    The arguments are those of `load_params`. The third value tells whether the
-    parameters are averaged.
+    The arguments are those of `load_params`. The parameters are the ones to use: some
+    objectives keep subtrees of the model in their state, such as an averaged teacher,
+    in place of the trained ones. The third value tells whether they are averaged.
     """
 
     def all_three(folder: Path) -> tuple[Description, Any, bool]:
         averaged = ema and (folder / EMA).is_dir()
-        return _description(folder), _params(folder, averaged), averaged
+        params = _params(folder, averaged) | _model_of_objective(folder)
+        return _description(folder), params, averaged
 
     return _read(locate(workdir), step, all_three)
 
@@ -107,16 +110,41 @@ def _description(folder: Path) -> Description:
 
 
 def _params(folder: Path, ema: bool) -> Any:
-    name = EMA if ema and (folder / EMA).is_dir() else PARAMS
-    with sound(folder, name), reader(name) as orbax:
-        tree = orbax.metadata(folder).item_metadata[name].tree
+    return _arrays(folder, EMA if ema and (folder / EMA).is_dir() else PARAMS)
+
+
+def _model_of_objective(folder: Path) -> dict[str, Any]:
+    """Reads the model's subtrees in the objective's state; {} if there are none."""
+    if not (folder / OBJECTIVE).is_dir():
+        return {}
+    return _arrays(folder, OBJECTIVE, (MODEL,)).get(MODEL, {})
+
+
+def _arrays(folder: Path, part: str, only: Collection[str] | None = None) -> Any:
+    """Reads a part's arrays into host memory.
+
+    Args:
+      folder: the checkpoint.
+      part: name of the part.
+      only: top-level keys to read, where the part has them; by default all.
+    """
+    with sound(folder, part), reader(part) as orbax:
+        tree = orbax.metadata(folder).item_metadata[part].tree
+        if only is not None:
+            if not isinstance(tree, dict):
+                return {}
+            tree = {name: tree[name] for name in only if name in tree}
+        if not tree:
+            return {}
         as_numpy = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
         )
-        items = ocp.args.Composite(
-            **{name: ocp.args.PyTreeRestore(restore_args=as_numpy)}
-        )
-        return orbax.restore(folder, args=items)[name]
+        restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        if only is not None:
+            restore = ocp.args.PyTreeRestore(
+                item=tree, restore_args=as_numpy, partial_restore=True
+            )
+        return orbax.restore(folder, args=ocp.args.Composite(**{part: restore}))[part]
 
 
 def _read(workdir: Path, step: int | None, read: Callable[[Path], T]) -> T:

@@ -12,7 +12,7 @@ has the table of names. Inherit from `Objective` for its defaults: only `inputs`
 and `loss` have to be written.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
+from vit_jax.checkpoints.description import MODEL
 from vit_jax.config import Config
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.protocol import DatasetInfo
@@ -78,6 +79,8 @@ class Given(NamedTuple):
     preprocessing: Preprocessing
     model: PatchModel  # the module of the architecture
     train_chain: Chain  # `augment.train` for the recipe's image size
+    # Counts the training examples of each class, float64 [k]; may take a while.
+    class_counts: Callable[[], np.ndarray]
 
     @property
     def placed_model(self) -> PlacedModel:
@@ -108,12 +111,15 @@ class Objective:
       reads_schedule: whether it reads the length of the run or other keys of the
         learning rate. If not, a run may become longer, provided that the steps already
         made keep their rates.
+      locations: keys of the config that only say where to find what `facts` identify.
+        They may differ when a run resumes.
     """
 
     inputs: Mapping[str, Images | Labels]
     choices: Sequence[Hashable] = (None,)
     sharding_rules: Sequence[tuple[str, tuple[Any, ...]]] = ()
     reads_schedule: bool = True
+    locations: Sequence[str] = ()
 
     @staticmethod
     def num_classes(config: Config, info: DatasetInfo) -> int:
@@ -146,10 +152,21 @@ class Objective:
         """
         return ()
 
+    def facts(self) -> dict[str, Any]:
+        """Returns JSON values that identify what was read besides data and weights.
+
+        A teacher's checksum, for example. They are recorded in checkpoints, and a run
+        does not resume with others.
+        """
+        return {}
+
     def init_state(self, params: Params) -> Any:
         """Makes the state that `after` updates: a centre, an averaged teacher.
 
-        It is saved in checkpoints and restored when a run resumes.
+        It is saved in checkpoints and restored when a run resumes. If it is a dict with
+        the key `MODEL`, that is a tree of some or all of the model's top-level
+        subtrees, which are used in place of the trained ones wherever the model is
+        evaluated, loaded or fine-tuned.
         """
         del params
         return ()
@@ -203,11 +220,15 @@ class Objective:
     def models(self, params: Params, state: Any) -> Mapping[str, Params]:
         """Returns the sets of model parameters to evaluate, by name.
 
-        "" is the model that is trained; others are evaluated as the split "eval_NAME".
-        `params` holds only the subtrees that the model has.
+        "" is the model as it will be loaded; others are evaluated as the split
+        "eval_NAME". `params` holds only the subtrees that the model has.
         """
-        del state
-        return {"": params}
+        return {"": served(params, state)}
+
+
+def served(params: Params, state: Any) -> Params:
+    """Replaces subtrees of the model by those in an objective's state, if any."""
+    return params | state.get(MODEL, {}) if isinstance(state, dict) else params
 
 
 def shapes_of(objective: Objective) -> Params:

@@ -16,6 +16,7 @@ from vit_jax.checkpoints.workdir import (
     differences,
     is_among,
     locate,
+    normalised,
     recorded_config,
 )
 from vit_jax.config import Config
@@ -99,6 +100,10 @@ def allowed_changes(
             free.update(LOCATIONS)
     except UserError as error:
         problems.append(str(error))
+    if other_facts := _other_facts(setup, earlier):
+        problems.append(other_facts)
+    else:
+        free.update(setup.objective.locations)
     if earlier.step > config.total_steps:
         others.pop("total_steps", None)
         problems.append(
@@ -128,6 +133,22 @@ def allowed_changes(
         f"{reason}, so this is another run. {_another_run(config, earlier, workdir)}"
     )
     return Changes(frozenset(free), advice)
+
+
+def _other_facts(setup: Setup, earlier: Description) -> str:
+    """Says that the objective has read other things than in the run so far."""
+    now, then = normalised(setup.objective_facts), earlier.objective
+    if now == then:
+        return ""
+    names = [name for name in {**then, **now} if now.get(name) != then.get(name)]
+    found = ", ".join(
+        f"{name} {now.get(name, 'none')} (before: {then.get(name, 'none')})"
+        for name in names
+    )
+    return (
+        f"the objective {setup.config.objective} has read other things than in the run "
+        f"so far: {found}. Restore them to continue that run, or pass another --workdir"
+    )
 
 
 def tell_of_similar_run(workdir: str, config: Config) -> None:

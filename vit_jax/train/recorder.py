@@ -161,6 +161,7 @@ class Recorder:
             self.facts.examples,
             self.facts.fingerprints,
             self.setup.objective.outputs(self.setup.config),
+            self.setup.objective_facts,
         )
         with self.clock.stopped("saving"):
             self.checkpoints.save(step, to_items(state), description)

@@ -84,6 +84,7 @@ class Setup:
                 self.preprocessing,
                 self.model,
                 self._train_chain(),
+                lambda: self.dataset.split(self.info.train_split).class_counts(),
             )
         )
 
@@ -115,6 +116,11 @@ class Setup:
         kept = jax.eval_shape(self.objective.init_state, params)
         sharding.check_known((params, kept), self.objective.sharding_rules)
         return params
+
+    @functools.cached_property
+    def objective_facts(self) -> dict[str, Any]:
+        """The objective's facts, read once; see `Objective.facts`."""
+        return self.objective.facts()
 
     def init_params(self) -> Any:
         """Draws parameters from the config's seed; a pure function to jit or trace."""

@@ -108,6 +108,12 @@ class Relabelled:
     def labels(self) -> np.ndarray:
         return self._outputs[self._selected(self._source.labels())]
 
+    def class_counts(self) -> np.ndarray:
+        counts = np.zeros(self.num_classes)
+        known = self._outputs >= 0
+        np.add.at(counts, self._outputs[known], self._source.class_counts()[known])
+        return counts
+
     def weights(self) -> np.ndarray:
         return self._selected(self._source.weights())
 

@@ -8,14 +8,13 @@ import re
 from collections.abc import Iterable
 
 from vit_jax.data.sources import (
-    arrays,
     digits,
     folders,
-    idx,
     imagenet,
     splits,
     tfds_sets,
 )
+from vit_jax.data.sources.array_files import arrays, idx
 from vit_jax.data.sources.image_files import in_words
 from vit_jax.data.sources.listings import NotForTraining
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, FIRST_RULES, DataOptions

@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax.data.hashing import digest, stable_hash
 from vit_jax.data.sources import splits
-from vit_jax.data.sources.protocol import DatasetInfo, Example, Source
+from vit_jax.data.sources.protocol import DatasetInfo, Example, Source, counted
 
 CLASS_NAMES = tuple("0123456789")
 NUM_EXAMPLES = {"train": 1437, "test": 360}
@@ -51,6 +51,9 @@ class Digits:
 
     def labels(self) -> np.ndarray:
         return self._labels[self._parts.gather(_members())].astype(np.int32)
+
+    def class_counts(self) -> np.ndarray:
+        return counted(self.labels(), self.num_classes)
 
     def weights(self) -> np.ndarray:
         return np.ones(len(self))

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,7 +12,12 @@ from vit_jax.data.preprocessing import read_file
 from vit_jax.data.sources import splits
 from vit_jax.data.sources.holding_out import Label, held_out, uncovered
 from vit_jax.data.sources.options import NEWEST_RULES
-from vit_jax.data.sources.protocol import DatasetInfo, Example, check_single_label
+from vit_jax.data.sources.protocol import (
+    DatasetInfo,
+    Example,
+    check_single_label,
+    counted,
+)
 from vit_jax.errors import UserError
 
 
@@ -248,6 +253,15 @@ class ListedImages:
     def labels(self) -> np.ndarray:
         check_single_label(self, self.listing.name)
         return self._column("labels")
+
+    def class_counts(self) -> np.ndarray:
+        if not self.multi_label:
+            return counted(self.labels(), self.num_classes)
+        found = []
+        for split, selected in self._parts:
+            ragged: Any = self.listing.files[split].labels
+            found.append(ragged.part(selected)[0])
+        return counted(np.concatenate(found), self.num_classes)
 
     def weights(self) -> np.ndarray:
         return self._column("weights")

@@ -48,6 +48,10 @@ class Source(Protocol):
         """Returns int32 [n], decoding no image; UserError for a multi-label set."""
         ...
 
+    def class_counts(self) -> np.ndarray:
+        """Counts the examples that have each class, float64 [k], decoding no image."""
+        ...
+
     def weights(self) -> np.ndarray:
         """Returns every example's weight, float64 [n]."""
         ...
@@ -69,6 +73,11 @@ def check_single_label(source: Source, name: str) -> None:
             "to sample by. Sample by weight or uniformly, or give each example one "
             "label."
         )
+
+
+def counted(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts how often each class occurs, float64 [k]."""
+    return np.bincount(labels, minlength=num_classes).astype(np.float64)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -129,6 +129,37 @@ def all_labels(builder, labels: Labels, split: str) -> np.ndarray:
     return values[good[following]].astype(np.int32)
 
 
+def label_lists(builder, labels: Labels, split: str, selected: slice) -> np.ndarray:
+    """Returns the labels of some examples of a multi-label set, concatenated, int32.
+
+    Examples whose record cannot be read, and labels that are not classes, are left out.
+
+    Args:
+      builder: the set's builder.
+      labels: from `find_labels`.
+      split: the name of a split.
+      selected: which of its examples.
+    """
+    import tensorflow_datasets as tfds
+
+    records = raw_records(builder, split)
+    chosen = range(len(records))[selected]
+    name = f"{builder.info.full_name}/{split}"
+    if len(chosen) >= WORTH_KEEPING:
+        logger.info("reading the labels of %s (%s examples)", name, f"{len(chosen):,}")
+    features = tfds.features.FeaturesDict({labels.key: labels.feature})
+    found: list[int] = []
+    for first in range(0, len(chosen), _AT_ONCE):
+        for record in _records(records, chosen[first : first + _AT_ONCE]):
+            try:
+                row: Any = features.deserialize_example_np(record)
+                found += [int(one) for one in row[labels.key]]
+            except Exception:  # reported when its image is read
+                continue
+    values = np.array(found, np.int32)
+    return values[(values >= 0) & (values < len(labels.class_names))]
+
+
 def all_weights(builder, labels: Labels, split: str) -> np.ndarray:
     """Returns every example's weight, float64 [n]; see `all_labels`."""
     count = builder.info.splits[split].num_examples

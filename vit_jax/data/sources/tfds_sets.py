@@ -19,6 +19,7 @@ from vit_jax.data.sources.protocol import (
     DatasetInfo,
     Example,
     check_single_label,
+    counted,
 )
 from vit_jax.data.sources.tfds_labels import WEIGHT_KEY, Labels
 from vit_jax.errors import UserError
@@ -130,6 +131,15 @@ class TfdsSet:
     def labels(self) -> np.ndarray:
         check_single_label(self, self._name)
         return self._column(tfds_labels.all_labels)
+
+    def class_counts(self) -> np.ndarray:
+        if not self.multi_label:
+            return counted(self.labels(), self.num_classes)
+        found = (
+            tfds_labels.label_lists(self._builder, self._labels, name, selected)
+            for name, selected in self._parts
+        )
+        return counted(np.concatenate([*found]), self.num_classes)
 
     def weights(self) -> np.ndarray:
         return self._column(tfds_labels.all_weights)

@@ -26,7 +26,7 @@ from vit_jax.cache import cache_dir
 from vit_jax.data.decode import DecodeError
 from vit_jax.data.hashing import stable_hash
 from vit_jax.data.preprocessing import read_file
-from vit_jax.data.sources.array_file import version
+from vit_jax.data.sources.array_files.reading import version
 from vit_jax.data.sources.tables.parquet import leaf, opened
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_write
@@ -50,7 +50,8 @@ class EmbeddedFile(NamedTuple):
 
     Attributes:
       column: the column of their bytes, as Parquet names it.
-      version: the file's state when its rows were read; see `array_file.version`.
+      version: the file's state when its rows were read; see
+        `array_files.reading.version`.
     """
 
     column: str

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from vit_jax.data.sources import split_names
-from vit_jax.data.sources.array_file import version
+from vit_jax.data.sources.array_files.reading import version
 from vit_jax.data.sources.listings import (
     Entry,
     Files,

@@ -22,7 +22,7 @@ import numpy as np
 
 from vit_jax.data.hashing import digest
 from vit_jax.data.sources import splits
-from vit_jax.data.sources.array_file import (
+from vit_jax.data.sources.array_files.reading import (
     ArrayFile,
     read_array_file,
     reader_of,
@@ -33,6 +33,7 @@ from vit_jax.data.sources.protocol import (
     DatasetInfo,
     Example,
     check_single_label,
+    counted,
 )
 from vit_jax.errors import UserError
 from vit_jax.words import byte_size
@@ -109,6 +110,13 @@ class ArrayImages:
         check_single_label(self, self._file.path)
         parts = self._file.parts.items()
         return self._parts.gather({split: part.labels for split, part in parts})
+
+    def class_counts(self) -> np.ndarray:
+        if not self.multi_label:
+            return counted(self.labels(), self.num_classes)
+        parts = self._file.parts.items()
+        hot = self._parts.gather({split: part.labels for split, part in parts})
+        return (hot != 0).sum(axis=0).astype(np.float64)
 
     def weights(self) -> np.ndarray:
         parts = self._file.parts.items()

@@ -13,7 +13,7 @@ import pytest
 from vit_jax.archives import zips
 from vit_jax.data.loading.batches import eval_batches
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.data.sources import arrays, npz
+from vit_jax.data.sources.array_files import arrays, npz
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
 

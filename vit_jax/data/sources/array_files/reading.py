@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_jax.archives.npz import Header
-from vit_jax.data.sources import idx, npz
+from vit_jax.data.sources.array_files import idx, npz
 from vit_jax.data.sources.listings import (
     Entry,
     hold_out,

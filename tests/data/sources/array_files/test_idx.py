@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from vit_jax.data.sources import idx
+from vit_jax.data.sources.array_files import idx
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
 
