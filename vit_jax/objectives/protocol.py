@@ -20,12 +20,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from vit_jax.checkpoints.description import MODEL
+from vit_jax.checkpoints.description import MODEL, Description
 from vit_jax.config import Config
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain
 from vit_jax.models import PatchModel, ViTOrMixer
+from vit_jax.models.decoder import DecoderFacts
 from vit_jax.models.outputs import of_loss
 from vit_jax.sharding import PlacedModel
 
@@ -143,6 +144,30 @@ class Objective:
         the encoder of any run loads anywhere.
         """
         raise NotImplementedError
+
+    def decoder_facts(self) -> DecoderFacts | None:
+        """Describes the decoder among the parameters, for the checkpoints.
+
+        Its parameters are the subtree "decoder". None if there is no decoder from which
+        a saved model can reconstruct images.
+        """
+        return None
+
+    def adopt(self, params: Params, description: Description) -> Params:
+        """Takes what it trains beside the model from pretrained weights.
+
+        Args:
+          params: the subtrees of the weights that are not the model's own.
+          description: that of the weights.
+
+        Returns:
+          Subtrees of what `init` draws; those that are left out start at random.
+
+        Raises:
+          UserError: lists why a subtree cannot be continued.
+        """
+        del params, description
+        return {}
 
     def extra(self) -> Params:
         """Returns constants that the loss reads, such as a teacher, as NumPy arrays.

@@ -33,7 +33,7 @@ from vit_jax.weights.adapt import (
     heads_by_name,
     new_head_because,
 )
-from vit_jax.weights.loading import Weights
+from vit_jax.weights.loading import Weights, split_params
 from vit_jax.words import plain, shortened
 
 logger = logging.getLogger(__name__)
@@ -174,15 +174,18 @@ def fit_weights(
 ) -> dict[str, Any]:
     """Adapts pretrained parameters to this run's grid and classes; see `adapt`.
 
+    What the objective takes beside the model's own, such as a decoder, is added.
+
     Raises:
-      UserError: the parameters do not fit, or the head to be kept does not.
+      UserError: the parameters do not fit, or the head to be kept does not, or what
+        lies beside them cannot be continued.
     """
     config, source = setup.config, weights.description
-    params, architecture, names = (
-        weights.params,
-        source.architecture,
-        source.class_names,
-    )
+    architecture, names = source.architecture, source.class_names
+    params, beside = split_params(weights)
+    adopted = setup.objective.adopt(beside, source)
+    for name in sorted(beside.keys() - adopted.keys()):
+        logger.warning("pretrained weights: the %s is not used", name)
     if not config.reset_head:
         params, architecture, names = heads_by_name(
             params, architecture, names, class_names
@@ -190,7 +193,7 @@ def fit_weights(
         _check_kept_head(setup, source, architecture, names, class_names)
     if architecture.channels != setup.architecture.channels:
         params, _ = even_normalization(params, architecture, source.preprocessing)
-    return adapt(
+    adapted = adapt(
         params,
         architecture,
         setup.architecture,
@@ -200,6 +203,7 @@ def fit_weights(
         head_bias=config.model.head_bias,
         posemb_resize=config.posemb_resize,
     )
+    return adapted | adopted
 
 
 def _check_kept_head(

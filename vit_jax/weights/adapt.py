@@ -12,8 +12,13 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.class_names import match_names
 from vit_jax.errors import UserError
-from vit_jax.models import MixerArchitecture, ViTOrMixer, abstract_params
-from vit_jax.models.positions import METHODS, resize
+from vit_jax.models import (
+    Architecture,
+    MixerArchitecture,
+    ViTOrMixer,
+    abstract_params,
+)
+from vit_jax.models.positions import METHODS, resize, sincos2d
 from vit_jax.words import times
 
 logger = logging.getLogger(__name__)
@@ -22,6 +27,8 @@ logger = logging.getLogger(__name__)
 # do not affect the shapes and would silently change the function.
 _ADAPTABLE = ("image_size", "num_classes", "pre_logits", "channels", "patch_size")
 _HEADS = ("head", "head_distillation")
+# Libraries compute fixed positions with other roundings, and at most this far off.
+_ROUNDING = 1e-5
 
 
 def adapt(
@@ -39,10 +46,10 @@ def adapt(
 
     Learned positions are resized to the target's grid (arXiv:2010.11929, section 3.2),
     the patch embedding to its patch size (`resize_patches`) and channels
-    (`change_channels`). The head is kept if both models have the same classes and feed
-    it from the same layer; otherwise a zero head replaces it. A tanh layer before the
-    head is dropped if the target has none. Everything else must match. Changes are
-    logged.
+    (`change_channels`). Stored positions that are the fixed ones of the target are no
+    longer parameters. The head is kept if both models have the same classes and feed it
+    from the same layer; otherwise a zero head replaces it. A tanh layer before the head
+    is dropped if the target has none. Everything else must match. Changes are logged.
 
     Args:
       params: nested dict of arrays.
@@ -65,6 +72,9 @@ def adapt(
     adapted = dict(params)
     done = []
 
+    if isinstance(source, Architecture) and isinstance(target, Architecture):
+        source, lines = _fix_positions(adapted, source, target)
+        done += lines
     if isinstance(source, type(target)):
         done += _fit_input(adapted, source, target)
         done += _fit_positions(adapted, source, target, posemb_resize)
@@ -295,6 +305,37 @@ def _fit_input(
             f"{times(target.patch_size)} pixels (pseudo-inverse)"
         )
     return done
+
+
+def _fix_positions(
+    adapted: dict[str, Any], source: Architecture, target: Architecture
+) -> tuple[Architecture, list[str]]:
+    """Removes learned positions in place if they are the fixed ones of the target.
+
+    Foreign files store fixed positions like learned ones. The class token keeps what it
+    had as its position.
+
+    Returns:
+      The architecture that the parameters have then, and a phrase for each change.
+    """
+    found = adapted.get("pos_embed")
+    fixes = target.posemb == "sincos2d" and source.width == target.width
+    if found is None or not fixes or source.registers:
+        return source, []
+    fixed = sincos2d(source.grid, source.width, target.sincos_denominator)
+    if np.abs(np.asarray(found) - fixed).max() > _ROUNDING:
+        return source, []
+    del adapted["pos_embed"]
+    if source.class_token_position and not target.class_token_position:
+        prefix = np.asarray(adapted.pop("pos_embed_prefix"))
+        tokens = ("cls", "distillation")[: prefix.shape[1]]
+        for index, name in enumerate(tokens):
+            adapted[name] = np.asarray(adapted[name]) + prefix[:, index : index + 1]
+        source = dataclasses.replace(source, class_token_position=False)
+    source = dataclasses.replace(
+        source, posemb=target.posemb, sincos_denominator=target.sincos_denominator
+    )
+    return source, ["the stored positions are the fixed ones, which are computed now"]
 
 
 def _fit_positions(

@@ -371,6 +371,23 @@ def test_a_cached_file_must_have_the_checksum_in_the_table(server):
     assert fetch(row(url, sha256=SHA256[:8])).read_bytes() == NPZ
 
 
+def test_an_md5_in_the_table_is_compared(server, tmp_path):
+    url = server.put("/model.npz")
+    digest = hashlib.md5(NPZ).hexdigest()
+    mirrors = [Mirror(url, md5=md5) for md5 in (digest[:6], "000000")]
+    right, wrong = (Published("model", (mirror,)) for mirror in mirrors)
+    with pytest.raises(UserError, match=f"its MD5 is {digest}, expected 000000"):
+        fetch(wrong)
+    path = fetch(right)
+    assert path.read_bytes() == NPZ
+    with pytest.raises(UserError, match=f"its MD5 is {digest}, expected 000000"):
+        fetch(wrong)
+    path.unlink()
+    server.files.clear()
+    with pytest.raises(UserError, match=f"its MD5 begins with {digest[:6]}"):
+        fetch(right)
+
+
 def test_an_address_in_the_table_is_checked_with_its_checksum():
     url = find("deit_base_patch16_224").mirrors[1].url
     cached(url).write_bytes(NPZ)

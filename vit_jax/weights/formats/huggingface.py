@@ -17,6 +17,11 @@ from vit_jax.weights.formats.huggingface_config import (
     read_preprocessing,
 )
 from vit_jax.weights.formats.huggingface_config import companions as companions
+from vit_jax.weights.formats.huggingface_mae import (
+    DECODER_TABLE,
+    decoder_pieces,
+    has_decoder,
+)
 from vit_jax.weights.formats.labels import from_tables
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
@@ -65,7 +70,8 @@ _RENAMES = (
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier")
 _HEAD_NAMES = [f"{head}.{leaf}" for head in _HEADS for leaf in ("weight", "bias")]
 _QKV_BIAS = re.compile(r"\.attention\.attention\.(query|key|value)\.bias$")
-# Parts used only for pretraining, which are not read.
+# Parts used only for pretraining. The decoder of ViTMAE has a table of its own; others
+# are not read.
 _LEFT_OUT = re.compile(r"decoder\.")
 _UNSUPPORTED = {
     r".*layers\.\d+\.(blocks|downsample)\b": "stages of several resolutions (Swin)",
@@ -100,7 +106,7 @@ def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Pie
         any(name.endswith("embeddings.distillation_token") for name in inner),
         any(name.startswith(_HEADS) for name in inner),
     )
-    pieces = {}
+    pieces = decoder_pieces(wrapper, unwrapped, _RENAMES)
     for name, piece in inner.items():
         if _LEFT_OUT.match(name):
             continue
@@ -180,7 +186,9 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         config.check_pooler()
     if architecture.num_classes and f"{p}pooler.dense.weight" in shapes:
         assumed += config.about_pooler()
-    preprocessing, sentences = read_preprocessing(hints, architecture)
+    preprocessing, sentences = read_preprocessing(
+        hints, architecture, masked=has_decoder(shapes)
+    )
     assumed += sentences
     class_names, sentences = from_tables(hints.config, architecture.num_classes)
     meaning, unknown = read_outputs(hints.config, architecture.num_classes)
@@ -300,4 +308,5 @@ FORMAT = Format(
             for leaf in ("weight", "bias")
         ),
     ),
+    decoder=DECODER_TABLE,
 )

@@ -157,11 +157,17 @@ class HuggingFaceConfig:
 
 
 def read_preprocessing(
-    hints: Hints, architecture: Architecture
+    hints: Hints, architecture: Architecture, *, masked: bool = False
 ) -> tuple[Preprocessing, list[str]]:
     """Reads the preprocessing from preprocessor_config.json, for the model's size.
 
-    Also returns one sentence per assumption.
+    Args:
+      hints: have the companion files.
+      architecture: the model's architecture.
+      masked: whether it is a masked autoencoder, by its tensors.
+
+    Returns:
+      The preprocessing, and one sentence per assumption.
     """
     a, told = architecture, hints.preprocessor
     if hints.preprocessing is not None:
@@ -169,8 +175,11 @@ def read_preprocessing(
             hints.preprocessing, image_size=a.image_size, channels=a.channels
         )
         return replaced, []
+    # Released masked autoencoders have the same as DeiT.
+    masked |= entry(hints.config, "model_type", TEXT) == "vit_mae"
+    usual = _IMAGENET if a.distillation_token or masked else _HALF
     if not told:
-        return _usual(a)
+        return _usual(a, usual)
     chain, assumed = _chain(told, a.image_size)
     # A processor scales by its factor before it normalises. Ours scales by 1 / 255, so
     # mean and std are converted.
@@ -179,7 +188,6 @@ def read_preprocessing(
         factor = float(entry(told, "rescale_factor", FACTOR, 1 / 255))
     mean, std = (0.0,), (1.0,)
     if entry(told, "do_normalize", FLAG, True):
-        usual = _IMAGENET if a.distillation_token else _HALF
         mean = entry(told, "image_mean", NUMBERS, usual[0])
         std = entry(told, "image_std", NUMBERS, usual[1])
     mean, std = (
@@ -304,9 +312,11 @@ def _size(value: Any, kind: str) -> tuple[bool, tuple[int, int]]:
     return keeps, pair(value)
 
 
-def _usual(a: Architecture) -> tuple[Preprocessing, list[str]]:
+def _usual(
+    a: Architecture, colours: tuple[tuple[float, ...], tuple[float, ...]]
+) -> tuple[Preprocessing, list[str]]:
     """Returns the preprocessing of the family's released models, as an assumption."""
-    mean, std = _IMAGENET if a.distillation_token else _HALF
+    mean, std = colours
     geometry = Geometry(False, a.image_size, "bilinear_antialias")
     if a.distillation_token:
         height, width = (size * 256 // 224 for size in a.image_size)

@@ -32,7 +32,7 @@ def find(name: str) -> Published:
     """
     if name.startswith("hf:"):
         return _in_hub(name)
-    plain = name.removesuffix(".npz").removeprefix("timm/")
+    plain = re.sub(r"\.(npz|pth)$", "", name).removeprefix("timm/")
     if row := MODELS.get(plain) or augreg(plain):
         return row
     other = (
