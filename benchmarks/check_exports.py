@@ -31,6 +31,8 @@ HEADLESS, DISTILLED = {"num_classes": 0}, {"distillation_token": True}
 DEIT = DISTILLED | {"distillation_head": False}
 BARE = {"class_token": False, "class_token_position": False}
 GAP, MAP, AFTER = {"pooling": "gap"}, {"pooling": "map"}, {"norm": "after_pool"}
+SINCOS = {"posemb": "sincos2d", "class_token_position": False}
+DINOV2, BESIDE = {"layer_scale": True, "mlp_dim": 32}, {"pooling": "cls_gap"}
 REGISTERS = {"registers": 3, "register_positions": True}
 TRUNK = {"trunk_numerics": "timm", "patch_size": (32, 32), "image_size": (64, 96)}
 TRUNK_16 = TRUNK | {"patch_size": (16, 16)}
@@ -48,7 +50,7 @@ BOTH = {
 TIMM = {
     "norm_after_pool": AFTER,
     "no_position_of_class_token": {"class_token_position": False},
-    "sincos_positions": {"posemb": "sincos2d", "class_token_position": False},
+    "sincos_positions": SINCOS,
     "layer_scale": {"layer_scale": True},
     "gap": GAP | BARE,
     "gap_class_token": GAP,
@@ -72,6 +74,17 @@ HUGGING_FACE = {
     "deit": DEIT,
     "deit_no_head": DEIT | HEADLESS,
     "deit_pooler": DEIT | HEADLESS | {"pre_logits": 7},
+    "dinov2": DINOV2 | HEADLESS,
+    "dinov2_classifier": DINOV2 | BESIDE,
+    "dinov2_no_qkv_bias": DINOV2 | BESIDE | {"qkv_bias": False},
+    "dinov2_rectangular_patches": DINOV2 | HEADLESS | {"patch_size": (4, 8)},
+    "dinov2_registers": DINOV2 | HEADLESS | {"registers": 3},
+    "dinov2_registers_classifier": DINOV2 | BESIDE | {"registers": 2},
+    "ijepa": GAP | BARE | HEADLESS,
+    "ijepa_classifier": GAP | BARE | {"layernorm_epsilon": 1e-12},
+    "ijepa_sincos_rectangle": GAP | BARE | SINCOS | {"image_size": (8, 16)},
+    "siglip": MAP | BARE | HEADLESS,
+    "siglip_exact_gelu": MAP | BARE | HEADLESS | {"gelu": "exact"},
 }
 MODELS = {"timm": BOTH | TIMM, "huggingface": BOTH | HUGGING_FACE}
 # (keeps the aspect, size before the crop over the model's, interpolation, mean, std);
@@ -323,9 +336,11 @@ def _load_huggingface(path: pathlib.Path):
 
     def compute(module, images):
         found = module(images)
-        if headless:
-            return found.last_hidden_state[:, 0] if untrained else found.pooler_output
-        return found.logits
+        if not headless:
+            return found.logits
+        if config.model_type == "ijepa":
+            return found.last_hidden_state.mean(1)
+        return found.last_hidden_state[:, 0] if untrained else found.pooler_output
 
     return module, compute, seen, notes
 

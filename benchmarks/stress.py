@@ -167,6 +167,7 @@ class Stress:
     steps: int
     seed: int
     lanes: int = 1
+    recipe: str = RECIPE
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
@@ -177,7 +178,7 @@ class Stress:
         made = {record["kill"] for record in self.records if "kill" in record}
         self._waiting = [n for n in range(self.kills, 0, -1) if n not in made]
         self._lock = threading.Lock()
-        recipe = RECIPE.replace("SAVE_EVERY", str(SAVE_EVERY))
+        recipe = self.recipe.replace("SAVE_EVERY", str(SAVE_EVERY))
         (self.folder / "recipe.py").write_text(recipe)
 
     def run(self) -> dict[str, Any]:

@@ -139,6 +139,56 @@ def _make_workdir(
     return workdir
 
 
+@pytest.fixture
+def make_teacher(tmp_path):
+    """Returns a function that writes a small model of random weights to a file."""
+    import numpy as np
+
+    from vit_jax.checkpoints.description import Description
+    from vit_jax.config import default_config, to_plain
+    from vit_jax.data.preprocessing import Preprocessing
+    from vit_jax.models import Architecture, abstract_params
+    from vit_jax.weights.saving import save_weights
+
+    sizes = {"width": 16, "depth": 1, "mlp_dim": 32, "num_heads": 2, "num_classes": 10}
+    inputs = {"patch_size": (4, 4), "image_size": (8, 8)}
+
+    def make(
+        name="teacher",
+        *,
+        class_names=tuple("0123456789"),
+        outputs="exclusive",
+        architecture=None,
+        params=None,
+        seed=0,
+        preprocessing=(),
+        **fields,
+    ):
+        """Writes it; `preprocessing` and `fields` (architecture) set values."""
+        a = architecture or Architecture(**{**sizes, **inputs, **fields})
+        rng = np.random.default_rng(seed)
+        if params is None:
+            params = jax.tree.map(
+                lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32),
+                abstract_params(a),
+            )
+        description = Description(
+            architecture=a,
+            preprocessing=Preprocessing(
+                a.image_size, a.channels, **dict(preprocessing)
+            ),
+            class_names=tuple(class_names),
+            config=to_plain(default_config()),
+            step=0,
+            outputs=outputs,
+        )
+        path = tmp_path / f"{name}.safetensors"
+        save_weights(description, params, path)
+        return str(path)
+
+    return make
+
+
 # Keys of a recipe on the digits that trains in a second.
 TINY = {
     "name": "tiny",

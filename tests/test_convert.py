@@ -1,3 +1,5 @@
+import pathlib
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -85,3 +87,15 @@ def test_facts_that_a_file_lacks_can_be_given(tmp_path, make_workdir, run_comman
         run_command(convert, ours, timm, "--to=timm", "--num_heads=4")
     with pytest.raises(SystemExit, match=r"trained at \(8, 12\); omit trained_image"):
         run_command(convert, ours, timm, "--to=timm", "--trained_image_size=16")
+
+
+def test_facts_about_a_decoder_can_be_given(tmp_path, run_command):
+    source = pathlib.Path(__file__).parent / "golden" / "mae_meta.pth"
+    ours, back = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    told = ["--num_heads=4", "--trained_image_size=8,12"]
+    told += ["--decoder_heads=8", "--nonormalize_pixels"]
+    run_command(convert, source, ours, "--to=vit_jax", *told)
+    decoder = load_weights(ours).description.decoder
+    assert (decoder.num_heads, decoder.normalize_pixels) == (8, False)
+    run_command(convert, ours, back, "--to=mae")
+    assert "decoder_blocks.0.attn.qkv.weight" in load_file(back)

@@ -37,7 +37,7 @@ def test_a_row_of_the_table_and_a_users_own_class_are_found(module):
         ("classificaton", r"choose from classification.*mean 'classification'\?"),
         (
             "nothing_like_it",
-            "choose from classification, masked_autoencoding, or name your own class",
+            "choose from classification, .*, self_distillation, or name your own class",
         ),
         ("no_such_module:Mine", "cannot be imported .ModuleNotFoundError.*no_such_mod"),
         ("of_mine:Yours", "cannot be imported .AttributeError"),

@@ -16,11 +16,14 @@ from vit_jax.model import Model as Model
 from vit_jax.model import check_outputs
 from vit_jax.models import Architecture, ViTOrMixer, build
 from vit_jax.models.attention.formulations import FASTEST_ON_CPU, why_not_cudnn
+from vit_jax.models.decoder import DECODER
 from vit_jax.models.outputs import EXCLUSIVE, readable
 from vit_jax.models.positions import METHODS
+from vit_jax.reconstruction import DecoderOfModel
 from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
-from vit_jax.weights.loading import load_weights
+from vit_jax.weights.decoders import fit_decoder
+from vit_jax.weights.loading import load_weights, split_params
 from vit_jax.weights.saving import save_weights
 from vit_jax.words import pair
 
@@ -43,6 +46,8 @@ def load(
     ema: bool = True,
     outputs: str | None = None,
     entry: str = "",
+    decoder_heads: int | None = None,
+    normalize_pixels: bool | None = None,
 ) -> Model:
     """Loads a model from any source; logs what was changed while loading.
 
@@ -79,6 +84,10 @@ def load(
       entry: the name of the model to read from a file with several, such as "ema" or
         "teacher.backbone"; the log names those that there are. "#entry=NAME" at the end
         of `source` does the same.
+      decoder_heads: number of attention heads of a masked autoencoder's decoder, for a
+        file that does not record it, if it is not the published 16.
+      normalize_pixels: whether that decoder predicts pixels that are normalised within
+        each patch, for a file that does not record it.
 
     Raises:
       UserError: there is no such model, or an argument is invalid.
@@ -95,7 +104,7 @@ def load(
     dtype = None if dtype is None else _compute_dtype(dtype)
     if outputs is not None:
         check_outputs(outputs)
-    description, params = load_weights(
+    weights = load_weights(
         source,
         num_heads=num_heads,
         image_size=size,
@@ -103,7 +112,12 @@ def load(
         ema=ema,
         entry=entry,
         say_outputs=outputs is None and num_classes is None,
+        decoder_heads=decoder_heads,
+        normalize_pixels=normalize_pixels,
     )
+    description = weights.description
+    params, beside = split_params(weights)
+    del weights  # so that parameters can be released as they are moved
     original, config = description.architecture, description.config
     preprocessing = description.preprocessing
     posemb_resize = posemb_resize or config["posemb_resize"]
@@ -142,6 +156,17 @@ def load(
         target_class_names=class_names,
         posemb_resize=posemb_resize,
     )
+    decoder = None
+    if (facts := description.decoder) is not None:
+        fitted = fit_decoder(
+            beside.pop(DECODER),
+            facts,
+            original,
+            target,
+            posemb_resize,
+            same_values=preprocessing == description.preprocessing,
+        )
+        decoder = DecoderOfModel(facts, _moved(fitted)) if fitted else None
     dtype = dtype or _compute_dtype(config["compute_dtype"])
     module = build(
         target,
@@ -159,6 +184,7 @@ def load(
         or readable(description.outputs if kept else EXCLUSIVE, target.num_classes),
         description.examples,
         description.fingerprints,
+        decoder,
     )
 
 
@@ -167,9 +193,9 @@ def save(model: Model, path: Path, format: str = "vit_jax") -> pathlib.Path:
 
     Args:
       model: a model from `load`; its `params` may have been changed since.
-      path: NAME.safetensors for "vit_jax", "torchvision" and "mmpretrain"; NAME.npz
-        for "google" and "big_vision"; a directory for "huggingface"; for "timm",
-        NAME.safetensors or a directory.
+      path: NAME.safetensors for "vit_jax", "mae", "torchvision" and "mmpretrain";
+        NAME.npz for "google" and "big_vision"; a directory for "huggingface"; for
+        "timm", NAME.safetensors or a directory.
       format: name of the format.
 
     Returns:
@@ -188,8 +214,10 @@ def save(model: Model, path: Path, format: str = "vit_jax") -> pathlib.Path:
         model.examples,
         model.fingerprints,
         model.outputs,
+        decoder=model.decoder and model.decoder.facts,
     )
-    return save_weights(description, jax.device_get(model.params), path, format)
+    params = model.params | ({DECODER: model.decoder.params} if model.decoder else {})
+    return save_weights(description, jax.device_get(params), path, format)
 
 
 def _moved(params: Any) -> Any:

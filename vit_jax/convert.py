@@ -6,8 +6,8 @@ SOURCE is anything that vit_jax.load takes: a work directory, a file, a director
 timm's or Hugging Face's format, a published name (python -m vit_jax.models),
 hf:owner/name, a URL. SOURCE#entry=NAME names one of several models in a file.
 FORMAT is google or big_vision (DESTINATION is a file NAME.npz), timm (a file
-NAME.safetensors or a directory), huggingface (a directory), or torchvision, mmpretrain
-or vit_jax (a file NAME.safetensors).
+NAME.safetensors or a directory), huggingface (a directory), or mae, torchvision,
+mmpretrain or vit_jax (a file NAME.safetensors).
 """
 
 from absl import flags
@@ -31,6 +31,21 @@ flags.DEFINE_list(
     "HEIGHT,WIDTH of the images that the positions belong to, for a file whose grid is "
     "not square",
     flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "decoder_heads",
+    None,
+    "number of attention heads of a masked autoencoder's decoder, for a file that does "
+    "not record it",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "normalize_pixels",
+    None,
+    "whether that decoder predicts pixels normalised within each patch, for a file "
+    "that does not record it",
+    FLAGS,
 )
 flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
@@ -59,6 +74,8 @@ def main(arguments: list[str]) -> None:
         trained_image_size=_size(),
         ema=not FLAGS.raw,
         say_outputs=FLAGS.outputs is None,
+        decoder_heads=FLAGS.decoder_heads,
+        normalize_pixels=FLAGS.normalize_pixels,
     )
     description = weights.description.read_as(FLAGS.outputs)
     path = save_weights(description, weights.params, destination, FLAGS.to)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import Architecture, PatchModel, ViTOrMixer
+from vit_jax.models import Architecture, PatchModel, VisionTransformer, ViTOrMixer
 from vit_jax.models.outputs import (
     EXCLUSIVE,
     INDEPENDENT,
@@ -26,6 +26,12 @@ from vit_jax.models.outputs import (
 from vit_jax.prediction.inputs import inputs
 from vit_jax.prediction.passes import Passes, Prediction
 from vit_jax.prediction.stream import Prepared, prepared
+from vit_jax.reconstruction import (
+    DecoderOfModel,
+    Reconstruction,
+    noise_and_kept,
+    reconstruct,
+)
 from vit_jax.words import times
 
 # What the outputs mean → what they are called in `repr`.
@@ -42,7 +48,7 @@ class Features(NamedTuple):
 
     patches: Float[Array, "b layers gh gw d"]  # patch tokens on their grid
     prefix: Float[Array, "b layers p d"]  # class token, then registers
-    pooled: Float[Array, "b d"]  # result of pooling at the end of the model
+    pooled: Float[Array, "b r"]  # result of pooling at the end of the model
 
 
 class Model:
@@ -60,6 +66,8 @@ class Model:
         "independent" (a yes or no for each class) or "numbers" (plain numbers).
       examples: split → number of examples of the data that it was trained with.
       fingerprints: split → what identifies these examples; {} if unknown.
+      decoder: description and parameters of the decoder of a masked autoencoder; None
+        for any other model.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class Model:
         outputs: str = "",
         examples: Mapping[str, int] | None = None,
         fingerprints: Mapping[str, dict[str, str]] | None = None,
+        decoder: DecoderOfModel | None = None,
     ):
         """Makes a model from its parts; `load` does that for you."""
         self.module = module
@@ -83,6 +92,9 @@ class Model:
         self.step = step
         self.examples = dict(examples or {})
         self.fingerprints = dict(fingerprints or {})
+        self.decoder = decoder and decoder._replace(
+            params=jax.device_put(decoder.params, jax.devices()[0])
+        )
         classes = module.architecture.num_classes
         self.outputs = outputs or readable(of_loss(config["loss"]), classes)
 
@@ -224,6 +236,46 @@ class Model:
         if not isinstance(self.architecture, Architecture):
             raise UserError("this model is an MLP-Mixer, which has no attention")
         return _attention(self.module, self.params, self._checked(images))
+
+    def reconstruct(
+        self,
+        images: Float[Array, "b h w c"],
+        mask: Any = None,
+        *,
+        noise: Any = None,
+        mask_ratio: float | None = None,
+        seed: int = 0,
+    ) -> Reconstruction:
+        """Hides patches of images and predicts their pixels from the others.
+
+        Args:
+          images: images as in `__call__`.
+          mask: what is hidden, bool: the patches row by row [b, n], on their grid
+            [b, gh, gw], or pixels [b, h, w], where one pixel hides its patch. Images
+            may have different numbers of hidden patches.
+          noise: instead of a mask, floats [b, n]; the patches of the smallest ones are
+            visible, as in `noise=` of Hugging Face's model.
+          mask_ratio: share of the patches to hide, by default 0.75; without a noise,
+            they are drawn.
+          seed: of that draw.
+
+        Raises:
+          UserError: the model has no decoder or nothing records what it predicts; an
+            argument is invalid; or an image would have no visible or no hidden patch.
+        """
+        if self.decoder is None:
+            raise UserError(
+                "this model has no decoder, so it cannot reconstruct images: load a "
+                "masked autoencoder with its decoder, such as a work directory of the "
+                "objective masked_autoencoding or mae_visualize_vit_base"
+            )
+        module = self.module
+        assert isinstance(module, VisionTransformer)
+        checked = self._checked(images)
+        asked = noise_and_kept(
+            module.architecture, len(checked), mask, noise, mask_ratio, seed
+        )
+        return reconstruct(module, self.params, self.decoder, checked, *asked)
 
     def __repr__(self) -> str:
         a = self.architecture

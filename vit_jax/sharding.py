@@ -27,7 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from vit_jax.errors import UserError
-from vit_jax.models import PatchModel, Placement, ViTOrMixer
+from vit_jax.models import PatchModel, Placement, ProjectionHead, ViTOrMixer
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -41,6 +41,11 @@ PARAMETERS = (
     (r"(query|key|value|fc1)/kernel", ("fsdp", "tensor")),
     (r"(query|key|value|fc1)/bias", (("tensor", "fsdp"),)),
     (r"(out|fc2)/kernel", ("tensor", "fsdp")),
+    # A projection head: layers in turn, and the lengths and directions of its outputs.
+    (r"fc[3579]/kernel", ("fsdp", "tensor")),
+    (r"fc[468]/kernel", ("tensor", "fsdp")),
+    (r"last_layer/kernel", (None, ("tensor", "fsdp"))),
+    (r"last_layer/scale", (("tensor", "fsdp"),)),
     (r"(head|head_distillation|pre_logits)/kernel", ("fsdp", "tensor")),
     (r"(head|head_distillation|pre_logits)/bias", ("tensor",)),
     (r"(patch_embed|conv\w+)/kernel", (None, None, None, "fsdp")),
@@ -361,7 +366,7 @@ class PlacedModel:
     mistake without symptoms, so this class does both.
     """
 
-    def __init__(self, model: PatchModel, mesh: Mesh):
+    def __init__(self, model: PatchModel | ProjectionHead, mesh: Mesh):
         self._placement = MeshPlacement(mesh)
         self._model = model.clone(placement=self._placement)
 
@@ -372,7 +377,7 @@ class PlacedModel:
 
         Args:
           params: the model's parameters. Other subtrees are ignored.
-          images: normalised images [b, h, w, c].
+          images: normalised images [b, h, w, c], or a head's features.
           key: random key for dropout, in training.
           how: arguments of the model's call; or `method=`, with that method's.
         """

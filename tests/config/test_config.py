@@ -114,6 +114,40 @@ def test_a_length_given_as_override_clears_the_recipes_length(given, steps, epoc
         ({"weight_decay_on": "("}, "is not a regular expression"),
         ({"weight_decay_end": 0.4}, "weight_decay_end=0.4, but weight_decay=0.0"),
         ({"eps": 0.0}, "eps=0.0: must be from 1e-30"),
+        ({"normalization": "imagnet"}, "'imagnet': .*did you mean 'imagenet'"),
+        ({"model.class_token": "yes"}, "class_token='yes': choose from auto, on, off"),
+        (
+            {"model.class_token_position": "on", "model.pooling": "gap"},
+            "without a class token has no effect; set model.class_token=on",
+        ),
+        (
+            {"model.class_token_position": "off", "model.pooling": "map"},
+            "without a class token has no effect",
+        ),
+        ({"model.norm": "after_pool"}, "after_pool with model.pooling=cls has no eff"),
+        (
+            {"model.stochastic_depth_form": "constant"},
+            "form=constant without model.stochastic_depth has no effect",
+        ),
+        ({"model.head_std": 2.0}, "head_std=2.0: must be from 0.0 to 1.0"),
+        (
+            {"model.head_std": 0.1, "pretrained": "x", "reset_head": False},
+            "head_std=0.1 with reset_head=False has no effect",
+        ),
+        ({"warmup_learning_rate": 1e-6}, "without warmup_steps has no effect"),
+        (
+            {"warmup_learning_rate": 0.1, "warmup_steps": 5},
+            "warmup_learning_rate=0.1 must not exceed learning_rate=0.001",
+        ),
+        ({"min_learning_rate": 0.1}, "min_learning_rate=0.1 must not exceed"),
+        (
+            {"min_learning_rate": 1e-6, "schedule": "linear"},
+            "only the cosine ends there; use end_learning_rate",
+        ),
+        (
+            {"min_learning_rate": 1e-6, "schedule": "rsqrt"},
+            "schedule=rsqrt; only the cosine ends there$",
+        ),
         ({"model.variant": ""}, "model.variant and pretrained are both empty"),
         (
             {"model.variant": "", "pretrained": "x", "model.width": 64},

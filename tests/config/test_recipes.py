@@ -54,6 +54,30 @@ def test_recipe_argument_workdir_and_overrides(recipe):
     assert not config.per_class
 
 
+def test_options_of_an_objective_need_not_be_in_the_recipe(recipe):
+    options = {
+        "teachers": "runs/a=b;B/16",
+        "alpha": "0.25",
+        "steps": "3",
+        "flag": "false",
+        "size": "(8, 16)",
+        "list": "[1]",
+    }
+    flags = [f"--config.objective_options.{k}={x}" for k, x in options.items()]
+    config, _ = load(f"--config={recipe}", *flags)
+    assert config.objective_options.to_dict() == {
+        "teachers": "runs/a=b;B/16",
+        "alpha": 0.25,
+        "steps": 3,
+        "flag": False,
+        "size": (8, 16),
+        "list": "[1]",
+    }
+    assert config.is_locked
+    with pytest.raises(WrongOverrides, match="no such key"):
+        load(f"--config={recipe}", "--config.modle.width=3")
+
+
 @pytest.mark.parametrize("word", ["false", "False", "0"])
 def test_booleans_may_be_separate_arguments(recipe, word):
     config, _ = load(f"--config={recipe}", "--config.reset_head", word)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax.config.recipes import load_recipe
-from vit_jax.data.sources.datasets import PRESETS
+from vit_jax.data.sources.datasets import PRESETS, open_dataset
 from vit_jax.errors import UserError
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.programs import build
@@ -22,7 +22,48 @@ ARGUMENTS = {
         "Ti/16,imagenet21k",
     ],
     "b16": ["", *(name for name in PRESETS if "imagenet21k" != name != "jft300m")],
-    "deit": [""],
+    "deit3": [
+        "",
+        "pretrain,S,400",
+        "pretrain,H,800",
+        "finetune,B,224",
+        "finetune,S,384",
+        "finetune,L,384",
+        "pretrain,digits",
+        "finetune,digits",
+        "pretrain,fashion,,digits",
+        "finetune,fashion,,digits",
+    ],
+    "mae": [
+        "finetune,B",
+        "",
+        "pretrain,H",
+        "finetune,L",
+        "probe,B",
+        "probe,H",
+        "pretrain,digits",
+        "finetune,digits",
+        "probe,digits",
+        "pretrain,fashion,digits",
+        "finetune,fashion,digits",
+        "probe,fashion,digits",
+    ],
+    "deit": [
+        "",
+        "S/16,imagenet2012,384",
+        "B/16,imagenet2012,teacher=runs/large",
+        "S/16,imagenet2012,teacher=runs/large,384",
+    ],
+    "distill": [
+        "",
+        "S/16,imagenet2012,bit",
+        "B/16,oxford_flowers102",
+        "Ti/16,oxford_iiit_pet,long",
+        "teacher,digits",
+        "student,digits",
+        "control,digits",
+    ],
+    "dino": ["", "B/16", "S/8,imagenet21k", "digits"],
     "cifar": ["", "cifar10", "cifar100", "digits"],
     "pretrain": [
         "",
@@ -36,6 +77,14 @@ ARGUMENTS = {
         "B/16,digits",
     ],
     "quickstart": ["pretrain", "finetune", "control"],
+}
+# Recipes that learn without labels, with what makes their options small.
+UNLABELLED = {
+    "dino": [
+        "--config.objective_options.out_dim=64",
+        "--config.objective_options.freeze_last_layer=0",
+        "--config.objective_options.warmup_teacher_temp_epochs=0",
+    ],
 }
 ALL = [(name, argument) for name, some in ARGUMENTS.items() for argument in some]
 
@@ -68,21 +117,40 @@ def load(name, argument="", *overrides):
     return load_recipe(["main", f"--config={CONFIGS / name}.py{suffix}", *overrides])[0]
 
 
+@pytest.fixture
+def taught(make_teacher):
+    """Returns a function that gives a small teacher to a recipe that needs one."""
+
+    def give(config):
+        if config.objective == "distillation":
+            classes = open_dataset(config.dataset).info.num_classes
+            channels = config.model.channels
+            config.objective_options.teachers = make_teacher(
+                class_names=(), num_classes=classes, channels=channels
+            )
+        return config
+
+    return give
+
+
 def test_every_recipe_is_listed_here():
     assert sorted(ARGUMENTS) == sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
 @pytest.mark.parametrize(("name", "argument"), ALL)
-def test_resolves_without_weights_or_data(name, argument):
-    setup = set_up(load(name, argument))
+def test_resolves_without_weights_or_data(name, argument, taught):
+    setup = set_up(taught(load(name, argument)))
     assert setup.config.total_steps > setup.config.warmup_steps
     state = setup.abstract_state()
-    assert state.params["head"]["kernel"].shape[-1] == setup.info.num_classes
+    if name in UNLABELLED or setup.config.objective == "masked_autoencoding":
+        assert "head" not in state.params
+    else:
+        assert state.params["head"]["kernel"].shape[-1] == setup.info.num_classes
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_lowers_at_full_size(name):
-    config = load(name, ARGUMENTS[name][0])
+def test_lowers_at_full_size(name, taught):
+    config = taught(load(name, ARGUMENTS[name][0]))
     mesh = set_up(config).mesh
     step, arguments = build(config, mesh)
     text = step.lower(*arguments).as_text()
@@ -91,9 +159,13 @@ def test_lowers_at_full_size(name):
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_trains_small(name, tmp_path):
-    config = load(name, ARGUMENTS[name][0], *REDUCED)
-    numbers = train_and_evaluate(config, str(tmp_path))
+def test_trains_small(name, tmp_path, taught):
+    flags = [*REDUCED, *UNLABELLED.get(name, ())]
+    config = taught(load(name, ARGUMENTS[name][0], *flags))
+    numbers = train_and_evaluate(config, str(tmp_path / "run"))
+    if name in UNLABELLED:
+        assert numbers["knn/examples"] == 360
+        return
     assert numbers["examples"] == 360
     assert 0 < numbers["loss"] < 100
 
@@ -158,6 +230,78 @@ def test_augmentation_of_deit():
     image = np.zeros((300, 400, 3), np.uint8)
     chain = setup.train_transforms["image"]
     assert chain(image, np.random.default_rng(0)).shape[:2] == (224, 224)
+
+
+def test_distillation_and_fine_tuning_of_deit(taught):
+    plain, tuned = load("deit", "B/16"), load("deit", "B/16,imagenet2012,384")
+    config = load("deit", "B/16,imagenet2012,teacher=runs/a;runs/b,384")
+    options = config.objective_options
+    assert (config.name, plain.objective) == (
+        "deit-B16-distilled-384",
+        "classification",
+    )
+    assert options.kind == "hard"
+    assert options.teachers == "runs/a;runs/b"
+    # DeiT-B with two tokens and heads has 87,338,192 parameters at 224.
+    distilled = load("deit", "B/16,imagenet2012,teacher=x")
+    state = set_up(taught(distilled)).abstract_state()
+    assert sum(x.size for x in jax.tree.leaves(state.params)) == 87_338_192
+    assert (tuned.learning_rate, tuned.weight_decay) == (5e-6, 1e-8)
+    assert (tuned.schedule, tuned.image_size) == ("constant", (384,))
+    assert (tuned.total_epochs, tuned.reset_head) == (30.0, False)
+    assert tuned.warmup_steps == round(5 * 1_281_167 / tuned.batch_size)
+    with pytest.raises(
+        UserError, match=r"option '385': choose from teacher=MODEL, 384"
+    ):
+        load("deit", "B/16,imagenet2012,385")
+
+
+@pytest.mark.parametrize(
+    ("argument", "epochs", "batch", "temperature", "rate", "decay"),
+    [
+        ("B/16,imagenet2012,bit", 1200, 4096, 1.0, 0.03, 3e-4),
+        ("B/16,imagenet2012,90", 90, 1024, 1.0, 1e-4, 1e-5),
+        ("B/16,oxford_flowers102,fast", 10_000, 512, 10.0, 0.003, 3e-4),
+        ("B/16,oxford_iiit_pet,long", 30_000, 512, 2.0, 0.003, 1e-5),
+        ("B/16,sun397,medium", 1000, 512, 10.0, 0.001, 1e-4),
+    ],
+)
+def test_rows_of_function_matching(argument, epochs, batch, temperature, rate, decay):
+    config = load("distill", argument)
+    options = config.objective_options
+    assert (options.kind, options.distance) == ("matching", "kl")
+    assert (config.total_epochs, config.batch_size) == (epochs, batch)
+    assert (options.temperature, config.learning_rate) == (temperature, rate)
+    assert config.weight_decay * rate == pytest.approx(decay)
+    assert config.mixing.mixup_alpha == 1.0
+    with pytest.raises(UserError, match="length 'soon': choose from"):
+        load("distill", "B/16,imagenet2012,soon")
+
+
+@pytest.mark.parametrize(
+    ("argument", "normalised", "temperature", "warmup"),
+    [("S/16", False, 0.07, 30), ("B/16", True, 0.04, 0)],
+)
+def test_self_distillation_of_the_paper(argument, normalised, temperature, warmup):
+    setup = set_up(load("dino", argument))
+    config, options = setup.config, setup.config.objective_options
+    assert (options.norm_last_layer, options.teacher_temp) == (normalised, temperature)
+    assert options.warmup_teacher_temp_epochs == warmup
+    assert (config.learning_rate, config.min_learning_rate) == (2e-3, 1e-6)
+    assert (config.weight_decay, config.weight_decay_end) == (0.04, 0.4)
+    assert (config.grad_clip_norm, config.grad_clip_parameter_norm) == (0.0, 3.0)
+    assert (config.model.stochastic_depth, config.batch_size) == (0.1, 1024)
+    assert config.total_steps == round(100 * 1_281_167 / 1024)
+    assert config.warmup_steps == round(10 * 1_281_167 / 1024)
+    sizes = [chain.image_size for chain in setup.train_transforms.values()]
+    assert sizes == [(224, 224)] * 2 + [(96, 96)] * 8
+    head = setup.abstract_state().params["projection_head"]
+    assert head["fc1"]["kernel"].shape == (setup.architecture.width, 2048)
+    assert head["fc2"]["kernel"].shape == (2048, 2048)
+    assert head["last_layer"]["kernel"].shape == (256, 65_536)
+    assert ("scale" in head["last_layer"]) != normalised
+    [begin] = setup.groups.values("begin") - {0}
+    assert begin == -(-1_281_167 // 1024)
 
 
 def test_fine_tuning_of_the_paper():

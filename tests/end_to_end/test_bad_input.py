@@ -115,7 +115,8 @@ def test_all_problems_are_in_one_message(recipe, call, tmp_path, monkeypatch):
         "--config.learning_rat: no such key; did you mean 'learning_rate'",
         "--config.seed=x: expected a whole number; it is 0 now",
         "--config.model.scan=perhaps: expected true or false; it is False now",
-        "loss='sofmax': choose from softmax, sigmoid; did you mean 'softmax'?",
+        "loss='sofmax': choose from softmax, sigmoid, softmax_focal, sigmoid_focal, "
+        "asymmetric; did you mean 'softmax'?",
         "learning_rate=-1.0: must be at least 0.0",
         "weight_decay=inf: must be a finite number",
         "image height 9 is not a multiple of the patch height 4 (nearest: 8 and 12); "

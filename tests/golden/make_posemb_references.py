@@ -32,9 +32,16 @@ def main():
         torch_cubic = torch.nn.functional.interpolate(
             channels_first, size=grid, mode="bicubic", align_corners=False
         )
+        # DINO and DINOv2 (vision_transformer.py): an offset of 0.1 in the scale.
+        scale = tuple((new + 0.1) / old for new, old in zip(grid, (5, 4), strict=True))
+        offset = torch.nn.functional.interpolate(
+            channels_first, scale_factor=scale, mode="bicubic", align_corners=False
+        )
+        assert offset.shape[2:] == grid
         for method, resized in (
             ("bicubic", with_timm(grid, interpolation="bicubic", antialias=True)),
             ("bicubic_torch", torch_cubic.permute(0, 2, 3, 1)),
+            ("bicubic_offset", offset.permute(0, 2, 3, 1)),
             ("bilinear", with_timm(grid, interpolation="bilinear", antialias=False)),
         ):
             arrays[f"{method}/{grid[0]}x{grid[1]}"] = resized.numpy()

@@ -44,6 +44,7 @@ def test_from_variant_fills_what_pooling_and_positions_imply():
     assert fields() == (True, True)
     assert fields(pooling="gap") == (False, False)
     assert fields(pooling="map") == (False, False)
+    assert fields(pooling="cls_gap") == (True, True)
     assert fields(posemb="sincos2d") == (True, False)
     assert fields(pooling="gap", class_token=True) == (True, True)
     assert fields(class_token_position=False) == (True, False)
@@ -217,6 +218,18 @@ def test_all_impossible_combinations_are_listed_at_once(tiny):
         "image width 3 is not a multiple of the patch width 7 (nearest: 7)",
     ):
         assert part in message
+
+
+def test_a_head_on_class_token_and_patches_needs_both(tiny):
+    assert tiny(pooling="cls_gap").pooled_width == 32
+    assert tiny(pooling="gap").pooled_width == tiny().pooled_width == 16
+    none = {"class_token": False, "class_token_position": False}
+    with pytest.raises(ValueError, match="pooling cls_gap needs class_token; without"):
+        tiny(pooling="cls_gap", **none)
+    with pytest.raises(ValueError, match="pooling cls_gap needs norm before_pool"):
+        tiny(pooling="cls_gap", norm="after_pool")
+    with pytest.raises(ValueError, match="distillation_token needs pooling cls"):
+        tiny(pooling="cls_gap", distillation_token=True)
 
 
 def test_two_tokens_determine_what_the_heads_read(tiny):

@@ -14,6 +14,12 @@ def test_stochastic_depth_rises_linearly():
     assert len(rates) == 12
 
 
+def test_constant_stochastic_depth_is_the_same_in_all_blocks():
+    rates = dropout.DEPTH_FORMS["constant"](0.2, 12)
+    np.testing.assert_array_equal(rates, np.full(12, 0.2, np.float32))
+    assert dropout.DEPTH_FORMS["linear"] is dropout.stochastic_depth_rates
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dropped_elements_are_zero_and_the_rest_scaled(dtype):
     dropped = dropout.drop(jnp.ones((100, 20, 50), dtype), 0.2, jax.random.key(0))
@@ -152,6 +158,12 @@ def test_dropout_sites_match_the_paper(drops):
     # The pooling head has an MLP too, which drops nothing.
     assert hidden_in_head == ((2, 1, 24), 0.0, False, None)
     assert last_in_head == ((2, 1, 16), 0.0, False, None)
+
+
+def test_every_block_is_skipped_with_the_constant_rate(drops):
+    calls = drops(stochastic_depth=0.4, stochastic_depth_form="constant")
+    rates = [rate for _, rate, whole, _ in calls if whole]
+    assert rates == [np.float32(0.4)] * 4
 
 
 def test_evaluation_drops_nothing_and_training_needs_a_key(

@@ -37,7 +37,8 @@ def test_filters_can_be_combined(listed):
     assert listed("recommended", "hybrid", "--task=i21k", "--max_params=0.02B") == [
         "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"
     ]
-    assert len(listed("--task=none", "dinov2")) == 6
+    assert len(listed("--task=none", "dinov2.lvd142m")) == 6
+    assert len(listed("--task=none", "facebook/dinov2")) == 6
 
 
 def test_a_row_as_json(run_command, capsys):
@@ -60,6 +61,16 @@ def test_a_row_as_json(run_command, capsys):
     }
     assert mirrors[1]["sha256"] == "a1311bcf"
     assert "facebookresearch/deit" in report["protocols"]["deit"]
+
+
+def test_licences_that_are_not_free_are_listed(run_command, capsys):
+    run_command(models, "vit_base_patch16_224.mae")
+    *_, last = capsys.readouterr().out.splitlines()
+    licence = "CC-BY-NC 4.0 (no commercial use)"
+    assert last == f"MAE (arXiv:2111.06377): licence {licence}"
+    run_command(models, "vit_base_patch16_224.mae", "--json")
+    (row,) = json.loads(capsys.readouterr().out)["models"]
+    assert row["licence"] == licence
 
 
 def test_in_a_pipe_each_row_is_a_line(run_command, capsys):

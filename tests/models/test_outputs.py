@@ -46,7 +46,11 @@ def test_every_loss_has_its_meaning():
     assert {loss: outputs.of_loss(loss) for loss in LOSSES} == {
         "softmax": "exclusive",
         "sigmoid": "independent",
+        "softmax_focal": "exclusive",
+        "sigmoid_focal": "independent",
+        "asymmetric": "independent",
     }
+    assert outputs.of_loss("") == "exclusive"  # a run of another program
 
 
 def test_a_single_output_never_chooses_between_classes():

@@ -16,6 +16,7 @@ CHANGES = {
     "cls": {},
     "gap": {"pooling": "gap", "registers": 2, "norm": "after_pool"},
     "map": {"pooling": "map", "pre_logits": 7},
+    "cls_gap": {"pooling": "cls_gap", "registers": 2},
     "distilled": {"distillation_token": True, "registers": 2},
     "headless": {"num_classes": 0},
     "mixer": {},

@@ -27,10 +27,17 @@ def test_stored_outputs_cover_the_methods_of_torch_both_ways():
     assert {name.split("/")[0] for name in REFERENCES} == {
         "bicubic",
         "bicubic_torch",
+        "bicubic_offset",
         "bilinear",
     }
-    assert set(positions.METHODS) == {"bicubic", "bicubic_torch", "bilinear", "google"}
-    assert len(REFERENCES) == 21
+    assert set(positions.METHODS) == {
+        "bicubic",
+        "bicubic_torch",
+        "bicubic_offset",
+        "bilinear",
+        "google",
+    }
+    assert len(REFERENCES) == 28
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -97,6 +97,21 @@ def test_options_left_out_leave_no_parameters(tiny):
     assert not any("layer_scale" in name for name in plain)
 
 
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_random_head_is_normal_around_zero(tiny, distilled):
+    architecture = tiny(width=128, num_classes=200, distillation_token=distilled)
+    model = VisionTransformer(architecture, head_std=0.02, head_bias=-3.0)
+    key = jax.random.key(0, impl="unsafe_rbg")
+    init = jax.jit(lambda: model.init(key, jnp.zeros((1, 8, 6, 3)))["params"])
+    params = jax.device_get(init())
+    for name in ["head", "head_distillation"][: 1 + distilled]:
+        kernel = params[name]["kernel"]
+        np.testing.assert_allclose(kernel.std(), 0.02, rtol=0.02)
+        np.testing.assert_allclose(kernel.mean(), 0, atol=4 * 0.02 / 160)
+        assert 3 < np.abs(kernel).max() / 0.02 < 6
+        assert (params[name]["bias"] == -3).all()
+
+
 def test_initial_values(tiny):
     # Wide enough for precise statistics of a single matrix.
     architecture = tiny(width=128, mlp_dim=384, **FULL)

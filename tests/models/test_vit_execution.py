@@ -109,6 +109,7 @@ def test_scan_traces_one_block_and_remat_recomputes_it(tiny, equations):
         ({"norm": "after_pool"}, 1),
         ({"pooling": "gap"}, 6),
         ({"pooling": "map"}, 6),
+        ({"pooling": "cls_gap"}, 6),
     ],
 )
 def test_the_last_block_computes_only_what_the_head_reads(

@@ -79,6 +79,8 @@ def pooled(a, params, x):
         return x[0]
     if a.pooling == "gap":
         return patches.mean(axis=0)
+    if a.pooling == "cls_gap":
+        return np.concatenate([x[0], patches.mean(axis=0)])
     head = params["map_head"]
     x = attention(a, head["attention"], head["probe"][0], patches)
     return (x + mlp(a, head["mlp"], layer_norm(a, head["norm"], x)))[0]
@@ -126,6 +128,8 @@ ARCHITECTURES = {
     "pre_logits": {"pre_logits": 10},
     "average": {"pooling": "gap", "class_token": False, "class_token_position": False},
     "average beside a class token and registers": {"pooling": "gap", "registers": 2},
+    "class token and average": {"pooling": "cls_gap", "registers": 2},
+    "class token and average, pre_logits": {"pooling": "cls_gap", "pre_logits": 10},
     "average, norm after": {"pooling": "gap", "norm": "after_pool"},
     "attention pooling": {"pooling": "map", "gelu": "exact", "pre_logits": 7},
     "registers": {"registers": 3, "num_heads": 4},

@@ -9,9 +9,10 @@ import pytest
 
 from vit_jax.config import default_config
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.objectives.classification import Classification
-from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.protocol import Context
+from vit_jax.objectives.training_loss import TrainingLoss
 
 PREPROCESSING = Preprocessing((1, 1), 1)
 
@@ -21,10 +22,14 @@ def accuracy(logits, labels, mask, *, multi_label, loss="softmax"):
     count = logits.shape[-1]
     # Not made from a whole run: the images are logits already.
     objective = object.__new__(Classification)
-    objective._config = default_config()
-    objective._loss = LOSSES[loss]
+    objective._config = config = default_config()
+    config.loss = loss
+    info = DatasetInfo(
+        *("logits", count, {"train": 4}, None, "train", ""), multi_label=multi_label
+    )
+    objective._loss = TrainingLoss(config, info, lambda: np.ones(count))
     objective._given = types.SimpleNamespace(
-        info=types.SimpleNamespace(multi_label=multi_label),
+        info=info,
         architecture=types.SimpleNamespace(num_classes=count),
         preprocessing=PREPROCESSING,
         placed_model=lambda params, images, **_: images[:, 0, 0],

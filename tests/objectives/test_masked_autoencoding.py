@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.models.decoder import make_masking, num_kept
-from vit_jax.objectives import masked_autoencoding as mae
+from vit_jax.models.pixels import normalized_patches, patch_values
 from vit_jax.objectives.protocol import Context
 from vit_jax.train.setup import set_up
 
@@ -110,14 +110,14 @@ def test_values_of_patches_are_in_the_published_order():
     # The value of a pixel is its row, column and channel.
     row, column, channel = np.indices((4, 6, 3))
     images = jnp.asarray(100.0 * row + 10 * column + channel)[None]
-    values = mae.patch_values(images, (2, 3))
+    values = patch_values(images, (2, 3))
     assert values.shape == (1, 4, 18)
     assert values[0, 0, :9].tolist() == [0, 1, 2, 10, 11, 12, 20, 21, 22]
     assert values[0, 3, 9:12].tolist() == [330, 331, 332]
 
 
 def test_patches_are_normalised_by_the_unbiased_variance():
-    found = mae.normalized_patches(jnp.array([[[0.0, 1.0, 2.0, 5.0]]]))
+    found = normalized_patches(jnp.array([[[0.0, 1.0, 2.0, 5.0]]]))
     expected = [[[-0.92582, -0.46291, 0, 1.38873]]]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -352,3 +352,40 @@ def test_a_run_with_every_kind_of_mixing(form, tiny_config, tmp_path):
     losses = [row["loss"] for row in map(json.loads, lines) if row["split"] == "train"]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
+
+
+def enlarged(images, by=(3, 2)):
+    return jnp.repeat(jnp.repeat(images, by[0], axis=1), by[1], axis=2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"form": "big_vision", "mixup_alpha": 1.0},
+        {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "switch_prob": 0.0},
+        {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "switch_prob": 1.0},
+        {"erasing_prob": 1.0, "erasing_mode": "pixel", "erasing_count": 2},
+        {"erasing_prob": 1.0, "erasing_mode": "rand"},
+        {"erasing_prob": 0.5, "erasing_mode": "const", "mixup_alpha": 0.8},
+    ],
+)
+def test_other_sizes_are_mixed_and_erased_at_the_same_places(values):
+    made = mixing.make_mixing(options(**{"form": "timm", **values}))
+    batch = examples(size=(8, 10))
+    others = enlarged(batch.images), batch.images[:, ::2, ::2]
+    changed = 0
+    for seed in range(4):
+        key = jax.random.key(seed)
+        expected = made(key, batch)
+        found, (large, small) = made.all_sizes(key, batch, others)
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(large, enlarged(expected.images), atol=1e-6)
+        assert small.shape == others[1].shape
+        changed += not np.array_equal(large, others[0])
+    assert changed
+
+
+def test_nearest_values_are_those_at_the_centres():
+    found = mixing.at_size(jnp.arange(6.0).reshape(2, 3), (4, 2))
+    assert found.tolist() == [[0, 2], [0, 2], [3, 5], [3, 5]]

@@ -128,6 +128,36 @@ def test_layer_wise_decay_matches_masked_pretraining():
     assert set(layer_factors(params, 1.0).values()) == {1.0}
 
 
+def test_layer_wise_decay_of_masked_pretrainings_base_model():
+    """Compares the factors of 12 blocks and 0.65; those of norm and head are 1."""
+    params = {f"blocks_{i:02d}": {"norm1": {"scale": 0}} for i in range(12)}
+    params |= {"patch_embed": {"kernel": 0}, "pos_embed_prefix": 0}
+    params |= {"norm": {"scale": 0}, "head": {"bias": 0}}
+    factors = layer_factors(params, 0.65)
+    for path, expected in {
+        "patch_embed/kernel": 0.003697,
+        "pos_embed_prefix": 0.003697,
+        "blocks_00/norm1/scale": 0.005688,
+        "blocks_05/norm1/scale": 0.049022,
+        "blocks_11/norm1/scale": 0.65,
+        "norm/scale": 1.0,
+        "head/bias": 1.0,
+    }.items():
+        assert factors[path] == pytest.approx(expected, abs=5e-7), path
+
+
+def test_what_an_objective_freezes_comes_before_the_rows_of_the_config():
+    config = default_config()
+    config.groups = ".*: lr=3"
+    params = {"norm": {"scale": 0}, "head": {"bias": 0}}
+    groups = make_groups(config, params, OPTIMIZERS, frozen=(r"(?!head/).*",))
+    assert groups.by_path["norm/scale"] == Group(frozen=True)
+    assert groups.by_path["head/bias"] == Group(lr=3.0)
+    config.groups = "norm/.*: lr=3"
+    with pytest.raises(UserError, match="row matches or that the objective freezes;"):
+        make_groups(config, params, OPTIMIZERS, frozen=(r"(?!head/).*",))
+
+
 def run(config, steps=2):
     setup = set_up(config)
     draw = np.random.default_rng(1).normal

@@ -30,6 +30,18 @@ def test_cosine_schedule_of_published_pretraining():
         assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
 
 
+def test_cosine_ends_at_the_given_rate():
+    """Follows the published schedule of DINO: from its peak to 1e-6, step by step."""
+    schedule = make_schedule(
+        recipe(warmup_steps=20, learning_rate=2e-3, min_learning_rate=1e-6)
+    )
+    steps = np.arange(81)
+    expected = 1e-6 + 0.5 * (2e-3 - 1e-6) * (1 + np.cos(np.pi * steps / 80))
+    found = [float(schedule(step)) for step in 20 + steps]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+    assert float(schedule(10)) == pytest.approx(1e-3)
+
+
 def test_linear_ends_at_the_given_rate():
     schedule = make_schedule(
         recipe(schedule="linear", warmup_steps=20, end_learning_rate=1e-5)
@@ -58,3 +70,27 @@ def test_rsqrt_with_cooldown():
 def test_constant_without_warm_up_starts_at_the_rate():
     schedule = make_schedule(recipe(schedule="constant"))
     assert [float(schedule(step)) for step in (0, 50, 100)] == pytest.approx([1e-3] * 3)
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(1e-6, 1e-5), (0.0, 1e-6), (1e-3, 0.0), (0.0, 0.0)]
+)
+def test_cosine_between_two_rates_after_a_warm_up_from_another(first, last):
+    """Compares with the formulas of DeiT III (from 1e-6, to 1e-5) and of MAE (1e-6)."""
+    config = recipe(warmup_steps=20, warmup_learning_rate=first, min_learning_rate=last)
+    schedule = make_schedule(config)
+    steps = np.arange(101)
+    warm = first + (1e-3 - first) * steps / 20
+    cosine = last + (1e-3 - last) * 0.5 * (1 + np.cos(np.pi * (steps - 20) / 80))
+    found = [float(schedule(step)) for step in steps]
+    expected = np.where(steps < 20, warm, cosine)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_other_schedules_warm_up_from_a_rate_too():
+    for name in ("constant", "linear", "rsqrt"):
+        schedule = make_schedule(
+            recipe(schedule=name, warmup_steps=10, warmup_learning_rate=5e-4)
+        )
+        found = [float(schedule(step)) for step in (0, 5, 10)]
+        assert found == pytest.approx([5e-4, 7.5e-4, 1e-3], rel=1e-5)

@@ -4,7 +4,9 @@ import pytest
 
 from vit_jax.data.loading.batches import EVAL_POLICIES, TRAIN_POLICIES
 from vit_jax.data.loading.order import SAMPLING
+from vit_jax.data.preprocessing import NORMALIZATIONS
 from vit_jax.models.attention.formulations import IMPLEMENTATIONS
+from vit_jax.models.dropout import DEPTH_FORMS
 from vit_jax.models.encoder import REMAT
 from vit_jax.models.layers import GELU
 from vit_jax.models.positions import DENOMINATORS, METHODS
@@ -13,12 +15,17 @@ from vit_jax.objectives.mixing import FILLS, FORMS
 from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES
 from vit_jax.train.choices import CHOICES
+from vit_jax.train.model_from_config import SWITCHES
 
 TABLES = {
     "bad_images": TRAIN_POLICIES,
     "eval_bad_images": EVAL_POLICIES,
     "sampling": SAMPLING,
+    "normalization": ["", *NORMALIZATIONS],
     "mixing.form": FORMS,
+    "model.class_token": SWITCHES,
+    "model.class_token_position": SWITCHES,
+    "model.stochastic_depth_form": DEPTH_FORMS,
     "mixing.erasing_mode": FILLS,
     "model.gelu": GELU,
     "model.sincos_denominator": DENOMINATORS,
@@ -32,8 +39,9 @@ TABLES = {
 # Distinguished by branches, so an additional choice would be taken for one of these.
 BRANCHES = {
     "bad_update": ["stop", "skip"],  # test_guard.py
-    "model.pooling": ["cls", "gap", "map"],  # test_vit.py
+    "model.pooling": ["cls", "gap", "map", "cls_gap"],  # test_vit.py
     "model.posemb": ["learned", "sincos2d"],  # test_posemb.py
+    "model.norm": ["before_pool", "after_pool"],  # test_vit.py
     "momentum_dtype": ["float32", "bfloat16"],  # test_optimizers.py
     "compute_dtype": ["auto", "float32", "bfloat16"],  # test_setup.py
 }

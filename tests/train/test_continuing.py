@@ -269,6 +269,8 @@ def test_moved_data_of_a_run_without_fingerprints(on, flowers, caplog):
         ({"schedule": "linear"}, {"total_steps": 200}, 2, False),
         ({"schedule": "linear", "end_learning_rate": 0.1}, {"total_steps": 9}, 5, True),
         ({"schedule": "constant"}, {"learning_rate": 0.2}, 1, False),
+        ({"schedule": "cosine"}, {"min_learning_rate": 0.01}, 2, False),
+        ({"warmup_steps": 10}, {"warmup_learning_rate": 0.01}, 1, False),
         # So does the decay that has a schedule.
         (
             {"schedule": "constant", "weight_decay": 0.1, "weight_decay_end": 0.4},

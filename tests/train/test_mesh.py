@@ -132,6 +132,24 @@ def test_every_mesh_gives_the_gradients_of_one_device(ran, way):
         np.testing.assert_allclose(other.metrics[name], one.metrics[name], rtol=1e-5)
 
 
+def test_a_head_on_class_token_and_patches_on_a_mesh(tiny_config):
+    values = VALUES | {"model.pooling": "cls_gap"}
+    one = _run(tiny_config(**values, **mesh()))
+    other = _run(tiny_config(**values, **mesh(2, 2, 2), accum_steps=2))
+    kernel = other.setup.abstract_state().params["head"]["kernel"]
+    width = one.setup.model.architecture.width
+    assert kernel.shape == (2 * width, 10)
+    assert kernel.sharding.shard_shape(kernel.shape) == (width, 5)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(one.gradients))
+    assert np.abs(one.gradients["head"]["kernel"]).min(axis=1).max() > 1e-3 * largest
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * largest),
+        other.gradients,
+        one.gradients,
+    )
+    np.testing.assert_allclose(other.metrics["loss"], one.metrics["loss"], rtol=1e-6)
+
+
 def test_one_device_has_neither_constraints_nor_collectives(ran):
     one = ran("one")
     assert "sharding_constraint" not in one.lowered

@@ -154,6 +154,9 @@ def test_every_field_of_an_architecture_comes_from_its_key(tiny_config):
         "num_heads": 3,
         "channels": 1,
         "pooling": "map",
+        "class_token": "on",
+        "class_token_position": "on",
+        "norm": "after_pool",
         "posemb": "sincos2d",
         "sincos_denominator": "mae",
         "registers": 2,
@@ -161,11 +164,108 @@ def test_every_field_of_an_architecture_comes_from_its_key(tiny_config):
         "layernorm_epsilon": 1e-5,
         "layer_scale": 0.1,
     }
-    assert {*values, "tokens_mlp_dim"} == set(ARCHITECTURE_KEYS)
+    others = {"tokens_mlp_dim", "distillation_token"}
+    assert {*values} | others == set(ARCHITECTURE_KEYS)
     config = tiny_config(**{f"model.{key}": value for key, value in values.items()})
     architecture = set_up(config).architecture
-    for key, value in (values | {"layer_scale": True}).items():
+    switched = dict.fromkeys(
+        ("layer_scale", "class_token", "class_token_position"), True
+    )
+    for key, value in (values | switched).items():
         assert getattr(architecture, key) == value, key
+
+
+@pytest.mark.parametrize(
+    ("values", "token", "position"),
+    [
+        ({}, True, True),
+        ({"pooling": "gap"}, False, False),
+        ({"pooling": "gap", "class_token": "on"}, True, True),
+        ({"pooling": "map", "class_token": "off"}, False, False),
+        ({"class_token_position": "off"}, True, False),
+        ({"posemb": "sincos2d"}, True, False),
+        ({"posemb": "sincos2d", "class_token_position": "on"}, True, True),
+    ],
+)
+def test_class_token_and_its_position(values, token, position, tiny_config):
+    config = tiny_config(**{f"model.{key}": value for key, value in values.items()})
+    setup = set_up(config)
+    assert setup.architecture.class_token == token
+    assert setup.architecture.class_token_position == position
+    params = setup.abstract_state().params
+    assert ("cls" in params, "pos_embed_prefix" in params) == (token, position)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model.class_token": "off"}, "pooling cls needs class_token"),
+        (
+            {"objective": "masked_autoencoding", "model.head_std": 0.1},
+            "model.head_std=0.1 has no effect: .* the model has no head",
+        ),
+    ],
+)
+def test_keys_of_the_model_that_contradict_each_other(values, message, tiny_config):
+    with pytest.raises(UserError, match=message):
+        set_up(tiny_config(**values))
+
+
+def test_the_form_of_stochastic_depth_and_the_heads_deviation_reach_every_model(
+    tiny_config,
+):
+    values = {
+        "model.head_std": 0.02,
+        "model.stochastic_depth": 0.3,
+        "model.stochastic_depth_form": "constant",
+    }
+    for kind in ({}, TINY_MIXER):
+        model = set_up(tiny_config(**kind, **values)).model
+        assert (model.head_std, model.stochastic_depth) == (0.02, 0.3)
+        assert model.stochastic_depth_form == "constant"
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "mean", "std"),
+    [
+        ("", 3, (0.5,) * 3, (0.5,) * 3),
+        ("symmetric", 3, (0.5,) * 3, (0.5,) * 3),
+        ("imagenet", 3, *IMAGENET),
+        ("imagenet", 1, (sum(IMAGENET[0]) / 3,), (sum(IMAGENET[1]) / 3,)),
+    ],
+)
+def test_normalisation_without_weights(name, channels, mean, std, tiny_config):
+    config = tiny_config(**{"normalization": name, "model.channels": channels})
+    preprocessing = set_up(config).preprocessing
+    assert (preprocessing.mean, preprocessing.std) == (mean, std)
+
+
+def test_normalisation_of_weights_decides(tiny_config):
+    architecture = set_up(tiny_config()).architecture
+    mean, std = IMAGENET
+    theirs = Preprocessing((8, 8), 3, mean=mean, std=std)
+    description = Description(architecture, theirs, (), {}, 1)
+    for name in ("", "imagenet"):
+        config = tiny_config(normalization=name, pretrained="x")
+        assert set_up(config, pretrained=description).preprocessing.mean == mean
+    config = tiny_config(normalization="symmetric", pretrained="x")
+    with pytest.raises(UserError) as error:
+        set_up(config, pretrained=description)
+    assert (
+        "- normalization=symmetric, but the pretrained weights expect values less "
+        "0.485, 0.456, 0.406 over 0.229, 0.224, 0.225; leave it empty to use theirs"
+    ) in str(error.value)
+    # Of one channel, the averages are compared.
+    description = dataclasses.replace(
+        description, preprocessing=theirs.for_images((8, 8), 1)
+    )
+    config = tiny_config(
+        normalization="imagenet", pretrained="x", **{"model.channels": 1}
+    )
+    set_up(config, pretrained=description)
 
 
 def test_config_and_architecture_have_the_same_defaults():
@@ -173,7 +273,7 @@ def test_config_and_architecture_have_the_same_defaults():
     default = Architecture.from_variant("B/16", image_size=(32, 32), num_classes=1)
     for key in (
         *("channels", "pooling", "posemb", "sincos_denominator", "registers"),
-        *("gelu", "layernorm_epsilon", "pre_logits"),
+        *("gelu", "layernorm_epsilon", "pre_logits", "norm"),
     ):
         assert model[key] == getattr(default, key)
 

@@ -53,6 +53,7 @@ def measure_input(config: Any, seconds: float) -> dict[str, Any]:
             num_processes=config.loader_processes,
             sampling=config.sampling,
             repeats=config.augment.repeats,
+            aligned=setup.aligned,
         )
 
     with Progress("measuring", None, unit="batches") as progress:

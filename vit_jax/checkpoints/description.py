@@ -7,7 +7,13 @@ from typing import Any, Self
 from vit_jax.checkpoints.workdir import normalised
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import ViTOrMixer, architecture_from_dict
+from vit_jax.models import (
+    Architecture,
+    ViTOrMixer,
+    abstract_params,
+    architecture_from_dict,
+)
+from vit_jax.models.decoder import DECODER, DecoderFacts, abstract_decoder
 from vit_jax.models.outputs import check, of_loss, readable
 
 SCHEMA_VERSION = 1
@@ -33,6 +39,9 @@ class Description:
     outputs: str = ""
     # What identifies the things that the objective read, such as a teacher's checksum.
     objective: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # The decoder of a masked autoencoder, whose parameters are then the subtree
+    # `DECODER` beside the model's own; None for any other model.
+    decoder: DecoderFacts | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -51,6 +60,15 @@ class Description:
         """
         fit = len(self.class_names) == self.architecture.num_classes
         return self.class_names if fit else ()
+
+    @property
+    def param_shapes(self) -> dict[str, Any]:
+        """Shapes and dtypes of the parameters that it describes."""
+        params = abstract_params(self.architecture)
+        if self.decoder is None:
+            return params
+        assert isinstance(self.architecture, Architecture)
+        return params | {DECODER: abstract_decoder(self.architecture, self.decoder)}
 
     def read_as(self, outputs: str | None) -> Self:
         """Returns the description with another meaning of the outputs; None keeps it.
@@ -78,7 +96,9 @@ class Description:
             "examples": self.examples,
             "fingerprints": self.fingerprints,
             "outputs": self.outputs,
-        } | ({"objective": self.objective} if self.objective else {})
+            **({"objective": self.objective} if self.objective else {}),
+            **({"decoder": self.decoder.to_dict()} if self.decoder else {}),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -95,13 +115,14 @@ class Description:
                 f"this vit_jax reads version {SCHEMA_VERSION}; use the release of "
                 "vit_jax that wrote it, or a newer one."
             )
-        # Older checkpoints lack these; "objective" is not written when it is empty, so
-        # that older releases read checkpoints whose objective read nothing.
+        # Older checkpoints lack these; "objective" and "decoder" are not written when
+        # they are empty, so that older releases read all others.
         added: dict[str, Any] = {
             "examples": {},
             "fingerprints": {},
             "outputs": "",
             "objective": {},
+            "decoder": None,
         }
         values = added | values
         names = {field.name for field in dataclasses.fields(cls)}
@@ -113,6 +134,8 @@ class Description:
         try:
             values["architecture"] = architecture_from_dict(values["architecture"])
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+            if values["decoder"] is not None:
+                values["decoder"] = DecoderFacts.from_dict(values["decoder"])
             if values["outputs"]:
                 check(values["outputs"])
         except (ValueError, TypeError) as error:

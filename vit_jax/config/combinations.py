@@ -4,6 +4,9 @@ from vit_jax.config.checks import Choices, wrong_values
 from vit_jax.config.keys import ARCHITECTURE_KEYS, Config, default_config
 from vit_jax.config.length import wrong_length
 
+# Losses for classes that exclude each other; vit_jax/models/outputs.py has them all.
+EXCLUSIVE_LOSSES = ("softmax", "softmax_focal")
+
 
 def problems(
     config: Config, choices: Choices, *, num_devices: int, other_meshes: str = ""
@@ -18,7 +21,7 @@ def problems(
     """
     found = list(wrong_values(config, choices).values())
     found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
-    found += wrong_patience(config)
+    found += wrong_patience(config) + wrong_model(config) + wrong_rates(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
         if config.batch_size % unit:
@@ -52,11 +55,34 @@ def wrong_mixing(config: Config) -> list[str]:
             f"mixing.prob={mixing.prob}: the form 'big_vision' mixes every step; use "
             "mixing.form=timm, or set it to 1"
         )
-    if mixing.binary_targets and config.loss != "sigmoid":
+    if mixing.binary_targets and config.loss in EXCLUSIVE_LOSSES:
         found.append(
             f"mixing.binary_targets with loss={config.loss}: several classes may be "
-            "right, which only the sigmoid loss can learn; use loss=sigmoid"
+            "right, which only yes-or-no losses can learn; use loss=sigmoid"
         )
+    return found
+
+
+def wrong_rates(config: Config) -> list[str]:
+    """Lists conflicts among the keys of the learning rate, one line each."""
+    found, first, last = [], config.warmup_learning_rate, config.min_learning_rate
+    if first and not config.warmup_steps:
+        found.append(
+            f"warmup_learning_rate={first} without warmup_steps has no effect; set "
+            "warmup_steps"
+        )
+    if last and config.schedule != "cosine":
+        found.append(
+            f"min_learning_rate={last} has no effect with "
+            f"schedule={config.schedule}; only the cosine ends there"
+            + "; use end_learning_rate"
+            * (config.schedule == "linear")
+        )
+    found += [
+        f"{key}={config[key]} must not exceed learning_rate={config.learning_rate}"
+        for key in ("warmup_learning_rate", "min_learning_rate")
+        if config[key] and config[key] > config.learning_rate
+    ]
     return found
 
 
@@ -65,6 +91,34 @@ def wrong_average(config: Config) -> list[str]:
     if config.ema_warmup and not config.ema_decay:
         return ["ema_warmup without ema_decay has no effect; set ema_decay"]
     return []
+
+
+def wrong_model(config: Config) -> list[str]:
+    """Lists keys of the model that have no effect beside its others, one line each."""
+    found, model, default = [], config.model, default_config().model
+    tokenless = model.class_token == "off" or "cls" not in model.pooling
+    if model.class_token_position != "auto" and model.class_token != "on" and tokenless:
+        found.append(
+            f"model.class_token_position={model.class_token_position} without a class "
+            "token has no effect; set model.class_token=on, or leave it at auto"
+        )
+    if model.norm == "after_pool" and model.pooling == "cls":
+        found.append(
+            "model.norm=after_pool with model.pooling=cls has no effect: the norm of "
+            "one token is the same before and after; use model.pooling=gap, or leave "
+            f"it at {default.norm}"
+        )
+    if model.stochastic_depth_form != "linear" and not model.stochastic_depth:
+        found.append(
+            f"model.stochastic_depth_form={model.stochastic_depth_form} without "
+            "model.stochastic_depth has no effect; set model.stochastic_depth"
+        )
+    if model.head_std and config.pretrained and not config.reset_head:
+        found.append(
+            f"model.head_std={model.head_std} with reset_head=False has no effect: the "
+            "pretrained head is kept; set one of them to its default"
+        )
+    return found
 
 
 def wrong_patience(config: Config) -> list[str]:

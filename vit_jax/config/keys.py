@@ -63,6 +63,10 @@ def default_config() -> Config:
     config.eval_split = ""
     # (size,) or (height, width) in pixels.
     config.image_size = (224,)
+    # Mean and deviation of the values that the model sees: "symmetric" (0 … 255 becomes
+    # −1 … 1), "imagenet", "clip"; "" = those of `pretrained`, else "symmetric". With
+    # weights that expect others, it is an error.
+    config.normalization = ""
     # Global: over all devices, processes and microbatches.
     config.batch_size = 512
     # Any number; rounded up to a multiple of the devices.
@@ -126,13 +130,26 @@ def default_config() -> Config:
     config.model.num_heads = 0
     config.model.tokens_mlp_dim = 0
     config.model.channels = 3
-    # Input of the head: "cls" token, "gap" (mean over patches), "map" (attention).
+    # Input of the head: "cls" token, "gap" (mean over patches), "map" (attention), or
+    # "cls_gap" (token and mean side by side, as DINOv2's classifiers).
     config.model.pooling = "cls"
+    # Whether there is a class token: "on", "off", or "auto" = if the pooling reads it.
+    config.model.class_token = "auto"
+    # Whether it has a position of its own: "on", "off", or "auto" = if positions are
+    # learned.
+    config.model.class_token_position = "auto"
+    # The final norm is applied to all tokens, "before_pool", or as in MAE's fine-tuning
+    # to their mean, "after_pool"; weights that have it before pooling get a new one.
+    config.model.norm = "before_pool"
     # "learned" or "sincos2d" position embeddings.
     config.model.posemb = "learned"
     # Lowest frequency of sin-cos positions: as in "big_vision" or as in "mae".
     config.model.sincos_denominator = "big_vision"
     config.model.registers = 0
+    # A second class token with a head of its own (arXiv:2012.12877), which learns from
+    # the teachers of the objective "distillation"; predictions are the mean of both
+    # heads.
+    config.model.distillation_token = False
     # Width of the tanh layer before the head; −1 = the model's width, 0 = none.
     config.model.pre_logits = 0
     # "tanh" approximation (Google's models) or "exact" (PyTorch's).
@@ -142,9 +159,15 @@ def default_config() -> Config:
     config.model.layer_scale = 0.0
     # Initial bias of the head; −10 suits the sigmoid loss over many classes.
     config.model.head_bias = 0.0
+    # Standard deviation of the head's initial kernel, which is normal around 0; 0 = all
+    # zeros. MAE fine-tunes from 2e-5 and probes from 0.01, DeiT starts at 0.02.
+    config.model.head_std = 0.0
     config.model.dropout_rate = 0.0
-    # Rate of stochastic depth in the last block; it grows linearly from 0.
+    # Rate of stochastic depth in the last block.
     config.model.stochastic_depth = 0.0
+    # Its rates in the other blocks: "linear" = growing from 0 in the first block to
+    # that, "constant" = the same in all (DeiT III).
+    config.model.stochastic_depth_form = "linear"
     # Formulation of attention: "xla", "pallas" (TPU kernels), "cudnn" (fused, on GPUs),
     # "per_head" (for CPUs) or "explicit"; "auto" = the fastest that gives correct
     # results when tried at the start of the run. See docs/performance.md.
@@ -162,24 +185,30 @@ def default_config() -> Config:
     # published name (python -m vit_jax.models), hf:owner/name, a URL; empty = random
     # weights. #entry=NAME at its end names one of several models in a file.
     config.pretrained = ""
-    # Start with a new, zero head, as in the paper's fine-tuning; False keeps the
+    # Start with a new head, as in the paper's fine-tuning; False keeps the
     # pretrained head, whose outputs are matched with the classes by name; if the
     # weights do not name theirs, they must be in the order of the data's.
     config.reset_head = True
     # How position embeddings are resized to another grid: "bicubic", "bicubic_torch",
-    # "bilinear", "google" (vit_jax/models/positions.py).
+    # "bicubic_offset", "bilinear", "google" (vit_jax/models/positions.py).
     config.posemb_resize = "bicubic"
 
     # --- Objective ---
-    # "classification", "masked_autoencoding", or a class of your own as
+    # "classification", "distillation", "linear_probe", "masked_autoencoding",
+    # "masked_patches", "self_distillation", or a class of your own as
     # "package.module:Name", found on Python's path (vit_jax/objectives/protocol.py).
     config.objective = "classification"
     # Arguments of that class, by name; vit_jax/objectives/ has those of each.
     config.objective_options = ConfigDict()
 
     # --- Loss and optimiser ---
-    # "softmax", or "sigmoid": one yes-or-no question per class.
+    # "softmax", or "sigmoid": one yes-or-no question per class. Focal losses of the two
+    # kinds: "softmax_focal", "sigmoid_focal"; for several labels also "asymmetric".
     config.loss = "softmax"
+    # Options of that loss, such as "gamma", and for classes of unequal numbers of
+    # images "class_weights", "logit_adjustment", "pos_weight"; see docs/training.md.
+    config.loss_options = ConfigDict()
+    # Share of each target that is spread evenly over all classes.
     config.label_smoothing = 0.0
     # "adamw", "sgd" (with momentum), "adafactor", which keeps only the row and column
     # means of a matrix's second moments, or for large batches "lamb" and "lars", whose
@@ -208,8 +237,8 @@ def default_config() -> Config:
     config.weight_decay_on = ".*kernel"
     # How individual parameters are trained, as rows "PATTERN: SETTING, SETTING" joined
     # by ";". Settings: frozen, lr=FACTOR, decay=WEIGHT_DECAY, rule=OPTIMIZER,
-    # start=STEP. The first row whose pattern matches the whole path applies; settings
-    # that it leaves out keep their values (vit_jax/optim/groups.py).
+    # start=STEP, begin=STEP. The first row whose pattern matches the whole path
+    # applies; settings that it leaves out keep their values (vit_jax/optim/groups.py).
     config.groups = ""
     # Layer-wise decay: ratio of each block's learning rate to that of the next block;
     # 1 = all equal. 0.65 to 0.75 suit fine-tuning after masked pretraining.
@@ -238,6 +267,10 @@ def default_config() -> Config:
     # After the warm-up: "constant", "linear", "cosine", "rsqrt".
     config.schedule = "cosine"
     config.warmup_steps = 0
+    # The rate from which the warm-up starts.
+    config.warmup_learning_rate = 0.0
+    # Final value of "cosine".
+    config.min_learning_rate = 0.0
     # Final value of "linear".
     config.end_learning_rate = 0.0
     # "rsqrt": 1/√(1 + t/timescale), then linearly to 0 over the last cooldown_steps.
@@ -306,9 +339,13 @@ ARCHITECTURE_KEYS = (
     *SIZE_KEYS,
     "channels",
     "pooling",
+    "class_token",
+    "class_token_position",
+    "norm",
     "posemb",
     "sincos_denominator",
     "registers",
+    "distillation_token",
     "gelu",
     "layernorm_epsilon",
     "layer_scale",

@@ -1,11 +1,13 @@
 """Parsing of a command line into a config: a recipe and overrides of its keys."""
 
+import ast
 import contextlib
 import pathlib
 import re
 import runpy
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -194,6 +196,9 @@ def _override(config: Config, key: str, token: str) -> str:
     """Applies one override to the config; returns what is wrong with it, or ""."""
     flag_values, argv = flags.FlagValues(), ["", token]
     if key not in flat_keys(config):
+        if match := _OPTION.fullmatch(token):
+            _add_option(config, match["section"], match["name"], match["value"])
+            return ""
         sections = [name for name in config if isinstance(config[name], ConfigDict)]
         if key in sections:
             return f"{token}: expected {_expected(config, key)}"
@@ -206,6 +211,26 @@ def _override(config: Config, key: str, token: str) -> str:
     except (flags.Error, TypeError, ValueError):
         return f"{token}: expected {_expected(config, key)}"
     return ""
+
+
+# An option of a class, which only that class knows; its own check names unknown ones.
+_OPTION = re.compile(
+    r"--config\.(?P<section>objective_options)\.(?P<name>[A-Za-z]\w*)=(?P<value>.*)",
+    re.DOTALL,
+)
+
+
+def _add_option(config: Config, section: str, name: str, text: str) -> None:
+    """Adds an option to the config: a number, a truth value, sizes or text."""
+    value: Any = {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text)
+    with config.unlocked():
+        config[section][name] = value if isinstance(value, _SIMPLE) else text
+
+
+_SIMPLE = (bool, int, float, str, tuple)
 
 
 def _expected(config: Config, dotted: str) -> str:

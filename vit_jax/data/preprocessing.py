@@ -19,6 +19,14 @@ from vit_jax.data.decode import (
 from vit_jax.data.transforms.chains import Chain, parse_chain, rescale_chain
 from vit_jax.errors import UserError
 
+# Name → mean and standard deviation of values in [0, 1], for RGB or any channels.
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+NORMALIZATIONS: dict[str, Normalization] = {
+    "symmetric": ((0.5,), (0.5,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+
 # Attributes that the first releases lack.
 _OPTIONAL = {"white_level"}
 
@@ -97,6 +105,16 @@ class Preprocessing:
             values["mean"] = (sum(self.mean) / self.channels,)
             values["std"] = (sum(self.std) / self.channels,)
         return dataclasses.replace(self, **values)
+
+    def normalized_by(self, name: str) -> "Preprocessing":
+        """Returns this preprocessing with the mean and deviation of `NORMALIZATIONS`.
+
+        Other than three channels get the averages of RGB's.
+        """
+        mean, std = NORMALIZATIONS[name]
+        if self.channels != 3:
+            mean, std = ((sum(values) / len(values),) for values in (mean, std))
+        return dataclasses.replace(self, mean=mean, std=std)
 
     def for_white(self, white_level: float) -> "Preprocessing":
         """Returns this preprocessing for images with another white; 0 keeps it."""

@@ -14,6 +14,7 @@ from vit_jax.evaluators.confusion import ByClass, Confusion, share
 from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.labels import by_output
 from vit_jax.evaluators.precision import MOST_SCORES, Scores, fits
+from vit_jax.evaluators.prior import adjustment
 from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
 from vit_jax.evaluators.steps import Counted, make_eval_step
 from vit_jax.models.outputs import INDEPENDENT, NUMBERS
@@ -122,6 +123,7 @@ class Classification(Evaluator):
         threshold: float = 0.5,
         classes: str = "names",
         details: bool = False,
+        logit_adjustment: float = 0.0,
     ):
         """Makes the evaluator.
 
@@ -135,6 +137,8 @@ class Classification(Evaluator):
           classes: how labels find their outputs: "names", "known" or "order"; see
             `labels.by_output`.
           details: count labels and predictions, for balanced accuracy and macro F1.
+          logit_adjustment: τ; judge the outputs less τ · log π, where π are the shares
+            of the classes in the data's `train_split` (arXiv:2007.07314).
 
         Raises:
           UserError: the data do not suit the model, an option is wrong, or the data do
@@ -162,6 +166,7 @@ class Classification(Evaluator):
             *(subject.model, subject.preprocessing, subject.mesh),
             loss=loss,
             counted=self._counted,
+            shift=adjustment(logit_adjustment, subject, data, classes),
         )
 
     def _check(self, subject: Subject) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -45,6 +46,7 @@ def make_eval_step(
     loss: str,
     per_class: bool = False,
     counted: Counted | None = None,
+    shift: np.ndarray | None = None,
 ) -> jax.stages.Wrapped:
     """Makes the jitted step (params, batch) → sums over the batch's examples.
 
@@ -60,6 +62,7 @@ def make_eval_step(
       loss: a name in `LOSSES`.
       per_class: short for `Counted(per_class=True)`.
       counted: everything else that is counted.
+      shift: what is added to the outputs before anything is judged [classes].
 
     Returns:
       Sums on every device: `loss` float32; `examples`, `bad_images`, `top1`, `top5`
@@ -84,6 +87,8 @@ def make_eval_step(
 
     def eval_step(params: Any, batch: Mapping[str, Array]) -> Any:
         logits = placed(params, preprocessing.normalize(batch["image"]))
+        if shift is not None:
+            logits += jnp.asarray(shift, jnp.float32)[None]
         targets = to_targets(batch["label"], num_classes)
         counts = batch["mask"] > 0
         _, best = jax.lax.top_k(logits, min(5, num_classes))

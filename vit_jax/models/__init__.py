@@ -11,6 +11,7 @@ from vit_jax.models.building import abstract_params, build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.patch_model import PatchModel
 from vit_jax.models.placement import Placement
+from vit_jax.models.projection import ProjectionHead
 from vit_jax.models.variants import HYBRIDS, MIXERS, VARIANTS, parse_variant
 from vit_jax.models.vit import VisionTransformer
 
@@ -23,6 +24,7 @@ __all__ = [
     "MlpMixer",
     "PatchModel",
     "Placement",
+    "ProjectionHead",
     "ViTOrMixer",
     "VisionTransformer",
     "abstract_params",

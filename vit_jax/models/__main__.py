@@ -112,6 +112,8 @@ def _plain(row: "Published") -> dict[str, Any]:
         "protocol": row.accuracy and row.accuracy.protocol,
         "recommended": row.recommended,
         "note": row.note,
+        # Only where it is not a free one.
+        **({"licence": row.licence} if row.licence else {}),
         "mirrors": [mirror._asdict() for mirror in row.mirrors],
     }
 
@@ -120,7 +122,7 @@ def _print(rows: "Sequence[Published]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vit_jax.weights.published.families import PROTOCOLS
+    from vit_jax.weights.published.families import FAMILIES, PROTOCOLS
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
@@ -146,6 +148,9 @@ def _print(rows: "Sequence[Published]") -> None:
     console.print(table)
     for protocol in sorted({row.accuracy.protocol for row in rows if row.accuracy}):
         console.print(f"({protocol}) {PROTOCOLS[protocol]}", style="dim")
+    for family in sorted({row.family for row in rows if row.licence}):
+        known = FAMILIES[family]
+        console.print(f"{known.title}: licence {known.licence}", style="dim")
 
 
 if __name__ == "__main__":

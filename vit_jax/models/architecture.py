@@ -19,7 +19,7 @@ from vit_jax.models.variants import parse_variant
 
 # Field → names to choose from; the table that implements them, if there is one.
 CHOICES: dict[str, Collection[str]] = {
-    "pooling": ("cls", "gap", "map"),
+    "pooling": ("cls", "gap", "map", "cls_gap"),
     "posemb": ("learned", "sincos2d"),
     "sincos_denominator": DENOMINATORS,
     "gelu": GELU,
@@ -31,6 +31,9 @@ CHOICES: dict[str, Collection[str]] = {
 # Fields that older releases refuse to read. They are not written at their defaults, so
 # that those releases still read the architectures that they can compute.
 _ADDED = ("mlp_type", "norm_type")
+
+# Values of `pooling` that read the class token.
+_OF_CLASS_TOKEN = ("cls", "cls_gap")
 
 Kind = TypeVar("Kind", bound="PatchArchitecture")
 
@@ -176,7 +179,9 @@ class Architecture(PatchArchitecture):
     image_size: tuple[int, int]
     num_classes: int  # 0: no head, the model returns the head's input
     channels: int = 3
-    pooling: str = "cls"  # input of the head: class token, mean of patches, attention
+    # Input of the head: class token, mean of patches, attention, or the first two side
+    # by side (DINOv2's linear classifiers, arXiv:2304.07193).
+    pooling: str = "cls"
     class_token: bool = True
     class_token_position: bool = True  # the class token has a position of its own
     registers: int = 0  # extra tokens (arXiv:2309.16588)
@@ -202,7 +207,7 @@ class Architecture(PatchArchitecture):
 
     @classmethod
     def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        class_token = fields.get("pooling", "cls") == "cls"
+        class_token = fields.get("pooling", "cls") in _OF_CLASS_TOKEN
         fields = {"class_token": class_token} | fields
         position = fields["class_token"] and fields.get("posemb") != "sincos2d"
         return {"class_token_position": position} | fields
@@ -231,6 +236,11 @@ class Architecture(PatchArchitecture):
     def num_pooled(self) -> int:
         """Number of pooled vectors, one for each head."""
         return 1 + int(self.distillation_token and self.distillation_head)
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels of a pooled vector, before any tanh layer."""
+        return self.width * (1 + int(self.pooling == "cls_gap"))
 
     @property
     def num_position_prefix(self) -> int:
@@ -271,8 +281,12 @@ class Architecture(PatchArchitecture):
             problems.append(
                 f"posemb sincos2d needs a width of 8, 12, …, got {self.width}"
             )
-        if self.pooling == "cls" and not self.class_token:
-            problems.append("pooling cls needs class_token; without it use gap or map")
+        if self.pooling in _OF_CLASS_TOKEN and not self.class_token:
+            problems.append(
+                f"pooling {self.pooling} needs class_token; without it use gap or map"
+            )
+        if self.pooling == "cls_gap" and self.norm == "after_pool":
+            problems.append("pooling cls_gap needs norm before_pool")
         if self.class_token_position and not self.class_token:
             problems.append("class_token_position needs class_token")
         if self.distillation_token and self.pooling != "cls":

@@ -5,9 +5,12 @@ tokens, puts one learned mask token wherever a patch is missing, adds fixed posi
 and predicts the pixels of every patch.
 """
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -18,6 +21,8 @@ from vit_jax.models.encoder import run_blocks
 from vit_jax.models.layers import make_layers, normal, xavier_uniform
 from vit_jax.models.patch_model import PatchModel
 from vit_jax.models.positions import sincos2d
+
+DECODER = "decoder"  # the subtree of its parameters, beside the encoder's
 
 
 class Masking(NamedTuple):
@@ -50,42 +55,130 @@ def num_kept(patches: int, mask_ratio: float) -> int:
     return int(patches * (1 - mask_ratio))
 
 
-def decoder_architecture(
-    encoder: Architecture, *, width: int, depth: int, num_heads: int
-) -> Architecture:
-    """Makes the architecture of a decoder for the patches of an encoder.
+@dataclasses.dataclass(frozen=True)
+class DecoderFacts:
+    """The description of a decoder beside its encoder's architecture.
 
-    Norms and GELU are the encoder's, an MLP is four times as wide as the tokens, and
-    the outputs are the values of a patch.
+    Patches, channels, GELU and the norms' epsilon are the encoder's.
+
+    Attributes:
+      width: width of its tokens.
+      depth: number of its blocks.
+      mlp_dim: hidden width of their MLPs.
+      num_heads: number of their attention heads.
+      normalize_pixels: whether it predicts pixels normalised within each patch, rather
+        than in the encoder's value range; None = not recorded.
+      posemb: "sincos2d" for MAE's fixed positions, "learned" for others, which are
+        parameters.
+      qkv_bias: whether queries, keys and values have biases.
 
     Raises:
-      ValueError: the sizes do not fit each other.
+      ValueError: one message that lists every field with an impossible value.
     """
-    patch_height, patch_width = encoder.patch_size
-    return Architecture(
-        width=width,
-        depth=depth,
-        mlp_dim=4 * width,
-        num_heads=num_heads,
-        patch_size=encoder.patch_size,
-        image_size=encoder.image_size,
-        num_classes=patch_height * patch_width * encoder.channels,
-        channels=encoder.channels,
-        pooling="gap",
-        class_token=False,
-        class_token_position=False,
-        posemb="sincos2d",
-        sincos_denominator="mae",
-        gelu=encoder.gelu,
-        layernorm_epsilon=encoder.layernorm_epsilon,
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    normalize_pixels: bool | None = None
+    posemb: str = "sincos2d"
+    qkv_bias: bool = True
+
+    def __post_init__(self):
+        if type(self.normalize_pixels) not in (bool, type(None)):
+            raise ValueError(
+                f"normalize_pixels is {self.normalize_pixels!r}, expected True, False "
+                "or None"
+            )
+        # Patches are the encoder's; the other fields are checked here already.
+        self._architecture((1, 1), (1, 1), 1)
+
+    def architecture(self, encoder: Architecture) -> Architecture:
+        """Makes the architecture of the decoder for the patches of an encoder.
+
+        The outputs are the values of a patch.
+        """
+        architecture = self._architecture(
+            encoder.patch_size, encoder.image_size, encoder.channels
+        )
+        return dataclasses.replace(
+            architecture,
+            gelu=encoder.gelu,
+            layernorm_epsilon=encoder.layernorm_epsilon,
+        )
+
+    def _architecture(
+        self, patch_size: tuple[int, int], image_size: tuple[int, int], channels: int
+    ) -> Architecture:
+        return Architecture(
+            width=self.width,
+            depth=self.depth,
+            mlp_dim=self.mlp_dim,
+            num_heads=self.num_heads,
+            patch_size=patch_size,
+            image_size=image_size,
+            num_classes=patch_size[0] * patch_size[1] * channels,
+            channels=channels,
+            pooling="gap",
+            class_token=False,
+            class_token_position=False,
+            posemb=self.posemb,
+            sincos_denominator="mae",
+            qkv_bias=self.qkv_bias,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Converts the fields to JSON values, which `from_dict` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "DecoderFacts":
+        """Reads the result of `to_dict`.
+
+        Raises:
+          ValueError: a field is unknown or missing, or a value is impossible.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if wrong := sorted(names ^ fields.keys()):
+            raise ValueError(f"not a decoder: {', '.join(wrong)} missing or unknown")
+        return cls(**fields)
+
+
+def build_decoder(encoder: Architecture, facts: DecoderFacts, **how: Any) -> "Decoder":
+    """Builds the module of a decoder; `how` are other fields of it."""
+    prefix = encoder.num_prefix_tokens
+    return Decoder(facts.architecture(encoder), prefix=prefix, **how)
+
+
+def abstract_decoder(encoder: Architecture, facts: DecoderFacts) -> dict[str, Any]:
+    """Returns the shapes and dtypes of a decoder's parameters; allocates none."""
+    if facts.posemb != "learned":
+        # Fixed positions are not parameters; computing them for a huge grid is avoided.
+        encoder = dataclasses.replace(encoder, image_size=encoder.patch_size)
+    decoder = build_decoder(encoder, dataclasses.replace(facts, depth=1))
+    tokens = jnp.zeros((1, encoder.num_prefix_tokens + 1, encoder.width))
+    restore = jnp.zeros((1, encoder.grid[0] * encoder.grid[1]), jnp.int32)
+    params = jax.eval_shape(
+        lambda: decoder.init(jax.random.key(0), tokens, restore)["params"]
     )
+    # All blocks are alike, so tracing one is enough.
+    block = params.pop("blocks_00")
+    return params | {f"blocks_{i:02d}": block for i in range(facts.depth)}
+
+
+def fixed_positions(
+    grid: tuple[int, int], width: int, prefix: int
+) -> Float[np.ndarray, "1 n d"]:
+    """Computes MAE's fixed positions: 0 for `prefix` tokens, then the grid's rows."""
+    positions = sincos2d(grid, width, "mae").reshape(1, -1, width)
+    return np.pad(positions, ((0, 0), (prefix, 0), (0, 0)))
 
 
 class Decoder(PatchModel):
     """A transformer from the tokens of visible patches to the pixels of all patches.
 
     Attributes:
-      architecture: from `decoder_architecture`.
+      architecture: from `DecoderFacts.architecture`.
       attention: a row of `attention.formulations.IMPLEMENTATIONS`.
       prefix: number of the encoder's tokens before the patches.
     """
@@ -114,11 +207,7 @@ class Decoder(PatchModel):
         a, layers = self.architecture, make_layers(self.dtype, self.placement)
         x = layers.dense(a.width, kernel_init=xavier_uniform, name="embed")(tokens)
         x = self._with_missing(x, restore)
-        positions = sincos2d(grid or a.grid, a.width, a.sincos_denominator)
-        positions = positions.reshape(1, -1, a.width)
-        # Tokens before the patches have no position.
-        positions = np.pad(positions, ((0, 0), (self.prefix, 0), (0, 0)))
-        x = x + jnp.asarray(positions, self.dtype)
+        x = x + jnp.asarray(self._positions(grid or a.grid), self.dtype)
         block = Block(
             a.block,
             layers,
@@ -133,6 +222,21 @@ class Decoder(PatchModel):
         x = norm(a.block.norm, make_layers(self.dtype), name="norm")(x)
         x = layers.dense(a.num_classes, kernel_init=xavier_uniform, name="pred")(x)
         return x[:, self.prefix :].astype(jnp.float32)
+
+    @nn.compact
+    def _positions(self, grid: tuple[int, int]) -> Float[Any, "1 n d"]:
+        """Returns the positions of the tokens before the patches and of a grid."""
+        a = self.architecture
+        if a.posemb != "learned":
+            # Tokens before the patches have no position.
+            return fixed_positions(grid, a.width, self.prefix)
+        shapes = {"pos_embed": (1, *a.grid, a.width)}
+        if self.prefix:
+            shapes = {"pos_embed_prefix": (1, self.prefix, a.width)} | shapes
+        parts = [
+            self.param(name, normal(0.02), shape) for name, shape in shapes.items()
+        ]
+        return jnp.concatenate([x.reshape(1, -1, a.width) for x in parts], axis=1)
 
     @nn.compact
     def _with_missing(

@@ -12,6 +12,7 @@ of 128 images on v5e from 90.9 to 92.6 ms and from 5.44 to 5.45 GiB; on v4 from 
 95.5 ms and from 5.46 to 7.05 GiB. Neither was run on a TPU.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,14 @@ _FIRST, _SECOND = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 def stochastic_depth_rates(last: float, depth: int) -> Float[np.ndarray, " depth"]:
     """Returns rates that rise linearly from 0 in the first block to `last`."""
     return np.linspace(0, last, depth, dtype=np.float32)
+
+
+# Form of stochastic depth → (rate, number of blocks) → the rate in each block. It rises
+# in the paper (arXiv:1603.09382), and is the same in all blocks of DeiT III.
+DEPTH_FORMS: dict[str, Callable[[float, int], Float[np.ndarray, " depth"]]] = {
+    "linear": stochastic_depth_rates,
+    "constant": lambda rate, depth: np.full(depth, rate, np.float32),
+}
 
 
 def drop(x: Array, rate: Any, key: Any, whole_examples: bool = False) -> Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.models.blocks import ATTENDED
-from vit_jax.models.dropout import stochastic_depth_rates
+from vit_jax.models.dropout import DEPTH_FORMS
 from vit_jax.models.layers import Layers
 from vit_jax.models.patch_model import PatchModel
 
@@ -90,7 +90,7 @@ def run_blocks(
     keys = keys[:depth] or (None,) * depth
     rates: Any = [None] * depth
     if model.stochastic_depth:
-        rates = stochastic_depth_rates(model.stochastic_depth, depth)
+        rates = DEPTH_FORMS[model.stochastic_depth_form](model.stochastic_depth, depth)
 
     def step(x, inputs, **how):
         params, key, rate = inputs

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.models.blocks import MLPS, NORMS, Attention, BlockArchitecture
-from vit_jax.models.layers import FLOAT32, Layers, make_layers, xavier_uniform, zeros
+from vit_jax.models.layers import (
+    FLOAT32,
+    Layers,
+    make_layers,
+    normal,
+    xavier_uniform,
+    zeros,
+)
 
 
 class MapHead(nn.Module):
@@ -33,7 +40,7 @@ class MapHead(nn.Module):
 
 
 def apply_head(
-    x: Float[Array, "b d"], classes: int, bias: float, name: str
+    x: Float[Array, "b d"], classes: int, bias: float, std: float, name: str
 ) -> Float[Array, "b k"]:
     """Computes float32 logits; without classes, returns the vector in float32.
 
@@ -43,10 +50,12 @@ def apply_head(
       x: the head's input.
       classes: number of classes; 0 = no head.
       bias: initial bias.
+      std: standard deviation of the initial kernel; 0 = all zeros.
       name: name of the head's subtree.
     """
     x = x.astype(jnp.float32)
     if not classes:
         return x
     bias_init = nn.initializers.constant(bias)
-    return nn.Dense(classes, kernel_init=zeros, bias_init=bias_init, name=name)(x)
+    kernel_init = normal(std) if std else zeros
+    return nn.Dense(classes, kernel_init=kernel_init, bias_init=bias_init, name=name)(x)

@@ -150,9 +150,9 @@ class MlpMixer(PatchModel):
         Args:
           vectors: the result of `pool`.
         """
-        classes, bias = self.architecture.num_classes, self.head_bias
+        classes = self.architecture.num_classes
         return [
-            apply_head(x, classes, bias, name)
+            apply_head(x, classes, self.head_bias, self.head_std, name)
             for x, name in zip(vectors, HEADS, strict=True)
         ]
 

@@ -21,13 +21,15 @@ class Meaning(NamedTuple):
       words: its description in messages.
       show: outputs → the values to show.
       probability: whether those values are probabilities.
-      loss: name of the loss that trains such outputs; "" = none of ours.
+      loss: name of the plain loss that trains such outputs; "" = none of ours.
+      other_losses: names of other losses that train them.
     """
 
     words: str
     show: Callable[[Logits], Logits]
     probability: bool
     loss: str
+    other_losses: tuple[str, ...] = ()
 
 
 def _unchanged(logits: Logits) -> Logits:
@@ -36,10 +38,18 @@ def _unchanged(logits: Logits) -> Logits:
 
 MEANINGS = {
     EXCLUSIVE: Meaning(
-        "classes that exclude each other (softmax)", jax.nn.softmax, True, "softmax"
+        "classes that exclude each other (softmax)",
+        jax.nn.softmax,
+        True,
+        "softmax",
+        ("softmax_focal",),
     ),
     INDEPENDENT: Meaning(
-        "a yes or no for each class (sigmoid)", jax.nn.sigmoid, True, "sigmoid"
+        "a yes or no for each class (sigmoid)",
+        jax.nn.sigmoid,
+        True,
+        "sigmoid",
+        ("sigmoid_focal", "asymmetric"),
     ),
     NUMBERS: Meaning("plain numbers", _unchanged, False, ""),
 }
@@ -62,8 +72,23 @@ def is_probability(outputs: str) -> bool:
 
 def of_loss(loss: str) -> str:
     """Returns the meaning of outputs that were trained with this loss."""
-    trained = {meaning.loss: name for name, meaning in MEANINGS.items() if meaning.loss}
-    return trained.get(loss, EXCLUSIVE)
+    for name, meaning in MEANINGS.items():
+        if loss and loss in (meaning.loss, *meaning.other_losses):
+            return name
+    return EXCLUSIVE
+
+
+def plain_loss(loss: str) -> str:
+    """Returns the cross-entropy of outputs that were trained with this loss.
+
+    Evaluation reports it, so that runs with other losses can be compared.
+    """
+    others = {
+        other: meaning.loss
+        for meaning in MEANINGS.values()
+        for other in meaning.other_losses
+    }
+    return others.get(loss, loss)
 
 
 def check(outputs: str, num_classes: int = 0) -> None:

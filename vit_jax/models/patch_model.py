@@ -30,9 +30,13 @@ class PatchModel(nn.Module):
       remat: what the backward pass recomputes to save memory; a name in
         `encoder.REMAT`.
       dropout_rate: dropout rate, in training only.
-      stochastic_depth: probability that an example skips a branch of the last block,
-        rising linearly from 0 in the first (arXiv:1603.09382); in training only.
+      stochastic_depth: probability that an example skips a branch of the last block
+        (arXiv:1603.09382); in training only.
+      stochastic_depth_form: how the other blocks' probabilities follow from it; a name
+        in `dropout.DEPTH_FORMS`.
       head_bias: initial bias of the head.
+      head_std: standard deviation of the head's initial kernel, which is normal around
+        0; 0 = all zeros.
       placement: where arrays lie, if there are several devices.
     """
 
@@ -42,7 +46,9 @@ class PatchModel(nn.Module):
     remat: str = "none"
     dropout_rate: float = 0.0
     stochastic_depth: float = 0.0
+    stochastic_depth_form: str = "linear"
     head_bias: float = 0.0
+    head_std: float = 0.0
     placement: Placement = Placement()
 
     def dropout_keys(self, train: bool) -> tuple[Any, ...]:

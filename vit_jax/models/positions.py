@@ -1,6 +1,6 @@
 """Position embeddings: the sin-cos grid, and resizing from one grid to another.
 
-Published code resizes in four ways with different results; each is a row of `METHODS`.
+Published code resizes in five ways with different results; each is a row of `METHODS`.
 A resize is separable: one [new, old] matrix for the height and one for the width.
 """
 
@@ -56,9 +56,11 @@ def resize(
       pos_embed: embeddings of the patches alone.
       grid: new (height, width) in patches.
       method: "bicubic", which timm uses (antialiased); "bicubic_torch", which DeiT, MAE
-        and Hugging Face use (not antialiased); "bilinear" (half-pixel centres, not
-        antialiased); or "google", which the published JAX code uses (bilinear between
-        aligned corners; arXiv:2010.11929, section 3.2).
+        and Hugging Face use (not antialiased); "bicubic_offset", that of DINO's and
+        DINOv2's own code (not antialiased, by the factor (new + 0.1) / old);
+        "bilinear" (half-pixel centres, not antialiased); or "google", which the
+        published JAX code uses (bilinear between aligned corners; arXiv:2010.11929,
+        section 3.2).
 
     Raises:
       ValueError: the method is unknown, or a side of the grid is below one.
@@ -96,8 +98,13 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _half_pixel(old: int, new: int) -> np.ndarray:
-    """Returns the centres of `new` cells in units of `old` cells' centres."""
+def _half_pixel(old: int, new: int, scale: float | None = None) -> np.ndarray:
+    """Returns the centres of `new` cells in units of `old` cells' centres.
+
+    `scale` is the number of new cells per old one, by default new / old.
+    """
+    if scale is not None:
+        return (np.arange(new) + 0.5) / scale - 0.5
     return (np.arange(new) + 0.5) * old / new - 0.5
 
 
@@ -109,8 +116,8 @@ def _antialiased_cubic(old: int, new: int) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _torch_cubic(old: int, new: int) -> np.ndarray:
-    positions = _half_pixel(old, new)
+def _torch_cubic(old: int, new: int, scale: float | None = None) -> np.ndarray:
+    positions = _half_pixel(old, new, scale)
     matrix = np.zeros((new, old))
     for tap in range(-1, 3):
         index = np.floor(positions).astype(int) + tap
@@ -118,6 +125,12 @@ def _torch_cubic(old: int, new: int) -> np.ndarray:
         # Cells beyond the border have the value of the border cell.
         matrix[np.arange(new), np.clip(index, 0, old - 1)] += weight
     return matrix
+
+
+def _offset_cubic(old: int, new: int) -> np.ndarray:
+    # The published code enlarges by (new + 0.1) / old, so that rounding down gives the
+    # new length, and samples at that scale.
+    return _torch_cubic(old, new, scale=(new + 0.1) / old)
 
 
 def _linear(positions: np.ndarray, old: int) -> np.ndarray:
@@ -138,6 +151,7 @@ def _aligned_corners_linear(old: int, new: int) -> np.ndarray:
 METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
     "bicubic": _antialiased_cubic,
     "bicubic_torch": _torch_cubic,
+    "bicubic_offset": _offset_cubic,
     "bilinear": _half_pixel_linear,
     "google": _aligned_corners_linear,
 }

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.models.architecture import Architecture
 from vit_jax.models.blocks import NORMS, Block
@@ -72,8 +72,8 @@ class VisionTransformer(PatchModel):
             "tokens", the tokens after each block, [b, depth, n, d];
             "attention", the weights in float32, [b, depth, heads, n, n];
             "normed", the tokens after a final norm that precedes pooling, [b, n, d];
-            "pooled", the result of pooling, [b, d];
-            "pre_logits", the input of the head, [b, d or pre_logits];
+            "pooled", the result of pooling, [b, d], or [b, 2d] with pooling "cls_gap";
+            "pre_logits", the input of the head, [b, d, 2d or pre_logits];
             "head" and "head_distillation", the logits of each head in float32, [b, k].
             Tokens are in the order class token, distillation token, registers, patches
             row by row. If two heads read a token each, "pooled" and "pre_logits" are
@@ -111,15 +111,7 @@ class VisionTransformer(PatchModel):
 
         Masked pretraining drops some of them here; `add_prefix` takes the rest.
         """
-        a = self.architecture
-        check_images(images, a, self.posemb_resize is not None)
-        x = jnp.asarray(images, self.dtype)
-        if a.trunk is not None:
-            remat = self.remat == "full"
-            x = Trunk(a.trunk, a.trunk_numerics, self.dtype, remat, name="trunk")(x)
-        x = embed_patches(x, a, self._layers)
-        positions = self._positions(x.shape[1:3])
-        return x + jnp.asarray(positions, self.dtype)
+        return self._positioned(self._embedded(images))
 
     @nn.compact
     def add_prefix(self, patches: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
@@ -213,6 +205,38 @@ class VisionTransformer(PatchModel):
         return self._final_norm()(self.encode(x, keys))
 
     @nn.compact
+    def encode_masked(
+        self,
+        images: Float[Array | np.ndarray, "b h w c"],
+        masked: Bool[Array, "b n"],
+        token: Float[Array, "1 1 d"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b m d"]:
+        """Computes all tokens after the final norm, with some embeddings replaced.
+
+        This is the encoder of masked patch prediction (appendix B.1.2), where a patch
+        is replaced before positions are added, so that its place is known.
+
+        Args:
+          images: images as in `__call__`.
+          masked: the patches, row by row, whose embeddings are replaced.
+          token: the embedding that replaces them.
+          train: see `__call__`.
+
+        Returns:
+          The tokens before the patches, and then those of the n patches.
+        """
+        keys = self.dropout_keys(train)
+        x = self._embedded(images)
+        b, gh, gw, d = x.shape
+        replaced = masked.reshape(b, gh, gw, 1)
+        x = jnp.where(replaced, token[None].astype(self.dtype), x)
+        x = self._positioned(x).reshape(b, gh * gw, d)
+        x = drop(self.add_prefix(x), self.dropout_rate, keys[-1])
+        return self._final_norm()(self.encode(x, keys))
+
+    @nn.compact
     def pool(
         self, tokens: Float[Array, "b n d"], found: dict[str, Array] | None = None
     ) -> list[Float[Array, "b r"]]:
@@ -247,9 +271,10 @@ class VisionTransformer(PatchModel):
         Args:
           vectors: the result of `pool`, one for each head.
         """
+        classes = self.architecture.num_classes
         heads = HEADS[: self.architecture.num_pooled]
         return [
-            apply_head(x, self.architecture.num_classes, self.head_bias, name)
+            apply_head(x, classes, self.head_bias, self.head_std, name)
             for x, name in zip(vectors, heads, strict=True)
         ]
 
@@ -274,6 +299,24 @@ class VisionTransformer(PatchModel):
         all_wanted = {"tokens", "attention", "normed"} & set(intermediates)
         a = self.architecture
         return a.num_pooled if a.pooling == "cls" and not all_wanted else None
+
+    @nn.compact
+    def _embedded(
+        self, images: Float[Array | np.ndarray, "b h w c"]
+    ) -> Float[Array, "b gh gw d"]:
+        """Embeds patches, without their positions."""
+        a = self.architecture
+        check_images(images, a, self.posemb_resize is not None)
+        x = jnp.asarray(images, self.dtype)
+        if a.trunk is not None:
+            remat = self.remat == "full"
+            x = Trunk(a.trunk, a.trunk_numerics, self.dtype, remat, name="trunk")(x)
+        return embed_patches(x, a, self._layers)
+
+    @nn.compact
+    def _positioned(self, x: Float[Array, "b gh gw d"]) -> Float[Array, "b gh gw d"]:
+        """Adds the positions to embedded patches."""
+        return x + jnp.asarray(self._positions(x.shape[1:3]), self.dtype)
 
     @nn.compact
     def _positions(self, grid: tuple[int, ...]) -> Float[Any, "1 gh gw d"]:
@@ -314,14 +357,16 @@ class VisionTransformer(PatchModel):
         return prefix + jnp.pad(positions, ((0, 0), (before, after), (0, 0)))
 
     @nn.compact
-    def _pooled(self, x: Float[Array, "b n d"]) -> list[Float[Array, "b d"]]:
-        """Pools a vector per head: special tokens, or one made of the patches alone."""
+    def _pooled(self, x: Float[Array, "b n d"]) -> list[Float[Array, "b r"]]:
+        """Pools a vector per head: special tokens, one made of the patches, or both."""
         a = self.architecture
         if a.pooling == "cls":
             return [x[:, i] for i in range(a.num_pooled)]
         patches = x[:, a.num_prefix_tokens :]
         if a.pooling == "gap":
             return [patches.mean(axis=1)]
+        if a.pooling == "cls_gap":
+            return [jnp.concatenate([x[:, 0], patches.mean(axis=1)], axis=-1)]
         head = MapHead(a.block, self._layers, self.attention, name="map_head")
         return [head(patches)]
 

@@ -2,14 +2,23 @@
 
 from typing import Any
 
+from vit_jax.errors import UserError
 from vit_jax.named import check_options, find_class
 from vit_jax.objectives.classification import Classification
+from vit_jax.objectives.distillation import Distillation
+from vit_jax.objectives.linear_probe import LinearProbe
 from vit_jax.objectives.masked_autoencoding import MaskedAutoencoding
+from vit_jax.objectives.masked_patches import MaskedPatches
 from vit_jax.objectives.protocol import Given, Objective
+from vit_jax.objectives.self_distillation import SelfDistillation
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
+    "distillation": Distillation,
+    "linear_probe": LinearProbe,
     "masked_autoencoding": MaskedAutoencoding,
+    "masked_patches": MaskedPatches,
+    "self_distillation": SelfDistillation,
 }
 
 
@@ -26,9 +35,15 @@ def make_objective(given: Given) -> Objective:
     """Makes the objective that the config names, with `objective_options` as arguments.
 
     Raises:
-      UserError: see `objective_class`; or the class does not take one of the options.
+      UserError: see `objective_class`; or the class does not take one of the options,
+        or none of those of the loss.
     """
     kind: Any = objective_class(given.config.objective)
     options = given.config.objective_options.to_dict()
     check_options(kind, options, 1, "objective_options")
+    if (ignored := list(given.config.loss_options)) and not kind.reads_loss_options:
+        raise UserError(
+            f"loss_options.{ignored[0]}: the objective {given.config.objective!r} does "
+            "not read loss_options; leave them out"
+        )
     return kind(given, **options)

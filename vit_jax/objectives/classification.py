@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from vit_jax.objectives.inputs import normalised
-from vit_jax.objectives.losses import LOSSES, smooth_labels, to_targets
+from vit_jax.objectives.losses import smooth_labels, to_targets
 from vit_jax.objectives.mixing import Examples, make_mixing
 from vit_jax.objectives.protocol import (
     Batch,
@@ -19,10 +19,13 @@ from vit_jax.objectives.protocol import (
     Params,
     Sums,
 )
+from vit_jax.objectives.training_loss import TrainingLoss
 
 
 class Classification(Objective):
     """An objective: the loss of the labels, after any mixing and label smoothing.
+
+    `config.loss_options` are options of the loss; see `TrainingLoss`.
 
     It also reports `accuracy`: the mean of the targets, before smoothing, at the
     predicted class. For a mixed example, this is the share of the predicted label. An
@@ -30,11 +33,12 @@ class Classification(Objective):
     """
 
     reads_schedule = False
+    reads_loss_options = True
 
     def __init__(self, given: Given):
         self._given, self._config = given, given.config
         self._mixing = make_mixing(given.config.mixing)
-        self._loss = LOSSES[given.config.loss]
+        self._loss = TrainingLoss(given.config, given.info, given.class_counts)
         self.inputs = {
             "image": Images(given.train_chain, given.architecture.channels),
             "label": Labels(given.info.num_classes, given.info.multi_label),
@@ -73,20 +77,27 @@ class Classification(Objective):
         """Sums loss and accuracy over the examples, weighted by `mask`."""
         images = normalised(batch["image"], self._given.preprocessing)
         logits = self._given.placed_model(params, images, train=True, key=key)
+        return self.judged(logits, batch), ()
+
+    def judged(self, logits: Float[Array, "b k"], batch: Batch) -> Sums:
+        """Sums loss and accuracy of logits, weighted by the prepared batch's `mask`."""
         targets = self._targets(batch)
         right, judged = _accuracy(logits, targets)
         if self._config.mixing.binary_targets:
             targets = (targets > 0).astype(jnp.float32)
         # Smoothing is linear, so smoothing a mixture equals mixing smoothed targets.
         smooth = smooth_labels(targets, self._config.label_smoothing)
-        losses, mask = self._loss(logits, smooth), batch["mask"]
+        losses, weights = self._loss(logits, targets, smooth)
+        mask = batch["mask"]
         weight = labelled = jnp.sum(mask)
+        if weights is not None:
+            weight = jnp.sum(weights * mask)
         if self._given.info.multi_label:
             labelled = jnp.sum(jnp.where(judged, mask, 0.0))
         return {
             "loss": (jnp.sum(losses * mask), weight),
             "accuracy": (jnp.sum(right * mask), labelled),
-        }, ()
+        }
 
     def _targets(self, batch: Batch) -> Array:
         return to_targets(batch["label"], self._given.architecture.num_classes)

@@ -6,19 +6,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Key
 
+from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.models.architecture import Architecture
 from vit_jax.models.decoder import (
+    DECODER,
     Decoder,
-    decoder_architecture,
+    DecoderFacts,
+    build_decoder,
     make_masking,
     num_kept,
 )
 from vit_jax.models.encoder import REMAT
+from vit_jax.models.pixels import masked_mean, normalized_patches, patch_values
 from vit_jax.objectives.classification import init_model
 from vit_jax.objectives.inputs import normalised
+from vit_jax.objectives.pretrained_decoder import continued_decoder
 from vit_jax.objectives.protocol import (
     Batch,
     Context,
@@ -29,8 +34,6 @@ from vit_jax.objectives.protocol import (
     Sums,
 )
 from vit_jax.sharding import PlacedModel
-
-DECODER = "decoder"  # the subtree of its parameters, beside the encoder's
 
 
 class MaskedAutoencoding(Objective):
@@ -83,22 +86,23 @@ class MaskedAutoencoding(Objective):
         patches = encoder.grid[0] * encoder.grid[1]
         self._kept = num_kept(patches, mask_ratio)
         try:
-            architecture = decoder_architecture(
-                encoder,
+            self._facts = DecoderFacts(
                 width=decoder_width,
                 depth=decoder_depth,
+                mlp_dim=4 * decoder_width,
                 num_heads=decoder_heads,
+                normalize_pixels=normalize_pixels,
+            )
+            self.decoder: Decoder = build_decoder(
+                encoder,
+                self._facts,
+                dtype=given.model.dtype,
+                scan=given.model.scan,
+                remat=decoder_remat,
+                attention=given.model.attention,
             )
         except ValueError as error:
             raise UserError(f"objective_options.decoder_*: {error}") from error
-        self.decoder = Decoder(
-            architecture,
-            dtype=given.model.dtype,
-            scan=given.model.scan,
-            remat=decoder_remat,
-            attention=given.model.attention,
-            prefix=encoder.num_prefix_tokens,
-        )
         self._decode = PlacedModel(self.decoder, given.mesh)
         self.inputs = {"image": Images(given.train_chain, encoder.channels)}
 
@@ -112,6 +116,20 @@ class MaskedAutoencoding(Objective):
         decoder = self.decoder.init(decoder_key, tokens, restore)["params"]
         params = init_model(self._given, encoder_key) | {DECODER: decoder}
         return redrawn(params, key)
+
+    def decoder_facts(self) -> DecoderFacts:
+        """Describes the decoder, from which a saved model reconstructs images."""
+        return self._facts
+
+    def adopt(self, params: Params, description: Description) -> Params:
+        """Continues the decoder of pretrained weights; without one, it starts anew.
+
+        Raises:
+          UserError: it has other sizes, positions or patches, or another target.
+        """
+        encoder = self._given.architecture
+        assert isinstance(encoder, Architecture)
+        return continued_decoder(params, description, encoder, self._facts)
 
     def prepare(
         self, key: Key[Array, ""], batch: Batch, choice: Any
@@ -144,33 +162,6 @@ class MaskedAutoencoding(Objective):
             targets = normalized_patches(targets)
         losses = masked_mean(jnp.mean((found - targets) ** 2, -1), masking.masked)
         return {"loss": (jnp.sum(losses * mask), jnp.sum(mask))}, ()
-
-
-def patch_values(
-    images: Float[Array, "b h w c"], patch_size: tuple[int, int]
-) -> Float[Array, "b n v"]:
-    """Cuts images into patches: their values row by row, channels last."""
-    b, height, width, c = images.shape
-    ph, pw = patch_size
-    x = images.reshape(b, height // ph, ph, width // pw, pw, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, ph * pw * c)
-
-
-def normalized_patches(values: Float[Array, "b n v"]) -> Float[Array, "b n v"]:
-    """Returns (values − mean) / √(variance + 1e-6) of each patch.
-
-    The variance is the unbiased one, over v − 1, as in the published code.
-    """
-    mean = jnp.mean(values, axis=-1, keepdims=True)
-    variance = jnp.var(values, axis=-1, keepdims=True, ddof=1)
-    return (values - mean) / jnp.sqrt(variance + 1e-6)
-
-
-def masked_mean(
-    values: Float[Array, "b n"], masked: Bool[Array, "b n"]
-) -> Float[Array, " b"]:
-    """Returns the mean over the masked patches of each image."""
-    return jnp.sum(values * masked, axis=1) / jnp.sum(masked, axis=1)
 
 
 def redrawn(params: Params, key: Key[Array, ""]) -> Params:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vit_jax.config import Config
 
@@ -52,35 +53,62 @@ class Form(NamedTuple):
     partner: Callable[[Array], Array]  # rows [b, …] → the row that each is mixed with
 
 
-def make_mixing(mixing: Config) -> Callable[[Array, Examples], Examples] | None:
-    """Makes the function (key, whole batch) → batch that `config.mixing` asks for.
+class Mixing:
+    """A function (key, whole batch) → batch that erases images and then mixes them."""
+
+    def __init__(self, config: Config):
+        """Takes the keys of `config.mixing`."""
+        self._config = config
+        alpha = max(config.mixup_alpha, config.cutmix_alpha)
+        self._mixes = alpha > 0 and config.prob > 0
+
+    def __bool__(self) -> bool:
+        return self._mixes or self._config.erasing_prob > 0
+
+    def __call__(self, key: Array, examples: Examples) -> Examples:
+        return self.all_sizes(key, examples, ())[0]
+
+    def all_sizes(
+        self, key: Array, examples: Examples, others: tuple[Array, ...]
+    ) -> tuple[Examples, tuple[Array, ...]]:
+        """Changes the same images at other sizes too, at the same places.
+
+        Args:
+          key: random key.
+          examples: the batch, for which everything is drawn.
+          others: its images at other sizes, [b, h', w', c] each.
+
+        Returns:
+          The batch, as without `others`; and those.
+        """
+        config = self._config
+        erasing_key, mixing_key = jax.random.split(key)
+        if config.erasing_prob:
+            images, *erased = erase_all(
+                erasing_key,
+                (examples.images, *others),
+                prob=config.erasing_prob,
+                mode=config.erasing_mode,
+                count=config.erasing_count,
+            )
+            examples, others = examples._replace(images=images), tuple(erased)
+        if self._mixes:
+            form = FORMS[config.form]
+            _, height, width, _ = examples.images.shape
+            kept = form.draw(mixing_key, (height, width), config)
+            weights = examples.weights
+            examples = mix(examples, kept, form.partner)
+            others = tuple(mix_images(x, weights, kept, form.partner) for x in others)
+        return examples, others
+
+
+def make_mixing(mixing: Config) -> Mixing | None:
+    """Makes the function that `config.mixing` asks for.
 
     Images are erased first and then mixed, as in DeiT's training. Returns None if
     everything is off.
     """
-    mixes = max(mixing.mixup_alpha, mixing.cutmix_alpha) > 0 and mixing.prob > 0
-    if not mixes and not mixing.erasing_prob:
-        return None
-
-    def apply(key: Array, examples: Examples) -> Examples:
-        erasing_key, mixing_key = jax.random.split(key)
-        if mixing.erasing_prob:
-            images = random_erasing(
-                erasing_key,
-                examples.images,
-                prob=mixing.erasing_prob,
-                mode=mixing.erasing_mode,
-                count=mixing.erasing_count,
-            )
-            examples = examples._replace(images=images)
-        if mixes:
-            form = FORMS[mixing.form]
-            _, height, width, _ = examples.images.shape
-            kept = form.draw(mixing_key, (height, width), mixing)
-            examples = mix(examples, kept, form.partner)
-        return examples
-
-    return apply
+    return Mixing(mixing) or None
 
 
 def mix(examples: Examples, kept: Kept, partner: Callable[[Array], Array]) -> Examples:
@@ -96,17 +124,35 @@ def mix(examples: Examples, kept: Kept, partner: Callable[[Array], Array]) -> Ex
     """
     images, targets, weights = examples
     others = partner(weights)
-    apart = (weights == 0) | (others == 0)
-    label = jnp.where(apart, 1.0, kept.label)
-    pixels = jnp.where(apart[:, None, None], 1.0, kept.pixels[None])[..., None]
+    label = jnp.where(_apart(weights, partner), 1.0, kept.label)
     mixed = label * weights + (1 - label) * others
     other = (1 - label) * others / jnp.where(mixed > 0, mixed, 1.0)
     other = other[:, None]
     return Examples(
-        pixels * images + (1 - pixels) * partner(images),
+        mix_images(images, weights, kept, partner),
         (1 - other) * targets + other * partner(targets),
         mixed,
     )
+
+
+def mix_images(
+    images: Float[Array, "b h w c"],
+    weights: Float[Array, " b"],
+    kept: Kept,
+    partner: Callable[[Array], Array],
+) -> Float[Array, "b h w c"]:
+    """Mixes images as `mix` does, whatever their size.
+
+    Args:
+      images: the images.
+      weights: the examples' weights before they are mixed.
+      kept: what each keeps, drawn for images of any size.
+      partner: see `Form`.
+    """
+    pixels = at_size(kept.pixels, images.shape[1:3])
+    apart = _apart(weights, partner)[:, None, None]
+    pixels = jnp.where(apart, 1.0, pixels[None])[..., None]
+    return pixels * images + (1 - pixels) * partner(images)
 
 
 def draw_big_vision(key: Array, size: tuple[int, int], mixing: Config) -> Kept:
@@ -184,8 +230,43 @@ def random_erasing(
       count: maximum number of rectangles per image. Each image gets 1 … count of them;
         with k rectangles, each is k times smaller.
     """
+    return erase_all(key, (images,), prob=prob, mode=mode, count=count)[0]
+
+
+def erase_all(
+    key: Array,
+    views: tuple[Float[Array, "..."], ...],
+    *,
+    prob: float,
+    mode: str,
+    count: int,
+) -> tuple[Float[Array, "..."], ...]:
+    """Erases the same rectangles, with the same fill, in several sizes of the images.
+
+    Args:
+      key: random key.
+      views: arrays [b, h, w, c]. The rectangles are drawn for the first, as
+        `random_erasing` would.
+      prob: see `random_erasing`, as for the rest.
+      mode: kind of fill.
+      count: maximum number of rectangles.
+    """
     erase = functools.partial(_erase, prob=prob, mode=mode, count=count)
-    return jax.vmap(erase)(jax.random.split(key, images.shape[0]), images)
+    return jax.vmap(erase)(jax.random.split(key, views[0].shape[0]), views)
+
+
+def at_size(
+    values: Shaped[Array, "h w ..."], size: tuple[int, ...]
+) -> Shaped[Array, "h2 w2 ..."]:
+    """Resizes an array's first two dimensions by repeating or leaving out values.
+
+    Each result is the value at its centre (nearest neighbour, half-pixel centres).
+    """
+    for axis, (before, after) in enumerate(zip(values.shape[:2], size, strict=True)):
+        if before != after:
+            places = (2 * np.arange(after) + 1) * before // (2 * after)
+            values = jnp.take(values, places, axis=axis)
+    return values
 
 
 def erasing_box(
@@ -224,16 +305,23 @@ FILLS = {
 }
 
 
+def _apart(
+    weights: Float[Array, " b"], partner: Callable[[Array], Array]
+) -> Bool[Array, " b"]:
+    """Marks the examples that are not mixed: they or their partners do not count."""
+    return (weights == 0) | (partner(weights) == 0)
+
+
 def _keep_evenly(lam: Float[Array, ""], size: tuple[int, int]) -> Kept:
     """Keeps the same share of every pixel and of the label, as mixup does."""
     return Kept(jnp.full(size, lam), lam)
 
 
 def _erase(
-    key: Array, image: Float[Array, "h w c"], *, prob: float, mode: str, count: int
-) -> Float[Array, "h w c"]:
-    """Applies `random_erasing` to one image."""
-    height, width, channels = image.shape
+    key: Array, views: tuple[Array, ...], *, prob: float, mode: str, count: int
+) -> tuple[Array, ...]:
+    """Applies `erase_all` to the views [h, w, c] of one image."""
+    height, width, channels = views[0].shape
     on_key, number_key, *keys = jax.random.split(key, 2 + count)
     number = jax.random.randint(number_key, (), 1, count + 1)
     number = jnp.where(jax.random.uniform(on_key) < prob, number, 0)
@@ -245,8 +333,16 @@ def _erase(
         box = erasing_box(areas, aspects, corner, (height, width))
         erased = _inside(box, (height, width)) & (index < number)
         fill = FILLS[mode](fill_key, height, width, channels)
-        image = jnp.where(erased[..., None], fill, image)
-    return image
+        views = tuple(_filled(view, erased, fill) for view in views)
+    return views
+
+
+def _filled(image: Array, erased: Bool[Array, "h w"], fill: Array) -> Array:
+    """Fills a view [h, w, c] where another size of the image is erased."""
+    size = image.shape[:2]
+    if fill.shape[:2] != (1, 1):
+        fill = at_size(fill, size)
+    return jnp.where(at_size(erased, size)[..., None], fill, image)
 
 
 def _uniform(key: Array, low: float, high: float) -> Float[Array, " n"]:

@@ -13,6 +13,7 @@ and `loss` have to be written.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +21,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from vit_jax.checkpoints.description import MODEL
+from vit_jax.checkpoints.description import MODEL, Description
 from vit_jax.config import Config
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain
 from vit_jax.models import PatchModel, ViTOrMixer
+from vit_jax.models.decoder import DecoderFacts
 from vit_jax.models.outputs import of_loss
 from vit_jax.sharding import PlacedModel
 
@@ -36,10 +38,18 @@ Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 class Images(NamedTuple):
-    """A batch column with one random view of each image, uint8 [b, h, w, c]."""
+    """A batch column with one random view of each image, uint8 [b, h, w, c].
+
+    Attributes:
+      transform: makes the view.
+      channels: number of channels.
+      aligned: repeat the random draws of the first column, instead of drawing anew:
+        the same part of the image at another size.
+    """
 
     transform: Chain
     channels: int
+    aligned: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,9 +118,15 @@ class Objective:
       choices: all values that `choice` returns. The step is compiled once for each.
       sharding_rules: rows like those of `vit_jax.sharding.PARAMETERS`, for parameters
         and state that only this objective has.
+      frozen: regular expressions for the whole paths of parameters that it never
+        trains; they take precedence over the rows of `config.groups`.
+      begins: pattern of parameter paths → number of finished updates before which these
+        parameters rest, as with `begin` in a row of `config.groups`.
       reads_schedule: whether it reads the length of the run or other keys of the
         learning rate. If not, a run may become longer, provided that the steps already
         made keep their rates.
+      reads_loss_options: whether it reads `config.loss_options`. If not, a config that
+        has any is refused.
       locations: keys of the config that only say where to find what `facts` identify.
         They may differ when a run resumes.
     """
@@ -118,7 +134,10 @@ class Objective:
     inputs: Mapping[str, Images | Labels]
     choices: Sequence[Hashable] = (None,)
     sharding_rules: Sequence[tuple[str, tuple[Any, ...]]] = ()
+    frozen: Sequence[str] = ()
+    begins: Mapping[str, int] = MappingProxyType({})
     reads_schedule: bool = True
+    reads_loss_options: bool = False
     locations: Sequence[str] = ()
 
     @staticmethod
@@ -143,6 +162,30 @@ class Objective:
         the encoder of any run loads anywhere.
         """
         raise NotImplementedError
+
+    def decoder_facts(self) -> DecoderFacts | None:
+        """Describes the decoder among the parameters, for the checkpoints.
+
+        Its parameters are the subtree "decoder". None if there is no decoder from which
+        a saved model can reconstruct images.
+        """
+        return None
+
+    def adopt(self, params: Params, description: Description) -> Params:
+        """Takes what it trains beside the model from pretrained weights.
+
+        Args:
+          params: the subtrees of the weights that are not the model's own.
+          description: that of the weights.
+
+        Returns:
+          Subtrees of what `init` draws; those that are left out start at random.
+
+        Raises:
+          UserError: lists why a subtree cannot be continued.
+        """
+        del params, description
+        return {}
 
     def extra(self) -> Params:
         """Returns constants that the loss reads, such as a teacher, as NumPy arrays.

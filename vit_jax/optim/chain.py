@@ -11,6 +11,7 @@ from jaxtyping import Array
 from vit_jax.config import Config
 from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.optim.guard import guarded, is_guarded
+from vit_jax.optim.resting import resting
 from vit_jax.optim.rules import OPTIMIZERS, Rule
 from vit_jax.optim.schedules import make_decay_factor
 from vit_jax.optim.units import clip_by_unit_norm
@@ -27,7 +28,8 @@ def make_optimizer(
     decay is decoupled and scaled by the learning rate, as in optax.adamw. Bad updates
     are skipped if the config asks for it; see `guarded`. The optimiser takes only the
     parameters that are trained, not the frozen ones. Its `update` takes `step`, the
-    number of finished updates, if weight decay has a schedule.
+    number of finished updates, if weight decay has a schedule or a parameter rests at
+    first.
 
     Args:
       config: a resolved config.
@@ -51,10 +53,24 @@ def make_optimizer(
         part: Callable[[Rule], optax.GradientTransformation],
     ) -> optax.GradientTransformation:
         own = part(OPTIMIZERS[config.optimizer])
-        if not (rules := groups.values("rule") - {""}):
+        rules, begins = groups.values("rule") - {""}, groups.values("begin") - {0}
+        if not rules and not begins:
             return own
-        choices = {rule: part(OPTIMIZERS[rule]) for rule in sorted(rules)}
-        return optax.partition({"": own, **choices}, groups.of("rule", trained))
+        choices = {"": own} | {rule: part(OPTIMIZERS[rule]) for rule in sorted(rules)}
+        # A state of its own for all that begin together, with a count of its own.
+        choices |= {
+            _label(rule, begin): resting(choice, begin)
+            for rule, choice in choices.items()
+            for begin in sorted(begins)
+        }
+        labels = jax.tree.map(
+            _label, groups.of("rule", trained), groups.of("begin", trained)
+        )
+        used = set(jax.tree.leaves(labels))
+        return optax.partition(
+            {name: choice for name, choice in choices.items() if name in used | {""}},
+            labels,
+        )
 
     chain.append(by_rule(lambda rule: rule.before(config, dtype)))
     chain += _weight_decay(config, trained, groups)
@@ -62,8 +78,31 @@ def make_optimizer(
     if any(OPTIMIZERS[rule].after for rule in used):
         decays = {path: group.decay for path, group in groups.by_path.items()}
         chain.append(by_rule(lambda rule: _after(rule, config, dtype, decays)))
+    if groups.values("begin") - {0}:
+        chain.append(_zeros_before(groups.of("begin", trained)))
     optimizer = optax.chain(*chain)
     return guarded(optimizer, config) if is_guarded(config) else optimizer
+
+
+def _label(rule: str, begin: int) -> str:
+    """Names a part of the optimiser: its rule, and the step at which it begins."""
+    return f"{rule}@{begin}" if begin else rule
+
+
+def _zeros_before(begins: Any) -> optax.GradientTransformation:
+    """Makes a transformation to zeros, before the step in a tree like the updates."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(
+            lambda u, begin: jnp.where(extra["step"] >= begin, u, 0) if begin else u,
+            updates,
+            begins,
+        ), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def _after(

@@ -11,7 +11,8 @@ that `weight_decay`, `weight_decay_on` and `layer_decay` give.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ class Group(NamedTuple):
     frozen: bool = False  # never changed: it has no gradient and no optimiser state
     rule: str = ""  # optimiser; "" = the run's
     start: int = 0  # number of finished updates before the first that changes it
+    begin: int = 0  # number of finished updates before the first that it takes part in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,42 +70,57 @@ class Groups:
         return {getattr(group, setting) for group in groups if not group.frozen}
 
 
-def make_groups(config: Config, params: Any, rules: Iterable[str]) -> Groups:
+def make_groups(
+    config: Config,
+    params: Any,
+    rules: Iterable[str],
+    begins: Mapping[str, int] = MappingProxyType({}),
+    frozen: Iterable[str] = (),
+) -> Groups:
     """Finds the group of each parameter of a run.
 
     Args:
       config: a resolved config.
       params: the parameters or their shapes.
       rules: names of optimisers.
+      begins: the objective's; a row of the config that sets `begin` replaces it.
+      frozen: patterns of parameters that are frozen, whatever the config says.
 
     Raises:
       UserError: a row cannot be read, a pattern matches no parameter, weight decay
         applies to no parameter, or all parameters are frozen.
     """
     rows = parse_rows(config.groups, rules)
+    always = [re.compile(pattern) for pattern in frozen]
     factors = layer_factors(params, config.layer_decay)
     decays = re.compile(config.weight_decay_on)
     groups, used = {}, set()
     for path in map(path_name, (path for path, _ in jax.tree.leaves_with_path(params))):
         decay = config.weight_decay if decays.fullmatch(path) else 0.0
-        group = Group(lr=factors[path], decay=decay)
+        if any(pattern.fullmatch(path) for pattern in always):
+            groups[path] = Group(frozen=True)
+            continue
+        begin = max((n for p, n in begins.items() if re.fullmatch(p, path)), default=0)
+        group = Group(lr=factors[path], decay=decay, begin=begin)
         for number, (pattern, settings) in enumerate(rows):
             if pattern.fullmatch(path):
                 used.add(number)
                 group = group._replace(**settings)
                 break
         groups[path] = group
-    _check(
-        config, groups, [p.pattern for i, (p, _) in enumerate(rows) if i not in used]
-    )
+    unused = [p.pattern for i, (p, _) in enumerate(rows) if i not in used]
+    _check(config, groups, unused, some_frozen=bool(always))
     return Groups(groups)
 
 
-def _check(config: Config, groups: dict[str, Group], unused: list[str]) -> None:
+def _check(
+    config: Config, groups: dict[str, Group], unused: list[str], some_frozen: bool
+) -> None:
     example = next(iter(groups))
+    frozen = " or that the objective freezes" if some_frozen else ""
     problems = [
         f"groups: {pattern!r} matches no parameter, or only those that an earlier row "
-        f"matches; parameter paths look like {example!r}"
+        f"matches{frozen}; parameter paths look like {example!r}"
         for pattern in unused
     ]
     if config.weight_decay and not any(group.decay for group in groups.values()):
@@ -154,7 +171,12 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
         return name, value
     if name == "rule":
         raise ValueError(f"rule={value}: choose from {', '.join(rules)}")
-    kinds: dict[str, Callable[[str], Any]] = {"lr": float, "decay": float, "start": int}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "lr": float,
+        "decay": float,
+        "start": int,
+        "begin": int,
+    }
     if name not in kinds:
         names = ["frozen", *kinds, "rule"]
         raise ValueError(

@@ -17,7 +17,10 @@ SCHEDULES: dict[str, Callable[[Array, int, Config], Array]] = {
         + (config.learning_rate - config.end_learning_rate) * (1 - t / length)
     ),
     "cosine": lambda t, length, config: (
-        config.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * t / length))
+        config.min_learning_rate
+        + (config.learning_rate - config.min_learning_rate)
+        * 0.5
+        * (1 + jnp.cos(jnp.pi * t / length))
     ),
     "rsqrt": lambda t, length, config: (
         config.learning_rate / jnp.sqrt(1 + t / config.rsqrt_timescale)
@@ -28,19 +31,22 @@ SCHEDULES: dict[str, Callable[[Array, int, Config], Array]] = {
 def make_schedule(config: Config) -> Callable[[Any], Array]:
     """Makes the learning rate as a function of the number of finished updates.
 
-    The first update uses t = 0. The decay is multiplied by a linear warm-up; with
+    The first update uses t = 0. The warm-up is linear from `warmup_learning_rate`; with
     `cooldown_steps`, the last steps decay linearly to 0. Linear and cosine follow the
     ViT paper (appendix B.1), the inverse square root follows "Scaling Vision
     Transformers" (§3.5).
     """
     warmup, total = config.warmup_steps, config.total_steps
     cooldown, decay = config.cooldown_steps, SCHEDULES[config.schedule]
-    length = max(total - warmup, 1)
+    length, first = max(total - warmup, 1), config.warmup_learning_rate
 
     def schedule(step: Any) -> Array:
         step = jnp.asarray(step, jnp.float32)
         rate = decay(jnp.clip(step - warmup, 0, length), length, config)
-        if warmup:
+        if warmup and first:
+            warming = first + (config.learning_rate - first) * step / warmup
+            rate = jnp.where(step < warmup, warming, rate)
+        elif warmup:
             rate *= jnp.minimum(step / warmup, 1.0)
         if cooldown:
             rate *= jnp.clip((total - step) / cooldown, 0.0, 1.0)

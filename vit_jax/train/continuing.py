@@ -38,6 +38,8 @@ SCHEDULE = (
     "learning_rate",
     "schedule",
     "warmup_steps",
+    "warmup_learning_rate",
+    "min_learning_rate",
     "end_learning_rate",
     "rsqrt_timescale",
     "cooldown_steps",

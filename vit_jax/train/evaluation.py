@@ -14,6 +14,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators.choosing import EvaluatorRow, make_evaluator, own_kind
 from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
+from vit_jax.models.outputs import plain_loss
 from vit_jax.train.memory import is_out_of_memory
 from vit_jax.train.out_of_memory import EVALUATION, out_of_memory_explained
 from vit_jax.train.setup import Setup
@@ -136,7 +137,8 @@ def _of_labels(subject: Subject, own: Data, setup: Setup) -> Evaluator | None:
     """
     kind, options = own_kind(setup.outputs), {}
     if kind == "classification":
-        options = {"loss": setup.config.loss, "per_class": setup.config.per_class}
+        loss = plain_loss(setup.config.loss)
+        options = {"loss": loss, "per_class": setup.config.per_class}
     judged = subject._replace(wanted=_wanted(setup, ""))
     try:
         return make_evaluator(kind, judged, own, options)

@@ -38,6 +38,7 @@ from vit_jax.train.start import (
     initial_state,
     open_batches,
     open_sources,
+    with_class_names,
 )
 from vit_jax.train.state import TrainState
 from vit_jax.train.workdir_name import default_workdir
@@ -86,6 +87,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         config = setup.config
         stack.enter_context(out_of_memory_explained(setup))
         train_source, eval_source = open_sources(setup)
+        setup = with_class_names(setup, train_source)
         facts = data_facts(setup, train_source, eval_source)
         changes = allowed_changes(setup, facts, earlier, workdir)
         if not (named or earlier):

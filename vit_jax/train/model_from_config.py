@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import config as config_lib
@@ -18,6 +19,11 @@ from vit_jax.models import (
     build,
 )
 from vit_jax.models.attention.formulations import candidates, why_not_cudnn
+
+# Value of a key → value of the architecture's field; None = what follows from the
+# other fields.
+SWITCHES: dict[str, bool | None] = {"auto": None, "on": True, "off": False}
+_SWITCHED = ("class_token", "class_token_position")
 
 
 def make_architecture(
@@ -40,11 +46,19 @@ def make_architecture(
                 f"model.num_heads={model.num_heads}, but the pretrained file has "
                 f"{heads}; do not set this key"
             )
+    if model.head_std and not num_classes:
+        raise ValueError(
+            f"model.head_std={model.head_std} has no effect: with objective="
+            f"{config.objective} the model has no head; leave it at 0"
+        )
     names = {field.name for field in dataclasses.fields(architecture)}
     _refuse_keys_of_other_kinds(config, architecture, names)
     if model.variant:
         given = {k: model[k] for k in config_lib.ARCHITECTURE_KEYS if k in names}
         given = {k: v for k, v in given.items() if v or k not in config_lib.SIZE_KEYS}
+        for key in given.keys() & _SWITCHED:
+            if (value := SWITCHES[given.pop(key)]) is not None:
+                given[key] = value
         if "layer_scale" in given:
             given["layer_scale"] = model.layer_scale > 0
         architecture = architecture_from_variant(model.variant, **common, **given)
@@ -65,8 +79,12 @@ def make_architecture(
 def make_preprocessing(
     config: Config, size: tuple[int, int], pretrained: Description | None
 ) -> Preprocessing:
-    """Makes the preprocessing, in the weights' value range or else [−1, 1]."""
-    values = pretrained.preprocessing if pretrained else Preprocessing(size)
+    """Makes the preprocessing, in the value range of the weights or the config."""
+    values = Preprocessing(size)
+    if pretrained:
+        values = pretrained.preprocessing
+    elif config.normalization:
+        values = values.normalized_by(config.normalization)
     channels = config.model.channels
     if not config.model.variant and pretrained:
         channels = pretrained.architecture.channels
@@ -75,6 +93,29 @@ def make_preprocessing(
         eval_transform=config.augment.eval,
         white_level=config.data.white_level,  # a fact of the images, not the weights
     )
+
+
+def check_normalization(config: Config, pretrained: Description | None) -> None:
+    """Rejects a normalisation that is not that of the pretrained weights.
+
+    Raises:
+      ValueError: says what the weights expect.
+    """
+    if not pretrained or not config.normalization:
+        return
+    theirs = pretrained.preprocessing
+    ours = theirs.normalized_by(config.normalization)
+    if not np.allclose([*ours.mean, *ours.std], [*theirs.mean, *theirs.std], atol=1e-4):
+        raise ValueError(
+            f"normalization={config.normalization}, but the pretrained weights expect "
+            f"values less {_numbers(theirs.mean)} over {_numbers(theirs.std)}; leave "
+            "it empty to use theirs"
+        )
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    some = values[:1] if len(set(values)) == 1 else values
+    return ", ".join(f"{value:.4g}" for value in some)
 
 
 def resolve_attention(config: Config, architecture: ViTOrMixer, mesh: Mesh) -> str:
@@ -126,7 +167,9 @@ def make_model(
         remat=config.model.remat,
         dropout_rate=config.model.dropout_rate,
         stochastic_depth=config.model.stochastic_depth,
+        stochastic_depth_form=config.model.stochastic_depth_form,
         head_bias=config.model.head_bias,
+        head_std=config.model.head_std,
         layer_scale_init=config.model.layer_scale or 1.0,
     )
 

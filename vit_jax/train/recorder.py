@@ -162,6 +162,7 @@ class Recorder:
             self.facts.fingerprints,
             self.setup.objective.outputs(self.setup.config),
             self.setup.objective_facts,
+            decoder=self.setup.objective.decoder_facts(),
         )
         with self.clock.stopped("saving"):
             self.checkpoints.save(step, to_items(state), description)

@@ -38,7 +38,7 @@ from vit_jax.models import (
     ViTOrMixer,
     abstract_params,
 )
-from vit_jax.models.outputs import readable
+from vit_jax.models.outputs import plain_loss, readable
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
 from vit_jax.optim.chain import make_optimizer
@@ -47,6 +47,7 @@ from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.early_stopping import check_patience
 from vit_jax.train.model_from_config import (
+    check_normalization,
     make_architecture,
     make_model,
     make_preprocessing,
@@ -102,7 +103,12 @@ class Setup:
     @functools.cached_property
     def groups(self) -> Groups:
         """The parameter groups: how each parameter is trained."""
-        return make_groups(self.config, self.param_shapes, OPTIMIZERS)
+        objective = self.objective
+        return make_groups(
+            *(self.config, self.param_shapes, OPTIMIZERS),
+            begins=objective.begins,
+            frozen=objective.frozen,
+        )
 
     @functools.cached_property
     def param_shapes(self) -> Any:
@@ -223,7 +229,7 @@ class Setup:
         )
         step = make_eval_step(
             *(self.model, self.preprocessing, self.mesh),
-            loss=self.config.loss,
+            loss=plain_loss(self.config.loss),
             counted=counted,
         )
         return step.lower(self.model_params(self.abstract_state().params), batch)
@@ -291,6 +297,15 @@ class Setup:
             if isinstance(column, Images)
         }
 
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """The columns of images that repeat the draws of the first."""
+        return tuple(
+            name
+            for name, column in self.objective.inputs.items()
+            if isinstance(column, Images) and column.aligned
+        )
+
 
 def set_up(
     config: Config,
@@ -336,6 +351,8 @@ def set_up(
             mesh = mesh or sharding.make_mesh(**config.mesh, devices=devices)
     first = len(found)
     sound = config_lib.with_defaults(config, wrong)
+    if "loss" in wrong:
+        sound.loss_options = type(sound)()  # options of a loss that does not exist
     if "image_size" not in wrong:
         size = config_lib.image_size(config)
         chain = None
@@ -345,6 +362,8 @@ def set_up(
             sound.augment.train = "resize"
         with _noting(found, "augment.eval: "):
             preprocessing = make_preprocessing(sound, size, pretrained)
+        with _noting(found):
+            check_normalization(sound, pretrained)
         if sound.model.variant or pretrained:
             classes = 1
             with _noting(found):

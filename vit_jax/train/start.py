@@ -1,6 +1,7 @@
 """The start of a run: its examples, its directory, and its initial state."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ from vit_jax.weights.adapt import (
     heads_by_name,
     new_head_because,
 )
-from vit_jax.weights.loading import Weights
+from vit_jax.weights.loading import Weights, split_params
 from vit_jax.words import plain, shortened
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,15 @@ def open_sources(setup: Setup) -> tuple[Source, Source]:
     with _unless_damaged():
         setup.preprocessing.prepare(held_out[0].image, held_out[0].name)
     return train, held_out
+
+
+def with_class_names(setup: Setup, train: Source) -> Setup:
+    """Adds the names of the classes if only the opened data tell them."""
+    if setup.info.class_names is not None:
+        return setup
+    names = tuple(train.class_names or ())
+    info = dataclasses.replace(setup.info, class_names=names)
+    return dataclasses.replace(setup, info=info)
 
 
 def _warn_of_outputs(setup: Setup) -> None:
@@ -166,6 +176,7 @@ def open_batches(setup: Setup, source: Source, start: int) -> Batches:
         num_processes=config.loader_processes,
         sampling=config.sampling,
         repeats=config.augment.repeats,
+        aligned=setup.aligned,
     )
 
 
@@ -174,15 +185,18 @@ def fit_weights(
 ) -> dict[str, Any]:
     """Adapts pretrained parameters to this run's grid and classes; see `adapt`.
 
+    What the objective takes beside the model's own, such as a decoder, is added.
+
     Raises:
-      UserError: the parameters do not fit, or the head to be kept does not.
+      UserError: the parameters do not fit, or the head to be kept does not, or what
+        lies beside them cannot be continued.
     """
     config, source = setup.config, weights.description
-    params, architecture, names = (
-        weights.params,
-        source.architecture,
-        source.class_names,
-    )
+    architecture, names = source.architecture, source.class_names
+    params, beside = split_params(weights)
+    adopted = setup.objective.adopt(beside, source)
+    for name in sorted(beside.keys() - adopted.keys()):
+        logger.warning("pretrained weights: the %s is not used", name)
     if not config.reset_head:
         params, architecture, names = heads_by_name(
             params, architecture, names, class_names
@@ -190,7 +204,7 @@ def fit_weights(
         _check_kept_head(setup, source, architecture, names, class_names)
     if architecture.channels != setup.architecture.channels:
         params, _ = even_normalization(params, architecture, source.preprocessing)
-    return adapt(
+    adapted = adapt(
         params,
         architecture,
         setup.architecture,
@@ -198,8 +212,11 @@ def fit_weights(
         target_class_names=class_names,
         keep_head=not config.reset_head,
         head_bias=config.model.head_bias,
+        head_std=config.model.head_std,
+        seed=config.seed,
         posemb_resize=config.posemb_resize,
     )
+    return adapted | adopted
 
 
 def _check_kept_head(

@@ -12,8 +12,14 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.class_names import match_names
 from vit_jax.errors import UserError
-from vit_jax.models import MixerArchitecture, ViTOrMixer, abstract_params
-from vit_jax.models.positions import METHODS, resize
+from vit_jax.models import (
+    Architecture,
+    MixerArchitecture,
+    ViTOrMixer,
+    abstract_params,
+)
+from vit_jax.models.positions import METHODS
+from vit_jax.weights.adapt_tokens import fit_pooling, fit_positions
 from vit_jax.words import times
 
 logger = logging.getLogger(__name__)
@@ -22,6 +28,8 @@ logger = logging.getLogger(__name__)
 # do not affect the shapes and would silently change the function.
 _ADAPTABLE = ("image_size", "num_classes", "pre_logits", "channels", "patch_size")
 _HEADS = ("head", "head_distillation")
+# Libraries compute fixed positions with other roundings, and at most this far off.
+_ROUNDING = 1e-5
 
 
 def adapt(
@@ -33,16 +41,18 @@ def adapt(
     target_class_names: Sequence[str] = (),
     keep_head: bool = True,
     head_bias: float = 0.0,
+    head_std: float = 0.0,
+    seed: int = 0,
     posemb_resize: str = "bicubic",
 ) -> Any:
     """Adapts the parameters of `source` to the architecture `target`.
 
-    Learned positions are resized to the target's grid (arXiv:2010.11929, section 3.2),
-    the patch embedding to its patch size (`resize_patches`) and channels
-    (`change_channels`). The head is kept if both models have the same classes and feed
-    it from the same layer; otherwise a zero head replaces it. A tanh layer before the
-    head is dropped if the target has none. Everything else must match. Changes are
-    logged.
+    Positions are converted to the target's grid and kind (`fit_positions`), the patch
+    embedding to its patch size (`resize_patches`) and channels (`change_channels`). The
+    head is kept if both models have the same classes and feed it from the same layer;
+    otherwise a new head replaces it, for which pooling and the final norm may change
+    too (`fit_pooling`). A tanh layer before the head is dropped if the target has none.
+    Everything else must match. Changes are logged.
 
     Args:
       params: nested dict of arrays.
@@ -53,6 +63,8 @@ def adapt(
       keep_head: False replaces the head even if the classes agree, which is how the
         paper fine-tunes.
       head_bias: initial bias of a new head.
+      head_std: standard deviation of its initial kernel; 0 = all zeros.
+      seed: determines that kernel.
       posemb_resize: a method of `vit_jax.models.positions.METHODS`.
 
     Returns:
@@ -67,26 +79,34 @@ def adapt(
 
     if isinstance(source, type(target)):
         done += _fit_input(adapted, source, target)
-        done += _fit_positions(adapted, source, target, posemb_resize)
         if "pre_logits" in adapted and "pre_logits" not in expected:
             del adapted["pre_logits"]
             done.append("the tanh layer before the head dropped")
     reason = new_head_because(
         source, target, source_class_names, target_class_names, keep_head
     )
+    now = source
+    if isinstance(source, Architecture) and isinstance(target, Architecture):
+        now, lines = fit_positions(adapted, source, target, posemb_resize)
+        done += lines
+        if reason:
+            now, lines = fit_pooling(adapted, now, target)
+            done += lines
     if reason:
         for name in _HEADS:
             adapted.pop(name, None)
-        for name in expected.keys() & _HEADS:
+        for number, name in enumerate(sorted(expected.keys() & _HEADS)):
             kernel, bias = expected[name]["kernel"], expected[name]["bias"]
+            rng = np.random.default_rng([seed, number])
             adapted[name] = {
-                "kernel": np.zeros(kernel.shape, np.float32),
+                "kernel": _normal(rng, kernel.shape, head_std),
                 "bias": np.full(bias.shape, head_bias, np.float32),
             }
-        what = "replaced by a new one with zeros" if target.num_classes else "removed"
+        kind = f"random values of deviation {head_std:g}" if head_std else "zeros"
+        what = f"replaced by a new one with {kind}" if target.num_classes else "removed"
         done.append(f"the head {what}: {reason}")
 
-    _check(source, target, expected, adapted)
+    _check(now, target, expected, adapted)
     for line in done:
         # Warnings, because these show in a notebook even if logging is not set up.
         logger.warning("pretrained weights: %s", line)
@@ -242,6 +262,12 @@ def heads_by_name(
     )
 
 
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> np.ndarray:
+    if not std:
+        return np.zeros(shape, np.float32)
+    return (std * rng.standard_normal(shape)).astype(np.float32)
+
+
 def _renormalized(
     params: Any, preprocessing: Preprocessing, mean: float, std: float
 ) -> tuple[Any, Preprocessing]:
@@ -297,23 +323,6 @@ def _fit_input(
     return done
 
 
-def _fit_positions(
-    adapted: dict[str, Any],
-    source: ViTOrMixer,
-    target: ViTOrMixer,
-    method: str,
-) -> list[str]:
-    """Resizes learned positions in place; returns a phrase for each change."""
-    learned = "pos_embed" in adapted and getattr(target, "posemb", "") == "learned"
-    if not learned or source.grid == target.grid:
-        return []
-    adapted["pos_embed"] = resize(adapted["pos_embed"], target.grid, method)
-    return [
-        f"position embeddings resized from {times(source.grid)} to "
-        f"{times(target.grid)} ({method})"
-    ]
-
-
 def _check(source: ViTOrMixer, target: ViTOrMixer, expected: Any, found: Any):
     """Raises UserError unless fields and parameters match those of the target."""
     before, now = ({"kind": type(a).__name__} | a.to_dict() for a in (source, target))
@@ -335,6 +344,10 @@ def _check(source: ViTOrMixer, target: ViTOrMixer, expected: Any, found: Any):
         parts.append("\n".join(["These fields differ:", *fields]))
     if parameters:
         parts.append(parameters)
+    if before.get("class_token") and now.get("class_token") is False:
+        parts.append(
+            "To keep the class token beside another pooling, set model.class_token=on."
+        )
     if fixed_grid:
         parts.append(
             "An MLP-Mixer mixes a fixed number of patches: keep the grid of "

@@ -14,6 +14,7 @@ from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer, abstract_params
 from vit_jax.models.outputs import MEANINGS
+from vit_jax.weights.decoders import as_told, with_target
 from vit_jax.weights.files.directories import (
     companion,
     holds_model,
@@ -26,6 +27,7 @@ from vit_jax.weights.formats.known import read_tensors
 from vit_jax.weights.formats.layout import Hints, Reading
 from vit_jax.weights.formats.single_file import is_single_file, read_single_file
 from vit_jax.weights.published.download import resolve
+from vit_jax.weights.published.names import named_like
 from vit_jax.words import plain, shortened
 
 logger = logging.getLogger(__name__)
@@ -37,10 +39,22 @@ _ENTRY = re.compile(r"#entry=([^#]*)")
 
 
 class Weights(NamedTuple):
-    """Parameters, with the description that is needed to use them."""
+    """Parameters, with the description that is needed to use them.
+
+    If the description has a decoder, it is the subtree `DECODER` of the parameters.
+    """
 
     description: Description
     params: Any  # nested dict of float32 numpy arrays
+
+
+def split_params(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits weights into the model's own parameters and those beside them."""
+    names = abstract_params(weights.description.architecture)
+    own, beside = {}, {}
+    for name, value in weights.params.items():
+        (own if name in names else beside)[name] = value
+    return own, beside
 
 
 def load_weights(
@@ -52,6 +66,8 @@ def load_weights(
     ema: bool = True,
     entry: str = "",
     say_outputs: bool = False,
+    decoder_heads: int | None = None,
+    normalize_pixels: bool | None = None,
 ) -> Weights:
     """Reads weights; recognises the format by the content of the file.
 
@@ -72,10 +88,14 @@ def load_weights(
       entry: the name of the model to read from a file with several, such as "ema" or
         "teacher.backbone": keys of a PyTorch file, a prefix of the names, or both.
       say_outputs: log what the outputs are assumed to mean if nothing records it.
+      decoder_heads: number of attention heads of a masked autoencoder's decoder; needed
+        if the file does not record it and it is not the published 16.
+      normalize_pixels: whether that decoder predicts pixels that are normalised within
+        each patch, if the file does not record it.
 
     Raises:
       UserError: the source does not exist, is not one of these, is damaged, or was not
-        trained with `num_heads` or at `trained_image_size`.
+        trained with `num_heads` or at `trained_image_size`, or its decoder is another.
     """
     source, entry = _without_entry(source, entry)
     workdir = _workdir(source)
@@ -94,12 +114,13 @@ def load_weights(
         if averaged:
             logger.info("%s, step %d: averaged weights used", path, description.step)
         architecture = description.architecture
-        # An objective may train more than the model, such as a decoder or second head.
-        names = abstract_params(architecture)
+        # An objective may train more than the model and its decoder, such as a second
+        # head.
+        names = description.param_shapes
         params = {name: value for name, value in params.items() if name in names}
-        weights = Weights(description, params)
         _check_told(architecture, path, num_heads, trained_image_size)
-        return weights
+        told = decoder_heads, normalize_pixels
+        return Weights(as_told(description, path, *told), params)
     resolved = resolve(source)
     file = weight_file(resolved.path)
     with open_tensors(file) as tensors:
@@ -108,12 +129,13 @@ def load_weights(
                 raise UserError(
                     f"entry={entry!r}, but {file} holds a single model: omit it"
                 )
-            weights = Weights(*read_single_file(tensors))
-            architecture = weights.description.architecture
+            description, params = read_single_file(tensors)
+            architecture = description.architecture
             _check_told(architecture, file, num_heads, trained_image_size)
             if resolved.published is not None:
                 resolved.published.check(architecture, file)
-            return weights
+            told = decoder_heads, normalize_pixels
+            return Weights(as_told(description, file, *told), params)
         hints = Hints(
             # The embedded config first: one beside the file may be another model's.
             config=_embedded(tensors.metadata) or companion(file, "config.json"),
@@ -121,15 +143,18 @@ def load_weights(
             num_heads=num_heads,
             image_size=image_size,
             trained_image_size=trained_image_size,
+            decoder_heads=decoder_heads,
         )
         reading, params = read_tensors(tensors, hints, entry)
     if resolved.published is not None:
         reading = resolved.published.complete(reading, file)
     _check_told(reading.architecture, file, num_heads, None)
+    reading = with_target(reading, named_like(file), normalize_pixels)
+    description = as_told(_described(reading), file, decoder_heads, normalize_pixels)
     sentences = [*reading.assumed, *(_about_outputs(reading) if say_outputs else ())]
     for sentence in sentences:
         logger.warning("%s: %s", file.name, sentence)
-    return Weights(_described(reading), params)
+    return Weights(description, params)
 
 
 def _without_entry(
@@ -170,6 +195,7 @@ def _described(reading: Reading) -> Description:
         config,
         step=0,
         outputs=reading.outputs,
+        decoder=reading.decoder,
     )
 
 

@@ -18,7 +18,6 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_write
-from vit_jax.models import ViTOrMixer, abstract_params
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.formats.known import find_format, to_tensors
 from vit_jax.weights.formats.single_file import as_single_file
@@ -39,6 +38,7 @@ _SUFFIXES = {
     "big_vision": (".npz",),
     "timm": (".safetensors", ""),
     "huggingface": ("",),
+    "mae": (".safetensors",),
     "torchvision": (".safetensors",),
     "mmpretrain": (".safetensors",),
 }
@@ -63,9 +63,9 @@ def save_weights(
     Args:
       description: architecture, preprocessing and class names of the model.
       params: nested dict of arrays.
-      path: NAME.safetensors for "vit_jax", "torchvision" and "mmpretrain"; NAME.npz
-        for "google" and "big_vision"; a directory for "huggingface"; NAME.safetensors
-        or a directory for "timm".
+      path: NAME.safetensors for "vit_jax", "mae", "torchvision" and "mmpretrain";
+        NAME.npz for "google" and "big_vision"; a directory for "huggingface";
+        NAME.safetensors or a directory for "timm".
       format: one of these names.
 
     Returns:
@@ -80,7 +80,7 @@ def save_weights(
         find_format(str(format))
     path = _local(path)
     suffix = _suffix(path, format)
-    _check_params(description.architecture, params)
+    _check_params(description, params)
     if format == "vit_jax":
         arrays, metadata = as_single_file(description, params)
         companions, lost = {}, []
@@ -90,6 +90,7 @@ def save_weights(
             description.architecture,
             params,
             description.preprocessing,
+            description.decoder,
         )
         make = _COMPANIONS.get(format, lambda *_: {})
         companions = make(
@@ -98,6 +99,9 @@ def save_weights(
             description.output_names,
             description.outputs,
         )
+        table = find_format(format).decoder
+        if table is not None and description.decoder is not None:
+            companions = table.companions(companions, description.decoder)
         lost += lost_about_outputs(
             find_format(format), description, architecture, arrays, companions
         )
@@ -136,10 +140,10 @@ def _local(path: str | pathlib.Path) -> pathlib.Path:
     return pathlib.Path(path).expanduser().absolute()
 
 
-def _check_params(architecture: ViTOrMixer, params: Mapping[str, Any]) -> None:
+def _check_params(description: Description, params: Mapping[str, Any]) -> None:
     """Raises UserError if a reader would reject the parameters."""
     arrays = jax.tree.map(np.asarray, params)
-    problems = compare_trees(abstract_params(architecture), arrays).splitlines()
+    problems = compare_trees(description.param_shapes, arrays).splitlines()
     leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
     odd = [
         jax.tree_util.keystr(path, simple=True, separator="/")

@@ -445,6 +445,35 @@ def test_repeats_are_augmented_differently():
         assert (first != second).any()
 
 
+def test_an_aligned_column_shows_the_same_part_of_the_image():
+    # Grey levels say where a pixel was: even blocks, so that sizes can be compared.
+    pixels = np.zeros((24, 24, 3), np.uint8)
+    pixels[..., 0] = 10 * np.arange(24)[:, None]
+    pixels[..., 1] = 10 * np.arange(24)[None]
+    source = Memory(3)
+    source._examples = [one._replace(image=pixels) for one in source._examples]
+    crop = "inception_crop(area_min=0.3)|flip_lr"
+    chains = {"image": parse_chain(crop, (8, 8)), "large": parse_chain(crop, (16, 16))}
+    alone = train(source, 16, stop=3, transform=chains["image"])
+    apart = train(source, 16, stop=3, transform=chains)
+    found = train(source, 16, stop=3, transform=chains, aligned=("large",))
+
+    def worst(batches):
+        """Returns the largest difference between a view and half of the larger one."""
+        halves = [
+            batch["large"].reshape(16, 8, 2, 8, 2, 3).mean((2, 4)) for batch in batches
+        ]
+        pairs = zip(batches, halves, strict=True)
+        return max(np.abs(batch["image"] - half).max() for batch, half in pairs)
+
+    assert worst(found) < 12 < 60 < worst(apart)
+    for one, other in zip(alone, found, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+    # With draws of its own, the second column does not change the first either.
+    for one, other in zip(alone, apart, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

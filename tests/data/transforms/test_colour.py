@@ -9,6 +9,7 @@ from scipy import stats
 
 from vit_jax.data.transforms import colour, tones
 from vit_jax.data.transforms.chains import parse_chain
+from vit_jax.errors import UserError
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[2] / "golden/augment_timm.npz")
 SOURCE = GOLDEN["source"]
@@ -87,6 +88,41 @@ def test_blur_draws_its_radius(monkeypatch):
     for _ in range(1000):
         colour.blur().apply(SOURCE, random)
     assert stats.kstest(radii, stats.uniform(0.1, 1.9).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "prob"),
+    [
+        ("grey(prob=0.2)", 0.2),
+        ("solarize(prob=0.2)", 0.2),
+        ("blur(prob=0.5)", 0.5),
+        ("blur(1, 2, prob=0.1)", 0.1),
+        ("color_jitter(0.4, 0.4, 0.2, 0.1, prob=0.8)", 0.8),
+    ],
+)
+def test_a_share_of_the_images_is_changed(text, prob):
+    chain, random = parse_chain(text, (8, 8)), np.random.default_rng(0)
+    image = noise(8, 8)
+    changed = [np.any(chain(image, random) != image) for _ in range(1000)]
+    assert stats.binomtest(sum(changed), 1000, prob).pvalue > 0.01
+    assert chain.random
+
+
+def test_what_always_happens_draws_nothing_more():
+    for texts in (
+        ("blur", "blur(prob=1)"),
+        ("color_jitter(0.4)", "color_jitter(0.4, prob=1.0)"),
+    ):
+        images = [
+            parse_chain(text, SOURCE.shape[:2])(SOURCE, np.random.default_rng(3))
+            for text in texts
+        ]
+        np.testing.assert_array_equal(*images)
+    assert not parse_chain("grey|solarize", SOURCE.shape[:2]).random
+    never = parse_chain("grey(prob=0)", SOURCE.shape[:2])
+    np.testing.assert_array_equal(never(SOURCE, np.random.default_rng(0)), SOURCE)
+    with pytest.raises(UserError, match="prob=2 must be a number, from 0 to 1"):
+        parse_chain("grey(prob=2)", (8, 8))
 
 
 def test_three_augment_applies_exactly_one_of_three():

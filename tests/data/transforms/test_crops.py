@@ -9,6 +9,7 @@ from scipy import stats
 from vit_jax.data.transforms.chains import parse_chain, with_first_boxes
 from vit_jax.data.transforms.crops import inception_box, resized_crop_box
 from vit_jax.data.transforms.resizing import resize_image
+from vit_jax.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 # Published values: the library, and bounds of area and aspect.
@@ -192,6 +193,29 @@ def test_centre_is_used_if_no_box_fits(size, box):
     random = np.random.default_rng(0)
     drawn = resized_crop_box(size, random, (0.99, 1.0), (3 / 4, 4 / 3))
     assert drawn == box
+
+
+def test_without_retry_one_draw_is_cut_to_the_image():
+    """Compares with MAE's crop for linear probing, written as its paper's code does."""
+    area, aspect = (0.08, 1.0), (3 / 4, 4 / 3)
+    ours, theirs = np.random.default_rng(3), np.random.default_rng(3)
+    cut = np.zeros(2, int)
+    for size in [(30, 90), (90, 30)] * 150:
+        top, left, *sides = resized_crop_box(size, ours, area, aspect, False)
+        pixels = theirs.uniform(*area) * 30 * 90
+        ratio = np.exp(theirs.uniform(np.log(aspect[0]), np.log(aspect[1])))
+        drawn = round(np.sqrt(pixels / ratio)), round(np.sqrt(pixels * ratio))
+        assert sides == list(np.minimum(drawn, size))
+        cut += np.greater(drawn, size)
+        theirs.random(2)  # the place of the box
+        assert 0 <= top <= size[0] - sides[0] and 0 <= left <= size[1] - sides[1]
+    assert cut.min() > 30
+    # In the smallest image, a side has at least a pixel.
+    assert resized_crop_box((1, 1), ours, (0.01, 0.02), aspect, False) == (0, 0, 1, 1)
+    parse_chain("random_resized_crop(retry=False)", (8, 8))
+    for wrong in ("random_resized_crop(retry=2)", "inception_crop(rounded='no')"):
+        with pytest.raises(UserError, match=r"\w+=.* must be True or False"):
+            parse_chain(wrong, (8, 8))
 
 
 def test_random_resized_crop_resizes_its_box():

@@ -60,8 +60,12 @@ def check(tokens, heads, channels, dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("tokens", "heads", "channels"),
-    # Heads that fill half a register, all of one, and parts of one or two.
-    [(17, 2, 64), (33, 3, 64), (50, 4, 80), (21, 2, 72), (19, 1, 112), (18, 2, 128)],
+    # Heads that fill half a register, all of one, and parts of one or two; and four
+    # or less that share one.
+    [
+        *((17, 2, 64), (33, 3, 64), (50, 4, 80), (21, 2, 72), (19, 1, 112)),
+        *((18, 2, 128), (20, 8, 32), (17, 3, 32), (19, 5, 40)),
+    ],
 )
 def test_equals_float64_with_all_gradients(tokens, heads, channels, dtype):
     check(tokens, heads, channels, dtype)
@@ -117,6 +121,7 @@ def test_chips_with_more_memory_take_longer_sequences_of_odd_heads(monkeypatch):
     ("tokens", "width", "heads"),
     [
         (197, 768, 12),  # B/16 at 224
+        (197, 512, 16),  # the decoder of masked autoencoders
         (577, 1024, 16),  # L/16 at 384
         (257, 1280, 16),  # H/14
         (257, 1408, 16),  # g/14
@@ -134,7 +139,7 @@ def test_sizes_of_real_models_fit(tokens, width, heads):
 
 @pytest.mark.parametrize(
     ("tokens", "width", "heads", "dtype"),
-    [(197, 768, 24, "bfloat16"), (9000, 768, 12, "bfloat16"), (197, 768, 12, "half")],
+    [(197, 768, 32, "bfloat16"), (9000, 768, 12, "bfloat16"), (197, 768, 12, "half")],
     ids=["narrow heads", "too long", "another dtype"],
 )
 def test_sizes_that_do_not_fit_are_left_to_xla(tokens, width, heads, dtype):

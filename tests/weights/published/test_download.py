@@ -371,6 +371,23 @@ def test_a_cached_file_must_have_the_checksum_in_the_table(server):
     assert fetch(row(url, sha256=SHA256[:8])).read_bytes() == NPZ
 
 
+def test_an_md5_in_the_table_is_compared(server, tmp_path):
+    url = server.put("/model.npz")
+    digest = hashlib.md5(NPZ).hexdigest()
+    mirrors = [Mirror(url, md5=md5) for md5 in (digest[:6], "000000")]
+    right, wrong = (Published("model", (mirror,)) for mirror in mirrors)
+    with pytest.raises(UserError, match=f"its MD5 is {digest}, expected 000000"):
+        fetch(wrong)
+    path = fetch(right)
+    assert path.read_bytes() == NPZ
+    with pytest.raises(UserError, match=f"its MD5 is {digest}, expected 000000"):
+        fetch(wrong)
+    path.unlink()
+    server.files.clear()
+    with pytest.raises(UserError, match=f"its MD5 begins with {digest[:6]}"):
+        fetch(right)
+
+
 def test_an_address_in_the_table_is_checked_with_its_checksum():
     url = find("deit_base_patch16_224").mirrors[1].url
     cached(url).write_bytes(NPZ)
@@ -671,6 +688,38 @@ def test_a_published_name_is_downloaded(server, monkeypatch):
     path, published = resolve("sam/ViT-B_16")
     assert path.read_bytes() == NPZ
     assert published is known
+
+
+NOT_FREE = "has a licence that does not allow every use: CC-BY-NC 4.0 (no commercial"
+
+
+def test_a_licence_that_is_not_free_is_said(server, monkeypatch, tmp_path, caplog):
+    url = server.put("/mae.npz", content=NPZ)
+    known = zoo.MODELS["vit_base_patch16_224.mae"]
+    here = dataclasses.replace(known, mirrors=(Mirror(url),))
+    monkeypatch.setitem(zoo.MODELS, known.name, here)
+    monkeypatch.setattr(download, "published_at", lambda _: here)
+    local = tmp_path / "mae_pretrain_vit_base.pth"
+    local.write_bytes(NPZ)
+    by_name = f"{local.name}, by its name the published file,"
+    for source, named in (
+        (known.name, known.name),
+        (url, known.name),
+        (local, by_name),
+    ):
+        caplog.clear()
+        resolve(source)
+        (said,) = [r for r in caplog.records if "licence" in r.message]
+        assert said.levelname == "WARNING"
+        assert said.message.startswith(f"{named} {NOT_FREE}")
+
+
+def test_nothing_is_said_about_a_free_licence(server, monkeypatch, caplog):
+    url = server.put("/B_16.npz")
+    known = dataclasses.replace(zoo.MODELS["sam/ViT-B_16"], mirrors=(Mirror(url),))
+    monkeypatch.setitem(zoo.MODELS, "sam/ViT-B_16", known)
+    resolve("sam/ViT-B_16")
+    assert "licence" not in caplog.text
 
 
 def test_a_failure_names_similar_weights_on_other_hosts(server):

@@ -70,18 +70,82 @@ def test_parameter_counts_equal_those_of_the_models():
         ("deit_base_distilled_patch16_224", 87_338_192),
         ("deit3_huge_patch14_224", 632_126_440),
         ("google/vit-base-patch16-224-in21k", 86_389_248),
+        ("facebook/dinov2-small", 22_056_192),
+        ("facebook/dinov2-with-registers-base", 86_582_784),
+        ("facebook/dinov2-large-imagenet1k-1-layer", 304_367_616 + 2_049_000),
+        ("google/siglip-base-patch16-224", 92_884_224),
+        ("facebook/ijepa_vith14_1k", 630_762_240),
     ],
 )
 def test_parameters_are_those_of_the_papers(name, params):
     assert find(name).params == params
 
 
-@pytest.mark.parametrize("fields", [{"pooling": "map"}, {"qkv_bias": False}])
+@pytest.mark.parametrize(
+    ("size", "params"),
+    [("base", 111_655_680), ("large", 329_239_296), ("huge", 656_613_964)],
+)
+def test_parameters_of_decoders_are_counted(size, params):
+    row = find(f"mae_pretrain_vit_{size}_full")
+    a = row.architecture
+    # Published without the positions, which are fixed.
+    positions = (a.grid[0] * a.grid[1] + 1) * a.width
+    assert row.params == params + positions
+    assert find(f"facebook/vit-mae-{size}").params == row.params
+
+
+def test_files_of_mae_have_the_target_of_their_training():
+    for name, normalized in (
+        ("mae_pretrain_vit_huge_full", True),
+        ("mae_visualize_vit_base", False),
+        ("mae_visualize_vit_large_ganloss.pth", False),
+        ("hf:facebook/vit-mae-large", False),
+    ):
+        row = find(name)
+        assert row.decoder.normalize_pixels is normalized
+        assert row.licence.startswith("CC-BY-NC 4.0")
+    assert find("mae_pretrain_vit_base").decoder is None
+    tuned = find("mae_finetuned_vit_huge")
+    a = tuned.architecture
+    assert (a.pooling, a.norm, a.patch_size) == ("gap", "after_pool", (14, 14))
+    assert tuned.accuracy.top1 == 86.928
+    assert tuned.mirrors[0].md5 == "2541f2"
+
+
+def test_a_row_adds_facts_about_its_decoder():
+    row = find("mae_visualize_vit_base")
+    decoder = dataclasses.replace(row.decoder, num_heads=8, normalize_pixels=None)
+    before = reading(row.architecture)._replace(decoder=decoder, assumed=("8 heads",))
+    after = row.complete(before, CACHED)
+    assert after.decoder == row.decoder
+    assert after.assumed == ()
+    with pytest.raises(UserError, match="decoder_width: None in the file, 512 expec"):
+        row.complete(reading(row.architecture), CACHED)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"pooling": "map"}, {"qkv_bias": False}, {"pooling": "cls_gap", "pre_logits": 7}],
+)
 def test_options_that_no_row_has_are_counted(fields):
     variant = {"image_size": (32, 32), "num_classes": 10, "depth": 1, **fields}
     architecture = Architecture.from_variant("Ti/16", **variant)
     leaves = jax.tree.leaves(abstract_params(architecture))
     assert count_params(architecture) == sum(math.prod(x.shape) for x in leaves)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "facebook/ijepa_vith14_1k",
+        "hf:facebook/ijepa_vith14_22k",
+        "vit_huge_patch16_gap_448",
+        "timm/vit_giant_patch16_gap_224.in22k_ijepa",
+    ],
+)
+def test_the_licence_of_ijepa_is_not_free(name):
+    assert find(name).licence == "CC-BY-NC 4.0 (no commercial use)"
+    assert find("facebook/dinov2-small").licence == ""
 
 
 def test_every_row_can_be_used():
@@ -436,7 +500,8 @@ def test_files_at_every_kind_of_mirror_match_their_rows(shapes_in_file):
         classes = 0 if headless else row.architecture.num_classes
         architecture = dataclasses.replace(row.architecture, num_classes=classes)
         shapes = shapes_in_file(FORMATS[format], architecture)
-        row.complete(FORMATS[format].read(shapes, Hints()), CACHED)
+        found = FORMATS[format].read(shapes, Hints())
+        row.complete(found._replace(decoder=row.decoder), CACHED)
 
 
 @pytest.mark.parametrize(

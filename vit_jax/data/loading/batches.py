@@ -10,12 +10,13 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
+from vit_jax.data import decode
 from vit_jax.data.decode import DecodeError, UnsuitableImage
 from vit_jax.data.loading.order import make_order
 from vit_jax.data.loading.processes import prepare_process, start_tracker
@@ -198,6 +199,7 @@ def train_batches(
     num_processes: int = 0,
     sampling: str = "uniform",
     repeats: int = 1,
+    aligned: Collection[str] = (),
 ) -> Batches:
     """Loads batches `start` to `stop` (excluded) of an endless shuffled stream.
 
@@ -224,6 +226,8 @@ def train_batches(
         only the threads of this process.
       sampling: "uniform", "balanced" or "weighted"; see `order.make_order`.
       repeats: how often an example occurs in a batch; see `order.make_order`.
+      aligned: columns that make no draws of their own, but repeat those of the first
+        column, and so show the same part of the image, mirrored or not.
 
     Returns:
       Iterator over this process's rows (b = len(rows)): each column of images, by
@@ -255,11 +259,19 @@ def train_batches(
 
         def views(example: Example) -> ExampleRow:
             image = opened(example.image, channels, example.name, True, white_level)
+            if len(chains) > 1:  # decoded once, not a part of it for each view
+                image = decode.whole(image)
             random = chance.at(position)
-            return {
+            own = {
                 name: chain(image, random, example.name)
                 for name, chain in chains.items()
+                if name not in aligned
             }
+            repeated = {
+                name: chains[name](image, chance.at(position), example.name)
+                for name in aligned
+            }
+            return own | repeated
 
         return loader.load(order[position], views)
 

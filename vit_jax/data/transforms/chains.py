@@ -20,11 +20,18 @@ Published training chains:
     big_vision, to 384   "resize_small(448)|random_crop|flip_lr" in transfer
     DeiT                 "random_resized_crop|flip_lr
                          |timm_randaugment('rand-m9-mstd0.5-inc1')"
+    MAE                  "random_resized_crop(area_min=0.2)|flip_lr" in pretraining,
+                         DeiT's in fine-tuning,
+                         "random_resized_crop(retry=False)|flip_lr" in linear probing
     DeiT-III             "random_resized_crop|flip_lr|three_augment
                          |color_jitter(0.3, 0.3, 0.3)"
     with its simple crop "resize_small(interpolation='bicubic_antialias',
                          rounding='down')|random_crop(padding=4)|flip_lr
                          |three_augment|color_jitter(0.3, 0.3, 0.3)"
+    DINO                 "random_resized_crop(area_min=0.4)|flip_lr
+                         |color_jitter(0.4, 0.4, 0.2, 0.1, prob=0.8)|grey(prob=0.2)
+                         |blur(prob=0.1)|solarize(prob=0.2)" for the second of its views
+                         (vit_jax/objectives/multi_crop.py has all)
 
 Published evaluation chains:
 

@@ -16,25 +16,33 @@ from vit_jax.data.transforms.operations import (
 )
 
 
-def grey() -> Operation:
-    """Sets every channel to the luminance (torchvision's Grayscale, by Pillow)."""
-    return _operation(lambda image, _: _desaturated(image))
+def grey(prob=1.0) -> Operation:
+    """Sets every channel to the luminance (torchvision's Grayscale, by Pillow).
+
+    A share `prob` of the images, drawn at random, is changed.
+    """
+    return _operation(lambda image, _: _desaturated(image), prob=prob)
 
 
-def solarize(threshold=128) -> Operation:
-    """Inverts values of at least the threshold (PIL.ImageOps.solarize)."""
+def solarize(threshold=128, prob=1.0) -> Operation:
+    """Inverts values of at least the threshold (PIL.ImageOps.solarize).
+
+    A share `prob` of the images, drawn at random, is changed.
+    """
     check_number("threshold", threshold, 0, 256, whole=True)
-    return _operation(lambda image, _: tones.solarize(image, threshold))
+    return _operation(lambda image, _: tones.solarize(image, threshold), prob=prob)
 
 
-def blur(radius_min=0.1, radius_max=2.0) -> Operation:
+def blur(radius_min=0.1, radius_max=2.0, prob=1.0) -> Operation:
     """Blurs with a Gaussian of uniformly drawn radius (DeiT-III, arXiv:2204.07118).
 
-    The blur is Pillow's.
+    The blur is Pillow's. A share `prob` of the images, drawn at random, is blurred.
     """
     radius = check_bounds("radius", radius_min, radius_max)
     return _operation(
-        lambda image, rng: tones.blur(image, rng.uniform(*radius)), random=True
+        lambda image, rng: tones.blur(image, rng.uniform(*radius)),
+        random=True,
+        prob=prob,
     )
 
 
@@ -48,12 +56,14 @@ def three_augment() -> Operation:
     return _operation(apply, random=True)
 
 
-def color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0) -> Operation:
+def color_jitter(
+    brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, prob=1.0
+) -> Operation:
     """Changes brightness, contrast, saturation and hue (torchvision's ColorJitter).
 
     For an amount x each factor is uniform between 1 − x (at least 0) and 1 + x; the
     hue's is uniform between −x and x, in turns around the colour circle. The order is
-    random.
+    random. A share `prob` of the images, drawn at random, is changed.
     """
     amounts = {
         "brightness": brightness,
@@ -75,7 +85,7 @@ def color_jitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0) -> Opera
                 image = adjust(image, rng.uniform(low, centre + amount))
         return image
 
-    return _operation(apply, random=True)
+    return _operation(apply, random=True, prob=prob)
 
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -115,5 +125,13 @@ def _desaturated(image: np.ndarray) -> np.ndarray:
     return tones.in_channels(tones.luminance(image), image.shape[2])
 
 
-def _operation(apply, random: bool = False) -> Operation:
-    return Operation(apply, keep_size, random, COLOURED)
+def _operation(apply, random: bool = False, prob: float = 1.0) -> Operation:
+    """Makes the operation, applied to a share `prob` of the images."""
+    check_number("prob", prob, 0, 1)
+    if prob == 1:  # draws nothing more, so the images of earlier versions stay
+        return Operation(apply, keep_size, random, COLOURED)
+
+    def sometimes(image, rng):
+        return apply(image, rng) if rng.random() < prob else image
+
+    return Operation(sometimes, keep_size, True, COLOURED)

@@ -12,6 +12,7 @@ from vit_jax.data.transforms.operations import (
     Operation,
     check_bounds,
     check_choice,
+    check_flag,
     check_number,
     keep_size,
     read_size,
@@ -95,20 +96,25 @@ def resized_crop_box(
     rng: np.random.Generator,
     area: tuple[float, float],
     aspect: tuple[float, float],
+    retry: bool = True,
 ) -> Box:
     """Draws (top, left, height, width) like torchvision's RandomResizedCrop.
 
     The area, as a fraction of the image's, is uniform, and so is the logarithm of the
     aspect (width over height). A box that does not fit is drawn again, at most 10
     times; after that the box is the largest at the centre whose aspect is within
-    bounds.
+    bounds. Without `retry`, a side that does not fit becomes that of the image, as in
+    MAE's linear probe (arXiv:2111.06377).
     """
     height, width = size
-    for _ in range(10):
+    for _ in range(10 if retry else 1):
         pixels = rng.uniform(*area) * height * width
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
         box_width = round(math.sqrt(pixels * ratio))
         box_height = round(math.sqrt(pixels / ratio))
+        if not retry:
+            box_width = max(1, min(box_width, width))
+            box_height = max(1, min(box_height, height))
         if 0 < box_width <= width and 0 < box_height <= height:
             return (*_corner(size, (box_height, box_width), rng), box_height, box_width)
     box_height = max(1, min(height, round(width / aspect[0])))
@@ -128,7 +134,7 @@ def inception_crop(
 ) -> Operation:
     """Cuts out a random box as big_vision and vision_transformer do, and resizes it."""
     area, aspect = (area_min, area_max), (aspect_min, aspect_max)
-    check_choice("rounded", rounded, (True, False))
+    check_flag("rounded", rounded)
     draw = functools.partial(inception_box, rounded=rounded)
     return _cut_and_resize(draw, size, area, aspect, interpolation)
 
@@ -140,13 +146,17 @@ def random_resized_crop(
     aspect_min=3 / 4,
     aspect_max=4 / 3,
     interpolation="bicubic_antialias",
+    retry=True,
 ) -> Operation:
     """Cuts out and resizes a random box (torchvision's RandomResizedCrop).
 
-    The default interpolation is that of DeiT and its successors.
+    The default interpolation is that of DeiT and its successors. See `resized_crop_box`
+    for `retry`.
     """
     area, aspect = (area_min, area_max), (aspect_min, aspect_max)
-    return _cut_and_resize(resized_crop_box, size, area, aspect, interpolation)
+    check_flag("retry", retry)
+    draw = functools.partial(resized_crop_box, retry=retry)
+    return _cut_and_resize(draw, size, area, aspect, interpolation)
 
 
 def random_crop(size, padding=0) -> Operation:

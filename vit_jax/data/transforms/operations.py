@@ -91,6 +91,12 @@ def check_choice(kind: str, name, known: Iterable[Any]) -> None:
         raise ValueError(unknown(kind, name, known))
 
 
+def check_flag(name: str, value) -> None:
+    """Checks that an argument is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False")
+
+
 def unknown(kind: str, name, known: Iterable[Any]) -> str:
     """Returns the message about an unknown name."""
     end = did_you_mean(name, known) or "."

@@ -16,7 +16,7 @@ the compiler's estimates for v5e, with these kernels and with XLA's attention
 
 Layout. Query, key and value have the projections' layout, [b, n, heads · k], so they
 need neither transposition nor padding in memory. Registers are 128 lanes wide, heads
-have 64 to 128 channels: a head is read with all the registers that it touches (its
+have 32 to 128 channels: a head is read with all the registers that it touches (its
 window), and the channels of its neighbours are zeroed in one factor of each product,
 which adds nothing to the sum. In the output, a select discards the results for a
 neighbour's channels. The matrix unit works on 128 × 128 blocks, so none of this costs
@@ -51,6 +51,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 _LANES = 128  # of a vector register
+_FEWEST = 32  # channels of a head; fewer would leave most of the matrix unit idle
 # Maximum number of queries at a time, and maximum bytes of a piece of scores.
 _ROWS, _SCORES = 320, 700_000
 # Bytes of VMEM that a grid step may take: by our estimate, which leaves out what the
@@ -160,7 +161,7 @@ def lanes_a_head(
     A head gets a register of its own if heads side by side do not fit.
     """
     channels, dtype = width // num_heads, jnp.dtype(dtype)
-    if not 64 <= channels <= _LANES or dtype not in (jnp.bfloat16, jnp.float32):
+    if not _FEWEST <= channels <= _LANES or dtype not in (jnp.bfloat16, jnp.float32):
         return 0
     for lanes in (channels, _LANES):
         sizes = tokens, num_heads * lanes, num_heads, dtype.itemsize

@@ -12,6 +12,7 @@ from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.geometry import difference
 from vit_jax.weights.formats.heads import FLAX, find_head
 from vit_jax.weights.formats.layout import (
+    BESIDE,
     NO_HINTS,
     SAME,
     Hints,
@@ -247,8 +248,9 @@ def inexpressible_in_both(a: Architecture) -> list[str]:
         "queries, keys and values without bias": not a.qkv_bias,
         "the norm after pooling": a.norm == "after_pool",
         "a class token with pooling that ignores it": (
-            a.class_token and a.pooling != "cls"
+            a.class_token and a.pooling not in ("cls", "cls_gap")
         ),
+        BESIDE: a.pooling == "cls_gap",
     }
     phrases = [phrase for phrase, present in has.items() if present]
     return phrases + unnamed_kinds(a, MLPS)

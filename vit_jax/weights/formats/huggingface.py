@@ -1,11 +1,14 @@
-"""Hugging Face's format: ViT and DeiT of the library transformers.
+"""Hugging Face's format: ViT, DeiT, DINOv2, I-JEPA and SigLIP of transformers.
 
 Files have the names of the modules in version 4, which version 5 still writes. The
-names of version 5's modules in memory are read too.
+names of version 5's modules in memory are read too. The families' names are rows of
+huggingface_families.py.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
 
 from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Spec
@@ -14,29 +17,47 @@ from vit_jax.weights.formats.heads import find_head
 from vit_jax.weights.formats.huggingface_config import (
     HuggingFaceConfig,
     lost,
-    read_preprocessing,
 )
 from vit_jax.weights.formats.huggingface_config import companions as companions
+from vit_jax.weights.formats.huggingface_families import (
+    HEADS,
+    IMAGENET,
+    MLPS,
+    PREFIXES,
+    Family,
+    family_in_table,
+    family_of_names,
+    family_to_write,
+    prefix_of,
+)
+from vit_jax.weights.formats.huggingface_mae import (
+    DECODER_TABLE,
+    decoder_pieces,
+    has_decoder,
+)
+from vit_jax.weights.formats.huggingface_processor import read_preprocessing
 from vit_jax.weights.formats.labels import from_tables
 from vit_jax.weights.formats.layout import (
     NO_HINTS,
     SAME,
     Format,
     Hints,
+    Layout,
     Piece,
     Reading,
     Row,
     Shapes,
     positions,
-    unnamed_kinds,
 )
 from vit_jax.weights.formats.meaning import read_outputs
 from vit_jax.weights.formats.prefixes import anchors, find_prefix
 from vit_jax.weights.formats.shapes import grid_of, numbers, sizes
 from vit_jax.weights.formats.torch_layers import (
+    QKV,
     check_heads,
     conv,
     features,
+    fused,
     heads_by_sizes,
     linear,
     linear_without_bias,
@@ -45,41 +66,38 @@ from vit_jax.weights.formats.torch_layers import (
     refuse,
 )
 
-_PATCHES = "embeddings.patch_embeddings.projection"
-_LAYER = "encoder.layer."
-_STEM, _BLOCK = rf"{re.escape(_PATCHES)}\.", r"encoder\.layer\.\d+\.attention\."
-_ANCHORS = anchors(
-    stem=rf"(?:(?:vit|deit)\.)?{_STEM}", blocks=rf"(?:(?:vit|deit)\.)?{_BLOCK}"
-)
-_ENCODER = re.compile(rf"(vit\.|deit\.|)(?:{_STEM}|{_BLOCK})")
-# Names in memory in transformers 5 → names in its files.
-_RENAMES = (
-    (r"^layers\.(\d+)\.", rf"{_LAYER}\1."),
-    (r"\.attention\.q_proj\.", ".attention.attention.query."),
-    (r"\.attention\.k_proj\.", ".attention.attention.key."),
-    (r"\.attention\.v_proj\.", ".attention.attention.value."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-)
-_HEADS = ("classifier", "cls_classifier", "distillation_classifier")
-_HEAD_NAMES = [f"{head}.{leaf}" for head in _HEADS for leaf in ("weight", "bias")]
-_QKV_BIAS = re.compile(r"\.attention\.attention\.(query|key|value)\.bias$")
-# Parts used only for pretraining, which are not read.
-_LEFT_OUT = re.compile(r"decoder\.")
+_PREFIX = rf"(?:(?:{'|'.join(p.removesuffix('.') for p in PREFIXES)})\.)?"
+_STEM = r"embeddings\.(?:patch_embeddings\.projection|patch_embedding)\."
+_BLOCK = r"encoder\.(?:layer\.\d+\.attention|layers\.\d+\.self_attn)\."
+_ANCHORS = anchors(stem=_PREFIX + _STEM, blocks=_PREFIX + _BLOCK)
+_ENCODER = re.compile(rf"({_PREFIX})(?:{_STEM}|{_BLOCK})")
+# CLIP has SigLIP's names and these.
+_CLIP = re.compile(r"(?:.*\.)?(?:embeddings\.class_embedding|pre_layrnorm\.weight)$")
+_HEAD_NAMES = [f"{head}.{leaf}" for head in HEADS for leaf in ("weight", "bias")]
+# Parts used only for pretraining. The decoder of ViTMAE has a table of its own; others
+# are not read.
+_LEFT_OUT = re.compile(r"decoder\.|text_model\.|logit_(scale|bias)$")
 _UNSUPPORTED = {
     r".*layers\.\d+\.(blocks|downsample)\b": "stages of several resolutions (Swin)",
     r".*relative_position": "relative position biases",
+    r".*\.mlp\.(weights_in|weights_out|gate_proj|up_proj)\.": (
+        "gated MLPs (SwiGLU, of DINOv2's giant model)"
+    ),
+    r".*detection_tokens$": "detection tokens",
+    r".*rope": "rotary position embeddings",
+}
+# The same of families that lack them.
+_ELSEWHERE = {
     r".*(lambda_?\d|layer_scale)": "LayerScale (of BEiT and DINOv2)",
     r".*\.norm[12]\.": "blocks of DINOv2",
-    r".*detection_tokens$": "detection tokens",
     r".*register_tokens$": "register tokens",
-    r".*rope": "rotary position embeddings",
 }
 
 
 def _recognises(names: Iterable[str]) -> bool:
-    return any(_ANCHORS.stem.match(name) for name in names)
+    names = list(names)
+    found = any(_ANCHORS.stem.match(name) for name in names)
+    return found and not any(_CLIP.match(name) for name in names)
 
 
 def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Piece]:
@@ -88,26 +106,28 @@ def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Pie
         name.removeprefix(wrapper) for name in specs if name.startswith(wrapper)
     ]
     encoder = next(match[1] for name in unwrapped if (match := _ENCODER.match(name)))
-    stem = specs.get(f"{wrapper}{encoder}{_PATCHES}.weight")
-    width = next(iter(stem.shape), None) if stem else None
-    head = find_head(specs, wrapper, _HEAD_NAMES, width)
+    own = [name.removeprefix(encoder) for name in unwrapped if name.startswith(encoder)]
+    family = family_of_names(own, encoder)
+    # What is called a head there is a part of the encoder.
+    beside = re.compile(re.escape(wrapper + encoder) + family.beside)
+    visible = {name: spec for name, spec in specs.items() if not beside.match(name)}
+    stem = specs.get(f"{wrapper}{encoder}{family.patches}.weight")
+    head = find_head(visible, wrapper, _HEAD_NAMES, _width(visible, wrapper, stem))
     inner = head.pieces | {
         name: Piece(wrapper + name)
         for name in unwrapped
         if wrapper + name not in head.skipped
     }
-    prefix = _prefix(
-        any(name.endswith("embeddings.distillation_token") for name in inner),
-        any(name.startswith(_HEADS) for name in inner),
-    )
-    pieces = {}
+    has_head = any(name.startswith(HEADS) for name in inner)
+    prefix = prefix_of(family, has_head)
+    pieces = decoder_pieces(wrapper, unwrapped, family.renames)
     for name, piece in inner.items():
-        if _LEFT_OUT.match(name):
+        if _LEFT_OUT.match(name) or (has_head and beside.match(wrapper + name)):
             continue
         table_name = name
-        if name.startswith(encoder) and not name.startswith(_HEADS):
+        if name.startswith(encoder) and not name.startswith(HEADS):
             part = name.removeprefix(encoder)
-            for pattern, replacement in _RENAMES:
+            for pattern, replacement in family.renames:
                 part = re.sub(pattern, replacement, part)
             table_name = prefix + part
         # If two names mean one tensor, the second stays unchanged and is reported.
@@ -115,36 +135,50 @@ def _pieces(specs: Mapping[str, Spec], hints: Hints = NO_HINTS) -> dict[str, Pie
     return pieces
 
 
+def _width(specs: Mapping[str, Spec], wrapper: str, stem: Spec | None) -> int | None:
+    """Returns the number of features that a head reads; None if unknown."""
+    width = next(iter(stem.shape), None) if stem else None
+    own = specs.get(f"{wrapper}{HEADS[0]}.weight")
+    # The class token and the mean of the patches, if the table's own head says so.
+    two = width and own and own.shape[1:] == (2 * width,)
+    return 2 * width if width and two else width
+
+
 def _read(shapes: Shapes, hints: Hints) -> Reading:
     hints = of_companions(hints)
-    distillation = any(n.endswith("embeddings.distillation_token") for n in shapes)
+    family = family_in_table(shapes)
     # Whether the table's names have a prefix depends on the head.
-    p = _prefix(distillation, any(name.startswith(_HEADS) for name in shapes))
-    layers = numbers(shapes, f"{p}{_LAYER}", ".")
-    refuse(features(shapes, _UNSUPPORTED))
-    config = HuggingFaceConfig(hints.config)
+    p = prefix_of(family, any(name.startswith(HEADS) for name in shapes))
+    layers = numbers(shapes, f"{p}{family.layers}", ".")
+    refuse([*features(shapes, _UNSUPPORTED), *_unusual(shapes, family, p)])
+    config = HuggingFaceConfig(hints.config, family)
+    distillation = any(n.endswith("embeddings.distillation_token") for n in shapes)
     kernel, position, hidden = sizes(
         shapes,
         {
-            f"{p}{_PATCHES}.weight": 4,
-            f"{p}embeddings.position_embeddings": 3,
-            f"{_of_any_layer(shapes, p, layers, 'intermediate.dense')}.weight": 2,
+            f"{p}{family.patches}.weight": 4,
+            f"{p}{family.positions}": 2 if family.positions.endswith("weight") else 3,
+            f"{_of_any_layer(shapes, p, layers, family)}.weight": 2,
         },
     )
     width, patch_size = kernel[0], (kernel[2], kernel[3])
     size = width, len(layers), hidden[0]
+    registers = 0
+    if family.registers:
+        registers = shapes.get(f"{p}embeddings.register_tokens", (1, 0))[1]
     config.check(
         width=width,
         depth=len(layers),
         mlp_dim=hidden[0],
         channels=kernel[1],
         patch_size=patch_size,
+        registers=registers,
     )
     assumed = []
     _, grid = grid_of(
-        "position_embeddings",
-        position[1],
-        [1 + int(distillation)],
+        family.positions.rpartition("embeddings.")[2],
+        position[-2],
+        [int(family.class_token) + int(distillation)],
         patch_size,
         hints,
         config.image_size,
@@ -159,7 +193,8 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         assumed.append(sentence)
     with_teacher = "cls_classifier.weight" in shapes
     head = "cls_classifier.weight" if with_teacher else "classifier.weight"
-    pooler = "" if p else "pooler.dense.weight"
+    pooler = "pooler.dense.weight" if family.pooler and not p else ""
+    pooling = _pooling(shapes, family, p, shapes.get(head, ())[1:] == (2 * width,))
     architecture = Architecture(
         width=width,
         depth=len(layers),
@@ -169,18 +204,28 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
         num_classes=outputs(shapes, head),
         channels=kernel[1],
+        pooling=pooling,
+        class_token=family.class_token,
+        class_token_position=family.class_token,
+        registers=registers,
+        layer_scale=family.layer_scale,
         distillation_token=distillation,
         distillation_head=with_teacher or not distillation,
         pre_logits=outputs(shapes, pooler),
         gelu=config.gelu,
         layernorm_epsilon=config.layernorm_epsilon,
-        qkv_bias=any(_QKV_BIAS.search(name) for name in shapes),
+        qkv_bias=any(name.endswith(_biases(family)) for name in shapes),
     )
     if architecture.pre_logits:
         config.check_pooler()
     if architecture.num_classes and f"{p}pooler.dense.weight" in shapes:
         assumed += config.about_pooler()
-    preprocessing, sentences = read_preprocessing(hints, architecture)
+    assumed += config.about_head(architecture)
+    own, _ = family_to_write(architecture)
+    if has_decoder(shapes) or config.masked:
+        # Released masked autoencoders have the same as DeiT.
+        family = family._replace(values=IMAGENET)
+    preprocessing, sentences = read_preprocessing(hints, architecture, family)
     assumed += sentences
     class_names, sentences = from_tables(hints.config, architecture.num_classes)
     meaning, unknown = read_outputs(hints.config, architecture.num_classes)
@@ -189,39 +234,75 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         preprocessing,
         class_names,
         (*config.assumed, *assumed, *sentences, *unknown),
-        posemb_resize="bicubic_torch",
+        posemb_resize=family.posemb_resize,
         outputs=meaning,
         outputs_known=bool(hints.config),
+        # Others can be read too, such as a classifier of SigLIP.
+        rows=() if own is family else tuple(_rows_of(architecture, family)),
     )
+
+
+def _unusual(shapes: Shapes, family: Family, p: str) -> Iterator[str]:
+    """Yields features that no `Architecture` has, or not in this family."""
+    own = "|".join(re.escape(part) for part in family.layer.values())
+    held = rf".*\.(?:{own})(?:\.|$)"
+    others = {name: s for name, s in shapes.items() if not re.match(held, name)}
+    if family.registers:
+        others.pop(f"{p}embeddings.register_tokens", None)
+    yield from features(others, _ELSEWHERE)
+    if len(shapes.get(f"{p}{family.patches}.weight", ())) == 2:
+        yield (
+            "any number of patches, which masks tell apart from padding (NaFlex: "
+            f"{p}{family.patches}.weight reads rows of pixels)"
+        )
+
+
+def _pooling(shapes: Shapes, family: Family, p: str, two: bool) -> str:
+    """Returns our name of the pooling; `two`: the head reads twice the width."""
+    if f"{p}head.probe" in shapes:
+        return "map"
+    if not family.class_token:
+        return "gap"
+    return "cls_gap" if two and "cls_gap" in family.with_head else "cls"
 
 
 def _rows(architecture: ViTOrMixer) -> list[Row]:
-    a = architecture
-    assert isinstance(a, Architecture)
-    p = _prefix(a.distillation_token, bool(a.num_classes))
-    rows = [Row(f"{p}embeddings.cls_token", ("cls",), SAME)]
-    if a.distillation_token:
-        rows.append(Row(f"{p}embeddings.distillation_token", ("distillation",), SAME))
-    rows.append(
-        Row(
-            f"{p}embeddings.position_embeddings",
-            ("pos_embed_prefix", "pos_embed"),
-            positions(a.grid, a.num_position_prefix),
-        )
-    )
-    rows += conv(f"{p}{_PATCHES}", "patch_embed")
+    assert isinstance(architecture, Architecture)
+    family, _ = family_to_write(architecture)
+    return _rows_of(architecture, family)
+
+
+def _rows_of(a: Architecture, family: Family) -> list[Row]:
+    """Makes the table of a family."""
+    p = prefix_of(family, bool(a.num_classes))
+    tokens = {
+        "cls_token": ("cls", a.class_token),
+        "distillation_token": ("distillation", a.distillation_token),
+        "register_tokens": ("registers", a.registers),
+    }
+    rows = [
+        Row(f"{p}embeddings.{theirs}", (ours,), SAME)
+        for theirs, (ours, there) in tokens.items()
+        if there
+    ]
+    prefix = a.num_position_prefix
+    ours = ("pos_embed_prefix", "pos_embed") if prefix else ("pos_embed",)
+    layout = positions(a.grid, prefix)
+    if family.positions.endswith("weight"):
+        layout = _without_batch(layout)
+    rows.append(Row(f"{p}{family.positions}", ours, layout))
+    rows += conv(f"{p}{family.patches}", "patch_embed")
     for i in range(a.depth):
-        theirs, ours = f"{p}{_LAYER}{i}", f"blocks_{i:02d}"
-        rows += norm(f"{theirs}.layernorm_before", f"{ours}/norm1")
-        projection = linear if a.qkv_bias else linear_without_bias
-        for part in ("query", "key", "value"):
-            rows += projection(
-                f"{theirs}.attention.attention.{part}", f"{ours}/attention/{part}"
-            )
-        rows += linear(f"{theirs}.attention.output.dense", f"{ours}/attention/out")
-        rows += norm(f"{theirs}.layernorm_after", f"{ours}/norm2")
-        rows += _MLPS[a.mlp_type](theirs, f"{ours}/mlp")
-    rows += norm(f"{p}layernorm", "norm")
+        rows += _layer(a, family, f"{p}{family.layers}{i}", f"blocks_{i:02d}")
+    rows += norm(f"{p}{family.norm}", "norm")
+    if a.pooling == "map":
+        theirs, ours = f"{p}head", "map_head"
+        rows.append(Row(f"{theirs}.probe", (f"{ours}/probe",), SAME))
+        rows += fused(f"{theirs}.attention.in_proj", f"{ours}/attention", QKV, "_")
+        rows += linear(f"{theirs}.attention.out_proj", f"{ours}/attention/out")
+        rows += norm(f"{theirs}.layernorm", f"{ours}/norm")
+        for part in MLPS[a.mlp_type]:
+            rows += linear(f"{theirs}.{family.layer[part]}", f"{ours}/{part}")
     if a.pre_logits:
         rows += linear("pooler.dense", "pre_logits")
     if a.num_classes and a.distillation_token and a.distillation_head:
@@ -232,53 +313,62 @@ def _rows(architecture: ViTOrMixer) -> list[Row]:
     return rows
 
 
-def _inexpressible(architecture: ViTOrMixer) -> list[str]:
+def _layer(a: Architecture, family: Family, theirs: str, ours: str) -> list[Row]:
+    """Makes the rows of a block."""
+    qkv = linear if a.qkv_bias else linear_without_bias
+    scales = ("layer_scale1", "layer_scale2") if a.layer_scale else ()
+    parts = [
+        *((part, norm) for part in ("norm1", "norm2")),
+        *((f"attention/{part}", qkv) for part in QKV),
+        *((part, linear) for part in ("attention/out", *MLPS[a.mlp_type])),
+        *((part, _scale) for part in scales),
+    ]
+    return [
+        row
+        for part, kind in parts
+        for row in kind(f"{theirs}.{family.layer[part]}", f"{ours}/{part}")
+    ]
+
+
+def _scale(theirs: str, ours: str) -> list[Row]:
+    return [Row(theirs, (ours,), SAME)]
+
+
+def _without_batch(layout: Layout) -> Layout:
+    """Makes the layout of an array that lacks the first axis, of size 1."""
+    return Layout(lambda x: layout.read(x[None]), lambda *xs: layout.write(*xs)[0])
+
+
+def _regenerated(architecture: ViTOrMixer) -> dict[str, np.ndarray]:
     a = architecture
-    if isinstance(a, MixerArchitecture):
+    assert isinstance(a, Architecture)
+    family, _ = family_to_write(a)
+    if not family.mask_token:
+        return {}
+    name = f"{prefix_of(family, bool(a.num_classes))}embeddings.mask_token"
+    return {name: np.zeros((*family.mask_token, a.width), np.float32)}
+
+
+def _inexpressible(architecture: ViTOrMixer) -> list[str]:
+    if isinstance(architecture, MixerArchitecture):
         return ["an MLP-Mixer"]
-    has = {
-        "sin-cos positions": a.posemb != "learned",
-        "a trunk": a.trunk is not None,
-        "register tokens": a.registers,
-        "LayerScale": a.layer_scale,
-        "the mean of the patches as the head's input": a.pooling == "gap",
-        "attention pooling": a.pooling == "map",
-        "a class token without a position": (
-            a.class_token and not a.class_token_position
-        ),
-        "the norm after pooling": a.norm == "after_pool",
-        "a tanh layer before a head": a.pre_logits and a.num_classes,
-        "a distillation token whose head is missing": (
-            a.distillation_token and a.distillation_head and not a.num_classes
-        ),
-    }
-    phrases = [phrase for phrase, present in has.items() if present]
-    return phrases + unnamed_kinds(a, _MLPS)
+    _, problems = family_to_write(architecture)
+    return problems
 
 
-def _mlp(theirs: str, ours: str) -> list[Row]:
-    first = linear(f"{theirs}.intermediate.dense", f"{ours}/fc1")
-    return first + linear(f"{theirs}.output.dense", f"{ours}/fc2")
+def _biases(family: Family) -> tuple[str, ...]:
+    """Returns the ends of the names of the biases of queries, keys and values."""
+    return tuple(f".{family.layer[f'attention/{part}']}.bias" for part in QKV)
 
 
-# Kind of MLP → its rows in a layer.
-_MLPS = {"plain": _mlp}
-
-
-def _prefix(distillation: bool, head: bool) -> str:
-    """Returns the prefix of the encoder's names; without a head they have none."""
-    if not head:
-        return ""
-    return "deit." if distillation else "vit."
-
-
-def _of_any_layer(shapes: Shapes, prefix: str, layers: list[int], part: str) -> str:
+def _of_any_layer(
+    shapes: Shapes, prefix: str, layers: list[int], family: Family
+) -> str:
     # All layers have the same shapes. If the first one lacks the part, another one
     # serves, and the missing part is reported together with all other problems.
-    names = [f"{prefix}{_LAYER}{i}.{part}" for i in layers]
-    return next(
-        (n for n in names if f"{n}.weight" in shapes), f"{prefix}{_LAYER}0.{part}"
-    )
+    start, part = f"{prefix}{family.layers}", family.layer["mlp/fc1"]
+    names = [f"{start}{i}.{part}" for i in layers]
+    return next((n for n in names if f"{n}.weight" in shapes), f"{start}0.{part}")
 
 
 FORMAT = Format(
@@ -291,13 +381,17 @@ FORMAT = Format(
     rows=_rows,
     inexpressible=_inexpressible,
     lost=lost,
-    # The mask token of masked image modelling, and a pooler that classifiers ignore.
-    ignored=(
-        *(f"{p}embeddings.mask_token" for p in ("", "vit.", "deit.")),
-        *(
-            f"{p}pooler.dense.{leaf}"
-            for p in ("vit.", "deit.")
-            for leaf in ("weight", "bias")
-        ),
+    regenerated=_regenerated,
+    # The mask token of masked image modelling, numbers of positions, and a pooler that
+    # classifiers ignore.
+    ignored=tuple(
+        f"{p}{name}"
+        for p in ("", *PREFIXES)
+        for name in (
+            "embeddings.mask_token",
+            "embeddings.position_ids",
+            *(f"pooler.dense.{leaf}" for leaf in ("weight", "bias") if p),
+        )
     ),
+    decoder=DECODER_TABLE,
 )

@@ -10,17 +10,24 @@ import numpy as np
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer, abstract_params
+from vit_jax.models.decoder import DECODER, DecoderFacts
 from vit_jax.models.positions import sincos2d
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats import (
     big_vision,
     google,
     huggingface,
+    mae,
     mmpretrain,
     timm,
     torchvision,
 )
 from vit_jax.weights.formats.choosing import choose, what_was_taken
+from vit_jax.weights.formats.decoder_positions import (
+    shapes_of_decoder,
+    with_stored_positions,
+    without_fixed_positions,
+)
 from vit_jax.weights.formats.heads import of_heads
 from vit_jax.weights.formats.labels import from_saved
 from vit_jax.weights.formats.layout import (
@@ -44,7 +51,10 @@ logger = logging.getLogger(__name__)
 # In the order in which they are tried on a file's names.
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
-    for module in (google, big_vision, huggingface, torchvision, mmpretrain, timm)
+    for module in (
+        *(google, big_vision, huggingface, torchvision, mmpretrain),
+        *(mae, timm),
+    )
 }
 
 
@@ -73,14 +83,23 @@ def read_tensors(
         unread = (name for name in tensors.specs if name not in read)
         heads = [] if of_heads(pieces) else of_heads(unread, chosen.prefix)
         hints = hints._replace(headless=bool(heads))
-        reading = format.read(piece_shapes(tensors.specs, pieces), hints)
+        shapes = piece_shapes(tensors.specs, pieces)
+        reading = format.read(shapes, hints)
         architecture = reading.architecture
-        rows = format.rows(architecture)
+        rows = [*(reading.rows or format.rows(architecture))]
+        expected = shapes_of(architecture)
+        if format.decoder is not None:
+            reading = format.decoder.read(shapes, reading, hints)
+        if format.decoder is not None and reading.decoder is not None:
+            assert isinstance(architecture, Architecture)
+            rows += format.decoder.rows(architecture, reading.decoder)
+            expected |= shapes_of_decoder(architecture, reading.decoder)
     except ValueError as error:
         raise UserError(
             f"{tensors.path} (in {format.title} format): {error}"
         ) from error
-    params = read_params(tensors, pieces, rows, shapes_of(architecture), format.ignored)
+    params = read_params(tensors, pieces, rows, expected, format.ignored)
+    reading, params = without_fixed_positions(reading, params)
     placed = [(row, pieces[row.theirs]) for row in rows]
     apart = tuple(c.prefix for c in others if c.prefix and c.entry == chosen.entry)
     own = [name for name in tensors.specs if not name.startswith(apart)]
@@ -101,8 +120,16 @@ def to_tensors(
     architecture: ViTOrMixer,
     params: Mapping[str, Any],
     preprocessing: Preprocessing,
+    decoder: DecoderFacts | None = None,
 ) -> tuple[ViTOrMixer, dict[str, np.ndarray], list[str]]:
     """Converts parameters to the tensors of a format.
+
+    Args:
+      format: the format.
+      architecture: the model's architecture.
+      params: its parameters, and those of the decoder if there is one.
+      preprocessing: the model's preprocessing.
+      decoder: the decoder, which is left out if the format has no names for it.
 
     Returns:
       The architecture of the file (with learned positions if the format cannot express
@@ -112,15 +139,33 @@ def to_tensors(
     Raises:
       UserError: lists the features that the format cannot express.
     """
-    lost = []
+    lost: list[str] = []
+    table = format.decoder
+    if decoder is None and table is not None and table.needed:
+        raise UserError(
+            f"{format.title} format is for models with a decoder, and this one has "
+            "none: the names of the encoder are those of the format timm"
+        )
+    if decoder is not None and table is None:
+        lost.append(
+            f"{format.title} format has no place for the decoder, which is left out"
+        )
+    written = decoder if table is not None else None
+    params = {name: value for name, value in params.items() if name != DECODER} | (
+        {DECODER: params[DECODER]} if written is not None else {}
+    )
     if _has_sincos(architecture) and format.inexpressible(architecture):
-        architecture, params = _written_out(architecture, params)
+        architecture, params = _written_out(
+            architecture, params, with_class_token=written is not None
+        )
         lost.append("the sin-cos positions are written out as numbers")
     if problems := format.inexpressible(architecture):
         others = [
             other.name
             for other in FORMATS.values()
-            if other is not format and not other.inexpressible(architecture)
+            if other is not format
+            and not other.inexpressible(architecture)
+            and not (other.decoder and other.decoder.needed and decoder is None)
         ]
         raise UserError(
             f"{format.title} format cannot express this model: {'; '.join(problems)}. "
@@ -132,8 +177,16 @@ def to_tensors(
             f"the value of white, {preprocessing.white_level:g}: scale images of more "
             "than 8 bits before readers of the file use them"
         )
-    arrays = write_tensors(flatten(params), format.rows(architecture))
-    return architecture, arrays, lost
+    rows = format.rows(architecture)
+    flat = flatten(params)
+    if table is not None and written is not None:
+        assert isinstance(architecture, Architecture)
+        lost = table.lost(written, lost)
+        rows = [row._replace(theirs=f"{table.prefix}{row.theirs}") for row in rows]
+        flat, learned = with_stored_positions(architecture, written, flat)
+        rows += table.rows(architecture, learned)
+    arrays = write_tensors(flat, rows)
+    return architecture, arrays | format.regenerated(architecture), lost
 
 
 def find_format(name: str) -> Format:
@@ -218,12 +271,19 @@ def _has_sincos(architecture: ViTOrMixer) -> bool:
 
 
 def _written_out(
-    architecture: Any, params: Mapping[str, Any]
+    architecture: Any, params: Mapping[str, Any], *, with_class_token: bool = False
 ) -> tuple[Architecture, dict[str, Any]]:
-    """Turns fixed positions into parameters, which leaves the function unchanged."""
+    """Turns fixed positions into parameters, which leaves the function unchanged.
+
+    With `with_class_token`, a class token without a position gets one of zeros.
+    """
     a = architecture
     positions = {"pos_embed": sincos2d(a.grid, a.width, a.sincos_denominator)}
     learned = dataclasses.replace(
         a, posemb="learned", sincos_denominator=Architecture.sincos_denominator
     )
+    if with_class_token and a.class_token and not a.num_position_prefix:
+        learned = dataclasses.replace(learned, class_token_position=True)
+        shape = (1, learned.num_position_prefix, a.width)
+        positions["pos_embed_prefix"] = np.zeros(shape, np.float32)
     return learned, dict(params) | positions

@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer
+from vit_jax.models.decoder import DecoderFacts
 from vit_jax.models.outputs import EXCLUSIVE
 from vit_jax.weights.files.tensors import Spec, Tensors
 from vit_jax.weights.formats.prefixes import Anchors
@@ -66,6 +67,7 @@ class Hints(NamedTuple):
     trained_image_size: tuple[int, int] | None = None  # passed as certain by the caller
     prefix: str | None = None  # of the model's names; None = the most likely one
     headless: bool = False  # the file has a head that is not understood
+    decoder_heads: int | None = None  # passed by the caller
 
 
 NO_HINTS = Hints()
@@ -81,9 +83,39 @@ class Reading(NamedTuple):
     posemb_resize: str = "bicubic"  # the method of the family's own code
     outputs: str = EXCLUSIVE  # what the head's outputs mean, a key of `MEANINGS`
     outputs_known: bool = False  # by a companion file or publisher; else assumed
+    # The table of the file if it is not the one in which the model would be written.
+    rows: tuple[Row, ...] = ()
+    decoder: DecoderFacts | None = None  # of a masked autoencoder
 
+
+# A phrase for `Format.inexpressible`: pooling "cls_gap".
+BESIDE = "a head on the class token and the mean of the patches, side by side"
 
 Shapes = Mapping[str, tuple[int, ...]]  # the table's name → shape
+
+
+class DecoderTable(NamedTuple):
+    """A format's table of the decoder of masked autoencoders.
+
+    Attributes:
+      read: shapes, description of the encoder, hints → the same with the decoder, if
+        the file has one. Its positions are learned ones, because only their numbers can
+        show that they are fixed.
+      rows: architecture of the encoder, decoder with learned positions → the table.
+      prefix: that of the encoder's names in a file with a decoder.
+      needed: whether the format is for models with a decoder only.
+      companions: content of the JSON files of the encoder, decoder → with the decoder.
+      lost: decoder, sentences about the encoder → the sentences about both.
+    """
+
+    read: Callable[[Shapes, Reading, Hints], Reading]
+    rows: Callable[[Architecture, DecoderFacts], list[Row]]
+    prefix: str = ""
+    needed: bool = False
+    companions: Callable[[dict[str, Any], DecoderFacts], dict[str, Any]] = (
+        lambda companions, _: companions
+    )
+    lost: Callable[[DecoderFacts, Sequence[str]], list[str]] = lambda _, lost: [*lost]
 
 
 class Format(NamedTuple):
@@ -106,6 +138,9 @@ class Format(NamedTuple):
       lost: expressible architecture, preprocessing → a sentence for each fact that the
         files do not record, such as numerics that readers of the format set themselves.
       ignored: the table's names that may be in a file and are not needed.
+      regenerated: architecture → arrays of `ignored` names that readers of the format
+        expect all the same, as the format's own library makes new ones.
+      decoder: the table of a masked autoencoder's decoder; None if it has no names.
     """
 
     name: str
@@ -118,6 +153,8 @@ class Format(NamedTuple):
     inexpressible: Callable[[ViTOrMixer], list[str]]
     lost: Callable[[ViTOrMixer, Preprocessing], list[str]]
     ignored: tuple[str, ...] = ()
+    regenerated: Callable[[ViTOrMixer], dict[str, np.ndarray]] = lambda _: {}
+    decoder: DecoderTable | None = None
 
 
 def one(read: Callable, write: Callable) -> Layout:
@@ -333,7 +370,7 @@ def _difference(row: Row, shape: tuple[int, ...], expected) -> str:
     try:
         found = [part.shape for part in row.layout.read(empty(shape))]
         fits = found == [expected[path] for path in row.ours]
-    except ValueError:
+    except (ValueError, IndexError):  # a tensor without dimensions cannot be split
         fits = False
     return "" if fits else f"{plain(row.theirs)} (expected {wanted}, found {shape})"
 

@@ -20,6 +20,7 @@ from vit_jax.weights.formats.bare import (
 )
 from vit_jax.weights.formats.heads import find_head
 from vit_jax.weights.formats.layout import (
+    BESIDE,
     NO_HINTS,
     SAME,
     Format,
@@ -250,6 +251,7 @@ def _inexpressible(architecture: ViTOrMixer) -> list[str]:
         "a trunk": a.trunk is not None,
         "register tokens": a.registers,
         "attention pooling": a.pooling == "map",
+        BESIDE: a.pooling == "cls_gap",
         "GELU tanh": a.gelu != "exact",
         "the norm after pooling of a class token": (
             a.norm == "after_pool" and a.pooling != "gap"

@@ -45,6 +45,11 @@ ADAPTED = (
 )
 _OTHERS = (
     Kind(
+        r"(^|\.)decoder_(embed|pred|blocks\.\d+)\.|(^|\.)decoder\.decoder_\w+\.",
+        "the decoder of a masked autoencoder without its encoder",
+        "Pass the file that has both, or the encoder alone",
+    ),
+    Kind(
         r"(relative_position_bias_table|layers\.\d+\.blocks\.\d+\.attn\.|"
         r"features\.\d+\.\d+\.attn\.qkv)",
         "a Swin Transformer or another model with windows",

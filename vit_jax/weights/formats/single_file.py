@@ -13,8 +13,9 @@ import numpy as np
 
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
-from vit_jax.models import MixerArchitecture, ViTOrMixer
+from vit_jax.models import Architecture, MixerArchitecture, ViTOrMixer
 from vit_jax.weights.files.tensors import Tensors
+from vit_jax.weights.formats.decoder_positions import shapes_of_decoder
 from vit_jax.weights.formats.known import shapes_of
 from vit_jax.weights.formats.layout import (
     SAME,
@@ -54,24 +55,44 @@ def read_single_file(tensors: Tensors) -> tuple[Description, dict[str, Any]]:
             f"{tensors.path}: its description is damaged ({one_line(str(error))}). Use "
             "another copy"
         ) from error
-    _check_size(description.architecture, tensors)
+    _check_size(description, tensors)
     shapes = shapes_of(description.architecture)
+    if description.decoder is not None:
+        shapes |= shapes_of_decoder(description.architecture, description.decoder)
     rows = [Row(path, (path,), SAME) for path in shapes]
     pieces = {name: Piece(name) for name in tensors.specs}
     return description, unflatten(read_params(tensors, pieces, rows, shapes))
 
 
-def _check_size(architecture: ViTOrMixer, tensors: Tensors) -> None:
-    """Rejects a model that the file cannot hold, before huge shapes are computed."""
-    a, trunk = architecture, getattr(architecture, "trunk", None)
+def _check_size(description: Description, tensors: Tensors) -> None:
+    """Rejects a model that the file cannot hold, before huge shapes are computed.
+
+    Raises:
+      UserError: it has more or larger tensors than the file; or a decoder beside a
+        model that has no patches to leave out.
+    """
+    a, decoder = description.architecture, description.decoder
+    trunk = getattr(a, "trunk", None)
+    if decoder is not None and not isinstance(a, Architecture):
+        raise UserError(
+            f"{tensors.path}: its description has a decoder beside an MLP-Mixer. Use "
+            "another copy"
+        )
     declared = a.depth + _TENSORS_A_UNIT * sum(trunk or ())
+    declared += 0 if decoder is None else decoder.depth
     if declared > len(tensors.specs):
         raise UserError(
             f"{tensors.path}: it holds {len(tensors.specs):,} tensors, but its "
             f"description is of a model with {declared:,} or more ({a.depth:,} blocks, "
             f"trunk {trunk}). Use another copy"
         )
-    largest = max(_extents(a))
+    extents = _extents(a)
+    if decoder is not None:
+        values = math.prod(a.patch_size) * a.channels
+        learned = math.prod(a.grid) * (decoder.posemb == "learned")
+        others = decoder.width, decoder.mlp_dim, values, learned
+        extents.append(decoder.width * max(others))
+    largest = max(extents)
     held = sum(math.prod(spec.shape) for spec in tensors.specs.values())
     if largest > held:
         raise UserError(

@@ -13,6 +13,7 @@ from vit_jax.weights.files.tensors import Spec
 from vit_jax.weights.formats.companion import of_companions
 from vit_jax.weights.formats.heads import find_head
 from vit_jax.weights.formats.layout import (
+    BESIDE,
     NO_HINTS,
     SAME,
     Format,
@@ -273,6 +274,7 @@ def _inexpressible(architecture: ViTOrMixer) -> list[str]:
         "a tanh layer before the head (pre_logits), which timm no longer computes": (
             a.pre_logits
         ),
+        BESIDE: a.pooling == "cls_gap",
         "positions for only one of class token and register tokens": (
             a.class_token
             and a.registers

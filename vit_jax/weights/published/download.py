@@ -16,7 +16,8 @@ import pathlib
 import re
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vit_jax.cache import cache_dir
@@ -28,6 +29,7 @@ from vit_jax.weights.published.hub_cache import find_in_hub_cache, in_snapshot
 from vit_jax.weights.published.names import (
     alternatives,
     find,
+    named_like,
     published_at,
     where_published,
 )
@@ -69,6 +71,7 @@ def resolve(
     text = os.path.expanduser(source)
     path = pathlib.Path(text)
     if os.path.exists(text):
+        _say_licence(named_like(path), path.name)
         return Resolved(in_snapshot(path), None)
     name, pin, sha256 = os.fspath(source).partition(_PIN)
     if pin and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
@@ -84,19 +87,21 @@ def resolve(
     name = re.sub("^gs://", f"{BUCKETS}/", name)
     if re.match("https?://", name):
         row = published_at(name)
+        _say_licence(row)
         mirrors = row.mirrors if row else ()
-        known = next((mirror.sha256 for mirror in mirrors if mirror.url == name), None)
-        return Resolved(fetch(name, sha256=sha256 or known, cache=cache), row)
+        known = next((mirror for mirror in mirrors if mirror.url == name), Mirror(name))
+        return Resolved(fetch(known, sha256=sha256, cache=cache), row)
     if path.is_absolute() or name.startswith((".", "~")):
         raise UserError(_nothing_at(path))
     row = find(name)
+    _say_licence(row)
     if row.note:
         logger.info("%s: %s", row.name, row.note)
     return Resolved(fetch(row, sha256=sha256, cache=cache), row)
 
 
 def fetch(
-    source: Published | str,
+    source: Published | Mirror | str,
     *,
     sha256: str | None = None,
     cache: str | os.PathLike[str] | None = None,
@@ -108,7 +113,7 @@ def fetch(
     their shards.
 
     Args:
-      source: a row of the table, or an https:// address.
+      source: a row of the table or one of its mirrors, or an https:// address.
       sha256: the expected checksum; by default the one in the table. It is compared
         each time, even if the file is in the cache already.
       cache: folder to download into; by default that of `vit_jax.cache`.
@@ -121,10 +126,12 @@ def fetch(
         for a file fetched by hand, and its checksum); the checksum of the file in the
         cache differs; or the cache cannot be written.
     """
-    mirrors = (Mirror(source),) if isinstance(source, str) else source.mirrors
+    if isinstance(source, str):
+        source = Mirror(source)
+    mirrors = (source,) if isinstance(source, Mirror) else source.mirrors
     folder = pathlib.Path(cache).expanduser() if cache else cache_dir()
     places = [(mirror, folder / _cache_path(mirror.url)) for mirror in mirrors]
-    name = shown(source) if isinstance(source, str) else source.name
+    name = shown(source.url) if isinstance(source, Mirror) else source.name
     in_hub_cache = [
         (mirror, path)
         for mirror in mirrors
@@ -132,8 +139,7 @@ def fetch(
     ]
     for mirror, path in places + in_hub_cache:
         if _in_cache(path):
-            known = sha256 or mirror.sha256
-            if problem := wrong_checksum(path, {"sha256": known} if known else {}):
+            if problem := wrong_checksum(path, _checksums(mirror, sha256)):
                 raise UserError(
                     f"{path} is not the file that {shown(mirror.url)} should be: "
                     f"{problem}. Remove it to download it again."
@@ -149,7 +155,7 @@ def fetch(
     failures: list[str] = []
     for mirror, path in places:
         try:
-            _download(mirror.url, path, sha256 or mirror.sha256)
+            _download(mirror.url, path, _checksums(mirror, sha256))
             return path
         except TransferError as error:
             # Files of one repository may fail with the same message.
@@ -163,36 +169,63 @@ def fetch(
             ) from error
     listed = "".join(f"\n  {failure}" for failure in failures)
     by_hand = _by_hand(places, sha256)
-    others = [] if isinstance(source, str) else alternatives(source)
+    others = [] if isinstance(source, Mirror) else alternatives(source)
     hint = f"\nSimilar weights on other hosts: {', '.join(others)}." if others else ""
     raise UserError(f"{name} could not be downloaded:{listed}\n{by_hand}{hint}")
 
 
-def _download(url: str, path: pathlib.Path, sha256: str | None) -> None:
+def _say_licence(row: Published | None, file: str = "") -> None:
+    """Logs the licence of weights unless it is a free one.
+
+    Args:
+      row: the published weights.
+      file: the name of a local file, by which it is taken for them.
+    """
+    if row is None or not row.licence:
+        return
+    what = f"{file}, by its name the published file," if file else f"{row.name}"
+    logger.warning(
+        "%s has a licence that does not allow every use: %s", what, row.licence
+    )
+
+
+def _checksums(mirror: Mirror, sha256: str | None) -> dict[str, str]:
+    """Returns the checksums to compare, by algorithm; the caller's comes first."""
+    if sha256 or mirror.sha256:
+        return {"sha256": sha256 or mirror.sha256 or ""}
+    return {"md5": mirror.md5} if mirror.md5 else {}
+
+
+def _download(url: str, path: pathlib.Path, checksums: Mapping[str, str]) -> None:
     """Downloads a file into the cache, with its companions and shards."""
     companions = COMPANIONS if _on_hub(url) else ()
     # Companions first: once the weights are in the cache, nothing else is downloaded.
     for name in companions:
         with contextlib.suppress(MissingFile):
             _transfer(urllib.parse.urljoin(url, name), path.with_name(name))
-    digest = _transfer(url, path, sha256)
+    digest = _transfer(url, path, checksums)
     if digest:
-        pin = "" if sha256 else f"; append {_PIN}{digest} to require exactly this file"
+        pin = ""
+        if "sha256" not in checksums:
+            pin = f"; append {_PIN}{digest} to require exactly this file"
         logger.info("downloaded %s from %s%s", path.name, shown(url), pin)
     for shard in _shards(path):
         _transfer(urllib.parse.urljoin(url, shard), path.with_name(shard))
 
 
-def _transfer(url: str, path: pathlib.Path, sha256: str | None = None) -> str:
+def _transfer(
+    url: str, path: pathlib.Path, checksums: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Calls `transfer`, for the hub with HF_ENDPOINT and HF_TOKEN."""
+    sha256, md5 = checksums.get("sha256"), checksums.get("md5")
     if not _on_hub(url):
-        return transfer(url, path, sha256=sha256)
+        return transfer(url, path, sha256=sha256, md5=md5)
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
     token = os.environ.get("HF_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     url = endpoint.rstrip("/") + url.removeprefix(HUB)
     try:
-        return transfer(url, path, sha256=sha256, headers=headers)
+        return transfer(url, path, sha256=sha256, md5=md5, headers=headers)
     except TransferError as error:
         if error.status.startswith(("401", "403")):
             hint = "private, gated or misspelt; set HF_TOKEN if you have access"
@@ -244,8 +277,9 @@ def _cache_path(url: str) -> pathlib.Path:
 
 def _by_hand(places: Sequence[tuple[Mirror, pathlib.Path]], sha256: str | None) -> str:
     lines = "".join(
-        f"\n  {shown(mirror.url)} belongs at {path} ({_known(sha256 or mirror.sha256)})"
+        f"\n  {shown(mirror.url)} belongs at {path} ({known})"
         for mirror, path in places
+        for known in [_known(_checksums(mirror, sha256))]
     )
     return (
         "Fetch one of these by other means and put it into the cache, or pass its path "
@@ -253,10 +287,11 @@ def _by_hand(places: Sequence[tuple[Mirror, pathlib.Path]], sha256: str | None) 
     )
 
 
-def _known(sha256: str | None) -> str:
-    if not sha256:
-        return "its checksum is unknown"
-    return f"its SHA-256 {'is' if len(sha256) == 64 else 'begins with'} {sha256}"
+def _known(checksums: Mapping[str, str]) -> str:
+    for algorithm, value in checksums.items():
+        name, length = {"sha256": ("SHA-256", 64), "md5": ("MD5", 32)}[algorithm]
+        return f"its {name} {'is' if len(value) == length else 'begins with'} {value}"
+    return "its checksum is unknown"
 
 
 def _nothing_at(path: pathlib.Path) -> str:

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import MixerArchitecture, ViTOrMixer, parse_variant
+from vit_jax.models import (
+    Architecture,
+    MixerArchitecture,
+    ViTOrMixer,
+    parse_variant,
+)
+from vit_jax.models.decoder import DecoderFacts
 from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT
 from vit_jax.weights.formats.layout import Reading
 
@@ -28,6 +34,8 @@ PROTOCOLS = {
     "the shorter side, or all of it at 384 pixels",
     "deit": "ImageNet validation as reported by facebookresearch/deit: bicubic, centre "
     "crop of 0.875 of the shorter side for DeiT, or all of it for DeiT-III",
+    "mae": "ImageNet validation as reported by facebookresearch/mae: bicubic, shorter "
+    "side 256, centre crop 224",
     "big_vision": "ImageNet validation as reported in arXiv:2205.01580: shorter side "
     "256, centre crop 224",
 }
@@ -65,6 +73,8 @@ class Family(NamedTuple):
       eval_transform, mean, std: fields of `Preprocessing`; a row may have another
         transform.
       in_files: True if companion files record all of this and take precedence.
+      licence: the licence if it does not allow every use, which is said on loading, and
+        what it forbids: "CC-BY-NC 4.0 (no commercial use)"; "" = a free one.
     """
 
     title: str
@@ -76,6 +86,10 @@ class Family(NamedTuple):
     mean: tuple[float, ...] = _HALVES
     std: tuple[float, ...] = _HALVES
     in_files: bool = False
+    licence: str = ""
+
+
+_NOT_COMMERCIAL = "CC-BY-NC 4.0 (no commercial use)"
 
 
 def _of_google(title: str, eval_transform: str = "resize") -> Family:
@@ -98,7 +112,18 @@ FAMILIES = {
     "deit": Family(
         "DeiT and DeiT-III (arXiv:2012.12877, arXiv:2204.07118)", mean=_MEAN, std=_STD
     ),
-    "mae": Family("MAE, pretraining only (arXiv:2111.06377)", mean=_MEAN, std=_STD),
+    "mae": Family(
+        "MAE (arXiv:2111.06377)", mean=_MEAN, std=_STD, licence=_NOT_COMMERCIAL
+    ),
+    "huggingface_mae": Family(
+        "MAE as converted by Hugging Face",
+        layernorm_epsilon=1e-12,
+        posemb_resize="bicubic_torch",
+        in_files=True,
+        mean=_MEAN,
+        std=_STD,
+        licence=_NOT_COMMERCIAL,
+    ),
     "dinov2": Family("DINOv2 (arXiv:2304.07193)", mean=_MEAN, std=_STD),
     "huggingface": Family(
         "ViT as converted by Hugging Face",
@@ -116,6 +141,38 @@ FAMILIES = {
         mean=_MEAN,
         std=_STD,
     ),
+    "huggingface_dinov2": Family(
+        "DINOv2 as converted by Hugging Face",
+        posemb_resize="bicubic_torch",  # with registers "bicubic"
+        eval_transform="resize_small(592, 'bicubic_antialias', 'down')|central_crop",
+        in_files=True,
+        mean=_MEAN,
+        std=_STD,
+    ),
+    "huggingface_siglip": Family(
+        "SigLIP and SigLIP 2, image encoder (arXiv:2303.15343, arXiv:2502.14786)",
+        gelu="tanh",
+        posemb_resize="bicubic_torch",
+        eval_transform="resize(interpolation='bicubic_antialias')",
+        in_files=True,
+    ),
+    "ijepa": Family(
+        "I-JEPA (arXiv:2301.08243) as converted by timm",
+        in_files=True,
+        mean=_MEAN,
+        std=_STD,
+        licence=_NOT_COMMERCIAL,
+    ),
+    "huggingface_ijepa": Family(
+        "I-JEPA as converted by Hugging Face",
+        layernorm_epsilon=1e-12,
+        posemb_resize="bicubic_torch",
+        eval_transform="resize(interpolation='bilinear_antialias')",
+        in_files=True,
+        mean=_MEAN,
+        std=_STD,
+        licence=_NOT_COMMERCIAL,
+    ),
 }
 
 
@@ -130,11 +187,13 @@ class Mirror(NamedTuple):
       url: an https address.
       sha256: the published checksum of the file, or the beginning of it.
       headless: the file has no head, even if the one at the first mirror has one.
+      md5: the same as `sha256` of another algorithm, if only that is published.
     """
 
     url: str
     sha256: str | None = None
     headless: bool = False
+    md5: str | None = None
 
 
 class Accuracy(NamedTuple):
@@ -160,6 +219,7 @@ class Published:
       eval_transform: "" = that of the family.
       recommended: whether the publishers recommend it among those of its variant.
       note: a caveat to log.
+      decoder: that of a masked autoencoder in the file; None = there is none.
     """
 
     name: str
@@ -173,16 +233,28 @@ class Published:
     eval_transform: str = ""
     recommended: bool = False
     note: str = ""
+    decoder: DecoderFacts | None = None
 
     @property
     def params(self) -> int | None:
         """The number of parameters in the file at the first mirror."""
-        return self.architecture and count_params(self.architecture)
+        if self.architecture is None:
+            return None
+        total = count_params(self.architecture)
+        if self.decoder is None:
+            return total
+        assert isinstance(self.architecture, Architecture)
+        return total + _count_decoder(self.architecture, self.decoder)
 
     @property
     def resolution(self) -> int | None:
         """Height and width in pixels."""
         return self.architecture and self.architecture.image_size[0]
+
+    @property
+    def licence(self) -> str:
+        """The licence if it does not allow every use, else ""; see `Family`."""
+        return FAMILIES[self.family].licence if self.family else ""
 
     @property
     def outputs(self) -> str:
@@ -207,7 +279,7 @@ class Published:
         Raises:
           UserError: the file holds another model; lists every difference.
         """
-        self.check(reading.architecture, path)
+        self.check(reading.architecture, path, reading.decoder)
         family = FAMILIES.get(self.family)
         if family is None or family.in_files:
             return reading
@@ -229,6 +301,11 @@ class Published:
             getattr(architecture, name, None) == getattr(self.architecture, name, None)
             for name in ("pooling", "num_heads")
         )
+        decoder = reading.decoder
+        if decoder is not None and self.decoder is not None:
+            facts = ("num_heads", "normalize_pixels")
+            known = {name: getattr(self.decoder, name) for name in facts}
+            decoder = dataclasses.replace(decoder, **known)
         return reading._replace(
             assumed=() if alike else reading.assumed,
             architecture=architecture,
@@ -236,10 +313,22 @@ class Published:
             posemb_resize=family.posemb_resize,
             outputs=self.outputs,
             outputs_known=True,
+            decoder=decoder,
         )
 
-    def check(self, found: ViTOrMixer, path: pathlib.Path) -> None:
-        """Raises UserError if a file's architecture does not match these weights."""
+    def check(
+        self,
+        found: ViTOrMixer,
+        path: pathlib.Path,
+        decoder: DecoderFacts | None = None,
+    ) -> None:
+        """Raises UserError if a file's architecture does not match these weights.
+
+        Args:
+          found: the architecture in the file.
+          path: the file's path, for messages.
+          decoder: the decoder in the file.
+        """
         expected = self._sizes()
         if getattr(found, "posemb", "") == "sincos2d":
             expected.pop("grid", None)  # not in a file with fixed positions
@@ -250,6 +339,10 @@ class Published:
             name: getattr(found, name, value if value == 0 else None)
             for name, value in expected.items()
         }
+        if self.decoder is not None:
+            for name in ("width", "depth", "mlp_dim"):
+                expected[f"decoder_{name}"] = getattr(self.decoder, name)
+                there[f"decoder_{name}"] = getattr(decoder, name, None)
         lines = "".join(
             f"\n  {name}: {there[name]} in the file, {value} expected"
             for name, value in expected.items()
@@ -292,10 +385,20 @@ def count_params(architecture: ViTOrMixer) -> int:
     total += a.num_prefix_tokens * d
     total += (tokens + a.num_position_prefix) * d * (a.posemb == "learned")
     total += (d + attention + 2 * d + mlp(d, hidden)) * (a.pooling == "map")
-    total += a.pre_logits * (d + 1)
+    pooled = a.pooled_width
+    total += a.pre_logits * (pooled + 1)
     heads = getattr(a, "num_pooled", 1)
-    total += a.num_classes and ((a.pre_logits or d) + 1) * a.num_classes * heads
+    total += a.num_classes and ((a.pre_logits or pooled) + 1) * a.num_classes * heads
     return total + (0 if a.trunk is None else _count_trunk(a.trunk))
+
+
+def _count_decoder(encoder: Architecture, decoder: DecoderFacts) -> int:
+    """Counts everything but positions, which are fixed."""
+    d, hidden = decoder.width, decoder.mlp_dim
+    values = math.prod(encoder.patch_size) * encoder.channels
+    block = 4 * (d * d + d) + 4 * d + 2 * d * hidden + hidden + d
+    ends = (encoder.width + 1) * d + d + 2 * d + (d + 1) * values
+    return ends + decoder.depth * block
 
 
 def _count_trunk(units: tuple[int, ...]) -> int:

@@ -32,7 +32,7 @@ def find(name: str) -> Published:
     """
     if name.startswith("hf:"):
         return _in_hub(name)
-    plain = name.removesuffix(".npz").removeprefix("timm/")
+    plain = re.sub(r"\.(npz|pth)$", "", name).removeprefix("timm/")
     if row := MODELS.get(plain) or augreg(plain):
         return row
     other = (
@@ -60,10 +60,15 @@ def published_at(url: str) -> Published | None:
     return augreg(file.removesuffix(".npz")) if folder == _AUGREG_FOLDER else None
 
 
+def named_like(path: str | pathlib.Path) -> Published | None:
+    """Finds the published weights whose file has this file's name, ignoring case."""
+    stem = re.sub(r"(?i)\.(npz|pth)$", "", pathlib.PurePath(path).name)
+    return MODELS.get(_FILES.get(stem.lower(), "")) or augreg(stem)
+
+
 def where_published(path: str | pathlib.Path) -> str | None:
     """Finds the address of the published file with this name, ignoring case."""
-    stem = pathlib.PurePath(path).name.removesuffix(".npz").removesuffix(".NPZ")
-    row = MODELS.get(_FILES.get(stem.lower(), "")) or augreg(stem)
+    row = named_like(path)
     return row.mirrors[0].url if row else None
 
 

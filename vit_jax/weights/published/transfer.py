@@ -64,20 +64,22 @@ def transfer(
     path: pathlib.Path,
     *,
     sha256: str | None = None,
+    md5: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> str:
     """Downloads a file unless it exists; it appears only when complete and checked.
 
-    The checks are: its length, its SHA-256 if one is given, the checksums that the
-    server sends (Google's and Hugging Face's do), whether its content fits its suffix,
-    and whether it can be read. An interrupted download is resumed, even by a later
-    process, if the file has not changed. If several threads or processes want a file,
-    one downloads and the others wait.
+    The checks are: its length, its SHA-256 or MD5 if one is given, the checksums that
+    the server sends (Google's and Hugging Face's do), whether its content fits its
+    suffix, and whether it can be read. An interrupted download is resumed, even by a
+    later process, if the file has not changed. If several threads or processes want a
+    file, one downloads and the others wait.
 
     Args:
       url: an https address; http is allowed only for this machine.
       path: the destination.
       sha256: the expected checksum in hexadecimal, or the beginning of it.
+      md5: the same of another algorithm, which old publishers used.
       headers: HTTP headers, sent only to the host of `url`.
 
     Returns:
@@ -106,7 +108,8 @@ def transfer(
             if not partial.stat().st_size:  # nothing to continue
                 partial.unlink()
             raise
-        checksums = {**learned.checksums, **({"sha256": sha256} if sha256 else {})}
+        given = {"sha256": sha256, "md5": md5}
+        checksums = {**learned.checksums, **{k: v for k, v in given.items() if v}}
         problem = (
             _wrong_length(partial, learned.length)
             or _wrong_kind(partial, path.name)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vit_jax.models import architecture_from_variant, parse_variant
+from vit_jax.models.decoder import DecoderFacts
 from vit_jax.weights.published import zoo_facts as facts
 from vit_jax.weights.published.families import (
     CLASSES,
@@ -178,8 +179,9 @@ def _deit_rows() -> Iterator[Published]:
 
 
 def _self_supervised_rows() -> Iterator[Published]:
-    for size, patch in (("base", 16), ("large", 16), ("huge", 14)):
-        file = Mirror(f"{_FACEBOOK}/mae/pretrain/mae_pretrain_vit_{size}.pth")
+    for size, patch, md5, _, _ in _table(facts.MAE):
+        address = f"{_FACEBOOK}/mae/pretrain/mae_pretrain_vit_{size}.pth"
+        file = Mirror(address, md5=md5)
         yield _timm(f"vit_{size}_patch{patch}_224.mae", "", (file,), "mae")
     for size, registers in itertools.product(("small", "base", "large"), (0, 4)):
         middle = f"_reg{registers}" * bool(registers)
@@ -193,11 +195,60 @@ def _self_supervised_rows() -> Iterator[Published]:
         )
 
 
-def _huggingface_rows() -> Iterator[Published]:
-    def row(name, family, variant, classes, *rest, **fields):
-        mirrors = on_hub(name, "model.safetensors", "pytorch_model.bin")
-        return _row(name, mirrors, family, variant, classes, *rest, **fields)
+def _on_hub_row(
+    name: str, family: str, variant: str, classes: str, *rest: Any, **fields: Any
+) -> Published:
+    """Makes the row of a model that Hugging Face converted."""
+    mirrors = on_hub(name, "model.safetensors", "pytorch_model.bin")
+    return _row(name, mirrors, family, variant, classes, *rest, **fields)
 
+
+def _mae_rows() -> Iterator[Published]:
+    """Makes the rows of Facebook's files of MAE that are not in timm."""
+    patches = {size: patch for size, patch, *_ in _table(facts.MAE)}
+
+    def row(name, folder, size, family="mae", mirrors=(), classes="", **fields):
+        mirrors = mirrors or (Mirror(f"{_FACEBOOK}/mae/{folder}/{name}.pth"),)
+        variant = f"{facts.SIZES[size]}/{patches[size]}"
+        return _row(name, mirrors, family, variant, classes, data="i1k", **fields)
+
+    for folder, start, end, normalized, sizes in facts.MAE_WITH_DECODER:
+        for size in sizes:
+            yield dataclasses.replace(
+                row(f"{start}{size}{end}", folder, size),
+                decoder=_mae_decoder(normalized),
+            )
+    for size, _, _, md5, top1 in _table(facts.MAE):
+        name = f"mae_finetuned_vit_{size}"
+        yield row(
+            name,
+            "finetune",
+            size,
+            mirrors=(Mirror(f"{_FACEBOOK}/mae/finetune/{name}.pth", md5=md5),),
+            classes="i1k",
+            accuracy=Accuracy(float(top1), "mae"),
+            eval_transform=facts.TO_256,
+            pooling="gap",
+            class_token=True,
+            norm="after_pool",
+        )
+    for size in patches:
+        mirrors = on_hub(
+            f"facebook/vit-mae-{size}", "model.safetensors", "pytorch_model.bin"
+        )
+        yield dataclasses.replace(
+            row(f"facebook/vit-mae-{size}", "", size, "huggingface_mae", mirrors),
+            decoder=_mae_decoder(normalized=False),
+        )
+
+
+def _mae_decoder(normalized: bool) -> DecoderFacts:
+    """Describes the decoder of all published files."""
+    return DecoderFacts(512, 8, 2048, 16, normalize_pixels=normalized)
+
+
+def _huggingface_rows() -> Iterator[Published]:
+    row = _on_hub_row
     for stem, name in facts.ORIGINAL.items():
         if name:
             variant = _original_variant(stem)
@@ -223,6 +274,45 @@ def _huggingface_rows() -> Iterator[Published]:
             eval_transform="" if size == 224 else facts.SQUASHED,
             distillation_token="distilled" in arch,
         )
+
+
+def _backbone_rows() -> Iterator[Published]:
+    """Yields the backbones without labels that Hugging Face converted."""
+    for size, registers, classes in itertools.product(
+        facts.DINOV2_SIZES, (0, 4), ("", "i1k")
+    ):
+        name = f"facebook/dinov2-{'with-registers-' * bool(registers)}{size}"
+        yield _on_hub_row(
+            name + "-imagenet1k-1-layer" * bool(classes),
+            "huggingface_dinov2",
+            f"{facts.SIZES[size]}/14",
+            classes,
+            518,
+            "LVD-142M",
+            pooling="cls_gap" if classes else "cls",
+            layer_scale=True,
+            registers=registers,
+        )
+    for family, size, patch, *sizes in _table(facts.SIGLIP):
+        for pixels in sizes:
+            yield _on_hub_row(
+                f"google/{family}-{size}-patch{patch}-{pixels}",
+                "huggingface_siglip",
+                f"{facts.SIZES[size]}/{patch}",
+                "",
+                int(pixels) // int(patch) * int(patch),
+                "WebLI",
+                pooling="map",
+            )
+    for name, variant, pixels, data, arch, file in _table(facts.IJEPA):
+        sizes = variant, "", int(pixels), data
+        yield _on_hub_row(
+            f"facebook/{name}", "huggingface_ijepa", *sizes, pooling="gap"
+        )
+        in_timm = f"{arch}.{file.partition('-')[0].lower()}_ijepa"
+        mirrors = (Mirror(f"{_FACEBOOK}/ijepa/{file}.pth.tar"),)
+        mirrors = on_hub(f"timm/{in_timm}", "model.safetensors") + mirrors
+        yield _row(in_timm, mirrors, "ijepa", *sizes, pooling="gap")
 
 
 def _row(
@@ -415,6 +505,8 @@ MODELS: dict[str, Published] = {
         _TIMM_ROWS.values(),
         _deit_rows(),
         _self_supervised_rows(),
+        _mae_rows(),
         _huggingface_rows(),
+        _backbone_rows(),
     )
 }

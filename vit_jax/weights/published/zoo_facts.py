@@ -1,9 +1,12 @@
 """Facts about published weights as plain text tables, from which `zoo` makes rows."""
 
 # Evaluation that differs from the family's: timm's, whose shorter side is 224 / 0.9,
-# and that of Hugging Face's larger DeiT.
+# facebookresearch/mae's, and that of Hugging Face's larger DeiT.
 CROPPED = (
     "resize_small(248, 'bicubic_antialias', 'down')|central_crop(rounding='nearest')"
+)
+TO_256 = (
+    "resize_small(256, 'bicubic_antialias', 'down')|central_crop(rounding='nearest')"
 )
 SQUASHED = "resize(interpolation='bicubic_antialias')"
 
@@ -101,6 +104,21 @@ large   16  224  84.9  87.0
 large   16  384  85.8  87.7
 huge    14  224  85.2  87.2
 """
+# MAE: size, patch, beginnings of the MD5 of Facebook's files after pretraining (the
+# encoder alone) and after fine-tuning, top-1 of the latter.
+MAE = """
+base   16  8cad7c  1b25e9  83.664
+large  16  b8b06e  51f550  85.952
+huge   14  9bdbb0  2541f2  86.928
+"""
+# Facebook's files with a decoder, whose targets were pixels that are normalised within
+# each patch, or plain ones: folder, the name's beginning and end, normalised, sizes.
+# These are other trainings. The hub's copies at facebook/vit-mae-… are the plain ones.
+MAE_WITH_DECODER = (
+    ("pretrain", "mae_pretrain_vit_", "_full", True, ("base", "large", "huge")),
+    ("visualize", "mae_visualize_vit_", "", False, ("base", "large", "huge")),
+    ("visualize", "mae_visualize_vit_", "_ganloss", False, ("large",)),
+)
 # The original ViT files, ImageNet-21k → the copy on the hub, which has the tanh layer.
 ORIGINAL = {
     "ViT-B_16": "google/vit-base-patch16-224-in21k",
@@ -120,6 +138,26 @@ ORIGINAL_TUNED = {
     "ViT-L_32": (384, None, "google/vit-large-patch32-384"),
     "R50+ViT-B_16": (384, None, None),
 }
+# DINOv2 on the hub: with registers or not, and then a linear classifier or none.
+DINOV2_SIZES = ("small", "base", "large")
+# SigLIP and SigLIP 2 of fixed resolution on the hub: size, patch, pixels.
+SIGLIP = """
+siglip   base    16  224 256 384 512
+siglip   large   16  256 384
+siglip   so400m  14  224 384
+siglip2  base    16  224 256 384 512
+siglip2  base    32  256
+siglip2  large   16  256 384 512
+siglip2  so400m  14  224 384
+siglip2  so400m  16  256 384 512
+"""
+# I-JEPA: Hugging Face's name, variant, pixels, data, timm's name, Facebook's file.
+IJEPA = """
+ijepa_vith14_1k   H/14  224  i1k   vit_huge_patch14_gap_224   IN1K-vit.h.14-300e
+ijepa_vith14_22k  H/14  224  i21k  vit_huge_patch14_gap_224   IN22K-vit.h.14-900e
+ijepa_vith16_1k   H/16  448  i1k   vit_huge_patch16_gap_448   IN1K-vit.h.16-448px-300e
+ijepa_vitg16_22k  g/16  224  i21k  vit_giant_patch16_gap_224  IN22K-vit.g.16-600e
+"""
 SIZES = {
     "tiny": "Ti",
     "small": "S",
@@ -127,6 +165,7 @@ SIZES = {
     "base": "B",
     "large": "L",
     "huge": "H",
+    "so400m": "So400m",
 }
 TIMM_HYBRIDS = {
     "vit_tiny_r_s16_p8": "R+Ti/16",
