@@ -316,7 +316,7 @@ WAYS = ({"mesh.data": 1}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
 
 def test_devices_and_microbatches_do_not_change_the_training(setup_of):
     """Compares the first loss and gradient, and student, teacher, centre at the end."""
-    rate = 0.25
+    rate = 0.15  # larger ones let rounding grow to 1e-5 within 30 steps
     plain = {
         "optimizer": "sgd",
         "momentum": 0.0,
