@@ -1,5 +1,7 @@
 """Classes named by a row of a table, or by the user's own package.module:Name."""
 
+import math
+
 import pytest
 
 from vit_jax.errors import UserError
@@ -59,3 +61,49 @@ def test_options_that_a_class_does_not_accept_are_named(module):
     assert str(error.value) == (
         "objective_options: Mine does not take rates, stop; it takes rate, steps"
     )
+
+
+class Choosy:
+    """Takes options of every type that is checked, and one that is not."""
+
+    def __init__(
+        self,
+        given,
+        rate: float = 1.0,
+        count: int = 1,
+        flag: bool = True,
+        name: str = "",
+        limit: float | None = None,
+        size: tuple | int = 0,
+        anything=None,
+    ):
+        del given, rate, count, flag, name, limit, size, anything
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"rate": 2, "count": 3, "flag": False, "name": "x", "limit": None}, ""),
+        ({"limit": 1.5, "size": "a", "anything": "b"}, ""),
+        ({"rate": "x"}, "given.rate='x': expected a number"),
+        ({"rate": True}, "given.rate=True: expected a number"),
+        ({"rate": math.nan}, "given.rate=nan: expected a number"),
+        ({"count": 1.0}, "given.count=1.0: expected a whole number"),
+        ({"count": True}, "given.count=True: expected a whole number"),
+        ({"flag": 1}, "given.flag=1: expected true or false"),
+        ({"name": 5}, "given.name=5: expected text"),
+        ({"limit": "no"}, "given.limit='no': expected a number"),
+        (
+            {"rate": "x", "name": 5},
+            "given.rate='x': expected a number\ngiven.name=5: expected text",
+        ),
+    ],
+)
+def test_options_of_a_wrong_type_are_listed(options, expected):
+    if not expected:
+        check_options(Choosy, options, 1, "given")
+        assert Choosy(None, **options)
+        return
+    with pytest.raises(UserError) as raised:
+        check_options(Choosy, options, 1, "given")
+    assert str(raised.value) == expected

@@ -2,6 +2,9 @@
 
 import importlib
 import inspect
+import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -9,6 +12,14 @@ from vit_jax.errors import UserError
 from vit_jax.words import did_you_mean
 
 T = TypeVar("T")
+
+# Type of an option → its values in words.
+_EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
 
 
 def find_class(
@@ -52,7 +63,10 @@ def find_class(
 
 
 def check_options(kind: Any, options: Mapping[str, Any], skip: int, key: str) -> None:
-    """Rejects options that a class does not take.
+    """Rejects options that a class does not take, and values of a wrong type.
+
+    The types are those of the annotations `bool`, `int`, `float` and `str`, alone or
+    joined by "|". What else a value has to be, the class checks itself.
 
     Args:
       kind: the class.
@@ -61,11 +75,41 @@ def check_options(kind: Any, options: Mapping[str, Any], skip: int, key: str) ->
       key: name of the options in error messages.
 
     Raises:
-      UserError: names the options that it does not take, and those that it does.
+      UserError: names the options that it does not take, and those that it does; or
+        lists the values of a wrong type.
     """
-    taken = [*inspect.signature(kind).parameters][skip:]
-    if unknown := sorted(options.keys() - set(taken)):
+    taken = dict([*inspect.signature(kind).parameters.items()][skip:])
+    if unknown := sorted(options.keys() - taken.keys()):
         raise UserError(
             f"{key}: {kind.__name__} does not take {', '.join(unknown)}; it takes "
             f"{', '.join(taken) or 'no options'}"
         )
+    wrong = [
+        f"{key}.{name}={value!r:.200}: expected {expected}"
+        for name, value in options.items()
+        if (expected := _expected_instead(value, taken[name].annotation))
+    ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a finite number, which True and False are not."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _expected_instead(value: Any, annotation: Any) -> str:
+    """Says which values an annotation allows if this is none of them; "" = it is."""
+    union = isinstance(annotation, types.UnionType)
+    allowed = set(typing.get_args(annotation) if union else [annotation])
+    if not allowed <= _EXPECTED.keys() | {types.NoneType}:
+        return ""  # of another type, which the class has to check
+    accepts = {bool: isinstance(value, bool), str: isinstance(value, str)}
+    accepts[int] = isinstance(value, int) and not isinstance(value, bool)
+    accepts[float] = is_number(value)
+    accepts[types.NoneType] = value is None
+    if any(accepts[one] for one in allowed):
+        return ""
+    named = [words for one, words in _EXPECTED.items() if one in allowed]
+    return " or ".join(named)

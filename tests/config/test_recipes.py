@@ -74,6 +74,9 @@ def test_options_of_an_objective_need_not_be_in_the_recipe(recipe):
         "list": "[1]",
     }
     assert config.is_locked
+    flag = "--config.loss_options.class_weights=balanced"
+    config, _ = load(f"--config={recipe}", flag)
+    assert config.loss_options.to_dict() == {"class_weights": "balanced"}
     with pytest.raises(WrongOverrides, match="no such key"):
         load(f"--config={recipe}", "--config.modle.width=3")
 

@@ -213,9 +213,10 @@ def _override(config: Config, key: str, token: str) -> str:
     return ""
 
 
-# An option of a class, which only that class knows; its own check names unknown ones.
+# An option that only an objective or a loss knows; its own check names unknown ones.
 _OPTION = re.compile(
-    r"--config\.(?P<section>objective_options)\.(?P<name>[A-Za-z]\w*)=(?P<value>.*)",
+    r"--config\.(?P<section>objective_options|loss_options)\.(?P<name>[A-Za-z]\w*)"
+    r"=(?P<value>.*)",
     re.DOTALL,
 )
 

@@ -1,7 +1,5 @@
 """Post-hoc logit adjustment: outputs without how common their classes were."""
 
-import math
-
 import numpy as np
 
 from vit_jax.errors import UserError
@@ -9,6 +7,7 @@ from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.labels import by_output
 from vit_jax.evaluators.protocol import Subject
 from vit_jax.models.outputs import INDEPENDENT
+from vit_jax.named import is_number
 from vit_jax.objectives import imbalance
 
 
@@ -27,8 +26,7 @@ def adjustment(
     Raises:
       UserError: there is no split for training, or an output has no image in it.
     """
-    number = isinstance(amount, int | float) and not isinstance(amount, bool)
-    if not number or not math.isfinite(amount):
+    if not is_number(amount):
         raise UserError(f"logit_adjustment={amount!r}: expected a number, such as 1.0")
     if not amount:
         return None

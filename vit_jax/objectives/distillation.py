@@ -16,6 +16,7 @@ from vit_jax.data.transforms.chains import parse_chain, rescale_chain
 from vit_jax.errors import UserError
 from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT, MEANINGS, of_loss, readable
 from vit_jax.models.vit import HEADS
+from vit_jax.named import is_number
 from vit_jax.objectives.classification import Classification, init_model
 from vit_jax.objectives.distances import (
     DISTANCES,
@@ -387,8 +388,7 @@ def _wrong_options(kind: str, options: dict[str, Any]) -> list[str]:
                 )
         elif name in _RANGES:
             holds, expected = _RANGES[name]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not holds(value):
+            if not is_number(value) or not holds(value):
                 problems.append(f"{where}{name}={value!r}: expected {expected}")
     return problems
 

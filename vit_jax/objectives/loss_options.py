@@ -17,6 +17,7 @@ from vit_jax.config import Config
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.errors import UserError
 from vit_jax.models.outputs import INDEPENDENT, of_loss
+from vit_jax.named import is_number
 from vit_jax.objectives import imbalance
 from vit_jax.objectives.losses import LOSSES
 from vit_jax.words import did_you_mean, shortened
@@ -124,9 +125,8 @@ class _Reader:
 
     def _number(self, name: str, value: Any) -> float:
         low, high, expected = _RANGES[name]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
         none = name == "alpha" and value == -1
-        if number and math.isfinite(value) and (none or low <= value <= high):
+        if is_number(value) and (none or low <= value <= high):
             return float(value)
         self._wrong(name, value, f"expected a number, {expected}")
         return 0.5
@@ -163,7 +163,7 @@ class _Reader:
         if value == "balanced":
             counts = self._counted(name, value)
             return None if counts is None else (self._examples - counts) / counts
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if is_number(value):
             value = [value] * self._info.num_classes
         return self._numbers(name, value)
 

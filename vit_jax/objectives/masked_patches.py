@@ -292,7 +292,7 @@ def _checked(
             "norm after pooling; start from other weights"
         )
     for name, share in shares.items():
-        if not _is_number(share) or not 0 <= share <= 1:
+        if not 0 <= share <= 1:
             problems.append(
                 f"objective_options.{name}={share!r}: expected a share from 0 to 1"
             )
@@ -348,10 +348,10 @@ def _wrong_sizes(
             for name, (value, default) in given.items()
             if value != default
         ]
-    if type(bits) is not int or not 1 <= bits <= 8:
+    if not 1 <= bits <= 8:
         return [f"objective_options.bits={bits!r}: expected a whole number from 1 to 8"]
     sides = architecture.patch_size
-    if type(cells) is not int or cells < 1 or any(side % cells for side in sides):
+    if cells < 1 or any(side % cells for side in sides):
         return [
             f"objective_options.cells={cells!r}: must divide the sides of a patch, "
             f"{sides[0]} × {sides[1]} pixels"
@@ -364,7 +364,3 @@ def _wrong_sizes(
             f"outputs; give values for which {_MOST_OUTPUTS:,} or fewer are needed"
         ]
     return []
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from vit_jax.config import default_config
 from vit_jax.data.transforms.chains import parse_chain
 from vit_jax.errors import UserError
+from vit_jax.named import is_number
 from vit_jax.objectives.protocol import Given, Images
 from vit_jax.words import pair, times
 
@@ -75,7 +76,7 @@ def make_multi_crop(
     found: list[str] = []
     size = _local_size(given, options.local_crops_size, found)
     number = options.local_crops_number
-    if type(number) is not int or number < 0:
+    if number < 0:
         found.append(
             f"local_crops_number={number!r}: give the number of small views, 0 or more"
         )
@@ -158,5 +159,4 @@ def _chains(given: Given, options: CropOptions, problems: list[str]) -> dict[str
 def _is_scale(value: Any) -> bool:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         return False
-    numbers = all(type(x) in (int, float) for x in value)
-    return numbers and 0 < value[0] <= value[1] <= 1
+    return all(map(is_number, value)) and 0 < value[0] <= value[1] <= 1

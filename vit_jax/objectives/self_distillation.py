@@ -123,7 +123,6 @@ class SelfDistillation(Objective):
                 "warmup_teacher_temp_epochs": warmup_teacher_temp_epochs,
                 "freeze_last_layer": freeze_last_layer,
             },
-            flags={"norm_last_layer": norm_last_layer},
         )
         options = CropOptions(
             *(global_crops_scale, local_crops_number, local_crops_scale),

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from vit_jax.models.architecture import Architecture
 from vit_jax.objectives.protocol import Given
@@ -13,11 +12,10 @@ _WARMUP = "warmup_teacher_temp_epochs"
 def wrong_options(
     given: Given,
     *,
-    sizes: Mapping[str, Any],
-    temperatures: Mapping[str, Any],
-    momenta: Mapping[str, Any],
-    epochs: Mapping[str, Any],
-    flags: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    temperatures: Mapping[str, float],
+    momenta: Mapping[str, float],
+    epochs: Mapping[str, int],
 ) -> list[str]:
     """Lists all options that are impossible, and what the run may not have.
 
@@ -27,7 +25,6 @@ def wrong_options(
       temperatures: numbers above 0.
       momenta: numbers from 0 to 1.
       epochs: numbers of epochs within the run.
-      flags: True or False.
     """
     found = [
         *_wrong_sizes(sizes),
@@ -35,9 +32,6 @@ def wrong_options(
         *_wrong_numbers(momenta, 1.0, "a number from 0 to 1"),
         *_wrong_epochs(given, epochs),
     ]
-    for name, value in flags.items():
-        if type(value) is not bool:
-            found.append(f"{name}={value!r}: give True or False")
     return _wrong_config(given) + [f"objective_options.{line}" for line in found]
 
 
@@ -73,33 +67,31 @@ def _wrong_config(given: Given) -> list[str]:
     return found
 
 
-def _wrong_sizes(sizes: Mapping[str, Any]) -> list[str]:
+def _wrong_sizes(sizes: Mapping[str, int]) -> list[str]:
     limits = {"out_dim": (2, math.inf), "nlayers": (1, 9)}
     found = []
     for name, value in sizes.items():
         least, most = limits.get(name, (1, math.inf))
-        if type(value) is not int or not least <= value <= most:
+        if not least <= value <= most:
             bounds = f"from {least} to {most}" if most < math.inf else f"from {least}"
             found.append(f"{name}={value!r}: give a whole number {bounds}")
     return found
 
 
-def _wrong_numbers(numbers: Mapping[str, Any], most: float, wanted: str) -> list[str]:
+def _wrong_numbers(numbers: Mapping[str, float], most: float, wanted: str) -> list[str]:
     """Lists numbers below 0 or above `most`; without an upper limit, also 0."""
     return [
         f"{name}={value!r}: give {wanted}"
         for name, value in numbers.items()
-        if type(value) not in (int, float)
-        or not math.isfinite(value)
-        or not (0 <= value <= most if most < math.inf else value > 0)
+        if not (0 <= value <= most if most < math.inf else value > 0)
     ]
 
 
-def _wrong_epochs(given: Given, lengths: Mapping[str, Any]) -> list[str]:
+def _wrong_epochs(given: Given, lengths: Mapping[str, int]) -> list[str]:
     """Lists numbers of epochs that do not fit into the run."""
     found, steps, examples = [], given.config.total_steps, _examples(given)
     for name, epochs in lengths.items():
-        if type(epochs) is not int or epochs < 0:
+        if epochs < 0:
             found.append(f"{name}={epochs!r}: give a number of epochs, 0 or more")
             continue
         # The last epoch of the warm-up already has its final temperature.
