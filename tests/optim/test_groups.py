@@ -150,12 +150,12 @@ def test_what_an_objective_freezes_comes_before_the_rows_of_the_config():
     config = default_config()
     config.groups = ".*: lr=3"
     params = {"norm": {"scale": 0}, "head": {"bias": 0}}
-    groups = make_groups(config, params, OPTIMIZERS, frozen=(r"(?!head/).*",))
+    groups = make_groups(config, params, OPTIMIZERS, {r"(?!head/).*": {"frozen": True}})
     assert groups.by_path["norm/scale"] == Group(frozen=True)
     assert groups.by_path["head/bias"] == Group(lr=3.0)
     config.groups = "norm/.*: lr=3"
     with pytest.raises(UserError, match="row matches or that the objective freezes;"):
-        make_groups(config, params, OPTIMIZERS, frozen=(r"(?!head/).*",))
+        make_groups(config, params, OPTIMIZERS, {r"(?!head/).*": {"frozen": True}})
 
 
 def run(config, steps=2):

@@ -119,7 +119,8 @@ def test_clipping_still_sees_gradients_of_parameters_that_rest():
 
 def test_an_objectives_begin_counts_unless_a_row_sets_it():
     def begins(groups):
-        found = make_groups(recipe(groups=groups), PARAMS, OPTIMIZERS, {"last/.*": 7})
+        own = {"last/.*": {"begin": 7}}
+        found = make_groups(recipe(groups=groups), PARAMS, OPTIMIZERS, own)
         return {path: group.begin for path, group in found.by_path.items()}
 
     assert begins("") == {"norm/scale": 0, "last/kernel": 7}

@@ -5,11 +5,14 @@ A resize is separable: one [new, old] matrix for the height and one for the widt
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+_ROUNDING = 1e-5  # the most by which libraries' fixed positions differ
 
 DENOMINATORS: dict[str, Callable[[int], int]] = {
     "big_vision": lambda frequencies: frequencies - 1,
@@ -96,6 +99,14 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = a * (((x - 5) * x + 8) * x - 4)
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def same_but_rounded(found: Any, fixed: np.ndarray) -> bool:
+    """Returns whether stored positions are these fixed ones, up to rounding.
+
+    Libraries compute fixed positions with other roundings.
+    """
+    return bool(np.abs(np.asarray(found) - fixed).max() <= _ROUNDING)
 
 
 def _half_pixel(old: int, new: int, scale: float | None = None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Linear probing: a linear classifier on the normalised features of a frozen model."""
 
 import functools
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ class LinearProbe(Classification):
     into the head that is evaluated, saved and loaded: that is an ordinary model.
     """
 
-    frozen = (r"(?!head/).*",)
+    groups = MappingProxyType({r"(?!head/).*": {"frozen": True}})
 
     def __init__(self, given: Given, epsilon: float = 1e-6, momentum: float = 0.1):
         """Makes the objective.

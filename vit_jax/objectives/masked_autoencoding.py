@@ -22,6 +22,7 @@ from vit_jax.models.decoder import (
 from vit_jax.models.encoder import REMAT
 from vit_jax.models.pixels import masked_mean, normalized_patches, patch_values
 from vit_jax.objectives.classification import init_model
+from vit_jax.objectives.initialisation import of_pytorch, redrawn
 from vit_jax.objectives.inputs import normalised
 from vit_jax.objectives.pretrained_decoder import continued_decoder
 from vit_jax.objectives.protocol import (
@@ -115,7 +116,7 @@ class MaskedAutoencoding(Objective):
         restore = jnp.zeros((1, height * width), jnp.int32)
         decoder = self.decoder.init(decoder_key, tokens, restore)["params"]
         params = init_model(self._given, encoder_key) | {DECODER: decoder}
-        return redrawn(params, key)
+        return drawn_as_published(params, key)
 
     def decoder_facts(self) -> DecoderFacts:
         """Describes the decoder, from which a saved model reconstructs images."""
@@ -164,7 +165,7 @@ class MaskedAutoencoding(Objective):
         return {"loss": (jnp.sum(losses * mask), jnp.sum(mask))}, ()
 
 
-def redrawn(params: Params, key: Key[Array, ""]) -> Params:
+def drawn_as_published(params: Params, key: Key[Array, ""]) -> Params:
     """Draws parameters anew as the published code does.
 
     All kernels are Xavier-uniform; there, query, key and value are one matrix, which
@@ -172,8 +173,7 @@ def redrawn(params: Params, key: Key[Array, ""]) -> Params:
     that of the patches, which is PyTorch's. Norms and fixed positions stay.
     """
 
-    def draw(path: Any, x: Array, key: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def draw(name: str, x: Array, key: Array) -> Array:
         if name.endswith("/kernel"):
             outputs = x.shape[-1]
             inputs = math.prod(x.shape[:-1])
@@ -181,18 +181,14 @@ def redrawn(params: Params, key: Key[Array, ""]) -> Params:
             limit = math.sqrt(6 / (inputs + joined * outputs))
             return jax.random.uniform(key, x.shape, x.dtype, -limit, limit)
         if name == "patch_embed/bias":
-            kernel = params["patch_embed"]["kernel"]
-            limit = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
-            return jax.random.uniform(key, x.shape, x.dtype, -limit, limit)
+            return of_pytorch(x, params["patch_embed"]["kernel"], key)
         if name.endswith("/bias"):
             return jnp.zeros_like(x)
         if name in ("cls", f"{DECODER}/mask_token"):
             return 0.02 * jax.random.normal(key, x.shape, x.dtype)
         return x
 
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
-    return jax.tree.map_with_path(draw, params, keys)
+    return redrawn(params, key, draw)
 
 
 def _checked(architecture: Any, mask_ratio: float) -> Architecture:

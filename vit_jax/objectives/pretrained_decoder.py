@@ -10,6 +10,7 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture
 from vit_jax.models.decoder import DECODER, DecoderFacts, fixed_positions
+from vit_jax.models.positions import same_but_rounded
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,6 @@ _OPTIONS = {
     "normalize_pixels": "normalize_pixels",
 }
 _POSITIONS = ("pos_embed_prefix", "pos_embed")
-# Libraries compute the fixed positions with other roundings, and at most this far off.
-_ROUNDING = 1e-5
 
 
 def continued_decoder(
@@ -102,4 +101,4 @@ def _are_fixed(stored: list[Any]) -> bool:
     if width % 4 or width < 8:
         return False
     found = np.concatenate([np.reshape(x, (1, -1, width)) for x in stored], axis=1)
-    return bool(np.abs(found - fixed_positions(grid, width, prefix)).max() < _ROUNDING)
+    return same_but_rounded(found, fixed_positions(grid, width, prefix))

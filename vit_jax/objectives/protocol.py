@@ -118,10 +118,9 @@ class Objective:
       choices: all values that `choice` returns. The step is compiled once for each.
       sharding_rules: rows like those of `vit_jax.sharding.PARAMETERS`, for parameters
         and state that only this objective has.
-      frozen: regular expressions for the whole paths of parameters that it never
-        trains; they take precedence over the rows of `config.groups`.
-      begins: pattern of parameter paths → number of finished updates before which these
-        parameters rest, as with `begin` in a row of `config.groups`.
+      groups: regular expression for the whole paths of parameters → their settings, by
+        the names of `vit_jax.optim.groups.Group`. Rows of `config.groups` may replace
+        them, but what is frozen here stays so.
       reads_schedule: whether it reads the length of the run or other keys of the
         learning rate. If not, a run may become longer, provided that the steps already
         made keep their rates.
@@ -134,8 +133,7 @@ class Objective:
     inputs: Mapping[str, Images | Labels]
     choices: Sequence[Hashable] = (None,)
     sharding_rules: Sequence[tuple[str, tuple[Any, ...]]] = ()
-    frozen: Sequence[str] = ()
-    begins: Mapping[str, int] = MappingProxyType({})
+    groups: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     reads_schedule: bool = True
     reads_loss_options: bool = False
     locations: Sequence[str] = ()

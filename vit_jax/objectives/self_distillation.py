@@ -5,7 +5,6 @@ teacher, the moving average of the student, sees the large ones. The student lea
 predict the teacher's output for every other view of the same image.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.projection import ProjectionHead
 from vit_jax.objectives import self_distillation_checks as checks
 from vit_jax.objectives.classification import init_model
+from vit_jax.objectives.initialisation import of_pytorch, redrawn
 from vit_jax.objectives.inputs import normalised
 from vit_jax.objectives.multi_crop import CropOptions, make_multi_crop
 from vit_jax.objectives.protocol import (
@@ -156,14 +156,16 @@ class SelfDistillation(Objective):
         self._temperatures = np.append(warm, teacher_temp).astype(np.float32)
         if freeze_last_layer:
             start = checks.first_step(given, freeze_last_layer)
-            self.begins = {rf"{HEAD}/last_layer/.*": start}
+            self.groups = {rf"{HEAD}/last_layer/.*": {"begin": start}}
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Draws model and head at random, as the published code does."""
         model_key, head_key, key = jax.random.split(key, 3)
         features = jnp.zeros((1, self._given.architecture.width))
         head = self.head.init(head_key, features)["params"]
-        return redrawn(init_model(self._given, model_key), key) | {HEAD: head}
+        return drawn_as_published(init_model(self._given, model_key), key) | {
+            HEAD: head
+        }
 
     def init_state(self, params: Params) -> Any:
         """Starts the teacher as a copy of the student, and the centre at 0."""
@@ -274,7 +276,7 @@ def pair_losses(
     return -jnp.sum(jnp.exp(wanted) * others, axis=(1, 2)) / pairs
 
 
-def redrawn(params: Params, key: Key[Array, ""]) -> Params:
+def drawn_as_published(params: Params, key: Key[Array, ""]) -> Params:
     """Draws a model's parameters anew as the published code does.
 
     Kernels, class token and positions are normal with deviation 0.02 (truncated only at
@@ -282,18 +284,13 @@ def redrawn(params: Params, key: Key[Array, ""]) -> Params:
     within ±1/√inputs. Norms stay.
     """
 
-    def draw(path: Any, x: Array, key: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def draw(name: str, x: Array, key: Array) -> Array:
         if name.startswith("patch_embed/"):
-            kernel = params["patch_embed"]["kernel"]
-            limit = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
-            return jax.random.uniform(key, x.shape, x.dtype, -limit, limit)
+            return of_pytorch(x, params["patch_embed"]["kernel"], key)
         if name.endswith("/bias"):
             return jnp.zeros_like(x)
         if x.ndim == 1:  # norms and LayerScale
             return x
         return 0.02 * jax.random.normal(key, x.shape, x.dtype)
 
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
-    return jax.tree.map_with_path(draw, params, keys)
+    return redrawn(params, key, draw)

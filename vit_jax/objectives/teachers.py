@@ -165,7 +165,7 @@ class Teacher:
         if own != self.architecture:
             params = adapt(
                 *(params, own, self.architecture),
-                posemb_resize=about.config.get("posemb_resize", "bicubic"),
+                posemb_resize=about.config["posemb_resize"],
             )
         a, count = self.architecture, sum(x.size for x in jax.tree.leaves(params))
         logger.info(

@@ -74,8 +74,7 @@ def make_groups(
     config: Config,
     params: Any,
     rules: Iterable[str],
-    begins: Mapping[str, int] = MappingProxyType({}),
-    frozen: Iterable[str] = (),
+    own: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Groups:
     """Finds the group of each parameter of a run.
 
@@ -83,25 +82,24 @@ def make_groups(
       config: a resolved config.
       params: the parameters or their shapes.
       rules: names of optimisers.
-      begins: the objective's; a row of the config that sets `begin` replaces it.
-      frozen: patterns of parameters that are frozen, whatever the config says.
+      own: the objective's settings by pattern, which rows of the config may replace;
+        but what it freezes is frozen, whatever the config says.
 
     Raises:
       UserError: a row cannot be read, a pattern matches no parameter, weight decay
         applies to no parameter, or all parameters are frozen.
     """
     rows = parse_rows(config.groups, rules)
-    always = [re.compile(pattern) for pattern in frozen]
     factors = layer_factors(params, config.layer_decay)
     decays = re.compile(config.weight_decay_on)
     groups, used = {}, set()
     for path in map(path_name, (path for path, _ in jax.tree.leaves_with_path(params))):
         decay = config.weight_decay if decays.fullmatch(path) else 0.0
-        if any(pattern.fullmatch(path) for pattern in always):
+        settings = next((s for p, s in own.items() if re.fullmatch(p, path)), {})
+        if settings.get("frozen"):
             groups[path] = Group(frozen=True)
             continue
-        begin = max((n for p, n in begins.items() if re.fullmatch(p, path)), default=0)
-        group = Group(lr=factors[path], decay=decay, begin=begin)
+        group = Group(lr=factors[path], decay=decay)._replace(**settings)
         for number, (pattern, settings) in enumerate(rows):
             if pattern.fullmatch(path):
                 used.add(number)
@@ -109,7 +107,8 @@ def make_groups(
                 break
         groups[path] = group
     unused = [p.pattern for i, (p, _) in enumerate(rows) if i not in used]
-    _check(config, groups, unused, some_frozen=bool(always))
+    always = any(settings.get("frozen") for settings in own.values())
+    _check(config, groups, unused, some_frozen=always)
     return Groups(groups)
 
 

@@ -103,12 +103,8 @@ class Setup:
     @functools.cached_property
     def groups(self) -> Groups:
         """The parameter groups: how each parameter is trained."""
-        objective = self.objective
-        return make_groups(
-            *(self.config, self.param_shapes, OPTIMIZERS),
-            begins=objective.begins,
-            frozen=objective.frozen,
-        )
+        own = self.objective.groups
+        return make_groups(self.config, self.param_shapes, OPTIMIZERS, own)
 
     @functools.cached_property
     def param_shapes(self) -> Any:

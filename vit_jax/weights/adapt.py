@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 # do not affect the shapes and would silently change the function.
 _ADAPTABLE = ("image_size", "num_classes", "pre_logits", "channels", "patch_size")
 _HEADS = ("head", "head_distillation")
-# Libraries compute fixed positions with other roundings, and at most this far off.
-_ROUNDING = 1e-5
 
 
 def adapt(

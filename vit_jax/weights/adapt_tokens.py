@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from vit_jax.models import Architecture
-from vit_jax.models.positions import resize, sincos2d
+from vit_jax.models.positions import resize, same_but_rounded, sincos2d
 from vit_jax.words import times
 
 Changed = tuple[Architecture, list[str]]
-# Libraries compute the fixed positions with other roundings, and at most this far off.
-_ROUNDING = 1e-5
 
 
 def fit_positions(
@@ -106,7 +104,7 @@ def _are_fixed(positions: Any, source: Architecture, target: Architecture) -> bo
     if not fixes or positions is None or source.width != target.width:
         return False
     fixed = sincos2d(source.grid, source.width, target.sincos_denominator)
-    return bool(np.abs(np.asarray(positions) - fixed).max() <= _ROUNDING)
+    return same_but_rounded(positions, fixed)
 
 
 def _add_token_positions(adapted: dict[str, Any], source: Architecture) -> None:
