@@ -6,8 +6,6 @@ generator seeded by (seed, position). The stream is therefore the same for any n
 threads and processes, and from any batch to start at.
 """
 
-import dataclasses
-import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,24 +15,21 @@ import numpy as np
 from absl import flags
 
 from vit_jax.data import decode
-from vit_jax.data.decode import DecodeError, UnsuitableImage
+from vit_jax.data.loading.examples import Chance, ExampleRow, Loader
 from vit_jax.data.loading.order import make_order
 from vit_jax.data.loading.processes import prepare_process, start_tracker
 from vit_jax.data.preprocessing import Preprocessing, opened
 from vit_jax.data.sources.protocol import Example, Source
-from vit_jax.data.transforms.chains import Chain, Size
+from vit_jax.data.transforms.chains import Chain
 from vit_jax.errors import UserError
 
 TRAIN_POLICIES = ("replace", "skip", "error")
 EVAL_POLICIES = ("error", "skip")
-REPLACEMENT_TRIES = 16
 # Rows per task of a thread. With fewer, passing tasks around costs more than loading
 # small images; with more, the first batch is late.
 _ROWS_PER_TASK = 16
 _PREFETCHED_BATCHES = 2  # at least; bounds the memory of waiting images
 
-_log = logging.getLogger(__name__)
-ExampleRow = dict[str, Any]  # arrays and numpy scalars of one example
 Batch = dict[str, np.ndarray]
 
 
@@ -251,8 +246,8 @@ def train_batches(
     weighted = sampling != "weighted"  # else the order already accounts for weights
     chains = {"image": transform} if isinstance(transform, Chain) else dict(transform)
     sizes = {name: chain.image_size for name, chain in chains.items()}
-    loader = _Loader(source, channels, sizes, bad_images, weighted)
-    chance = _Chance(seed)
+    loader = Loader(source, channels, sizes, bad_images, weighted)
+    chance = Chance(seed)
 
     def load_row(batch: int, row: int) -> ExampleRow:
         position = batch * batch_size + int(numbers[row])
@@ -317,7 +312,7 @@ def eval_batches(
     _check_policy(bad_images, EVAL_POLICIES)
     numbers = _numbers(rows, batch_size)
     sizes = {"image": preprocessing.image_size}
-    loader = _Loader(source, preprocessing.channels, sizes, bad_images)
+    loader = Loader(source, preprocessing.channels, sizes, bad_images)
 
     def views(example: Example) -> ExampleRow:
         return {"image": preprocessing.prepare(example.image, example.name)}
@@ -337,106 +332,6 @@ def eval_batches(
         row_bytes=loader.row_bytes,
         num_threads=num_threads,
     )
-
-
-class _Chance(threading.local):
-    """Random generators for the positions of the stream, one at a time per thread."""
-
-    def __init__(self, seed: int):
-        self._seed = seed
-        self._bits = np.random.Philox(key=seed)
-        self._generator = np.random.Generator(self._bits)
-        self._start = self._bits.state
-
-    def at(self, position: int) -> np.random.Generator:
-        """Returns the generator of (seed, position), with nothing drawn from it yet."""
-        # The counter's upper half is the position, its lower half counts the draws.
-        # Setting it takes a tenth of the time of making a generator.
-        self._start["state"]["counter"][2] = position
-        self._bits.state = self._start
-        return self._generator
-
-    def __reduce__(self):  # for the loading processes
-        return _Chance, (self._seed,)
-
-
-@dataclasses.dataclass
-class _Loader:
-    """Loader of single examples; replaces or masks those that cannot be read."""
-
-    source: Source
-    channels: int
-    sizes: Mapping[str, Size]  # column of images → (height, width)
-    bad_images: str
-    weighted: bool = False  # whether the mask is the example's weight
-    _named: set[str] = dataclasses.field(default_factory=set)
-
-    def load(self, index: int, views: Callable[[Example], ExampleRow]) -> ExampleRow:
-        try:
-            return self._read(index, views, bad=0)
-        except DecodeError as error:
-            if self.bad_images == "error":
-                raise
-            self._name(error)
-            if self.bad_images == "skip":
-                return {**self.blank(), "bad": np.int32(1)}
-            first = error
-        unsuited = isinstance(first, UnsuitableImage)
-        for step in range(1, REPLACEMENT_TRIES + 1):
-            try:
-                return self._read((index + step) % len(self.source), views, bad=1)
-            except DecodeError as error:
-                self._name(error)
-                unsuited &= isinstance(error, UnsuitableImage)
-        if unsuited:  # then the images are intact, and the remedy is in the message
-            raise first
-        raise UserError(
-            f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the warnings "
-            "above name the last ones. Check that the dataset was copied completely."
-        )
-
-    @property
-    def row_bytes(self) -> int:
-        return sum(value.nbytes for value in self.blank().values())
-
-    def blank(self) -> ExampleRow:
-        images = {
-            name: np.zeros((*size, self.channels), np.uint8)
-            for name, size in self.sizes.items()
-        }
-        return self._row(images, (), mask=0, bad=0)
-
-    def _read(
-        self, index: int, views: Callable[[Example], ExampleRow], bad: int
-    ) -> ExampleRow:
-        example = self.source[index]
-        mask = example.weight if self.weighted else 1
-        return self._row(views(example), example.label, mask, bad)
-
-    def _row(self, images: ExampleRow, label: Any, mask: float, bad: int) -> ExampleRow:
-        """Returns the arrays of an example; without a label it is 0, or all zeros."""
-        if self.source.multi_label:
-            classes = np.zeros(self.source.num_classes, np.float32)
-            classes[np.asarray(label, np.int32)] = 1
-        else:
-            classes = np.int32(0 if label == () else label)
-        return {
-            **images,
-            "label": classes,
-            "mask": np.float32(mask),
-            "bad": np.int32(bad),
-        }
-
-    def _name(self, error: DecodeError) -> None:
-        with _NAMING:
-            new = str(error) not in self._named
-            self._named.add(str(error))
-        if new:
-            _log.warning("%s (%s)", error, _CONSEQUENCES[self.bad_images])
-
-
-_NAMING = threading.Lock()
-_CONSEQUENCES = {"replace": "replaced by another image", "skip": "left out"}
 
 
 def _empty(rows: int, like: ExampleRow) -> Batch:
