@@ -1,4 +1,4 @@
-"""Measures what docs/results.md says of learning, on the images of Fashion-MNIST.
+"""Measures what the ways to learn are worth, on the images of Fashion-MNIST.
 
     python benchmarks/learning.py masked --data=FOLDER [--seeds=0,1,2] [--out=DIR]
     python benchmarks/learning.py distilled --data=FOLDER …

@@ -48,19 +48,6 @@ def golden():
         return dict(file)
 
 
-def tree(arrays, prefix):
-    """Returns the nested dictionary of the arrays whose names begin with a prefix."""
-    found: dict = {}
-    for name, value in arrays.items():
-        if name.startswith(prefix):
-            *folders, last = name.removeprefix(prefix).split("/")
-            place = found
-            for folder in folders:
-                place = place.setdefault(folder, {})
-            place[last] = value
-    return found
-
-
 def context(extra):
     return Context(extra, (), jnp.int32(0), None)
 
@@ -98,7 +85,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_gradients_and_curves_are_those_of_pytorch(
-    setup_of, make_teacher, golden, tmp_path, kind
+    setup_of, make_teacher, golden, tmp_path, kind, tree
 ):
     five = tuple("01234")
     images = np.zeros((40, 8, 8, 3), np.uint8)

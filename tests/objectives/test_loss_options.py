@@ -108,7 +108,9 @@ def test_numbers_of_images_are_counted_only_if_needed():
     def count():
         raise AssertionError
 
-    TrainingLoss(config, info, count)
+    logits, targets = jnp.zeros((1, 3)), jnp.array([[0.0, 1.0, 0.0]])
+    losses, weights = TrainingLoss(config, info, count)(logits, targets)
+    assert losses > 0 and weights is None
 
 
 @pytest.mark.parametrize(

@@ -50,21 +50,10 @@ def golden():
         return dict(file)
 
 
-def tree(arrays, prefix):
-    """Returns the nested dictionary of the arrays whose names begin with a prefix."""
-    found: dict = {}
-    for name, value in arrays.items():
-        if name.startswith(prefix):
-            *folders, last = name.removeprefix(prefix).split("/")
-            place = found
-            for folder in folders:
-                place = place.setdefault(folder, {})
-            place[last] = value
-    return found
-
-
 @pytest.mark.parametrize("kind", ["pixels", "normalized"])
-def test_losses_and_gradients_are_those_of_hugging_face(objective_of, golden, kind):
+def test_losses_and_gradients_are_those_of_hugging_face(
+    objective_of, golden, kind, tree
+):
     objective = objective_of(normalize_pixels=kind == "normalized")
     batch = {
         "image": golden["images"],

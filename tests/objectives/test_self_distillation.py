@@ -77,19 +77,6 @@ def golden():
         return dict(file)
 
 
-def tree(arrays, prefix):
-    """Returns the nested dictionary of the arrays whose names begin with a prefix."""
-    found: dict = {}
-    for name, value in arrays.items():
-        if name.startswith(prefix):
-            *folders, last = name.removeprefix(prefix).split("/")
-            place = found
-            for folder in folders:
-                place = place.setdefault(folder, {})
-            place[last] = value
-    return found
-
-
 def batch_of(arrays, step):
     rows = arrays["rows"][step]
     counts = {
@@ -134,7 +121,7 @@ def gradient(objective, params, batch):
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_loss_and_gradients_are_those_of_torch(setup_of, golden, fixed):
+def test_loss_and_gradients_are_those_of_torch(setup_of, golden, fixed, tree):
     objective = setup_of(norm_last_layer=fixed).objective
     params, expected = tree(golden, "params/"), tree(golden, "grads/")
     if fixed:  # all lengths are 1 in the file
@@ -146,7 +133,7 @@ def test_loss_and_gradients_are_those_of_torch(setup_of, golden, fixed):
     assert_close(grads, expected, 1e-5)
 
 
-def test_thirty_steps_are_those_of_torch(setup_of, golden):
+def test_thirty_steps_are_those_of_torch(setup_of, golden, tree):
     """Compares losses, centres, student and teacher; the biases of keys are left out.
 
     They change no output, so their gradients are rounding errors, which AdamW enlarges.

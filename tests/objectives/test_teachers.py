@@ -270,8 +270,9 @@ def test_impossible_options_are_refused_before_anything_is_compiled(
 def test_options_at_their_defaults_do_no_harm(objective_of, make_teacher):
     ignored = {"alpha": 0.5, "temperature": 1.0, "smoothing": 0.0}
     path = make_teacher()
-    objective_of(teachers=path, kind="matching", distance="l2", **ignored)
-    objective_of(teachers=path, kind="hard", distance="kl", **ignored)
+    for kind, distance in (("matching", "l2"), ("hard", "kl")):
+        found = objective_of(teachers=path, kind=kind, distance=distance, **ignored)
+        assert len(found.facts()["teachers"]) == 1
 
 
 def test_all_problems_of_all_teachers_are_one_message(objective_of, make_teacher):
