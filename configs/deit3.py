@@ -196,6 +196,7 @@ def _small_model(config, size, dataset):
     config.model.num_heads = heads
     config.model.channels = 1
     config.eval_batch_size = 500
+    config.loader_threads = 1  # more of them contend, when images are this small
 
 
 # Mode: (recipe of S, B, L and H, recipe of the small sizes).

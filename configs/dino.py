@@ -151,6 +151,7 @@ def _small(config, name, dataset):
     config.model.stochastic_depth = 0.0
     config.batch_size = batch
     config.eval_batch_size = 500
+    config.loader_threads = 1  # more of them contend, when images are this small
     config.learning_rate = 1e-3
     config.min_learning_rate = 1e-6
     config.total_epochs = float(epochs)

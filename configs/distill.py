@@ -157,6 +157,7 @@ def _reduced(config, part, data, sizes):
     config.model.mlp_dim, config.model.num_heads = 4 * width, heads
     config.batch_size = 240 if side > 8 else 64
     config.eval_batch_size = 500
+    config.loader_threads = 1  # more of them contend, when images are this small
     config.total_epochs, config.warmup_steps = epochs, 100
     config.learning_rate, config.weight_decay = 2e-3, 0.05
     config.eval_every = 0

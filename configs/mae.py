@@ -49,7 +49,7 @@ FASHION = "/usr/share/datasets/fashion-mnist"
 REDUCED = {
     # A mirrored digit is another symbol: no flips.
     "digits": ("digits", 32, "Ti/8", 96, 4, 4, CROP, (60, 20, 20)),
-    "fashion": (FASHION, 28, "Ti/4", 96, 6, 4, f"{CROP}|flip_lr", (8, 5, 5)),
+    "fashion": (FASHION, 28, "Ti/4", 96, 6, 4, f"{CROP}|flip_lr", (4, 5, 5)),
 }
 
 
@@ -204,6 +204,7 @@ def _small_model(config, size, dataset):
     config.model.channels = 1
     config.batch_size = 128
     config.eval_batch_size = 500
+    config.loader_threads = 1  # more of them contend, when images are this small
 
 
 # Mode: (recipe of B, L and H, recipe of the small sizes).

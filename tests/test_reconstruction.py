@@ -140,7 +140,7 @@ def test_patches_are_drawn_from_the_seed(model, images):
         ({"mask": np.ones((3, 6), bool), "mask_ratio": 0.5}, "either mask or mask_ra"),
         ({"mask": np.ones((3, 6), bool), "noise": 1}, "pass either mask or noise, not"),
         ({"mask_ratio": 1.0}, r"mask_ratio=1.0: of 6 patches, at least one has"),
-        ({"mask_ratio": 0}, r"mask_ratio=0: of 6 patches, at least one"),
+        ({"mask_ratio": 0}, r"mask_ratio=0.0: of 6 patches, at least one"),
         ({"mask_ratio": 2.5}, r"mask_ratio=2.5: of 6 patches"),
         ({"mask_ratio": "half"}, "mask_ratio='half': expected a number"),
         ({"noise": np.ones((3, 5))}, r"noise is float64 of shape \(3, 5\); expected f"),

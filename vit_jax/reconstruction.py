@@ -16,6 +16,7 @@ from vit_jax.models.decoder import (
     build_decoder,
     make_masking,
     num_kept,
+    unfit_mask_ratio,
 )
 from vit_jax.models.pixels import (
     denormalized_patches,
@@ -147,15 +148,11 @@ def noise_and_kept(
         if isinstance(ratio, bool) or not isinstance(ratio, int | float):
             raise UserError(f"mask_ratio={ratio!r}: expected a number")
         drawn = _noise(count, patches, noise, seed)
-        visible = num_kept(patches, float(ratio)) if 0 <= ratio < 1 else 0
-        kept = np.full(count, visible)
+        ratio = float(ratio)
+        if problem := unfit_mask_ratio(patches, ratio):
+            raise UserError(problem)
+        kept = np.full(count, num_kept(patches, ratio))
     if wrong := np.flatnonzero((kept <= 0) | (kept >= patches)).tolist():
-        if mask is None:
-            raise UserError(
-                f"mask_ratio={ratio}: of {patches} patches, at least one has to be "
-                f"visible and one masked; give a number between {1 / patches:.2g} and "
-                f"{1 - 1 / patches:.2g}"
-            )
         states = [
             f"image {i}: {'all' if not kept[i] else 'none'} of its {patches} patches"
             for i in wrong

@@ -137,10 +137,6 @@ def test_all_wrong_arguments_are_reported_at_once(recipe):
         (("--config=RECIPE:bad",), "no such argument"),
         (("--config=RECIPE", "stray"), r"unexpected arguments \['stray'\]"),
         (("--config=RECIPE", "--wrkdir=x"), "flag 'wrkdir'. Did you mean: workdir"),
-        (
-            ("--config=RECIPE", "--config.total_steps=1", "--config.total_epochs=1"),
-            "total_epochs are both given; give only",
-        ),
     ],
 )
 def test_invalid_command_lines_are_rejected(recipe, arguments, text):

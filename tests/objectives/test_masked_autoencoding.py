@@ -165,6 +165,20 @@ def test_impossible_options_are_refused_before_anything_is_compiled(
         objective_of(values, **options)
 
 
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_the_largest_mask_ratio_that_is_named_is_accepted(objective_of, patch):
+    values = {"image_size": (16, 40), "augment.train": "resize"}
+    values |= {"model.variant": f"Ti/{patch}"}
+    with pytest.raises(UserError, match=r"at most [\d.]+$") as error:
+        objective_of(values, mask_ratio=1.0)
+    objective_of(values, mask_ratio=float(str(error.value).rsplit(" ", 1)[1]))
+
+
+def test_an_image_of_a_single_patch_cannot_be_masked(objective_of):
+    with pytest.raises(UserError, match=r"of 1 patches.*use smaller patches"):
+        objective_of({"model.variant": "Ti/16", "image_size": (16, 16)})
+
+
 def test_a_mixer_cannot_leave_out_patches(tiny_config):
     config = tiny_config(
         **{"objective": "masked_autoencoding", "model.variant": "Mixer-S/4"},

@@ -75,11 +75,6 @@ def load_recipe(
     config = _read_recipe(flag_values.config)
     wrong = {key: _override(config, key, token) for key, token in overrides.items()}
     found = [problem for problem in wrong.values() if problem]
-    if {"total_steps", "total_epochs"} <= overrides.keys():
-        found.append(
-            "--config.total_steps and --config.total_epochs are both given; give only "
-            "one"
-        )
     applied = [key for key, problem in wrong.items() if not problem]
     config = override_length(config, applied)
     if found:

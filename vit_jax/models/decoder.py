@@ -55,6 +55,19 @@ def num_kept(patches: int, mask_ratio: float) -> int:
     return int(patches * (1 - mask_ratio))
 
 
+def unfit_mask_ratio(patches: int, mask_ratio: float) -> str:
+    """Returns what is wrong with a mask ratio for so many patches, or ""."""
+    if 0 < mask_ratio < 1 and 0 < num_kept(patches, mask_ratio) < patches:
+        return ""
+    problem = f"mask_ratio={mask_ratio}: of {patches} patches, at least one has to be "
+    problem += "visible and one masked; "
+    if patches == 1:
+        return f"{problem}use smaller patches or larger images"
+    # Tried out, because of 10 patches a ratio of 0.9 leaves int(0.9999999999999998).
+    most = max(n / 1000 for n in range(1, 1000) if num_kept(patches, n / 1000))
+    return f"{problem}give a number above 0, at most {most}"
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderFacts:
     """The description of a decoder beside its encoder's architecture.

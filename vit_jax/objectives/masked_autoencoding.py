@@ -18,6 +18,7 @@ from vit_jax.models.decoder import (
     build_decoder,
     make_masking,
     num_kept,
+    unfit_mask_ratio,
 )
 from vit_jax.models.encoder import REMAT
 from vit_jax.models.pixels import masked_mean, normalized_patches, patch_values
@@ -199,12 +200,8 @@ def _checked(architecture: Any, mask_ratio: float) -> Architecture:
         )
     problems = []
     patches = architecture.grid[0] * architecture.grid[1]
-    if not 0 < mask_ratio < 1 or not 0 < num_kept(patches, mask_ratio) < patches:
-        problems.append(
-            f"objective_options.mask_ratio={mask_ratio}: of {patches} patches, at "
-            "least one has to be visible and one masked; give a number between "
-            f"{1 / patches:.2g} and {1 - 1 / patches:.2g}"
-        )
+    if problem := unfit_mask_ratio(patches, mask_ratio):
+        problems.append(f"objective_options.{problem}")
     if architecture.trunk is not None:
         problems.append(
             "masked autoencoding of a hybrid would see through the ResNet what is "
