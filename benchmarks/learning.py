@@ -161,11 +161,15 @@ def mark(runs: Runs, seeds: Sequence[int]) -> None:
 
 # Changes of the recipes' small rows: a run takes at most 12 minutes on two cores.
 PRETRAINING: tuple[str, ...] = ()
-FINE_TUNING: tuple[str, ...] = ("--config.total_epochs=40",)
+FINE_TUNING: tuple[str, ...] = ("--config.total_epochs=15",)
 TEACHER: tuple[str, ...] = ()
 STUDENT: tuple[str, ...] = ()
 SELF_DISTILLATION: tuple[str, ...] = ()
-ONE_STEP = ("--config.total_steps=1", "--config.warmup_steps=0")
+ONE_STEP = (
+    *("--config.total_steps=1", "--config.warmup_steps=0"),
+    "--config.min_learning_rate=0",
+    "--config.objective_options.freeze_last_layer=0",
+)
 
 
 def pixel_neighbors(data: str) -> float:

@@ -152,6 +152,8 @@ def _finetune_small(config, size):
     _finetune(config)
     config.pretrained = f"mae-{size}"
     config.augment.train = crop
+    # So short a run has no time to profit from mixed images.
+    config.mixing.mixup_alpha = config.mixing.cutmix_alpha = 0.0
     config.layer_decay = 0.75
     config.learning_rate = 2e-3
     config.warmup_steps = 40

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError
 from vit_jax.words import did_you_mean
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def check_options(kind: Any, options: Mapping[str, Any], skip: int, key: str) ->
         if (expected := _expected_instead(value, taken[name].annotation))
     ]
     if wrong:
-        raise UserError("\n".join(wrong))
+        raise Problems(wrong)
 
 
 def is_number(value: Any) -> bool:

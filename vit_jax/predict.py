@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from vit_jax import command
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError
 
 if TYPE_CHECKING:
     from vit_jax.prediction.inputs import Input
@@ -231,7 +231,7 @@ def count(arguments: Sequence[str]) -> int:
         else:
             total += within
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
     if left_out:
         logger.info("files in the folders that are no images: %s", in_words(left_out))
     return total

@@ -25,7 +25,7 @@ from absl import flags
 
 from vit_jax import command
 from vit_jax.data.sources import tfds_sets
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError, problems_of
 
 if TYPE_CHECKING:
     from vit_jax.data.preparing.record_writer import Progress
@@ -115,9 +115,9 @@ def main(arguments: list[str]) -> None:
             folder = prepare(dataset, FLAGS.data_dir, FLAGS.max_bad_share, FLAGS.data)
             print(f"prepared {dataset} in {folder}", flush=True)
         except UserError as error:
-            problems.append(str(error))
+            problems += problems_of(error)
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
 
 
 def _prepare_images(

@@ -200,7 +200,7 @@ def test_a_batch_that_counts_nothing_keeps_the_averages(config_of):
         ({}, {"epsilon": 0.0}, "epsilon=0.0: give a number above 0"),
         ({}, {"momentum": 1.5}, "momentum=1.5: give a number above 0 and at most 1"),
         ({}, {"decay": 0.9}, "decay"),
-        ({"ema_decay": 0.9}, {}, "ema_decay=0.9 has no effect on linear_probe"),
+        ({"ema_decay": 0.9}, {}, "ema_decay=0.9 has no effect: linear_probe trains"),
         ({"layer_decay": 0.7}, {}, "layer_decay=0.7 .* leave it at 1.0"),
         ({"model.dropout_rate": 0.1}, {}, "model.dropout_rate=0.1 has no effect"),
         (

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from vit_jax.benchmark.peak import Peak
 from vit_jax.config import Config, changed
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError
 from vit_jax.plan import flops
 from vit_jax.progress import Progress
 from vit_jax.train.memory import Bytes, is_out_of_memory
@@ -118,7 +118,7 @@ def _checked(configs: list[Config]) -> Mesh:
         except UserError as error:
             problems |= dict.fromkeys(str(error).split("\n"))
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
     assert mesh is not None
     return mesh
 

@@ -6,7 +6,7 @@ keys that depend on others, and `problems` lists everything that cannot work, be
 anything is compiled.
 """
 
-from vit_jax.config.combinations import problems
+from vit_jax.config.combinations import problems, without_effect
 from vit_jax.config.keys import (
     ARCHITECTURE_KEYS,
     FREE_TO_CHANGE,
@@ -41,4 +41,5 @@ __all__ = [
     "to_plain",
     "value_of",
     "with_defaults",
+    "without_effect",
 ]

@@ -1,8 +1,13 @@
 """Checks of config values that exclude each other, and the list of all problems."""
 
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
 from vit_jax.config.checks import Choices, wrong_values
 from vit_jax.config.keys import ARCHITECTURE_KEYS, Config, default_config
 from vit_jax.config.length import wrong_length
+from vit_jax.config.values import value_of
 
 # Losses for classes that exclude each other; vit_jax/models/outputs.py has them all.
 EXCLUSIVE_LOSSES = ("softmax", "softmax_focal")
@@ -83,6 +88,26 @@ def wrong_rates(config: Config) -> list[str]:
         for key in ("warmup_learning_rate", "min_learning_rate")
         if config[key] and config[key] > config.learning_rate
     ]
+    return found
+
+
+def without_effect(config: Config, keys: Iterable[str], why: str) -> list[str]:
+    """Lists keys, by dotted name, that are set although nothing reads them.
+
+    Args:
+      config: the config.
+      keys: the keys that nothing reads.
+      why: the reason, for the message.
+    """
+    default, found = default_config(), []
+    for key in keys:
+        value, usual = value_of(config, key), value_of(default, key)
+        if value == usual:
+            continue
+        if isinstance(value, ConfigDict):
+            found.append(f"{key} has no effect: {why}; leave it out")
+        else:
+            found.append(f"{key}={value} has no effect: {why}; leave it at {usual}")
     return found
 
 

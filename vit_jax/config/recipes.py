@@ -16,16 +16,16 @@ from vit_jax import command
 from vit_jax.config.keys import Config, default_config
 from vit_jax.config.length import override_length
 from vit_jax.config.values import flat_keys
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError
 from vit_jax.words import did_you_mean
 
 
-class WrongOverrides(UserError):
+class WrongOverrides(Problems):
     """An error that lists overrides that cannot be applied; `config` has the others."""
 
     def __init__(self, problems: list[str], config: Config):
-        super().__init__("\n".join(problems))
-        self.problems, self.config = problems, config
+        super().__init__(problems)
+        self.config = config
 
 
 def load_recipe(

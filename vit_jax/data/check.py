@@ -20,7 +20,7 @@ from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.data.sources.protocol import Contents, DatasetInfo, Source
 from vit_jax.data.sources.splits import count
 from vit_jax.data.suspicious import suspicious
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, problems_of
 from vit_jax.words import shortened
 
 # Examples of the smallest class: (training, evaluation). ImageNet's classes have 732 to
@@ -139,7 +139,7 @@ def check(
     try:
         contents = opened.contents
     except NotForTraining as error:
-        problems.append(str(error))
+        problems += problems_of(error)
         contents = error.listing
     info = contents.info
     if problem := info.problems.get(info.eval_split):
@@ -162,7 +162,7 @@ def check(
         try:
             first[split] = _first(source, options.white_level)
         except DecodeError as error:
-            problems.append(str(error))
+            problems += problems_of(error)
     if like:
         problems += _missing(info, counts, like)
     others = _other_splits(contents, sources)

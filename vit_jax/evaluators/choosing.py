@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError, problems_of
 from vit_jax.evaluators.classification import Classification, metrics_of
 from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.neighbors import Neighbors
@@ -70,10 +70,10 @@ def read_rows(evaluators: Mapping[str, Any]) -> list[EvaluatorRow]:
             made = evaluator_class(kind, f"evaluators.{name}")
             check_options(made, row, 2, f"evaluators.{name}")
         except UserError as error:
-            problems.append(str(error))
+            problems += problems_of(error)
         rows.append(EvaluatorRow(name, kind, every, data, row))
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
     return rows
 
 

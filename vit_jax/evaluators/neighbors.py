@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from vit_jax import sharding
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError
 from vit_jax.evaluators.examples import Data
 from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
 from vit_jax.sharding import AXES
@@ -213,7 +213,7 @@ def _checked(k: Any, temperature: float, features: str) -> tuple[int, ...]:
     if features not in FEATURES:
         problems.append(f"features={features!r}: choose from {', '.join(FEATURES)}")
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
     return counts
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from vit_jax import command
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError
 
 if TYPE_CHECKING:
     from vit_jax.weights.published.families import Published
@@ -80,7 +80,7 @@ def select(texts: Sequence[str]) -> "list[Published]":
             f"--max_params={FLAGS.max_params}: expected a number such as 30M or 1.1B"
         )
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
     bound = float(most[1]) * _UNITS[most[2]] if most else None
 
     def fits(row: "Published") -> bool:

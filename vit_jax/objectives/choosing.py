@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from vit_jax.errors import UserError
+from vit_jax.config import without_effect
+from vit_jax.errors import Problems, UserError, problems_of
 from vit_jax.named import check_options, find_class
 from vit_jax.objectives.classification import Classification
 from vit_jax.objectives.distillation import Distillation
 from vit_jax.objectives.linear_probe import LinearProbe
 from vit_jax.objectives.masked_autoencoding import MaskedAutoencoding
 from vit_jax.objectives.masked_patches import MaskedPatches
-from vit_jax.objectives.protocol import Given, Objective
+from vit_jax.objectives.protocol import OPTIONAL_KEYS, Given, Objective
 from vit_jax.objectives.self_distillation import SelfDistillation
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -36,14 +37,20 @@ def make_objective(given: Given) -> Objective:
 
     Raises:
       UserError: see `objective_class`; or the class does not take one of the options,
-        or none of those of the loss.
+        refuses what they say, or does not read a key that the config sets.
     """
-    kind: Any = objective_class(given.config.objective)
-    options = given.config.objective_options.to_dict()
+    config = given.config
+    kind: Any = objective_class(config.objective)
+    options = config.objective_options.to_dict()
     check_options(kind, options, 1, "objective_options")
-    if (ignored := list(given.config.loss_options)) and not kind.reads_loss_options:
-        raise UserError(
-            f"loss_options.{ignored[0]}: the objective {given.config.objective!r} does "
-            "not read loss_options; leave them out"
-        )
-    return kind(given, **options)
+    unread = [key for key in OPTIONAL_KEYS if key not in kind.reads]
+    problems = without_effect(
+        config, unread, f"the objective {config.objective} does not read it"
+    )
+    try:
+        objective = kind(given, **options)
+    except UserError as error:
+        raise Problems([*problems, *problems_of(error)]) from error
+    if problems:
+        raise Problems(problems)
+    return objective

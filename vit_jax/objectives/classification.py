@@ -10,6 +10,7 @@ from vit_jax.objectives.inputs import normalised
 from vit_jax.objectives.losses import smooth_labels, to_targets
 from vit_jax.objectives.mixing import Examples, make_mixing
 from vit_jax.objectives.protocol import (
+    OPTIONAL_KEYS,
     Batch,
     Context,
     Given,
@@ -33,7 +34,7 @@ class Classification(Objective):
     """
 
     reads_schedule = False
-    reads_loss_options = True
+    reads = OPTIONAL_KEYS
 
     def __init__(self, given: Given):
         self._given, self._config = given, given.config

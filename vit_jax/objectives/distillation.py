@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from vit_jax.config import without_effect
 from vit_jax.data.transforms.chains import parse_chain, rescale_chain
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError, problems_of
 from vit_jax.models.outputs import EXCLUSIVE, INDEPENDENT, MEANINGS, of_loss, readable
 from vit_jax.models.vit import HEADS
 from vit_jax.named import is_number
@@ -32,6 +33,7 @@ from vit_jax.objectives.inputs import normalised, renormalised
 from vit_jax.objectives.losses import to_targets
 from vit_jax.objectives.mixing import Examples, make_mixing
 from vit_jax.objectives.protocol import (
+    OPTIONAL_KEYS,
     Batch,
     Context,
     Given,
@@ -89,6 +91,7 @@ class Distillation(Objective):
     """
 
     reads_schedule = False
+    reads = tuple(key for key in OPTIONAL_KEYS if key != "loss_options")
     # The checksums in `facts` recognise teachers that were moved.
     locations = ("objective_options.teachers",)
 
@@ -155,13 +158,13 @@ class Distillation(Objective):
             try:
                 teacher = Teacher(load_teacher(source), given, size, classes)
             except UserError as error:
-                problems.append(str(error))
+                problems += problems_of(error)
                 continue
             self._teachers.append(teacher)
             if kind in KINDS:
                 problems += self._wrong_meaning(teacher)
         if problems:
-            raise UserError("\n".join(dict.fromkeys(problems)))
+            raise Problems(problems)
         self._distances = [self._distance(teacher) for teacher in self._teachers]
         self._mixing = make_mixing(given.config.mixing)
         self._labels = None if kind == "matching" else Classification(given)
@@ -397,12 +400,8 @@ def _without_effect(kind: str, given: Given) -> list[str]:
     """Lists keys about labels where none are used."""
     if kind != "matching":
         return []
-    config = given.config
-    return [
-        f"{key}={value} has no effect: kind='matching' uses no labels; leave it out"
-        for key, value in (
-            ("label_smoothing", config.label_smoothing),
-            ("mixing.binary_targets", config.mixing.binary_targets),
-        )
-        if value
-    ]
+    return without_effect(
+        given.config,
+        ("label_smoothing", "mixing.binary_targets"),
+        "kind='matching' uses no labels",
+    )

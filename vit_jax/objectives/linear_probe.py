@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from vit_jax.checkpoints.description import MODEL
-from vit_jax.errors import UserError
+from vit_jax.config import without_effect
+from vit_jax.errors import Problems
 from vit_jax.objectives.classification import Classification
 from vit_jax.objectives.inputs import normalised
 from vit_jax.objectives.protocol import Batch, Context, Given, Params, Sums
@@ -41,7 +42,7 @@ class LinearProbe(Classification):
             cannot have an effect.
         """
         if problems := _problems(given, epsilon, momentum):
-            raise UserError("\n".join(problems))
+            raise Problems(problems)
         super().__init__(given)
         self._epsilon, self._momentum = epsilon, momentum
 
@@ -172,17 +173,11 @@ def _problems(given: Given, epsilon: float, momentum: float) -> list[str]:
             "linear_probe trains one head, but this model has two, for the class and "
             "the distillation token; choose other weights"
         )
-    unused = {
-        "model.dropout_rate": config.model.dropout_rate,
-        "model.stochastic_depth": config.model.stochastic_depth,
-        "layer_decay": config.layer_decay if config.layer_decay != 1 else 0,
-        "ema_decay": config.ema_decay,
-    }
-    defaults = {"layer_decay": 1.0}
-    found += [
-        f"{key}={value} has no effect on linear_probe, which trains the head alone: "
-        f"leave it at {defaults.get(key, 0.0)}"
-        for key, value in unused.items()
-        if value
-    ]
+    unused = (
+        "model.dropout_rate",
+        "model.stochastic_depth",
+        "layer_decay",
+        "ema_decay",
+    )
+    found += without_effect(config, unused, "linear_probe trains the head alone")
     return found

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vit_jax.checkpoints.description import Description
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError
 from vit_jax.models.architecture import Architecture
 from vit_jax.models.decoder import (
     DECODER,
@@ -46,6 +46,7 @@ class MaskedAutoencoding(Objective):
     """
 
     reads_schedule = False
+    reads = ()
     sharding_rules = (
         (r"decoder/(embed|pred)/kernel", ("fsdp", "tensor")),
         (r"decoder/(embed|pred)/bias", ("tensor",)),
@@ -213,5 +214,5 @@ def _checked(architecture: Any, mask_ratio: float) -> Architecture:
             "pooling; start from other weights"
         )
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
     return architecture

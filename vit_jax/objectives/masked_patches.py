@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError
 from vit_jax.models.architecture import Architecture
 from vit_jax.objectives.classification import init_model
 from vit_jax.objectives.inputs import normalised
@@ -42,6 +42,7 @@ class MaskedPatches(Objective):
     """
 
     reads_schedule = False
+    reads = ()
     sharding_rules = (
         (rf"{SUBTREE}/head/kernel", ("fsdp", "tensor")),
         (rf"{SUBTREE}/head/bias", ("tensor",)),
@@ -310,7 +311,7 @@ def _checked(
             )
     problems += _wrong_sizes(architecture, choices, **sizes)
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
     return architecture
 
 

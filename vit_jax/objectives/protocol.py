@@ -12,7 +12,7 @@ has the table of names. Inherit from `Objective` for its defaults: only `inputs`
 and `loss` have to be written.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -107,6 +107,14 @@ class Context(NamedTuple):
     choice: Hashable  # see `Objective.choice`
 
 
+# Keys of the config that only some objectives read: those from labels to a loss.
+OPTIONAL_KEYS = (
+    *("loss", "loss_options", "label_smoothing"),
+    *("mixing.mixup_alpha", "mixing.cutmix_alpha", "mixing.erasing_prob"),
+    "mixing.binary_targets",
+)
+
+
 class Objective:
     """The base class of everything that a run can minimise.
 
@@ -124,8 +132,8 @@ class Objective:
       reads_schedule: whether it reads the length of the run or other keys of the
         learning rate. If not, a run may become longer, provided that the steps already
         made keep their rates.
-      reads_loss_options: whether it reads `config.loss_options`. If not, a config that
-        has any is refused.
+      reads: which of `OPTIONAL_KEYS` it reads. If the config sets another one of them,
+        it is refused.
       locations: keys of the config that only say where to find what `facts` identify.
         They may differ when a run resumes.
     """
@@ -135,7 +143,7 @@ class Objective:
     sharding_rules: Sequence[tuple[str, tuple[Any, ...]]] = ()
     groups: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     reads_schedule: bool = True
-    reads_loss_options: bool = False
+    reads: Collection[str] = ("loss",)
     locations: Sequence[str] = ()
 
     @staticmethod

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vit_jax.checkpoints.description import MODEL
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems
 from vit_jax.models.projection import ProjectionHead
 from vit_jax.objectives import self_distillation_checks as checks
 from vit_jax.objectives.classification import init_model
@@ -48,6 +48,8 @@ class SelfDistillation(Objective):
     near log(out_dim) if the features have collapsed; `teacher_temp` and
     `teacher_momentum`.
     """
+
+    reads = ()
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class SelfDistillation(Objective):
         )
         self._crops = make_multi_crop(given, options, problems)
         if problems:
-            raise UserError("\n".join(problems))
+            raise Problems(problems)
         self.inputs = self._crops.inputs
         model = given.model.clone(posemb_resize=given.config.posemb_resize)
         self._model = PlacedModel(model, given.mesh)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.data.sources.class_names import match_names
 from vit_jax.data.sources.protocol import DatasetInfo, in_order
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, problems_of
 from vit_jax.models import MixerArchitecture, ViTOrMixer, build
 from vit_jax.models.attention.formulations import candidates
 from vit_jax.models.vit import HEADS
@@ -125,7 +125,7 @@ class Teacher:
         try:
             self._order, self._remark = _order(loaded, given.info, classes)
         except UserError as error:
-            problems.append(str(error))
+            problems += problems_of(error)
             self._order, self._remark = None, ""
         try:
             self.architecture = _resized(own, size)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vit_jax.config import Config
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems
 from vit_jax.words import did_you_mean
 
 
@@ -131,7 +131,7 @@ def _check(
     if all(group.frozen for group in groups.values()):
         problems.append("groups: every parameter is frozen; leave some to train")
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
 
 
 def parse_rows(
@@ -158,7 +158,7 @@ def parse_rows(
         except (ValueError, re.error) as error:
             problems.append(f"groups: {row!r}: {error}")
     if problems:
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
     return rows
 
 

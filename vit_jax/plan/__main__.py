@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from vit_jax import command
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, problems_of
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def _recipe(argv: list[str], topology: Any) -> tuple[Any, Any]:
             weights = load_weights(config.pretrained)
             pretrained = weights.description
         except UserError as error:
-            problems.append(str(error))
+            problems += problems_of(error)
     prepare = functools.partial(set_up, devices=topology.devices, pretrained=pretrained)
     if problems:
         prepare(config, problems=problems)

@@ -21,7 +21,7 @@ from vit_jax.checkpoints.workdir import (
 )
 from vit_jax.config import Config
 from vit_jax.data.sources.options import FIRST_RULES
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError, problems_of
 from vit_jax.optim.schedules import make_decay_factor, make_schedule
 from vit_jax.train.same_data import DataFacts, check_same_data
 from vit_jax.train.setup import Setup
@@ -101,7 +101,7 @@ def allowed_changes(
         if check_same_data(config.dataset, facts, earlier, read_otherwise):
             free.update(LOCATIONS)
     except UserError as error:
-        problems.append(str(error))
+        problems += problems_of(error)
     if other_facts := _other_facts(setup, earlier):
         problems.append(other_facts)
     else:
@@ -118,7 +118,7 @@ def allowed_changes(
         told = [others[key] for key in others if key not in {*free, *LOCATIONS}]
         if told:
             problems.append(f"Other keys differ from that run's too: {shortened(told)}")
-        raise UserError("\n".join(problems))
+        raise Problems(problems)
     advice = {"pretrained": _WEIGHTS_ARE_READ_ONCE}
     if same_rates:
         return Changes(frozenset(free), advice)

@@ -13,7 +13,7 @@ from vit_jax.checkpoints.reading import has_checkpoint, load_description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.config import Config, checks
 from vit_jax.data.decode import DecodeError
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, problems_of
 from vit_jax.optim.guard import skipped_updates
 from vit_jax.train.autotune.choice import with_chosen_attention
 from vit_jax.train.choices import CHOICES
@@ -81,7 +81,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
                     image_size=config_lib.image_size(config) if sized else None,
                 )
             except UserError as error:
-                problems.append(str(error))
+                problems += problems_of(error)
         start = earlier or (weights and weights.description)
         setup = set_up(as_begun(config, workdir), pretrained=start, problems=problems)
         config = setup.config

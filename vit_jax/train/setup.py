@@ -24,6 +24,7 @@ from vit_jax.data.sources.datasets import Dataset, open_dataset
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain, with_first_boxes
+from vit_jax.errors import problems_of
 from vit_jax.evaluators.choosing import (
     EvaluatorRow,
     check_metric,
@@ -417,9 +418,9 @@ def _placed(shapes: Any, where: Any) -> Any:
 
 @contextlib.contextmanager
 def _noting(found: list[str], prefix: str = "") -> Iterator[None]:
-    """Adds an error inside to `found`, as one more line unless it is there already."""
+    """Adds an error inside to `found`, each of its problems unless it is there."""
     try:
         yield
     except ValueError as error:
-        if (line := f"{prefix}{error}") not in found:
-            found.append(line)
+        lines = [f"{prefix}{problem}" for problem in problems_of(error)]
+        found += [line for line in lines if line not in found]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.checkpoints.description import Description
-from vit_jax.errors import UserError
+from vit_jax.errors import Problems, UserError
 from vit_jax.models import Architecture, ViTOrMixer
 from vit_jax.models.decoder import DecoderFacts
 from vit_jax.models.positions import resize
@@ -76,7 +76,7 @@ def as_told(
         if (known := getattr(decoder, _ARGUMENTS[name])) not in (None, value)
     ]
     if wrong:
-        raise UserError("\n".join(wrong))
+        raise Problems(wrong)
     told = {_ARGUMENTS[name]: value for name, value in given.items()}
     return dataclasses.replace(
         description, decoder=dataclasses.replace(decoder, **told)
