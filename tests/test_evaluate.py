@@ -53,6 +53,12 @@ def run(run_command, capsys):
     return run
 
 
+def test_images_without_labels_cannot_be_compared_with(shared, workdir, run):
+    flags = f"--dataset={shared / 'images'}", "--data=kind=unlabelled"
+    with pytest.raises(SystemExit, match=r"have no labels to compare with.*predict"):
+        run(f"--checkpoint={workdir}", *flags)
+
+
 def test_a_folder_without_splits_is_evaluated_whole(shared, workdir, run):
     folder = shared / "images/val"
     report = json.loads(run(f"--checkpoint={workdir}", f"--dataset={folder}", "--json"))

@@ -112,6 +112,11 @@ def measure() -> dict[str, Any]:
     source = opened.split(part.split)
     if not len(source):
         raise UserError(f"{dataset} has no examples in split {part.split!r}")
+    if not source.num_classes:
+        raise UserError(
+            f"the images of {dataset} have no labels to compare with; python -m "
+            "vit_jax.predict says what the model finds in them"
+        )
     mesh = _mesh(model)
     data = Data(
         lambda name: source if name == part.split else opened.split(name),

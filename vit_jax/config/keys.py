@@ -30,7 +30,8 @@ def default_config() -> Config:
     # How the files of the data set are read where they do not say it themselves; see
     # vit_jax/data/sources/options.py.
     config.data = ConfigDict()
-    # "image folder", "table", "arrays", "tensorflow-datasets"; "" = recognised.
+    # "image folder", "table", "arrays", "tensorflow-datasets"; "unlabelled" = a folder
+    # of images without labels; "" = recognised.
     config.data.kind = ""
     # The folder (or value of a table's split column) of each split, as in
     # "train=Training,val=Dev Set"; "none" = every folder is a class; "" = recognised.

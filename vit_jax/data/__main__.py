@@ -54,7 +54,9 @@ def _print(report) -> None:
     lines = [
         f"{report.location} ({report.kind})",
         f"{len(report.class_names):,} classes{several}: "
-        f"{first_and_last(report.class_names)}",
+        f"{first_and_last(report.class_names)}"
+        if report.class_names
+        else "no labels",
     ]
     for split, count in report.num_examples.items():
         lines.append(f"{split}: {count:,} examples")

@@ -47,8 +47,8 @@ class Report:
       held_out: see `DatasetInfo`.
       class_names: in the order of the labels.
       multi_label: whether an example may have any number of labels.
-      class_counts: split → examples per class; leaves out splits whose labels would
-        take long to read, or that have several labels per example.
+      class_counts: split → examples per class; leaves out splits without labels, whose
+        labels would take long to read, or that have several labels per example.
       first: the first example of each split in use: name, height and width.
       used: split → what it is used for by default.
       left_out: reason → number of files that are not in the data set.
@@ -155,7 +155,8 @@ def check(
     counts = {
         split: np.bincount(source.labels(), minlength=info.num_classes)
         for split, source in sources.items()
-        if not (source.multi_label or getattr(source, "labels_take_long", False))
+        if info.num_classes
+        and not (source.multi_label or getattr(source, "labels_take_long", False))
     }
     first = {}
     for split, source in sources.items():
@@ -200,6 +201,8 @@ def check(
 
 def _uses(info: DatasetInfo) -> list[tuple[str, str]]:
     """Lists the default splits with what they are used for."""
+    if not info.num_classes:
+        return [(info.train_split, "training without labels")]
     part = f", held out of {info.train_split}" if info.held_out else ""
     return [
         (info.train_split, "training"),

@@ -1,6 +1,6 @@
 """Makes evaluators from their rows in the config."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
@@ -75,6 +75,21 @@ def read_rows(evaluators: Mapping[str, Any]) -> list[EvaluatorRow]:
     if problems:
         raise Problems(problems)
     return rows
+
+
+def judged_by(rows: Iterable[EvaluatorRow], num_classes: int) -> list[EvaluatorRow]:
+    """Returns the rows whose evaluators can be made of data with so many classes.
+
+    Without classes, there are no labels: then only evaluators that read none, and those
+    that measure another data set.
+    """
+    return [
+        row
+        for row in rows
+        if num_classes
+        or row.data.get("dataset")
+        or not evaluator_class(row.kind, f"evaluators.{row.name}").reads_labels
+    ]
 
 
 def _check_data(name: str, data: Mapping[str, Any]) -> None:

@@ -50,8 +50,11 @@ class Evaluator:
     Attributes:
       better: metric → 1.0 if larger is better, −1.0 if smaller is. Any of these metrics
         can decide which checkpoint is best.
+      reads_labels: whether it reads the labels of its data. If so, it is left out of a
+        run whose data have none, unless its row names others.
     """
 
+    reads_labels: ClassVar[bool] = True
     better: ClassVar[Mapping[str, float]] = {}
 
     def compile(self, params: Params) -> None:

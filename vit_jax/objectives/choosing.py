@@ -10,7 +10,7 @@ from vit_jax.objectives.distillation import Distillation
 from vit_jax.objectives.linear_probe import LinearProbe
 from vit_jax.objectives.masked_autoencoding import MaskedAutoencoding
 from vit_jax.objectives.masked_patches import MaskedPatches
-from vit_jax.objectives.protocol import OPTIONAL_KEYS, Given, Objective
+from vit_jax.objectives.protocol import OPTIONAL_KEYS, Given, Labels, Objective
 from vit_jax.objectives.self_distillation import SelfDistillation
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -51,6 +51,13 @@ def make_objective(given: Given) -> Objective:
         objective = kind(given, **options)
     except UserError as error:
         raise Problems([*problems, *problems_of(error)]) from error
+    labelled = any(isinstance(one, Labels) for one in objective.inputs.values())
+    if labelled and not given.info.num_classes:
+        problems.append(
+            f"the objective {config.objective} learns from labels, but the images of "
+            f"{given.info.name} have none; use data with labels, or an objective that "
+            "needs none, such as masked_autoencoding"
+        )
     if problems:
         raise Problems(problems)
     return objective

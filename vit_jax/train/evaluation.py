@@ -59,7 +59,14 @@ class Evaluations:
             evaluator := _of_labels(subject, own, setup)
         ):
             self._scheduled.append(Scheduled("", config.eval_every, evaluator))
-        for row in setup.evaluators:
+        rows = {row.name: row for row in setup.evaluators}
+        for name in config.evaluators.keys() - rows.keys():
+            logger.warning(
+                "the evaluator %r is left out, because the images have no labels; its "
+                "row can name labelled data as `dataset`",
+                name,
+            )
+        for row in rows.values():
             with _named(row.name):
                 judged = subject._replace(wanted=_wanted(setup, row.name))
                 data = _own_data(setup, row, own)

@@ -29,6 +29,7 @@ from vit_jax.evaluators.choosing import (
     EvaluatorRow,
     check_metric,
     directions,
+    judged_by,
     read_rows,
 )
 from vit_jax.evaluators.classification import what_to_count
@@ -277,8 +278,9 @@ class Setup:
 
     @functools.cached_property
     def evaluators(self) -> list[EvaluatorRow]:
-        """The rows of `config.evaluators`, checked."""
-        return read_rows(self.config.evaluators.to_dict())
+        """The rows of `config.evaluators`, checked, that suit the data."""
+        rows = read_rows(self.config.evaluators.to_dict())
+        return judged_by(rows, self.info.num_classes)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -392,6 +394,8 @@ def set_up(
                 model,
             )
             _ = setup.optimizer
+        if sound.sampling == "balanced" and info and not info.num_classes:
+            found.append("sampling=balanced: the images have no labels; use uniform")
         with _noting(found):
             check_metric("keep_best", sound.keep_best, setup.better)
         with _noting(found):

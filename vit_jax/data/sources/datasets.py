@@ -23,6 +23,7 @@ from vit_jax.data.sources.tables.files import EXTENSIONS as TABLE_EXTENSIONS
 from vit_jax.data.sources.tables.files import OTHER_EXTENSIONS
 from vit_jax.data.sources.tables.folders import class_folders, find_tables
 from vit_jax.data.sources.tables.reading import read_tables
+from vit_jax.data.sources.unlabelled import UnlabelledFolder
 from vit_jax.errors import UserError
 from vit_jax.words import did_you_mean, shortened
 
@@ -34,6 +35,9 @@ KINDS: dict[str, Kind] = {
     "image folder": lambda location, data_dir, options: folders.list_folder(
         location, options
     ),
+    "unlabelled": lambda location, data_dir, options: folders.list_folder(
+        location, options, UnlabelledFolder
+    ),
     "table": lambda location, data_dir, options: read_tables(location, options),
     "arrays": lambda location, data_dir, options: arrays.ArrayContents(
         location, options
@@ -44,10 +48,15 @@ _EXTENSIONS = {"table": TABLE_EXTENSIONS, "arrays": arrays.EXTENSIONS}
 _A_KIND = {
     "digits": "the embedded digits",
     "image folder": "a folder of images",
+    "unlabelled": "a folder of images without labels",
     "arrays": "an array file",
     "tensorflow-datasets": "a tensorflow-datasets set",
 }
-_OF_FILES = ("image folder", *_EXTENSIONS)  # kinds whose location is always a path
+_OF_FILES = (
+    "image folder",
+    "unlabelled",
+    *_EXTENSIONS,
+)  # kinds whose location is always a path
 
 
 def _preset(name, num_classes, train_split, eval_split, num_examples, **more):

@@ -7,6 +7,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from vit_jax.data.sources import image_files, imagenet, kept_listings
 from vit_jax.data.sources.folder_splits import (
@@ -41,12 +42,33 @@ _LAYOUTS = (
     + "."
 )
 
+_NO_LABELS = (
+    " Or have the images no labels? Then pass data.kind=unlabelled "
+    "(--config.data.kind=unlabelled for a run that learns without them)."
+)
+
 # Class → its images, as paths relative to the data set's folder, with "/".
 _Classes = dict[str, list[str]]
 
 
-def list_folder(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
-    """Finds the classes and images below `path`.
+class Lister(Protocol):
+    """Lists a folder; `walker` tells which directories were looked into."""
+
+    walker: Walker
+
+    def __init__(self, path: str, options: DataOptions): ...
+
+    def listing(self) -> Listing:
+        """Lists everything; raises UserError if that is impossible."""
+        ...
+
+
+def list_folder(
+    path: str,
+    options: DataOptions = DEFAULT_OPTIONS,
+    lister: "type[Lister] | None" = None,
+) -> Listing:
+    """Finds the classes and images below `path`; another `lister` finds other things.
 
     `folder_splits.divide` decides which folders are splits. Without a training split
     the others can still be evaluated on; without one for evaluation, a part of the
@@ -71,7 +93,7 @@ def list_folder(path: str, options: DataOptions = DEFAULT_OPTIONS) -> Listing:
         raise UserError(f"{path} is a file, {what}. {remedy} {_LAYOUTS}")
     if kept := kept_listings.load(path, options):
         return kept
-    started, folder = time.time(), _Folder(path, options)
+    started, folder = time.time(), (lister or _Folder)(path, options)
     try:
         listing = folder.listing()
     except OSError as error:
@@ -329,7 +351,7 @@ class _Folder:
         hint = f" Or is {folder} the data set, with {shortened(inner, repr)}?"
         return (
             f"found one class ({name!r}) to train on in {self.path}, expected at least "
-            f"two. {_LAYOUTS}{hint if len(inner) > 1 else ''}"
+            f"two. {_LAYOUTS}{hint if len(inner) > 1 else _NO_LABELS}"
         )
 
 
@@ -355,7 +377,7 @@ def _nothing_in(
     )
     return (
         f"no images of any class in {folder}; found {seen}. {_LAYOUTS}"
-        f"{hint if is_split else ''}"
+        f"{hint if is_split else _NO_LABELS if loose else ''}"
     )
 
 

@@ -37,7 +37,7 @@ def log_summary(
     examples = info.num_examples[info.train_split]
     splits = (
         f"{split} {info.num_examples[split]:,}"
-        for split in (info.train_split, info.eval_split)
+        for split in dict.fromkeys((info.train_split, info.eval_split))
     )
     versions = (f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
 
@@ -59,7 +59,8 @@ def log_summary(
         "images": f"{times(model.image_size)} pixels in patches of "
         f"{times(model.patch_size)}: {times(model.grid)} + "
         f"{model.num_prefix_tokens} tokens",
-        "data": f"{config.dataset}: {', '.join(splits)}; {info.num_classes:,} classes",
+        "data": f"{config.dataset}: {', '.join(splits)}; "
+        + (f"{info.num_classes:,} classes" if info.num_classes else "no labels"),
         "classes": first_and_last(info.class_names or ()),
         "batch": f"{config.batch_size} = {per_device} per device"
         + f" = {config.accum_steps} × {per_device // config.accum_steps}"
