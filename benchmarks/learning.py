@@ -162,8 +162,8 @@ def mark(runs: Runs, seeds: Sequence[int]) -> None:
 # Changes of the recipes' small rows: a run takes at most 12 minutes on two cores.
 PRETRAINING: tuple[str, ...] = ()
 FINE_TUNING: tuple[str, ...] = ("--config.total_epochs=15",)
-TEACHER: tuple[str, ...] = ()
-STUDENT: tuple[str, ...] = ()
+TEACHER: tuple[str, ...] = ("--config.total_epochs=3",)
+STUDENT: tuple[str, ...] = ("--config.total_epochs=3",)
 SELF_DISTILLATION: tuple[str, ...] = ()
 ONE_STEP = (
     *("--config.total_steps=1", "--config.warmup_steps=0"),

@@ -54,9 +54,13 @@ REDUCED = {
         {"out_dim": 1024, "hidden_dim": 256, "bottleneck_dim": 64},
     ),
     "fashion": (
-        *(FASHION, 28, "Ti/4", 96, 6, 4),
-        *("flip_lr|color_jitter(0.4, 0.4, prob=0.8)|blur(0.1, 1.0, prob=0.2)", 128, 5),
-        {"out_dim": 4096, "hidden_dim": 512, "bottleneck_dim": 128},
+        *(FASHION, 28, "Ti/7", 96, 4, 4),
+        *("flip_lr|color_jitter(0.4, 0.4, prob=0.8)|blur(0.1, 1.0, prob=0.2)", 64, 3),
+        # Two small views: of more, loading would take longer than the steps.
+        {
+            **{"out_dim": 1024, "hidden_dim": 256, "bottleneck_dim": 64},
+            "local_crops_number": 2,
+        },
     ),
 }
 
@@ -134,7 +138,6 @@ def _small(config, name, dataset):
     config.model.channels = 1
     config.objective_options = ConfigDict(
         {
-            **options,
             "norm_last_layer": True,
             "freeze_last_layer": 1,
             # The batch is smaller than the published one, so the teacher is slower.
@@ -146,6 +149,7 @@ def _small(config, name, dataset):
             "first_chain": f"{CROP.format(0.4, 1.0)}|{colours}",
             "second_chain": f"{CROP.format(0.4, 1.0)}|{colours}",
             "local_chain": f"{CROP.format(0.15, 0.4)}|{colours}",
+            **options,
         }
     )
     config.model.stochastic_depth = 0.0

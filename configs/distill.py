@@ -84,15 +84,18 @@ SPLITS = {
     "sun397": ("train", "validation"),
     "imagenet2012": ("train[:98%]", "validation"),
 }
-# Rows that train on two CPU cores: variant, pixels, channels, crop, evaluation split,
-# and for teacher and student (width, depth, heads, epochs).
+# Rows that train on two CPU cores: (variant, pixels, channels, crop); the student's
+# mixup, for which a short run has no time; for teacher and student (width, depth,
+# heads, epochs).
 REDUCED = {
     "digits": (
         ("Ti/2", 8, 1, "inception_crop(area_min=0.6, aspect_min=0.8, aspect_max=1.25)"),
+        1.0,
         {"teacher": (96, 6, 4, 60.0), "student": (32, 2, 2, 60.0)},
     ),
     "fashion-mnist": (
         ("Ti/4", 28, 1, "random_crop(padding=2)|flip_lr"),
+        0.0,
         {"teacher": (96, 6, 4, 5.0), "student": (48, 3, 3, 5.0)},
     ),
 }
@@ -147,7 +150,7 @@ def _full(config, length):
     _match(config, TEACHER, temperature)
 
 
-def _reduced(config, part, data, sizes):
+def _reduced(config, part, data, mixup, sizes):
     variant, side, channels, crop = data
     width, depth, heads, epochs = sizes["teacher" if part == "teacher" else "student"]
     config.image_size = (side,)
@@ -163,6 +166,7 @@ def _reduced(config, part, data, sizes):
     config.eval_every = 0
     if part == "student":
         _match(config, "", 2.0)
+        config.mixing.mixup_alpha = mixup
     else:
         config.label_smoothing = 0.1
 
