@@ -232,7 +232,7 @@ def test_the_first_loss_is_that_of_equally_likely_colors(setup_of):
         ({}, {"target": "pixels", "cells": 2}, "cells=2 has no effect with target="),
         ({"image_size": (4,)}, {}, "the image is a single patch"),
         ({}, {"ratio": 0.5}, "does not take ratio"),
-        ({"loss_options": {"gamma": 1.0}}, {}, "gamma: the objective 'masked_patches'"),
+        ({"loss_options": {"gamma": 1.0}}, {}, "loss_options.gamma has no effect"),
     ],
 )
 def test_impossible_options_are_refused_before_anything_is_compiled(

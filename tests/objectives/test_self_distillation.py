@@ -391,7 +391,7 @@ def test_all_problems_are_named_at_once(setup_of):
     with pytest.raises(UserError) as error:
         setup_of({"ema_decay": 0.5}, out_dim=0, local_crops_size=3, first_chain="x")
     lines = str(error.value).splitlines()
-    assert lines[0] == "the config has 1 problem(s):"
+    assert lines[0] == "the config has 4 problem(s):"
     assert len(lines) == 5
 
 

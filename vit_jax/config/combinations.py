@@ -105,7 +105,8 @@ def without_effect(config: Config, keys: Iterable[str], why: str) -> list[str]:
         if value == usual:
             continue
         if isinstance(value, ConfigDict):
-            found.append(f"{key} has no effect: {why}; leave it out")
+            names = ", ".join(f"{key}.{name}" for name in value)
+            found.append(f"{names} has no effect: {why}; leave it out")
         else:
             found.append(f"{key}={value} has no effect: {why}; leave it at {usual}")
     return found
