@@ -26,7 +26,9 @@ Hardware, as published: L, 800 epochs of pretraining, 42 hours on 64 V100; fine-
     20 minutes on 32.
 Expected, as published, on ImageNet-2012 at 224, after 1600 epochs: fine-tuned B 83.6 %,
     L 85.9 %, H 86.9 %; probed B 68.0 %, L 75.8 %, H 76.6 %. L after 800 epochs: 85.4 %.
-    This code: not yet measured at full size.
+    This code: not yet measured at full size. The row of Fashion-MNIST: after 4 epochs
+    without labels and 15 on 2,000 labels 77.6 %, from random weights 59.4 %
+    (docs/results.md).
 """
 
 from ml_collections import ConfigDict
