@@ -22,7 +22,8 @@ Command: python -m vit_jax.main --config=configs/dino.py:S/16
     The result is the teacher: --config.pretrained=WORKDIR fine-tunes it.
 Hardware: the small rows, two CPU cores. For the others nothing is measured yet.
 Expected: the evaluator knn reports what the features are worth, the published k-NN
-    protocol at 20 neighbours. Not yet measured at full size.
+    protocol at 20 neighbours. Not yet measured at full size. The row of Fashion-MNIST:
+    70.9 %, from random weights 66.8 %, by the pixels 84.3 % (docs/results.md).
 """
 
 from ml_collections import ConfigDict
