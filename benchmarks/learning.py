@@ -6,10 +6,10 @@
     python benchmarks/learning.py mark --data=FOLDER
 
 FOLDER holds the four files of Fashion-MNIST as they are published (Debian's package
-dataset-fashion-mnist has them). The last 5,000 training images are for validation: by
-them every choice in the recipes was made. The 10,000 test images are used once, at the
-end of each run. Every run is a command of this package; it is printed, with its seconds
-and numbers, and continues where it stopped when the script is called again.
+dataset-fashion-mnist has them). The last 5,000 training images are for validation: what
+was chosen was chosen by them. The 10,000 test images are used once, at the end of each
+run. Every run is a command of this package; it is printed, with its seconds and
+numbers, and continues where it stopped when the script is called again.
 
 masked: MAE on all training images without labels, then fine-tuning on 2,000 labels;
   beside it the same fine-tuning from random weights.

@@ -60,7 +60,9 @@ class Evaluations:
         ):
             self._scheduled.append(Scheduled("", config.eval_every, evaluator))
         rows = {row.name: row for row in setup.evaluators}
-        for name in config.evaluators.keys() - rows.keys():
+        for name in config.evaluators:
+            if name in rows:
+                continue
             logger.warning(
                 "the evaluator %r is left out, because the images have no labels; its "
                 "row can name labelled data as `dataset`",

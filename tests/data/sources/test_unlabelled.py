@@ -46,8 +46,9 @@ def test_an_empty_folder_and_a_missing_one_are_errors(tmp_path, number):
         _ = open_dataset(str(path), options=UNLABELLED).info
 
 
-def test_splits_of_it_are_refused(photos):
-    options = DataOptions(kind="unlabelled", splits="train=trip,val=val")
+@pytest.mark.parametrize("given", [{"splits": "train=trip"}, {"hold_out": 0.2}])
+def test_splits_of_it_are_refused(photos, given):
+    options = DataOptions(kind="unlabelled", **given)
     with pytest.raises(UserError, match=r"no splits.*name the folder to train on"):
         _ = open_dataset(str(photos), options=options).info
 

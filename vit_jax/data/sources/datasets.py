@@ -52,11 +52,8 @@ _A_KIND = {
     "arrays": "an array file",
     "tensorflow-datasets": "a tensorflow-datasets set",
 }
-_OF_FILES = (
-    "image folder",
-    "unlabelled",
-    *_EXTENSIONS,
-)  # kinds whose location is always a path
+# Kinds whose location is always a path.
+_OF_FILES = ("image folder", "unlabelled", *_EXTENSIONS)
 
 
 def _preset(name, num_classes, train_split, eval_split, num_examples, **more):

@@ -6,7 +6,7 @@ import os
 import re
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from vit_jax.data.sources import image_files, imagenet, kept_listings
@@ -41,7 +41,6 @@ _LAYOUTS = (
     + ", ".join(EXTENSIONS)
     + "."
 )
-
 _NO_LABELS = (
     " Or have the images no labels? Then pass data.kind=unlabelled "
     "(--config.data.kind=unlabelled for a run that learns without them)."
@@ -51,12 +50,10 @@ _NO_LABELS = (
 _Classes = dict[str, list[str]]
 
 
-class Lister(Protocol):
-    """Lists a folder; `walker` tells which directories were looked into."""
+class Folder(Protocol):
+    """A folder to be listed; `walker` knows which directories were looked into."""
 
     walker: Walker
-
-    def __init__(self, path: str, options: DataOptions): ...
 
     def listing(self) -> Listing:
         """Lists everything; raises UserError if that is impossible."""
@@ -66,15 +63,20 @@ class Lister(Protocol):
 def list_folder(
     path: str,
     options: DataOptions = DEFAULT_OPTIONS,
-    lister: "type[Lister] | None" = None,
+    make: Callable[[str, DataOptions], Folder] | None = None,
 ) -> Listing:
-    """Finds the classes and images below `path`; another `lister` finds other things.
+    """Finds the classes and images below `path`, or what another kind of folder has.
 
     `folder_splits.divide` decides which folders are splits. Without a training split
     the others can still be evaluated on; without one for evaluation, a part of the
     images is held out; see `hold_out`. Classes are in the order of `in_order`; their
     names are normalised (NFC), because file systems write accents differently. A large
     listing is cached; it is valid as long as no directory has changed.
+
+    Args:
+      path: the folder.
+      options: how its files are read.
+      make: makes another kind of folder, such as an `UnlabelledFolder`.
 
     Raises:
       UserError: there is no such folder, it is ambiguous, or it has no images; a
@@ -93,7 +95,7 @@ def list_folder(
         raise UserError(f"{path} is a file, {what}. {remedy} {_LAYOUTS}")
     if kept := kept_listings.load(path, options):
         return kept
-    started, folder = time.time(), (lister or _Folder)(path, options)
+    started, folder = time.time(), (make or _Folder)(path, options)
     try:
         listing = folder.listing()
     except OSError as error:

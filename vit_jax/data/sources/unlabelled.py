@@ -5,7 +5,7 @@ import os
 from vit_jax.data.sources import image_files
 from vit_jax.data.sources.image_files import EXTENSIONS, Walker
 from vit_jax.data.sources.listings import Entry, Files, Listing, mixed
-from vit_jax.data.sources.options import DataOptions
+from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.errors import UserError
 from vit_jax.words import shortened
 
@@ -21,14 +21,16 @@ class UnlabelledFolder:
         """Lists the images as one split, "train", of a data set without classes.
 
         Raises:
-          UserError: there is no image, or `data.splits` is set.
+          UserError: there is no image, or an option about splits is set.
         """
-        if self.options.splits:
-            raise UserError(
-                f"data.splits={self.options.splits!r}: images without labels have no "
-                "splits, because nothing is evaluated on them; name the folder to "
-                "train on"
-            )
+        for name in ("splits", "hold_out"):
+            value = getattr(self.options, name)
+            if value != getattr(DEFAULT_OPTIONS, name):
+                raise UserError(
+                    f"data.{name}={value}: images without labels have no splits, "
+                    "because nothing is evaluated on them; leave it out, and name the "
+                    "folder to train on"
+                )
         images, left_out = self.walker.find(self.path)
         if not images:
             endings = ", ".join(EXTENSIONS)
