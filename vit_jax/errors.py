@@ -1,7 +1,5 @@
 """The error types that commands print without a traceback."""
 
-from collections.abc import Iterable
-
 
 class UserError(ValueError):
     """An error that the user can fix.
@@ -11,17 +9,16 @@ class UserError(ValueError):
 
 
 class Problems(UserError):
-    """Several errors that were found together; each is a line of the message.
+    """Several errors that were found together; each is a line of the message, once."""
 
-    Attributes:
-      problems: their messages, each once.
-    """
+    def __init__(self, *problems: str):
+        # As `args` they are copied to another process, and may be reworded.
+        super().__init__(*dict.fromkeys(problems))
 
-    def __init__(self, problems: Iterable[str]):
-        self.problems = [*dict.fromkeys(problems)]
-        super().__init__("\n".join(self.problems))
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 def problems_of(error: Exception) -> list[str]:
     """Returns the messages of what an error reports: several, or its own."""
-    return error.problems if isinstance(error, Problems) else [str(error)]
+    return list(error.args) if isinstance(error, Problems) else [str(error)]

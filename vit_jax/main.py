@@ -29,6 +29,7 @@ from absl import flags
 
 from vit_jax import command
 from vit_jax.config.recipes import WrongOverrides, load_recipe
+from vit_jax.errors import problems_of
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def _main() -> None:
         ):
             if wrong:
                 # Report all problems at once, including those of valid overrides.
-                set_up(config, problems=wrong.problems)
+                set_up(config, problems=problems_of(wrong))
                 raise wrong
             train_and_evaluate(config, workdir)
     except Interrupted as interrupted:

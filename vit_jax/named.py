@@ -90,7 +90,7 @@ def check_options(kind: Any, options: Mapping[str, Any], skip: int, key: str) ->
         if (expected := _expected_instead(value, taken[name].annotation))
     ]
     if wrong:
-        raise Problems(wrong)
+        raise Problems(*wrong)
 
 
 def is_number(value: Any) -> bool:

@@ -231,7 +231,7 @@ def count(arguments: Sequence[str]) -> int:
         else:
             total += within
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
     if left_out:
         logger.info("files in the folders that are no images: %s", in_words(left_out))
     return total

@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> None:
         except UserError as error:
             problems += problems_of(error)
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
 
 
 def _prepare_images(

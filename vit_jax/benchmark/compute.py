@@ -118,7 +118,7 @@ def _checked(configs: list[Config]) -> Mesh:
         except UserError as error:
             problems |= dict.fromkeys(str(error).split("\n"))
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
     assert mesh is not None
     return mesh
 

@@ -24,7 +24,7 @@ class WrongOverrides(Problems):
     """An error that lists overrides that cannot be applied; `config` has the others."""
 
     def __init__(self, problems: list[str], config: Config):
-        super().__init__(problems)
+        super().__init__(*problems)
         self.config = config
 
 

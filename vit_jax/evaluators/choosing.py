@@ -73,7 +73,7 @@ def read_rows(evaluators: Mapping[str, Any]) -> list[EvaluatorRow]:
             problems += problems_of(error)
         rows.append(EvaluatorRow(name, kind, every, data, row))
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
     return rows
 
 

@@ -213,7 +213,7 @@ def _checked(k: Any, temperature: float, features: str) -> tuple[int, ...]:
     if features not in FEATURES:
         problems.append(f"features={features!r}: choose from {', '.join(FEATURES)}")
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
     return counts
 
 

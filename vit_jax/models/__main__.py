@@ -80,7 +80,7 @@ def select(texts: Sequence[str]) -> "list[Published]":
             f"--max_params={FLAGS.max_params}: expected a number such as 30M or 1.1B"
         )
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
     bound = float(most[1]) * _UNITS[most[2]] if most else None
 
     def fits(row: "Published") -> bool:

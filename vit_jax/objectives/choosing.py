@@ -50,7 +50,7 @@ def make_objective(given: Given) -> Objective:
     try:
         objective = kind(given, **options)
     except UserError as error:
-        raise Problems([*problems, *problems_of(error)]) from error
+        raise Problems(*problems, *problems_of(error)) from error
     labelled = any(isinstance(one, Labels) for one in objective.inputs.values())
     if labelled and not given.info.num_classes:
         problems.append(
@@ -59,5 +59,5 @@ def make_objective(given: Given) -> Objective:
             "needs none, such as masked_autoencoding"
         )
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
     return objective

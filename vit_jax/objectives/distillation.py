@@ -164,7 +164,7 @@ class Distillation(Objective):
             if kind in KINDS:
                 problems += self._wrong_meaning(teacher)
         if problems:
-            raise Problems(problems)
+            raise Problems(*problems)
         self._distances = [self._distance(teacher) for teacher in self._teachers]
         self._mixing = make_mixing(given.config.mixing)
         self._labels = None if kind == "matching" else Classification(given)

@@ -42,7 +42,7 @@ class LinearProbe(Classification):
             cannot have an effect.
         """
         if problems := _problems(given, epsilon, momentum):
-            raise Problems(problems)
+            raise Problems(*problems)
         super().__init__(given)
         self._epsilon, self._momentum = epsilon, momentum
 

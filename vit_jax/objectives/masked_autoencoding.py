@@ -214,5 +214,5 @@ def _checked(architecture: Any, mask_ratio: float) -> Architecture:
             "pooling; start from other weights"
         )
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
     return architecture

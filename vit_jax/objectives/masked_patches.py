@@ -311,7 +311,7 @@ def _checked(
             )
     problems += _wrong_sizes(architecture, choices, **sizes)
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
     return architecture
 
 

@@ -132,7 +132,7 @@ class SelfDistillation(Objective):
         )
         self._crops = make_multi_crop(given, options, problems)
         if problems:
-            raise Problems(problems)
+            raise Problems(*problems)
         self.inputs = self._crops.inputs
         model = given.model.clone(posemb_resize=given.config.posemb_resize)
         self._model = PlacedModel(model, given.mesh)

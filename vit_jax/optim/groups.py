@@ -131,7 +131,7 @@ def _check(
     if all(group.frozen for group in groups.values()):
         problems.append("groups: every parameter is frozen; leave some to train")
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
 
 
 def parse_rows(
@@ -158,7 +158,7 @@ def parse_rows(
         except (ValueError, re.error) as error:
             problems.append(f"groups: {row!r}: {error}")
     if problems:
-        raise Problems(problems)
+        raise Problems(*problems)
     return rows
 
 

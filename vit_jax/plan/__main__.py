@@ -89,7 +89,7 @@ def _recipe(argv: list[str], topology: Any) -> tuple[Any, Any]:
     try:
         config, _ = load_recipe(argv)
     except WrongOverrides as error:
-        config, problems = error.config, error.problems
+        config, problems = error.config, problems_of(error)
     pretrained = None
     if config.pretrained and not config.model.variant:
         # Without a variant, the architecture is that of the weights.

@@ -118,7 +118,7 @@ def allowed_changes(
         told = [others[key] for key in others if key not in {*free, *LOCATIONS}]
         if told:
             problems.append(f"Other keys differ from that run's too: {shortened(told)}")
-        raise Problems(problems)
+        raise Problems(*problems)
     advice = {"pretrained": _WEIGHTS_ARE_READ_ONCE}
     if same_rates:
         return Changes(frozenset(free), advice)

@@ -76,7 +76,7 @@ def as_told(
         if (known := getattr(decoder, _ARGUMENTS[name])) not in (None, value)
     ]
     if wrong:
-        raise Problems(wrong)
+        raise Problems(*wrong)
     told = {_ARGUMENTS[name]: value for name, value in given.items()}
     return dataclasses.replace(
         description, decoder=dataclasses.replace(decoder, **told)
