@@ -53,6 +53,11 @@ ARGUMENTS = {
         "S/16,imagenet2012,384",
         "B/16,imagenet2012,teacher=runs/large",
         "S/16,imagenet2012,teacher=runs/large,384",
+        "digits",
+        "digits,,32",
+        "digits,,teacher=runs/large",
+        "fashion,digits",
+        "fashion,digits,28",
     ],
     "distill": [
         "",
@@ -256,6 +261,22 @@ def test_distillation_and_fine_tuning_of_deit(taught):
         UserError, match=r"option '385': choose from teacher=MODEL, 384"
     ):
         load("deit", "B/16,imagenet2012,385")
+    with pytest.raises(UserError, match=r"option '384': choose from .*MODEL, 32"):
+        load("deit", "digits,,384")
+
+
+def test_small_rows_of_deit():
+    small, tuned = load("deit", "digits"), load("deit", "digits,,32")
+    assert (small.image_size, tuned.image_size) == ((24,), (32,))
+    assert (tuned.total_epochs, tuned.reset_head) == (10.0, False)
+    assert small.mixing == load("deit", "S/16").mixing
+
+
+def test_the_small_student_of_fashion_mnist_sees_no_mixed_images():
+    student = load("distill", "student,elsewhere/fashion-mnist")
+    assert student.mixing.mixup_alpha == 0.0
+    assert load("distill", "student,digits").mixing.mixup_alpha == 1.0
+    assert (student.model.width, student.image_size) == (48, (28,))
 
 
 @pytest.mark.parametrize(
