@@ -79,7 +79,7 @@ def on_tpu(name: str) -> dict[str, dict[str, float]]:
         config.momentum_dtype = "bfloat16"
         measured = measure(*build(config, chips.mesh(config)), chips)
         if measured.refused or measured.estimate is None:
-            sys.exit(measured.refused)
+            sys.exit(measured.refused or f"no estimate of {row} for {name}")
         found[row] = {
             "hyb ms": measured.estimate.hyb_seconds * 1e3,
             "cyc ms": measured.estimate.cyc_seconds * 1e3,

@@ -98,3 +98,18 @@ def test_other_compiler_errors_are_raised():
 )
 def test_memory_needed_is_read_from_the_message(message, needed):
     assert memory_needed(message) == needed
+
+
+def test_a_program_that_cannot_be_read_has_no_estimate(monkeypatch, caplog):
+    def unreadable(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: async-update\n*** stack ***")
+
+    step, arguments = program()
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    here = topology()
+    monkeypatch.setattr(type(here), "has_estimates", True)
+    found = measure(step, arguments, here)
+    assert found.fits
+    assert found.estimate is None
+    assert "cannot be read: INTERNAL: async-update" in caplog.text
+    assert "stack" not in caplog.text

@@ -1,6 +1,7 @@
 """Compilation of a program for a topology, and the compiler's figures for it."""
 
 import dataclasses
+import logging
 import re
 import time
 from typing import Any
@@ -12,6 +13,8 @@ from vit_jax.plan.cost_model.collectives import Collectives
 from vit_jax.plan.cost_model.estimate import Estimate, estimate
 from vit_jax.plan.topologies import Topology
 from vit_jax.train.memory import Bytes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Measurement:
     refused: str  # why the compiler refused the program, or ""
     compile_seconds: float  # of the compiler, without tracing
     flops: float | None  # the compiler's count: loops once, kernels not at all
-    estimate: Estimate | None  # None: this platform has no estimates
+    # None: this platform has no estimates, or the program cannot be read.
+    estimate: Estimate | None
 
     @property
     def hyb_seconds(self) -> float | None:
@@ -81,17 +85,27 @@ def measure(
     seconds = time.perf_counter() - start
     memory = Bytes.of(compiled.memory_analysis())
     costs = compiled.cost_analysis() or {}
-    timed = None
-    if topology.has_estimates:
-        timed = estimate(compiled.as_text(), topology.chip)
     return Measurement(
         bytes=memory,
         fits=memory.peak <= topology.usable_bytes,
         refused="",
         compile_seconds=seconds,
         flops=costs.get("flops"),
-        estimate=timed,
+        estimate=_estimate(compiled, topology),
     )
+
+
+def _estimate(compiled: Any, topology: Topology) -> Estimate | None:
+    if not topology.has_estimates:
+        return None
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        # A JAX that is older than the TPU compiler may not know all its instructions.
+        reason = str(error).partition("\n")[0]
+        logger.warning("no estimate: the compiled program cannot be read: %s", reason)
+        return None
+    return estimate(text, topology.chip)
 
 
 # Messages of TPU compilers; the second is that of libtpu 0.0.52.
