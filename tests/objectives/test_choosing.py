@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from vit_jax.config import flat_keys
+from vit_jax.config import flat_keys, without_effect
 from vit_jax.errors import UserError
 from vit_jax.objectives.choosing import OBJECTIVES
 from vit_jax.objectives.protocol import OPTIONAL_KEYS
@@ -54,6 +54,17 @@ def test_keys_of_labels_are_refused_where_no_labels_are_read(refused, objective)
 def test_the_defaults_of_these_keys_are_accepted(refused, objective):
     (line,) = refused(objective, {"nowhere": 1})
     assert "nowhere" in line
+
+
+def test_empty_options_are_the_default_locked_or_not(tiny_config):
+    config = tiny_config()
+    for options in (ConfigDict(), ConfigDict().lock()):
+        config.loss_options = options
+        assert not without_effect(config, ["loss_options"], "")
+    config.loss_options = ConfigDict({"gamma": 2.0})
+    assert without_effect(config, ["loss_options"], "nobody reads it") == [
+        "loss_options.gamma has no effect: nobody reads it; leave it out"
+    ]
 
 
 def test_the_objectives_own_problems_are_named_beside(refused):

@@ -102,12 +102,13 @@ def without_effect(config: Config, keys: Iterable[str], why: str) -> list[str]:
     default, found = default_config(), []
     for key in keys:
         value, usual = value_of(config, key), value_of(default, key)
-        if value == usual:
-            continue
         if isinstance(value, ConfigDict):
+            # As plain values, because two of these also differ where one is locked.
+            if value.to_dict() == usual.to_dict():
+                continue
             names = ", ".join(f"{key}.{name}" for name in value)
             found.append(f"{names} has no effect: {why}; leave it out")
-        else:
+        elif value != usual:
             found.append(f"{key}={value} has no effect: {why}; leave it at {usual}")
     return found
 
