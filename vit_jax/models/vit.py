@@ -19,6 +19,7 @@ from vit_jax.models.dropout import drop
 from vit_jax.models.encoder import run_blocks
 from vit_jax.models.heads import MapHead, apply_head
 from vit_jax.models.layers import Layers, make_layers, normal, zeros
+from vit_jax.models.lora import RNG
 from vit_jax.models.patch_model import (
     PatchModel,
     check_images,
@@ -42,6 +43,7 @@ class VisionTransformer(PatchModel):
     Attributes:
       attention: a row of `attention.formulations.IMPLEMENTATIONS`.
       layer_scale_init: initial value of LayerScale (arXiv:2103.17239).
+      lora_dropout: dropout rate of the input of LoRA adapters; in training only.
       posemb_resize: accept images of every size that can be cut into patches, and
         resize learned positions for them with this method, a row of
         `positions.METHODS`. Sin-cos positions are computed for their grid. None: images
@@ -51,6 +53,7 @@ class VisionTransformer(PatchModel):
     architecture: Architecture
     attention: str = "auto"
     layer_scale_init: float = 1e-4
+    lora_dropout: float = 0.0
     posemb_resize: str | None = None
 
     @nn.compact
@@ -158,9 +161,10 @@ class VisionTransformer(PatchModel):
             then `wanted` must be empty. By default all.
           found: receives the intermediates by name.
         """
-        a, layers = self.architecture, self._layers
+        a, record = self.architecture, self.architecture.block
+        layers = make_layers(self.dtype, self.placement, record.lora, self.lora_dropout)
         block = Block(
-            a.block,
+            record,
             layers,
             attention=self.attention,
             dropout_rate=self.dropout_rate,
@@ -169,8 +173,9 @@ class VisionTransformer(PatchModel):
             parent=None,
         )
         one_token = jnp.zeros((1, 1, a.width), self.dtype)
+        rng = RNG if self.lora_dropout else ""
         x, of_blocks = run_blocks(
-            self, block, layers, tokens, one_token, keys, wanted, read
+            self, block, layers, tokens, one_token, keys, wanted, read, rng
         )
         if found is not None:
             found |= of_blocks
@@ -277,6 +282,11 @@ class VisionTransformer(PatchModel):
             apply_head(x, classes, self.head_bias, self.head_std, name)
             for x, name in zip(vectors, heads, strict=True)
         ]
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return bool(self.lora_dropout) or super().drops
 
     @property
     def _layers(self) -> Layers:

@@ -1,5 +1,6 @@
 """Loading of weights from a work directory, a file, a published name or a URL."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -13,7 +14,9 @@ from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer, abstract_params
+from vit_jax.models.adapters import adapters_of, lora_of, merged_lora
 from vit_jax.models.outputs import MEANINGS
+from vit_jax.weights.base import completed
 from vit_jax.weights.decoders import as_told, with_target
 from vit_jax.weights.files.directories import (
     companion,
@@ -68,6 +71,7 @@ def load_weights(
     say_outputs: bool = False,
     decoder_heads: int | None = None,
     normalize_pixels: bool | None = None,
+    base: str | pathlib.Path | None = None,
 ) -> Weights:
     """Reads weights; recognises the format by the content of the file.
 
@@ -92,10 +96,13 @@ def load_weights(
         if the file does not record it and it is not the published 16.
       normalize_pixels: whether that decoder predicts pixels that are normalised within
         each patch, if the file does not record it.
+      base: for a work directory that holds only adapters and a head, the weights that
+        they were trained beside, if these are no longer where they were.
 
     Raises:
       UserError: the source does not exist, is not one of these, is damaged, or was not
-        trained with `num_heads` or at `trained_image_size`, or its decoder is another.
+        trained with `num_heads` or at `trained_image_size`, or its decoder is another;
+        or the base of its adapters cannot be read, or is another.
     """
     source, entry = _without_entry(source, entry)
     workdir = _workdir(source)
@@ -119,8 +126,13 @@ def load_weights(
         names = description.param_shapes
         params = {name: value for name, value in params.items() if name in names}
         _check_told(architecture, path, num_heads, trained_image_size)
+        if description.base:
+            params = _with_base(description, params, path, base)
+        else:
+            _check_no_base(base, path)
         told = decoder_heads, normalize_pixels
         return Weights(as_told(description, path, *told), params)
+    _check_no_base(base, source)
     resolved = resolve(source)
     file = weight_file(resolved.path)
     with open_tensors(file) as tensors:
@@ -155,6 +167,57 @@ def load_weights(
     for sentence in sentences:
         logger.warning("%s: %s", file.name, sentence)
     return Weights(description, params)
+
+
+def merged(weights: Weights) -> Weights:
+    """Returns the weights of the same function without LoRA adapters."""
+    description, params = weights
+    if not lora_of(description.architecture):
+        logger.warning("there are no LoRA adapters to merge")
+        return weights
+    params, architecture = merged_lora(params, description.architecture)
+    base = description.base if adapters_of(architecture) else {}
+    description = dataclasses.replace(description, architecture=architecture, base=base)
+    return Weights(description, params)
+
+
+def _with_base(
+    description: Description,
+    trained: Any,
+    path: pathlib.Path,
+    base: str | pathlib.Path | None,
+) -> dict[str, Any]:
+    """Reads the base of adapters, and returns all parameters of the model.
+
+    Raises:
+      UserError: the base cannot be read, or is another.
+    """
+    recorded, config = description.base["source"], description.config
+    source, size = base or recorded, config["image_size"]
+    try:
+        weights = load_weights(
+            source,
+            num_heads=config["model"]["num_heads"] or None,
+            image_size=(size[0], size[-1]),
+        )
+    except UserError as error:
+        raise UserError(
+            f"{path} holds only what was trained beside pretrained weights, which are "
+            f"needed to use it. They cannot be read from {source}: {error}\nIf they "
+            "have moved, pass their place: base= in vit_jax.load, --base= in commands. "
+            "To make weights that need no others: python -m vit_jax.convert "
+            f"{path} WHOLE.safetensors --to=vit_jax --base=…"
+        ) from error
+    return completed(description, trained, weights, os.fspath(source))
+
+
+def _check_no_base(base: str | pathlib.Path | None, source: str | pathlib.Path) -> None:
+    """Raises UserError if a base was named for weights that are whole."""
+    if base:
+        raise UserError(
+            f"base={os.fspath(base)!r}, but {source} holds all parameters of its "
+            "model: omit it"
+        )
 
 
 def _without_entry(
