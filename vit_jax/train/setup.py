@@ -106,7 +106,11 @@ class Setup:
     def groups(self) -> Groups:
         """The parameter groups: how each parameter is trained."""
         own = self.objective.groups
-        return make_groups(self.config, self.param_shapes, OPTIMIZERS, own)
+        norm = getattr(self.architecture, "norm", "before_pool")
+        return make_groups(
+            *(self.config, self.param_shapes, OPTIMIZERS, own),
+            norm_after_pool=norm == "after_pool",
+        )
 
     @functools.cached_property
     def param_shapes(self) -> Any:
