@@ -141,7 +141,7 @@ def resting(config: Config, trained: Collection[str]) -> frozenset[str]:
     """
     if not config.head_only_steps:
         return frozenset()
-    return frozenset(matching(re.compile(SETS["backbone"]), trained))
+    return frozenset(matching(SETS["backbone"], trained))
 
 
 def wrong_head_only(config: Config, trained: Collection[str]) -> list[str]:

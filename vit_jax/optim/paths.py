@@ -31,9 +31,9 @@ def split_patterns(text: str) -> list[str]:
     return [pattern for pattern in map(str.strip, found) if pattern]
 
 
-def matching(pattern: re.Pattern[str], paths: Iterable[str]) -> list[str]:
+def matching(pattern: re.Pattern[str] | str, paths: Iterable[str]) -> list[str]:
     """Lists the paths that a pattern matches as a whole."""
-    return [path for path in paths if pattern.fullmatch(path)]
+    return [path for path in paths if re.fullmatch(pattern, path)]
 
 
 def like_none(
