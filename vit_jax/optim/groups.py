@@ -26,7 +26,7 @@ from vit_jax.optim.freezing import (
     resting,
     wrong_head_only,
 )
-from vit_jax.optim.layers import layer_factors
+from vit_jax.optim.layers import layer_factors, untrained_blocks
 from vit_jax.optim.paths import like_none, matching, path_name, paths_of
 from vit_jax.optim.units import without_adaptive_clipping
 from vit_jax.words import did_you_mean, shortened
@@ -82,6 +82,12 @@ class Groups:
     def freezes(self) -> bool:
         """Whether any parameter is frozen."""
         return any(group.frozen for group in self.by_path.values())
+
+    @property
+    def untrained_blocks(self) -> int:
+        """The number of the first blocks in which and before which nothing trains."""
+        trained = [path for path, group in self.by_path.items() if not group.frozen]
+        return untrained_blocks([*self.by_path], trained)
 
     def values(self, setting: str) -> set[Any]:
         """Returns all values of a setting among the parameters that are trained."""

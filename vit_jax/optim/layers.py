@@ -1,7 +1,7 @@
 """Layer-wise decay: learning rates that shrink from the head towards the input."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vit_jax.optim.paths import paths_of
@@ -46,11 +46,26 @@ def layer_factors(
       norm_after_pool: whether the final norm follows pooling.
     """
     paths = paths_of(params)
-    numbers = [int(m[1]) for path in paths if (m := _BLOCK.match(path))]
-    depth = max(numbers, default=-1) + 1
+    depth = _depth(paths)
     layers = FORMS[form](paths, depth, norm_after_pool)
     last = max(layers.values(), default=0) if form == "timm" else depth + 1
     return {p: max(smallest, decay ** (last - layer)) for p, layer in layers.items()}
+
+
+def untrained_blocks(paths: list[str], trained: Iterable[str]) -> int:
+    """Counts the first blocks that get no gradient, because nothing up to them trains.
+
+    Args:
+      paths: paths of all parameters.
+      trained: those that are trained.
+    """
+    layers = _mae_layers(paths, _depth(paths))
+    return max(min((layers[path] for path in trained), default=0) - 1, 0)
+
+
+def _depth(paths: Iterable[str]) -> int:
+    numbers = (int(m[1]) for path in paths if (m := _BLOCK.match(path)))
+    return max(numbers, default=-1) + 1
 
 
 _BLOCK = re.compile(r"blocks_(\d+)/")

@@ -398,6 +398,9 @@ def set_up(
                 model,
             )
             _ = setup.optimizer
+            if sound.model.scan and (apart := setup.groups.untrained_blocks):
+                model = model.clone(scan_apart=apart)
+                setup = dataclasses.replace(setup, model=model)
         if sound.sampling == "balanced" and info and not info.num_classes:
             found.append("sampling=balanced: the images have no labels; use uniform")
         with _noting(found):
