@@ -133,19 +133,32 @@ def test_a_run_starts_as_its_base(adapted, tmp_path):
     assert moments == TRAINED
 
 
-def test_rows_of_groups_train_more(adapted):
-    def trained(groups):
-        found = set_up(adapted(groups=groups)).groups.by_path
+def test_train_only_trains_more_or_less_beside_adapters(adapted):
+    def trained(**keys):
+        found = set_up(adapted(**keys)).groups.by_path
         return {path for path, group in found.items() if not group.frozen}
 
-    assert trained("") == TRAINED
+    assert trained() == TRAINED
     norms = {f"blocks_00/norm{n}/{x}" for n in "12" for x in ("scale", "bias")}
-    assert trained("blocks.*norm.*: trained, lr=2") == TRAINED | norms
-    assert trained(".*: lr=2") == TRAINED
-    assert trained("head/.*: frozen") == TRAINED - {"head/kernel", "head/bias"}
+    only = r"adapters,head,blocks_\d+/norm\d/.*"
+    assert trained(train_only=only) == TRAINED | norms
+    assert trained(groups=".*: lr=2") == TRAINED
+    heads = {"head/kernel", "head/bias"}
+    assert trained(groups="head/.*: frozen") == TRAINED - heads
+    assert trained(train_only="adapters") == TRAINED - heads
+    assert trained(freeze="head") == TRAINED - heads
     setup = set_up(adapted(groups="head/.*: frozen"))
     saved = leaves(setup.saved(setup.param_shapes))
     assert saved.keys() == TRAINED
+
+
+def test_adapters_that_do_not_train_and_rows_of_what_rests_are_refused(adapted):
+    with pytest.raises(UserError, match="train_only='head' leaves the adapters untr"):
+        set_up(adapted(train_only="head"))
+    with pytest.raises(UserError, match="freeze: 'norms' matches only parameters that"):
+        set_up(adapted(freeze="norms"))
+    with pytest.raises(UserError, match="or that the rule for adapters freezes"):
+        set_up(adapted(groups="norm/.*: lr=2"))
 
 
 def test_checkpoints_may_hold_everything(adapted, tiny_config):

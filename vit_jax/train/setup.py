@@ -106,10 +106,13 @@ class Setup:
     @functools.cached_property
     def groups(self) -> Groups:
         """The parameter groups: how each parameter is trained."""
-        rests = beside_adapters(self.architecture, abstract_params(self.architecture))
+        norm = getattr(self.architecture, "norm", "before_pool")
         return make_groups(
             *(self.config, self.param_shapes, OPTIMIZERS, self.objective.groups),
-            rests=rests,
+            rests=beside_adapters(
+                self.architecture, abstract_params(self.architecture)
+            ),
+            norm_after_pool=norm == "after_pool",
         )
 
     def resting_adapters(self) -> list[str]:
@@ -435,6 +438,9 @@ def set_up(
             if sound.save_frozen == "no" and not setup.groups.freezes:
                 found.append("save_frozen=no has no effect: every parameter is trained")
             found += setup.resting_adapters()
+            if sound.model.scan and (apart := setup.groups.untrained_blocks):
+                model = model.clone(scan_apart=apart)
+                setup = dataclasses.replace(setup, model=model)
         if sound.sampling == "balanced" and info and not info.num_classes:
             found.append("sampling=balanced: the images have no labels; use uniform")
         with _noting(found):
