@@ -24,6 +24,7 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.manifest import write_manifest
 from vit_jax.checkpoints.parts import (
+    OPTIMIZER_AVERAGES,
     EMA,
     METADATA,
     OBJECTIVE,
@@ -103,7 +104,9 @@ class Checkpoints:
                         post_finalization_callback=self._write_manifest
                     ),
                 ),
-                handler_registry=handlers(PARAMS, EMA, OPTIMIZER, OBJECTIVE, METADATA),
+                handler_registry=handlers(
+                    *(PARAMS, EMA, OPTIMIZER_AVERAGES, OPTIMIZER, OBJECTIVE, METADATA)
+                ),
             )
         except OSError as error:
             raise UserError(
@@ -144,7 +147,7 @@ class Checkpoints:
         Args:
           step: completed updates.
           items: part name → tree of arrays: `PARAMS`, `OPTIMIZER` and, if the run has
-            them, `EMA` and `OBJECTIVE`.
+            them, `EMA`, `OPTIMIZER_AVERAGES` and `OBJECTIVE`.
           description: everything else that is needed to use the checkpoint.
 
         Raises:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.parts import OPTIMIZER_AVERAGES
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.errors import UserError
 from vit_jax.evaluators.protocol import Watch
@@ -165,7 +166,10 @@ class Recorder:
             decoder=self.setup.objective.decoder_facts(),
         )
         with self.clock.stopped("saving"):
-            self.checkpoints.save(step, to_items(state), description)
+            items = to_items(state)
+            if (averages := self.setup.averages(state)) is not None:
+                items[OPTIMIZER_AVERAGES] = averages
+            self.checkpoints.save(step, items, description)
 
     def finish(self, step: int) -> None:
         """Waits for the last save, and logs where the time of this process went."""
