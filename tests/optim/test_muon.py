@@ -1,10 +1,13 @@
 """Muon, compared with its published definition in NumPy."""
 
+import re
+
 import jax
 import numpy as np
 import optax
 import pytest
 
+from vit_jax import sharding
 from vit_jax.config import default_config
 from vit_jax.optim.chain import make_optimizer
 from vit_jax.optim.muon import orthogonalised
@@ -148,3 +151,40 @@ def test_the_state_has_one_moment_of_its_matrices_and_two_of_the_others():
     every = sum(x.size for x in jax.tree.leaves(params))
     own = sum(at(params, path).size for path in OWN)
     assert sizes == {"bfloat16": every, "float32": every - own, "int32": 1}
+
+
+def test_eight_devices_gather_each_matrix_once_and_give_the_update_of_one():
+    params = nested(
+        {
+            "blocks_00/attention/query/kernel": (8, 8),
+            "blocks_00/mlp/fc1/kernel": (8, 16),
+            "blocks_00/mlp/fc2/kernel": (16, 8),
+            "head/kernel": (8, 4),
+        }
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(np.float32),
+        params,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    found = {}
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        mesh = sharding.make_mesh(*sizes)
+        optimizer = make_optimizer(recipe(), params, mesh=mesh)
+        where = sharding.shardings((params, optimizer.init(params)), mesh)
+        update = jax.jit(
+            lambda p, s, o=optimizer: o.update(jax.tree.map(jax.numpy.cos, p), s, p),
+            out_shardings=where,
+        )
+        arguments = jax.device_put((params, optimizer.init(params)), where)
+        program = update.lower(*arguments).compile()
+        directions, _ = program(*arguments)
+        found[sizes] = jax.device_get(directions), program.as_text()
+    (one, plain), (eight, divided) = found.values()
+    # The rate is 1e-3 of a direction.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), eight, one)
+    assert not re.findall(r" (all-\w+|collective-permute|reduce-scatter)", plain)
+    kinds = re.findall(r" (all-[a-z]+|collective-permute|reduce-scatter)\S*\(", divided)
+    # One over each axis that divides it; none during the iteration.
+    assert kinds == ["all-gather"] * 6

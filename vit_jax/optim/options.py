@@ -88,17 +88,22 @@ def unread_keys(
         return []  # then it is not known which optimisers the run uses
     named = [settings["rule"] for _, settings in rows if "rule" in settings]
     names = _in_order(config, [*named, *others])
+    read, own = keys_read(rules, names), {o for name in names for o in rules[name].options}
+    why = f"{_named(config, names)} read{'s' * (len(names) == 1)} {_listed(read)}"
+    return [
+        problem
+        for key in READ_BY_SOME
+        if key not in read
+        for problem in without_effect(
+            config, [key], why + f", and optimizer_options.{key}" * (key in own)
+        )
+    ]
+
+
+def keys_read(rules: Mapping[str, Rule], names: Iterable[str]) -> list[str]:
+    """Returns which of `READ_BY_SOME` some of the named optimisers read."""
     read = {key for name in names for key in rules[name].reads}
-    why = _named(config, names)
-    why += f" read{'s' * (len(names) == 1)} {_listed(k for k in READ_BY_SOME if k in read)}"
-    found = []
-    for key in READ_BY_SOME:
-        if key not in read:
-            own = f", and optimizer_options.{key}" * any(
-                key in rules[name].options for name in names
-            )
-            found += without_effect(config, [key], why + own)
-    return found
+    return [key for key in READ_BY_SOME if key in read]
 
 
 def _wrong_options(
