@@ -35,7 +35,7 @@ MUTATIONS = {
     "choice_without_optimizer": Mutation(
         "vit_jax/train/choices.py",
         '"optimizer": OPTIMIZERS',
-        '"optimizer": (*OPTIMIZERS, "lion")',
+        '"optimizer": (*OPTIMIZERS, "adan")',
         "tests/train/test_choices.py",
     ),
     "decay_matches_part_of_a_path": Mutation(
@@ -58,8 +58,8 @@ MUTATIONS = {
     ),
     "lamb_scales_every_parameter": Mutation(
         "vit_jax/optim/rules.py",
-        "decays[path] > 0",
-        "decays[path] >= 0",
+        "given.groups[path].decay > 0",
+        "given.groups[path].decay >= 0",
         "tests/optim/test_chain.py",
     ),
     "query_key_and_value_have_norms_of_their_own": Mutation(

@@ -55,7 +55,7 @@ def test_momentum_and_clipping_by_hand():
     np.testing.assert_allclose(second["kernel"], [1.14, 1.52], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion"])
 def test_momentum_dtype(name):
     config = recipe(optimizer=name, momentum_dtype="bfloat16")
     state = make_optimizer(config, PARAMS).init(PARAMS)

@@ -81,7 +81,7 @@ def test_the_first_matching_row_counts_and_unset_values_stay():
         ("head/.*: lr=fast", "lr=fast: expected a number of at least 0"),
         ("head/.*: decay=-1", "decay=-1: expected a number of at least 0"),
         ("head/.*: lr=inf", "lr=inf: expected a number"),
-        ("head/.*: rule=lion", "rule=lion: choose from adamw, adafactor, sgd"),
+        ("head/.*: rule=adan", "rule=adan: choose from adamw, adafactor, sgd"),
         ("heads/.*: frozen", "'heads/.*' matches no parameter"),
         (
             "head/.*: lr=2; head/kernel: frozen",

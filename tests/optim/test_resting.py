@@ -38,7 +38,7 @@ def trajectory(config, steps):
     params, state, found = PARAMS, optimizer.init(PARAMS), []
     for step in range(steps):
         directions, state = optimizer.update(
-            gradients(step), state, params, step=jnp.int32(step)
+            gradients(step), state, params, step=jnp.int32(step), rate=RATE
         )
         params = jax.tree.map(lambda p, d: p - RATE * d, params, directions)
         found.append(params)
@@ -64,7 +64,8 @@ def test_a_later_begin_is_a_new_optimiser_at_that_step(rule):
     )
     params, state = PARAMS, fresh.init(PARAMS)
     for step in range(begin, begin + steps):
-        directions, state = fresh.update(gradients(step), state, params)
+        known = {"step": jnp.int32(step), "rate": RATE}
+        directions, state = fresh.update(gradients(step), state, params, **known)
         params = jax.tree.map(lambda p, d: p - RATE * d, params, directions)
         np.testing.assert_allclose(
             found[step]["last"]["kernel"], params["last"]["kernel"], rtol=1e-6

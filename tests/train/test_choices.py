@@ -43,6 +43,7 @@ BRANCHES = {
     "model.posemb": ["learned", "sincos2d"],  # test_posemb.py
     "model.norm": ["before_pool", "after_pool"],  # test_vit.py
     "momentum_dtype": ["float32", "bfloat16"],  # test_optimizers.py
+    "weight_decay_form": ["scaled", "independent"],  # test_decay_forms.py
     "compute_dtype": ["auto", "float32", "bfloat16"],  # test_setup.py
     "save_frozen": ["auto", "yes", "no"],  # test_adapters.py
 }

@@ -37,6 +37,17 @@ def test_every_change_names_the_keys_it_sets(tiny_config):
     }
 
 
+def test_changes_set_no_key_that_the_optimizer_does_not_read(tiny_config):
+    setup = set_up(tiny_config(b1=0.8, b2=0.95))
+    assert CHANGES["use Adafactor"].values(setup) == {
+        "optimizer": "adafactor",
+        "momentum_dtype": "bfloat16",
+        "b1": 0.9,
+    }
+    setup = set_up(tiny_config(optimizer="schedule_free_adamw"))
+    assert not CHANGES["shorten the momentum"].values(setup)
+
+
 def test_settings_already_in_use_are_not_suggested(tiny_config):
     values = {"momentum_dtype": "bfloat16", "optimizer": "sgd", "model.remat": "full"}
     meshes = {"mesh.data": 2, "mesh.fsdp": 2}, {"mesh.data": 1, "mesh.tensor": 2}

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Each part is a folder of this name in WORKDIR/checkpoints/<step>.
 PARAMS, EMA, OPTIMIZER, OBJECTIVE = "params", "ema", "optimizer", "objective"
+# What the optimiser's own averaging makes of the parameters. A run never restores it.
+OPTIMIZER_AVERAGES = "optimizer_averages"
 METADATA = "metadata"
 # Orbax has this in a folder's name until the folder is complete.
 UNFINISHED = ".orbax-checkpoint-tmp"

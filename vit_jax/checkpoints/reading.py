@@ -16,6 +16,7 @@ from vit_jax.checkpoints.parts import (
     EMA,
     METADATA,
     OBJECTIVE,
+    OPTIMIZER_AVERAGES,
     PARAMS,
     DamagedError,
     reader,
@@ -95,7 +96,7 @@ def load_checkpoint(
     """
 
     def all_three(folder: Path) -> tuple[Description, Any, bool]:
-        averaged = ema and (folder / EMA).is_dir()
+        averaged = _part(folder, ema) != PARAMS
         params = _params(folder, averaged) | _model_of_objective(folder)
         return _description(folder), params, averaged
 
@@ -110,7 +111,13 @@ def _description(folder: Path) -> Description:
 
 
 def _params(folder: Path, ema: bool) -> Any:
-    return _arrays(folder, EMA if ema and (folder / EMA).is_dir() else PARAMS)
+    return _arrays(folder, _part(folder, ema))
+
+
+def _part(folder: Path, ema: bool) -> str:
+    """Returns the name of the part to read: averages if wanted and there are any."""
+    parts = (EMA, OPTIMIZER_AVERAGES) if ema else ()
+    return next((part for part in parts if (folder / part).is_dir()), PARAMS)
 
 
 def _model_of_objective(folder: Path) -> dict[str, Any]:

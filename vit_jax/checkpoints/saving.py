@@ -28,6 +28,7 @@ from vit_jax.checkpoints.parts import (
     METADATA,
     OBJECTIVE,
     OPTIMIZER,
+    OPTIMIZER_AVERAGES,
     PARAMS,
     UNFINISHED,
     DamagedError,
@@ -103,7 +104,9 @@ class Checkpoints:
                         post_finalization_callback=self._write_manifest
                     ),
                 ),
-                handler_registry=handlers(PARAMS, EMA, OPTIMIZER, OBJECTIVE, METADATA),
+                handler_registry=handlers(
+                    *(PARAMS, EMA, OPTIMIZER_AVERAGES, OPTIMIZER, OBJECTIVE, METADATA)
+                ),
             )
         except OSError as error:
             raise UserError(
@@ -144,7 +147,7 @@ class Checkpoints:
         Args:
           step: completed updates.
           items: part name → tree of arrays: `PARAMS`, `OPTIMIZER` and, if the run has
-            them, `EMA` and `OBJECTIVE`.
+            them, `EMA`, `OPTIMIZER_AVERAGES` and `OBJECTIVE`.
           description: everything else that is needed to use the checkpoint.
 
         Raises:

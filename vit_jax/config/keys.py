@@ -228,13 +228,21 @@ def default_config() -> Config:
     config.label_smoothing = 0.0
     # "adamw", "sgd" (with momentum), "adafactor", which keeps only the row and column
     # means of a matrix's second moments, or for large batches "lamb" and "lars", whose
-    # updates are in proportion to the parameters' norms (vit_jax/optim/rules.py).
+    # updates are in proportion to the parameters' norms (vit_jax/optim/rules.py); also
+    # "lion", "muon", which makes the updates of the blocks' matrices orthogonal, and
+    # "schedule_free_adamw", which averages the parameters instead of lowering the rate.
     config.optimizer = "adamw"
-    # AdamW and LAMB.
+    # Options that only that optimiser has, by name: vit_jax/optim/rules.py lists them.
+    # On the command line, --config.optimizer_options.NAME=VALUE.
+    config.optimizer_options = ConfigDict()
+    # The next keys are refused where no optimiser of the run reads them.
+    # AdamW (also in Muon) and LAMB; schedule-free: share of the average where gradients
+    # are computed.
     config.b1 = 0.9
-    # AdamW and LAMB: decay of the second moments; Adafactor: upper limit on that decay.
+    # The same and schedule-free: decay of the second moments; Adafactor: upper limit on
+    # that decay.
     config.b2 = 0.999
-    # AdamW and LAMB: added to the root of the second moments.
+    # The same without Adafactor: added to the root of the second moments.
     config.eps = 1e-8
     # SGD, Adafactor and LARS.
     config.momentum = 0.9
@@ -243,8 +251,12 @@ def default_config() -> Config:
     # Keep the optimiser's state in the host's memory, and move it to the devices for
     # every update (docs/parallelism.md).
     config.offload_optimizer = False
-    # Decoupled: multiplied by the learning rate, as in optax.adamw.
+    # Decoupled from the gradient; see `weight_decay_form`.
     config.weight_decay = 0.0
+    # "scaled" = multiplied by the learning rate, as in optax.adamw; "independent" =
+    # multiplied by the schedule relative to its peak, whatever that is, as in
+    # big_vision: a "scaled" decay of 0.1 at a peak of 1e-3 is 1e-4 here.
+    config.weight_decay_form = "scaled"
     # Value at the end of the run, approached along half a cosine; unset = constant. The
     # decays of `groups` change in proportion.
     config.weight_decay_end = config_dict.placeholder(float)

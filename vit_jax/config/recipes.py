@@ -208,10 +208,11 @@ def _override(config: Config, key: str, token: str) -> str:
     return ""
 
 
-# An option that only an objective or a loss knows; its own check names unknown ones.
+# An option that only an objective, a loss or an optimiser knows; its own check names
+# unknown ones.
 _OPTION = re.compile(
-    r"--config\.(?P<section>objective_options|loss_options)\.(?P<name>[A-Za-z]\w*)"
-    r"=(?P<value>.*)",
+    r"--config\.(?P<section>(objective|loss|optimizer)_options)"
+    r"\.(?P<name>[A-Za-z]\w*)=(?P<value>.*)",
     re.DOTALL,
 )
 

@@ -1,46 +1,59 @@
 """The optimiser chain, which turns gradients into directions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from vit_jax.config import Config
+from vit_jax.errors import Problems
 from vit_jax.optim.groups import Groups, Limit, make_groups
 from vit_jax.optim.guard import guarded, is_guarded
-from vit_jax.optim.resting import resting
-from vit_jax.optim.rules import OPTIMIZERS, Rule
-from vit_jax.optim.schedules import make_decay_factor
+from vit_jax.optim.options import options_of, problems_of_rules
 from vit_jax.optim.paths import path_name
+from vit_jax.optim.resting import resting
+from vit_jax.optim.rule import Part, RuleInputs
+from vit_jax.optim.rules import OPTIMIZERS
+from vit_jax.optim.schedules import make_decay_factor
 from vit_jax.optim.units import clip_adaptively, clip_by_unit_norm
 
 MOMENTUM_DTYPES = ("float32", "bfloat16")
+DECAY_FORMS = ("scaled", "independent")
 
 
 def make_optimizer(
-    config: Config, params: Any, groups: Groups | None = None
+    config: Config,
+    params: Any,
+    groups: Groups | None = None,
+    mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     """Makes the optimiser: clipping of gradients, an optimiser's rule, weight decay.
 
     The updates are directions: the step multiplies them by −(learning rate), so the
-    decay is decoupled and scaled by the learning rate, as in optax.adamw. Bad updates
+    decay is decoupled and scaled by the learning rate, as in optax.adamw; or only by the
+    schedule relative to its peak, if `weight_decay_form` is "independent". Bad updates
     are skipped if the config asks for it; see `guarded`. The optimiser takes only the
     parameters that are trained, not the frozen ones. Its `update` takes `step`, the
     number of finished updates, if weight decay has a schedule or a parameter rests at
-    first.
+    first; and `rate`, the learning rate, if the optimiser averages the parameters.
 
     Args:
       config: a resolved config.
       params: all parameters or their shapes.
       groups: how each parameter is trained; by default, as the config says.
+      mesh: the devices that the parameters are sharded over; by default they are whole.
 
     Raises:
-      UserError: see `make_groups`.
+      UserError: see `make_groups` and `problems_of_rules`.
     """
     groups = groups or make_groups(config, params, OPTIMIZERS)
+    used = {config.optimizer, *groups.values("rule")} - {""}
+    if problems := problems_of_rules(config, OPTIMIZERS, used, groups):
+        raise Problems(*problems)
     trained = groups.trained(params)
     dtype = jnp.dtype(config.momentum_dtype)
     chain = []
@@ -56,14 +69,20 @@ def make_optimizer(
     if config.grad_clip_parameter_norm:
         chain.append(clip_by_unit_norm(config.grad_clip_parameter_norm))
 
+    def made(rule: str, part: Part | None) -> optax.GradientTransformation:
+        if part is None:
+            return optax.identity()
+        options = options_of(config, OPTIMIZERS[rule])
+        return part(RuleInputs(config, options, dtype, groups.by_path, mesh))
+
     def by_rule(
-        part: Callable[[Rule], optax.GradientTransformation],
+        make: Callable[[str], optax.GradientTransformation],
     ) -> optax.GradientTransformation:
-        own = part(OPTIMIZERS[config.optimizer])
+        own = make(config.optimizer)
         rules, begins = groups.values("rule") - {""}, groups.values("begin") - {0}
         if not rules and not begins:
             return own
-        choices = {"": own} | {rule: part(OPTIMIZERS[rule]) for rule in sorted(rules)}
+        choices = {"": own} | {rule: make(rule) for rule in sorted(rules)}
         # A state of its own for all that begin together, with a count of its own.
         choices |= {
             _label(rule, begin): resting(choice, begin)
@@ -79,12 +98,10 @@ def make_optimizer(
             labels,
         )
 
-    chain.append(by_rule(lambda rule: rule.before(config, dtype)))
+    chain.append(by_rule(lambda rule: made(rule, OPTIMIZERS[rule].before)))
     chain += _weight_decay(config, trained, groups)
-    used = {config.optimizer, *groups.values("rule")} - {""}
     if any(OPTIMIZERS[rule].after for rule in used):
-        decays = {path: group.decay for path, group in groups.by_path.items()}
-        chain.append(by_rule(lambda rule: _after(rule, config, dtype, decays)))
+        chain.append(by_rule(lambda rule: made(rule, OPTIMIZERS[rule].after)))
     if groups.values("begin") - {0}:
         chain.append(_zeros_before(groups.of("begin", trained)))
     optimizer = optax.chain(*chain)
@@ -120,27 +137,36 @@ def _zeros_before(begins: Any) -> optax.GradientTransformation:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def _after(
-    rule: Rule, config: Config, dtype: Any, decays: Mapping[str, float]
-) -> optax.GradientTransformation:
-    if rule.after is None:
-        return optax.identity()
-    return rule.after(config, dtype, decays)
-
-
 def _weight_decay(
     config: Config, trained: Any, groups: Groups
 ) -> list[optax.GradientTransformation]:
     """Makes a transformation for each value of weight decay other than 0."""
-    factor, decays = make_decay_factor(config), groups.of("decay", trained)
+    factor = make_decay_factor(config)
+    decays = jax.tree.map(
+        lambda decay, lr: _added_decay(config, decay, lr),
+        groups.of("decay", trained),
+        groups.of("lr", trained),
+    )
     made = []
-    for decay in sorted(groups.values("decay") - {0.0}):
+    for decay in sorted({*jax.tree.leaves(decays)} - {0.0}):
         mask = jax.tree.map(lambda x, decay=decay: x == decay, decays)
         if factor is None:
             made.append(optax.add_decayed_weights(decay, mask))
         else:
             made.append(_scheduled_decay(decay, factor, mask))
     return made
+
+
+def _added_decay(config: Config, decay: float, lr: float) -> float:
+    """Returns how much of a parameter is added to its direction.
+
+    The step multiplies the direction by the learning rate and by the factor `lr` of its
+    group. Independent decay, big_vision's, knows only the schedule: so both are divided
+    out. With a factor of 0 the parameter does not change at all.
+    """
+    if config.weight_decay_form == "scaled" or not lr:
+        return decay
+    return decay / (config.learning_rate * lr)
 
 
 def _scheduled_decay(

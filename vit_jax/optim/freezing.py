@@ -89,11 +89,6 @@ def read_freezing(
         return Freezing(frozenset(), frozenset(), by, problems)
     frozen = freeze | frozenset(beside)
     if config.train_only:
-        if beside and not any(re.fullmatch(_ADAPTERS, path) for path in only):
-            problems.append(
-                f"train_only={config.train_only!r} leaves the adapters untrained, so "
-                'they would have no effect; add "adapters" to it, or use none'
-            )
         frozen = frozenset(paths) - only - frozenset(fixed)
         if not frozen:
             problems.append(

@@ -15,7 +15,7 @@ from vit_jax.models.encoder import REMAT
 from vit_jax.models.positions import METHODS
 from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
-from vit_jax.optim.chain import MOMENTUM_DTYPES
+from vit_jax.optim.chain import DECAY_FORMS, MOMENTUM_DTYPES
 from vit_jax.optim.guard import BAD_UPDATES
 from vit_jax.optim.layers import FORMS as LAYER_FORMS
 from vit_jax.optim.rules import OPTIMIZERS
@@ -48,6 +48,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "optimizer": OPTIMIZERS,
     "layer_decay_form": LAYER_FORMS,
     "momentum_dtype": MOMENTUM_DTYPES,
+    "weight_decay_form": DECAY_FORMS,
     "schedule": SCHEDULES,
     "compute_dtype": COMPUTE_DTYPES,
     "save_frozen": SAVE_FROZEN,

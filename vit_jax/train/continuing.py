@@ -229,7 +229,11 @@ def _same_rates(begun: Mapping[str, Any], now: Config, steps: int) -> bool:
 
 
 def _schedules(config: Config) -> list[Callable[[Any], Any]]:
-    return [make_schedule(config), make_decay_factor(config) or np.ones_like]
+    found = [make_schedule(config), make_decay_factor(config) or np.ones_like]
+    if config.weight_decay_form == "independent":
+        # The same rate is another share of another peak.
+        found.append(lambda t: make_schedule(config)(t) / config.learning_rate)
+    return found
 
 
 def _another_run(config: Config, earlier: Description, workdir: str) -> str:

@@ -75,7 +75,12 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         except UserError as error:
             problems += problems_of(error)
         start = earlier or (weights and weights.description)
-        setup = set_up(as_begun(config, workdir), pretrained=start, problems=problems)
+        setup = set_up(
+            as_begun(config, workdir),
+            pretrained=start,
+            problems=problems,
+            begun=earlier is not None,
+        )
         config = setup.config
         stack.enter_context(out_of_memory_explained(setup))
         train_source, eval_source = open_sources(setup)

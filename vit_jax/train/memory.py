@@ -10,6 +10,9 @@ import jax
 from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.config import checks
+from vit_jax.optim.options import keys_read
+from vit_jax.optim.rule import READ_BY_SOME
+from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.setup import Setup
 
@@ -87,13 +90,24 @@ def _half_batch(setup: Setup) -> dict[str, Any]:
 
 def _short_momentum(setup: Setup) -> dict[str, Any]:
     short = setup.config.momentum_dtype == "bfloat16"
-    return {} if short else {"momentum_dtype": "bfloat16"}
+    used = {setup.config.optimizer, *setup.groups.values("rule")} - {""}
+    if short or "momentum_dtype" not in keys_read(OPTIMIZERS, used):
+        return {}
+    return {"momentum_dtype": "bfloat16"}
 
 
 def _adafactor(setup: Setup) -> dict[str, Any]:
     if setup.config.optimizer != "adamw":
         return {}
-    return {"optimizer": "adafactor", "momentum_dtype": "bfloat16"}
+    found = {"optimizer": "adafactor", "momentum_dtype": "bfloat16"}
+    read = keys_read(OPTIMIZERS, {"adafactor", *setup.groups.values("rule")} - {""})
+    default = config_lib.default_config()
+    # A run whose optimisers do not read a key refuses other values of it.
+    return found | {
+        key: default[key]
+        for key in READ_BY_SOME
+        if key not in read and setup.config[key] != default[key]
+    }
 
 
 # The checks of the config decide whether a change is possible for a run. docs/memory.md

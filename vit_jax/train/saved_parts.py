@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.checkpoints.parts import OBJECTIVE, OPTIMIZER, PARAMS
+from vit_jax.checkpoints.parts import OBJECTIVE, OPTIMIZER, OPTIMIZER_AVERAGES, PARAMS
 from vit_jax.models.adapters import overlaid
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, to_items
@@ -20,10 +20,16 @@ _OTHERS = (OPTIMIZER, OBJECTIVE)
 
 
 def saved_items(setup: Setup, state: TrainState) -> dict[str, Any]:
-    """Splits a state into the parts that a checkpoint holds, by name."""
+    """Splits a state into the parts that a checkpoint holds, by name.
+
+    What the optimiser's own averaging makes of the parameters is added.
+    """
+    items = to_items(state)
+    if (averages := setup.averages(state)) is not None:
+        items[OPTIMIZER_AVERAGES] = averages
     return {
         name: tree if name in _OTHERS else setup.saved(tree)
-        for name, tree in to_items(state).items()
+        for name, tree in items.items()
     }
 
 

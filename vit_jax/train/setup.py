@@ -17,14 +17,14 @@ from jax.sharding import Mesh
 
 from vit_jax import config as config_lib
 from vit_jax import sharding
-from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.description import MODEL, Description
 from vit_jax.config import Config, checks
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import Dataset, open_dataset
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.data.transforms.chains import Chain, parse_chain, with_first_boxes
-from vit_jax.errors import problems_of
+from vit_jax.errors import UserError, problems_of
 from vit_jax.evaluators.choosing import (
     EvaluatorRow,
     check_metric,
@@ -46,7 +46,9 @@ from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
 from vit_jax.optim.chain import make_optimizer
 from vit_jax.optim.groups import Groups, beside_adapters, make_groups
+from vit_jax.optim.options import unread_keys
 from vit_jax.optim.rules import OPTIMIZERS
+from vit_jax.optim.schedule_free import averages_of, has_averages
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.early_stopping import check_patience
 from vit_jax.train.model_from_config import (
@@ -101,7 +103,7 @@ class Setup:
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser, which turns gradients into directions."""
-        return make_optimizer(self.config, self.param_shapes, self.groups)
+        return make_optimizer(self.config, self.param_shapes, self.groups, self.mesh)
 
     @functools.cached_property
     def groups(self) -> Groups:
@@ -120,7 +122,8 @@ class Setup:
         groups = self.groups.by_path
         return [
             f"{kind} has no effect: every parameter of these adapters is frozen, by "
-            "groups or by the objective; train them, or leave out the adapters"
+            'train_only, freeze, groups or the objective; add "adapters" to train_only, '
+            "or use none"
             for kind in adapters_of(self.architecture)
             if all(groups[p].frozen for p in groups if is_adapter(p, [kind]))
         ]
@@ -287,15 +290,48 @@ class Setup:
         names = abstract_params(self.architecture)
         return {name: value for name, value in params.items() if name in names}
 
+    def averages(self, state: TrainState) -> Any:
+        """Returns the parameters to use in place of those that are trained.
+
+        That is what an optimiser's own averaging makes of them. None if it has none.
+        """
+        if not self._averages:
+            return None
+        return self._averages(state.opt_state, state.params)
+
+    @functools.cached_property
+    def _averages(self) -> jax.stages.Wrapped | None:
+        state = self.abstract_state()
+        if not has_averages(state.opt_state):
+            return None
+
+        def fetched(tree: Any) -> Any:
+            if not self.config.offload_optimizer:
+                return tree
+            return jax.device_put(tree, self.shardings(tree))
+
+        return jax.jit(
+            lambda opt_state, params: averages_of(
+                opt_state, params, self.config.b1, fetched
+            ),
+            out_shardings=self.shardings(state.params),
+        )
+
     def evaluated(self, state: TrainState) -> dict[str, Any]:
-        """Returns the model parameters to evaluate, by the split to report them as."""
+        """Returns the model parameters to evaluate, by the split to report them as.
+
+        "eval" is the model as it will be loaded, but for the moving average of
+        `ema_decay`, which is "eval_ema".
+        """
 
         def models(params: Any) -> Any:
             return self.objective.models(self.model_params(params), state.objective)
 
+        averages = self.averages(state)
+        used = state.params if averages is None else averages
         found = {
             f"eval_{name}" if name else "eval": params
-            for name, params in models(state.params).items()
+            for name, params in models(used).items()
         }
         if state.ema is not None:
             found["eval_ema"] = models(state.ema)[""]
@@ -355,6 +391,7 @@ def set_up(
     pretrained: Description | None = None,
     problems: Sequence[str] = (),
     dataset: Dataset | None = None,
+    begun: bool = False,
 ) -> Setup:
     """Resolves and checks a config and derives everything else from it.
 
@@ -366,6 +403,8 @@ def set_up(
         takes the architecture from it.
       problems: problems that are already known, to be listed with the rest.
       dataset: the config's dataset, if it is already open.
+      begun: whether this run has begun earlier, maybe with a version that did not refuse
+        keys that its optimiser does not read.
 
     Raises:
       UserError: lists everything that cannot work, before anything is compiled.
@@ -393,6 +432,8 @@ def set_up(
     sound = config_lib.with_defaults(config, wrong)
     if "loss" in wrong:
         sound.loss_options = type(sound)()  # options of a loss that does not exist
+    if "optimizer" in wrong:
+        sound.optimizer_options = type(sound)()
     if "image_size" not in wrong:
         size = config_lib.image_size(config)
         chain = None
@@ -441,6 +482,11 @@ def set_up(
             if sound.model.scan and (apart := setup.groups.untrained_blocks):
                 model = model.clone(scan_apart=apart)
                 setup = dataclasses.replace(setup, model=model)
+            _check_averages(setup)
+        if setup and not begun and "optimizer" not in wrong:
+            with _noting(found):
+                own = [row.get("rule", "") for row in setup.objective.groups.values()]
+                found += unread_keys(sound, OPTIMIZERS, own)
         if sound.sampling == "balanced" and info and not info.num_classes:
             found.append("sampling=balanced: the images have no labels; use uniform")
         with _noting(found):
@@ -465,6 +511,26 @@ def _placed(shapes: Any, where: Any) -> Any:
         shapes,
         where,
     )
+
+
+def _check_averages(setup: Setup) -> None:
+    """Rejects an objective that makes the model to use from what is trained.
+
+    Raises:
+      UserError: the optimiser averages the parameters, and the objective's state holds
+        a model that is made from those that are not averaged.
+    """
+    used = {setup.config.optimizer, *setup.groups.values("rule")} - {""}
+    averaging = sorted(rule for rule in used if OPTIMIZERS[rule].averages)
+    if not averaging:
+        return
+    kept = setup.abstract_state().objective
+    if isinstance(kept, dict) and MODEL in kept:
+        raise UserError(
+            f"optimizer={averaging[0]} averages the parameters, but the "
+            f"objective {setup.config.objective} makes the model that is saved from "
+            "those that are not averaged; use another optimizer"
+        )
 
 
 @contextlib.contextmanager

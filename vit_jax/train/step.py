@@ -64,7 +64,7 @@ def make_train_step(
         rate = schedule(state.step)
 
         def updated(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
-            known = {"loss": metrics["loss"], "step": state.step}
+            known = {"loss": metrics["loss"], "step": state.step, "rate": rate}
             directions, opt_state = update(grads, opt_state, params, **known)
             directions = _started(groups, directions, state.step)
             rates = jax.tree.map(
