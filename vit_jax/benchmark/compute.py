@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from vit_jax.benchmark.peak import Peak
 from vit_jax.config import Config, changed
 from vit_jax.errors import Problems, UserError
+from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.plan import flops
 from vit_jax.progress import Progress
 from vit_jax.train.memory import Bytes, is_out_of_memory
@@ -65,7 +66,7 @@ def measure_steps(
     configs = [changed(config, {key: size}) for size in batch_sizes or [config[key]]]
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
-    counted = flops.count(setup.architecture)
+    counted = flops.count(setup.architecture, gradient_passes(setup.config))
     per_image = counted.training if what == "train" else counted.total
     peak = Peak(mesh, setup.model.dtype)
     rows = []

@@ -262,6 +262,24 @@ def default_config() -> Config:
     # Microbatches per step; the gradients are those of the whole batch.
     config.accum_steps = 1
 
+    # Sharpness-aware minimisation (arXiv:2010.01412, 2203.08065): the gradient is taken
+    # where the loss rises most near the parameters. Every step takes twice as long.
+    config.sam = ConfigDict()
+    # The distance, by the gradient of the whole batch over all devices; 0 = off.
+    config.sam.rho = 0.0
+    # GSAM: the distance falls with the learning rate from rho to this; unset = it is
+    # always rho.
+    config.sam.rho_min = config_dict.placeholder(float)
+    # GSAM: share of the gradient's part that is taken back where it would only widen
+    # the gap between the two losses; 0 = SAM.
+    config.sam.alpha = 0.0
+    # GSAM: subtract it from the gradient at the distance; False adds the part of that
+    # gradient to the one at the parameters instead.
+    config.sam.minimize_fp = True
+    # Distances relative to the parameters: "asam" (arXiv:2102.11600) or "gsam" (its
+    # published code); "" = the same for all.
+    config.sam.adaptive = ""
+
     # --- Schedule ---
     # The peak, reached after the warm-up.
     config.learning_rate = 1e-3

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from vit_jax import sharding
+from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.plan import flops
 from vit_jax.plan.compiled import Measurement, measure
 from vit_jax.plan.topologies import Topology
@@ -107,7 +108,7 @@ def make_plan(setup: Setup, topology: Topology) -> Plan:
     return Plan(
         topology=topology,
         setup=setup,
-        flops=flops.count(setup.architecture),
+        flops=flops.count(setup.architecture, gradient_passes(setup.config)),
         parameter_bytes=sharding.bytes_per_device(state.params),
         # Includes the counters of steps and of bad images.
         optimizer_bytes=sharding.bytes_per_device(state._replace(params=())),

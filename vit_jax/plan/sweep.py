@@ -7,6 +7,7 @@ from typing import Any
 from vit_jax.config import Config
 from vit_jax.config.recipes import load_recipe
 from vit_jax.errors import UserError
+from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.plan import flops
 from vit_jax.plan.scaling import predict
 from vit_jax.plan.suggest import Prepare
@@ -96,7 +97,7 @@ def _row(
     found = predict(setup, topology, what)
     hyb, cyc = found.seconds or (None, None)
     images = setup.config.batch_size / setup.mesh.size
-    arithmetic = flops.count(setup.architecture)
+    arithmetic = flops.count(setup.architecture, gradient_passes(setup.config))
     return {
         "set": point,
         "problem": None,

@@ -19,6 +19,7 @@ from vit_jax.optim.chain import MOMENTUM_DTYPES
 from vit_jax.optim.guard import BAD_UPDATES
 from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES
+from vit_jax.optim.sharpness import ADAPTIVE
 from vit_jax.train.model_from_config import SWITCHES
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -46,5 +47,6 @@ CHOICES: Mapping[str, Collection[str]] = {
     "optimizer": OPTIMIZERS,
     "momentum_dtype": MOMENTUM_DTYPES,
     "schedule": SCHEDULES,
+    "sam.adaptive": ADAPTIVE,
     "compute_dtype": COMPUTE_DTYPES,
 }

@@ -15,6 +15,7 @@ from vit_jax.objectives.protocol import Batch, Context, Objective
 from vit_jax.optim.groups import Groups
 from vit_jax.optim.guard import skipped_updates
 from vit_jax.optim.schedules import make_schedule
+from vit_jax.optim.sharpness import make_gradient_wrap
 from vit_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Array]]]
@@ -36,7 +37,7 @@ def make_train_step(
     do not depend on when the run was last interrupted; `bad_images` and, if updates can
     be skipped, `skipped_updates` count over the whole run.
     """
-    schedule = make_schedule(config)
+    schedule, wrap = make_schedule(config), make_gradient_wrap(config, groups)
     update = optax.with_extra_args_support(optimizer).update
 
     def train_step(
@@ -54,13 +55,17 @@ def make_train_step(
             sums, additive = objective.loss(params, batch, key, context)
             return sums["loss"][0], (sums, additive)
 
-        (_, (sums, additive)), grads = _gradient(
-            loss_sum, trained, batch, key, steps=config.accum_steps, mesh=mesh
-        )
-        metrics = {name: total / _divisor(w) for name, (total, w) in sums.items()}
-        count = _divisor(sums["loss"][1])
-        grads = jax.tree.map(lambda g: g / count, grads)
-        grads = _started(groups, grads, state.step)
+        def gradient(trained: Any) -> tuple[Any, Any]:
+            (_, (sums, additive)), grads = _gradient(
+                loss_sum, trained, batch, key, steps=config.accum_steps, mesh=mesh
+            )
+            metrics = {name: total / _divisor(w) for name, (total, w) in sums.items()}
+            count = _divisor(sums["loss"][1])
+            grads = jax.tree.map(lambda g: g / count, grads)
+            grads = _started(groups, grads, state.step)
+            return grads, (metrics, additive, count)
+
+        grads, (metrics, additive, count) = wrap(gradient, state.step)(trained)
         rate = schedule(state.step)
 
         def updated(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
