@@ -207,7 +207,8 @@ def default_config() -> Config:
     # kinds: "softmax_focal", "sigmoid_focal"; for several labels also "asymmetric".
     config.loss = "softmax"
     # Options of that loss, such as "gamma", and for classes of unequal numbers of
-    # images "class_weights", "logit_adjustment", "pos_weight"; see docs/training.md.
+    # images "class_weights", "logit_adjustment", "pos_weight"; of a softmax also
+    # "z_loss"; see docs/training.md.
     config.loss_options = ConfigDict()
     # Share of each target that is spread evenly over all classes.
     config.label_smoothing = 0.0
