@@ -50,9 +50,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "top_k", 5, "number of classes per image", lower_bound=1, flag_values=FLAGS
 )
-flags.DEFINE_bool(
-    "raw", False, "use the last weights even if there are averaged ones", FLAGS
-)
+command.define_average(FLAGS)
 command.define_outputs(FLAGS)
 flags.DEFINE_multi_string(
     "data",
@@ -97,7 +95,9 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     from vit_jax import api
 
-    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
+    model = api.load(
+        FLAGS.checkpoint, ema=command.average(FLAGS), outputs=FLAGS.outputs
+    )
     model.preprocessing = model.preprocessing.for_white(white_level)
     failed = _predict(model, arguments, total, out)
     if out is not None and FLAGS.json:

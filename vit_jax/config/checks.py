@@ -96,6 +96,13 @@ def wrong_values(config: Config, choices: Choices) -> dict[str, str]:
             f"image_size={size}: give one size or height,width in pixels, "
             "as in --config.image_size=384 or =384,256"
         )
+    largest = RANGES["ema_decay"][1]
+    decays = tuple(config.ema_decays)
+    if not all(type(x) is float and 0 < x <= largest for x in decays):
+        found["ema_decays"] = (
+            f"ema_decays={decays}: give numbers above 0 and at most {largest}, as in "
+            "--config.ema_decays=0.999,0.99999"
+        )
     traced = tuple(config.profile_steps)
     if traced != (0, 0) and not (len(traced) == 2 and 1 <= traced[0] <= traced[1]):
         found["profile_steps"] = (

@@ -116,9 +116,23 @@ def without_effect(config: Config, keys: Iterable[str], why: str) -> list[str]:
 
 def wrong_average(config: Config) -> list[str]:
     """Lists conflicts among the keys of the averaged weights."""
+    found = []
     if config.ema_warmup and not config.ema_decay:
-        return ["ema_warmup without ema_decay has no effect; set ema_decay"]
-    return []
+        found.append("ema_warmup without ema_decay has no effect; set ema_decay")
+    decays = list(config.ema_decays)
+    if decays and not config.ema_decay:
+        found.append(
+            f"ema_decays={tuple(decays)} without ema_decay: the first average is that "
+            f"of ema_decay; set it, as in --config.ema_decay={decays[0]}, and leave it "
+            "out of ema_decays"
+        )
+    every = [config.ema_decay, *decays]
+    if repeated := sorted({str(x) for x in every if every.count(x) > 1}):
+        found.append(
+            f"ema_decay={config.ema_decay} and ema_decays={tuple(decays)} name "
+            f"{', '.join(repeated)} more than once; give each decay once"
+        )
+    return found
 
 
 def wrong_sharpness(config: Config) -> list[str]:

@@ -253,6 +253,10 @@ def default_config() -> Config:
     # Decay of the moving average of the parameters, such as 0.9999; 0 = no average. It
     # is also evaluated (split "eval_ema") and saved; predict and load prefer it.
     config.ema_decay = 0.0
+    # Decays of further averages, as in 0.999,0.99999, each evaluated (as split
+    # "eval_ema_0.999" and so on) and saved; loaded by ema=0.999. The first is still
+    # ema_decay.
+    config.ema_decays = ()
     # Smaller decay at first: min(ema_decay, (1 + t) / (10 + t)) at t finished updates.
     config.ema_warmup = False
     # If the loss or the gradient is not finite, or the loss spikes: "stop" the run, or

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.parts import average_key
 from vit_jax.config import Config, checks
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import Dataset, open_dataset
@@ -136,9 +137,15 @@ class Setup:
             params,
             self.optimizer,
             trained=self.groups.trained,
-            averaged=bool(self.config.ema_decay),
+            decays=self.ema_decays,
             objective_state=self.objective.init_state,
         )
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        """The decays of all averages, first that of `TrainState.ema`."""
+        config = self.config
+        return (config.ema_decay, *config.ema_decays) if config.ema_decay else ()
 
     def shardings(self, tree: Any) -> Any:
         """Returns the shardings of parameters, or of state kept for each of them."""
@@ -258,6 +265,9 @@ class Setup:
         }
         if state.ema is not None:
             found["eval_ema"] = models(state.ema)[""]
+        for decay in self.ema_decays[1:]:
+            average = state.averages[average_key(decay)]
+            found[f"eval_ema_{decay}"] = models(average)[""]
         return found
 
     @property

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from vit_jax import sharding
+from vit_jax.checkpoints.parts import average_key
 from vit_jax.config import Config
 from vit_jax.objectives.protocol import Batch, Context, Objective
 from vit_jax.optim.groups import Groups
@@ -88,10 +89,20 @@ def make_train_step(
         else:
             trained, opt_state = updated(*arguments)
         params = groups.merged(trained, state.params)
-        ema = state.ema
+
+        def moved(ema: Any, decay: float) -> Any:
+            decay = _ema_decay(config, decay, state.step)
+            return groups.merged(averaged(groups.trained(ema), trained, decay), ema)
+
+        ema, averages = state.ema, state.averages
         if config.ema_decay:
-            decay = _ema_decay(config, state.step)
-            ema = groups.merged(averaged(groups.trained(ema), trained, decay), ema)
+            ema = moved(ema, config.ema_decay)
+        if config.ema_decays:
+            averages = {
+                key: moved(averages[key], decay)
+                for decay in config.ema_decays
+                for key in [average_key(decay)]
+            }
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate,
@@ -104,7 +115,8 @@ def make_train_step(
             kept = jax.tree.map(
                 lambda new, old: jnp.where(good, new, old), kept, state.objective
             )
-        state = TrainState(state.step + 1, params, opt_state, bad_images, ema, kept)
+        step = state.step + 1
+        state = TrainState(step, params, opt_state, bad_images, ema, kept, averages)
         return state, metrics
 
     return train_step
@@ -202,11 +214,11 @@ def averaged(ema: Any, params: Any, decay: Any) -> Any:
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
 
-def _ema_decay(config: Config, step: Array) -> Any:
+def _ema_decay(config: Config, decay: float, step: Array) -> Any:
     if not config.ema_warmup:
-        return config.ema_decay
+        return decay
     t = step.astype(jnp.float32)
-    return jnp.minimum(config.ema_decay, (1 + t) / (10 + t))
+    return jnp.minimum(decay, (1 + t) / (10 + t))
 
 
 def _microbatches(rows: Array, count: int) -> Array:

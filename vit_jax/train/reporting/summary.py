@@ -50,7 +50,7 @@ def log_summary(
         "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         + f": parameters {held(state.params)} per device, "
         f"optimiser state {held(state.opt_state)}"
-        + f", averages {held(state.ema)}"
+        + f", averages {held((state.ema, state.averages))}"
         * (config.ema_decay > 0),
         "versions": ", ".join(versions),
         "model": f"{config.model.variant or 'as pretrained'}: width {model.width}, "
