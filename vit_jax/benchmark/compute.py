@@ -66,8 +66,9 @@ def measure_steps(
     configs = [changed(config, {key: size}) for size in batch_sizes or [config[key]]]
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
-    counted = flops.count(setup.architecture, gradient_passes(setup.config))
-    per_image = counted.training if what == "train" else counted.total
+    counted = flops.count(setup.architecture)
+    in_training = counted.training * gradient_passes(setup.config)
+    per_image = in_training if what == "train" else counted.total
     peak = Peak(mesh, setup.model.dtype)
     rows = []
     with Progress("measuring", len(configs), unit="batch sizes") as progress:

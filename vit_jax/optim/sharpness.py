@@ -144,4 +144,5 @@ def _orthogonal(tree: Any, to: Any) -> Any:
     unit = jax.tree.map(lambda x: x / jnp.where(norm > 0, norm, 1.0), to)
     # Not a product of flattened arrays, for which sharded ones would be gathered.
     products = jax.tree.map(lambda x, u: jnp.sum(x * u), tree, unit)
-    return optax.tree.add_scale(tree, -optax.tree.sum(products), unit)
+    share = sum(jax.tree.leaves(products), start=jnp.zeros(()))
+    return optax.tree.add_scale(tree, -share, unit)

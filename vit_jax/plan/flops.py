@@ -18,21 +18,15 @@ class Flops(NamedTuple):
 
     total: int
     attention: int  # between activations: query with key, weights with value
-    passes: int = 1  # gradients that a training step computes; see `gradient_passes`
 
     @property
     def training(self) -> int:
         """Forward and backward: each product needs two more for its gradients."""
-        return 3 * self.total * self.passes
+        return 3 * self.total
 
 
-def count(architecture: models.ViTOrMixer, passes: int = 1) -> Flops:
-    """Counts a model's FLOPs, regardless of formulation, device and precision.
-
-    Args:
-      architecture: that of the model.
-      passes: number of gradients that a training step computes.
-    """
+def count(architecture: models.ViTOrMixer) -> Flops:
+    """Counts a model's FLOPs, regardless of formulation, device and precision."""
     fields = {"attention": "explicit"} if hasattr(architecture, "num_heads") else {}
     model = models.build(architecture, **fields)
     size = (1, *architecture.image_size, architecture.channels)
@@ -42,7 +36,7 @@ def count(architecture: models.ViTOrMixer, passes: int = 1) -> Flops:
     def forward(variables: Any, images: jax.Array) -> Any:
         return model.apply(variables, images, intermediates=("tokens",))
 
-    return Flops(*_of(jax.make_jaxpr(forward)(shapes, images).jaxpr), passes)
+    return Flops(*_of(jax.make_jaxpr(forward)(shapes, images).jaxpr))
 
 
 def _of(jaxpr: core.Jaxpr) -> tuple[int, int]:

@@ -33,6 +33,11 @@ class Plan:
         return sum(x.size for x in jax.tree.leaves(self.setup.abstract_state().params))
 
     @property
+    def train_flops(self) -> int:
+        """FLOPs per image of a training step: of all gradients that it computes."""
+        return self.flops.training * gradient_passes(self.setup.config)
+
+    @property
     def images(self) -> int:
         """Number of images that the run sees, repetitions included."""
         config = self.setup.config
@@ -78,7 +83,7 @@ class Plan:
             "tokens": setup.architecture.num_tokens,
             "params": self.params,
             "flops_per_image": self.flops.total,
-            "train_flops_per_image": self.flops.training,
+            "train_flops_per_image": self.train_flops,
             "attention_share": self.flops.attention / self.flops.total,
             "bytes": self.bytes,
             "usable_bytes": self.topology.usable_bytes,
@@ -108,7 +113,7 @@ def make_plan(setup: Setup, topology: Topology) -> Plan:
     return Plan(
         topology=topology,
         setup=setup,
-        flops=flops.count(setup.architecture, gradient_passes(setup.config)),
+        flops=flops.count(setup.architecture),
         parameter_bytes=sharding.bytes_per_device(state.params),
         # Includes the counters of steps and of bad images.
         optimizer_bytes=sharding.bytes_per_device(state._replace(params=())),

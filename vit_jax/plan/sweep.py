@@ -97,12 +97,13 @@ def _row(
     found = predict(setup, topology, what)
     hyb, cyc = found.seconds or (None, None)
     images = setup.config.batch_size / setup.mesh.size
-    arithmetic = flops.count(setup.architecture, gradient_passes(setup.config))
+    arithmetic = flops.count(setup.architecture)
+    passes = gradient_passes(setup.config)
     return {
         "set": point,
         "problem": None,
         "tokens": setup.architecture.num_tokens,
-        "train_flops_per_image": arithmetic.training,
+        "train_flops_per_image": arithmetic.training * passes,
         "attention_share": arithmetic.attention / arithmetic.total,
         "peak": found.peak_bytes,
         "fits": found.fits,
