@@ -44,6 +44,7 @@ config.loss_options.class_weights = "balanced"
 config.loss_options.logit_adjustment = 1.0
 config.mixing.mixup_alpha = 0.5
 config.ema_decay = 0.9
+config.ema_decays = (0.5, 0.99)
 """),
     "distillation": Row(
         """

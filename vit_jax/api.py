@@ -43,7 +43,7 @@ def load(
     trained_image_size: int | tuple[int, int] | None = None,
     fold_normalization: bool = False,
     dtype: Any = None,
-    ema: bool = True,
+    ema: bool | float = True,
     outputs: str | None = None,
     entry: str = "",
     decoder_heads: int | None = None,
@@ -79,7 +79,8 @@ def load(
       dtype: dtype of activations; by default that of the model's config, as in
         training, where "auto" is bfloat16 on TPU and GPU and float32 on the CPU.
       ema: use the averaged weights of a work directory that has any (`ema_decay`);
-        False uses those of the last update.
+        False uses those of the last update, and a number such as 0.999 the average with
+        that decay (`ema_decay` or one of `ema_decays`).
       outputs: what the outputs mean, if the source does not record it or is wrong:
         "exclusive" (an image has one of the classes), "independent" (a yes or no for
         each class) or "numbers" (plain numbers, such as an age).

@@ -111,6 +111,37 @@ def define_base(flag_values: flags.FlagValues) -> None:
     )
 
 
+def define_average(flag_values: flags.FlagValues) -> None:
+    """Defines the flags that choose among the last and the averaged weights."""
+    flags.DEFINE_bool(
+        "raw",
+        False,
+        "use the last weights even if there are averaged ones",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "ema",
+        None,
+        "decay of the average to use, of a run that kept several (ema_decays)",
+        flag_values=flag_values,
+    )
+
+
+def average(flag_values: flags.FlagValues) -> bool | float:
+    """Returns the argument `ema` of `vit_jax.load` that the flags ask for.
+
+    Raises:
+      UserError: they contradict each other.
+    """
+    if flag_values.ema is None:
+        return not flag_values.raw
+    if flag_values.raw:
+        raise UserError(
+            f"--ema={flag_values.ema} and --raw are both given; pass one of them"
+        )
+    return flag_values.ema
+
+
 def parse(
     argv: Sequence[str],
     flag_values: flags.FlagValues,

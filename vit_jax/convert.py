@@ -48,9 +48,7 @@ flags.DEFINE_bool(
     "that does not record it",
     FLAGS,
 )
-flags.DEFINE_bool(
-    "raw", False, "use the last weights even if there are averaged ones", FLAGS
-)
+command.define_average(FLAGS)
 command.define_outputs(FLAGS)
 command.define_base(FLAGS)
 flags.DEFINE_bool(
@@ -80,7 +78,7 @@ def main(arguments: list[str]) -> None:
         source,
         num_heads=FLAGS.num_heads,
         trained_image_size=_size(),
-        ema=not FLAGS.raw,
+        ema=command.average(FLAGS),
         say_outputs=FLAGS.outputs is None,
         decoder_heads=FLAGS.decoder_heads,
         normalize_pixels=FLAGS.normalize_pixels,

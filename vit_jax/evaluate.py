@@ -53,9 +53,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_bool("per_class", False, "also report the numbers of each class", FLAGS)
 flags.DEFINE_bool("allow_bad_images", False, "skip images that cannot be read", FLAGS)
-flags.DEFINE_bool(
-    "raw", False, "use the last weights even if there are averaged ones", FLAGS
-)
+command.define_average(FLAGS)
 command.define_outputs(FLAGS)
 command.define_base(FLAGS)
 flags.DEFINE_string(
@@ -99,7 +97,10 @@ def measure() -> dict[str, Any]:
     use_compilation_cache()
     keep_freed_memory()
     model = api.load(
-        FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs, base=FLAGS.base
+        FLAGS.checkpoint,
+        ema=command.average(FLAGS),
+        outputs=FLAGS.outputs,
+        base=FLAGS.base,
     )
     config = model.config
     if not config["dataset"] and FLAGS.dataset is None:

@@ -50,9 +50,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "top_k", 5, "number of classes per image", lower_bound=1, flag_values=FLAGS
 )
-flags.DEFINE_bool(
-    "raw", False, "use the last weights even if there are averaged ones", FLAGS
-)
+command.define_average(FLAGS)
 command.define_outputs(FLAGS)
 command.define_base(FLAGS)
 flags.DEFINE_multi_string(
@@ -99,7 +97,10 @@ def main(arguments: list[str]) -> None:
     from vit_jax import api
 
     model = api.load(
-        FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs, base=FLAGS.base
+        FLAGS.checkpoint,
+        ema=command.average(FLAGS),
+        outputs=FLAGS.outputs,
+        base=FLAGS.base,
     )
     model.preprocessing = model.preprocessing.for_white(white_level)
     failed = _predict(model, arguments, total, out)

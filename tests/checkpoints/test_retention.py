@@ -39,3 +39,10 @@ def test_what_is_not_a_number_is_never_the_best():
         retention.note(step, {"loss": loss})
     assert retention.best([10, 20, 30, 40]) == 30
     assert retention.best([10, 40]) is None
+
+
+def test_some_steps_are_always_kept():
+    retention = Retention(1, always={20, 35})
+    checkpoints = [types.SimpleNamespace(step=step) for step in MEASURED]
+    kept = retention.should_preserve(checkpoints, context=None)
+    assert kept == [False, True, False, True]

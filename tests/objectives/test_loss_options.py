@@ -15,7 +15,7 @@ from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.errors import UserError
 from vit_jax.models.outputs import MEANINGS
 from vit_jax.objectives.imbalance import class_weights
-from vit_jax.objectives.losses import LOSSES
+from vit_jax.objectives.losses import LOSSES, squared_log_partition
 from vit_jax.objectives.training_loss import TrainingLoss
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.setup import set_up
@@ -100,6 +100,33 @@ def test_the_common_answer_is_expected_of_questions_too():
     assert mean(one, labels) == mean(each, labels)
 
 
+def test_z_loss_is_the_weighted_mean_of_the_squared_log_partition():
+    shifted = np.asarray(LOGITS, np.float64) + 0.7 * np.log(COUNTS / 100)
+    norms = np.exp(shifted).sum(axis=1)
+    probabilities = np.exp(shifted) / norms[:, None]
+    chosen = np.asarray(LABELS)
+    weights = np.array([0.5, 1.0, 3.0])[chosen]  # of each image, by its label
+    terms = 0.1 * np.log(norms) ** 2 - np.log(probabilities[range(3), chosen])
+    gradient = probabilities * (1 + 0.2 * np.log(norms))[:, None]
+    gradient[range(3), chosen] -= 1
+
+    options = {"logit_adjustment": 0.7, "z_loss": 0.1}
+    loss = loss_of(class_weights=(0.5, 1.0, 3.0), **options)
+    value, found = jax.value_and_grad(lambda x: mean(loss, logits=x))(LOGITS)
+    np.testing.assert_allclose(value, weights @ terms / weights.sum(), rtol=1e-6)
+    expected = weights[:, None] * gradient / weights.sum()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(mean(loss_of(**options)), terms.mean(), rtol=1e-6)
+
+    focal, alone = loss_of("softmax_focal", z_loss=0.1), loss_of("softmax_focal")
+    squares = np.log(np.exp(np.asarray(LOGITS)).sum(axis=1)) ** 2
+    difference = mean(focal) - mean(alone)
+    np.testing.assert_allclose(difference, 0.1 * squares.mean(), rtol=1e-5)
+    # In float32 whatever the logits are computed in.
+    large = jnp.array([[300.0, 1.0, 2.0]], jnp.bfloat16)
+    assert squared_log_partition(large) == np.float32(300.0) ** 2
+
+
 def test_numbers_of_images_are_counted_only_if_needed():
     config = default_config()
     config.loss, config.loss_options = "asymmetric", ConfigDict({"pos_weight": 3.0})
@@ -139,6 +166,10 @@ def test_numbers_of_images_are_counted_only_if_needed():
         ("sigmoid", {"pos_weight": {"cat": "big"}}, "pos_weight=.*numbers of at least"),
         ("softmax", {"logit_adjustment": float("inf")}, "logit_adjustment=inf: exp"),
         ("softmax", {"logit_adjustment": True}, "logit_adjustment=True: expected"),
+        ("sigmoid", {"z_loss": 1e-4}, "z_loss: the loss 'sigmoid' does not take it"),
+        ("asymmetric", {"z_loss": 0.0}, "z_loss: the loss 'asymmetric' does not"),
+        ("softmax", {"z_loss": -1.0}, "z_loss=-1.0: expected a number, at least 0"),
+        ("softmax", {"z_loss": float("inf")}, "z_loss=inf: expected a number"),
     ],
 )
 def test_a_wrong_option_is_named(loss, options, message):

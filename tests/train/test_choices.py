@@ -14,6 +14,7 @@ from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
 from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES
+from vit_jax.optim.sharpness import ADAPTIVE
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.model_from_config import SWITCHES
 
@@ -35,6 +36,7 @@ TABLES = {
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "sam.adaptive": ADAPTIVE,
 }
 # Distinguished by branches, so an additional choice would be taken for one of these.
 BRANCHES = {

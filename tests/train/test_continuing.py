@@ -18,6 +18,7 @@ from vit_jax.checkpoints.workdir import claim
 from vit_jax.errors import UserError
 from vit_jax.train import continuing
 from vit_jax.train.continuing import LOCATIONS, SCHEDULE, allowed_changes
+from vit_jax.train.lengthening import same_rates
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.same_data import DataFacts, check_same_data, data_facts
 from vit_jax.train.setup import set_up
@@ -146,6 +147,33 @@ def test_a_run_that_cannot_continue_is_named_without_a_way(
     monkeypatch.chdir(tmp_path)
     continuing.tell_of_similar_run("runs/tiny-new", setup.config)
     assert "total_steps: 9 → 4. It cannot continue so, because its past" in caplog.text
+
+
+COOLED = {"schedule": "rsqrt", "cooldown_steps": 2}
+
+
+def test_a_run_that_has_cooled_down_can_continue_from_before(
+    tiny, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "vit_jax")
+    longer = set_up(tiny(**COOLED, total_steps=9)).config
+    run = tmp_path / "runs/tiny-run"
+    claim(run, config_lib.to_plain(config_lib.changed(longer, {"total_steps": 6})))
+    (run / "metrics.jsonl").write_text("{}\n")
+    for step in (4, 6):
+        (run / f"checkpoints/{step}").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    continuing.tell_of_similar_run("runs/tiny-new", longer)
+    way = "total_steps: 6 → 9. To continue that one, pass --workdir=runs/tiny-run"
+    assert way in caplog.text
+    (run / "checkpoints/4").rmdir()
+    continuing.tell_of_similar_run("runs/tiny-new", longer)
+    assert "total_steps: 6 → 9. It cannot continue so" in caplog.text
+
+    _, _, earlier = begun(tiny(**COOLED, total_steps=6), step=6)
+    advice = continued(tiny(**COOLED, total_steps=9), earlier).advice["total_steps"]
+    lacks = "no checkpoint is left from before its cooldown, at step 4 or earlier"
+    assert lacks in advice
 
 
 def test_other_data_than_before_are_refused_by_what_differs(on, flowers, tmp_path):
@@ -286,7 +314,7 @@ def test_keys_of_the_rate_may_change_if_no_past_rate_does(
     values = {"total_steps": 100, "learning_rate": 0.1, "schedule": "cosine"}
     start = tiny(**values | before)
     now = config_lib.changed(start, after)
-    assert continuing._same_rates(start, now, step) == allowed
+    assert same_rates(start, now, step) == allowed
 
 
 def test_a_run_with_another_length_is_refused_with_a_way_that_works(tiny, tmp_path):

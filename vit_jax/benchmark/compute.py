@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from vit_jax.benchmark.peak import Peak
 from vit_jax.config import Config, changed
 from vit_jax.errors import Problems, UserError
+from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.plan import flops
 from vit_jax.progress import Progress
 from vit_jax.train.memory import Bytes, is_out_of_memory
@@ -66,7 +67,8 @@ def measure_steps(
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
     counted = flops.count(setup.architecture)
-    per_image = counted.training if what == "train" else counted.total
+    in_training = counted.training * gradient_passes(setup.config)
+    per_image = in_training if what == "train" else counted.total
     peak = Peak(mesh, setup.model.dtype)
     rows = []
     with Progress("measuring", len(configs), unit="batch sizes") as progress:

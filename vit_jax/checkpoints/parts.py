@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 PARAMS, EMA, OPTIMIZER, OBJECTIVE = "params", "ema", "optimizer", "objective"
 # What the optimiser's own averaging makes of the parameters. A run never restores it.
 OPTIMIZER_AVERAGES = "optimizer_averages"
+# Averages besides `EMA`: a dict with a tree for each decay.
+AVERAGES = "averages"
 METADATA = "metadata"
 # Orbax has this in a folder's name until the folder is complete.
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -31,6 +33,12 @@ _JSON = (ocp.args.JsonSave, ocp.args.JsonRestore)
 
 class DamagedError(UserError):
     """A checkpoint whose files changed after it was saved; an older one may be used."""
+
+
+def average_key(decay: float) -> str:
+    """Names the average with a decay in the part `AVERAGES`, as in "0_999"."""
+    # Orbax joins the keys of a tree with dots.
+    return str(float(decay)).replace(".", "_")
 
 
 def handlers(*names: str) -> ocp.handlers.DefaultCheckpointHandlerRegistry:

@@ -13,12 +13,14 @@ import orbax.checkpoint as ocp
 from vit_jax.checkpoints.buckets import is_complete
 from vit_jax.checkpoints.description import MODEL, Description
 from vit_jax.checkpoints.parts import (
+    AVERAGES,
     EMA,
     METADATA,
     OBJECTIVE,
     OPTIMIZER_AVERAGES,
     PARAMS,
     DamagedError,
+    average_key,
     reader,
     sound,
 )
@@ -67,26 +69,34 @@ def load_description(
 
 
 def load_params(
-    workdir: str | os.PathLike[str], step: int | None = None, *, ema: bool = False
+    workdir: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    ema: bool | float = False,
 ) -> Any:
     """Reads the parameters as numpy arrays, without devices or optimizer state.
 
     Args:
       workdir: a run's directory; the run may still be writing to it.
       step: which checkpoint; by default the newest undamaged one.
-      ema: read the averaged parameters if the checkpoint has them.
+      ema: read the averaged parameters if the checkpoint has them; a number reads the
+        average with that decay.
 
     Returns:
       A nested dict of numpy arrays.
 
     Raises:
-      UserError: not a work directory, no such checkpoint, or a damaged one.
+      UserError: not a work directory, no such checkpoint, a damaged one, or one without
+        an average of that decay.
     """
     return _read(locate(workdir), step, lambda folder: _params(folder, ema))
 
 
 def load_checkpoint(
-    workdir: str | os.PathLike[str], step: int | None = None, *, ema: bool = False
+    workdir: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    ema: bool | float = False,
 ) -> tuple[Description, Any, bool]:
     """Reads the description and the parameters of one checkpoint.
 
@@ -96,8 +106,8 @@ def load_checkpoint(
     """
 
     def all_three(folder: Path) -> tuple[Description, Any, bool]:
-        averaged = _part(folder, ema) != PARAMS
-        params = _params(folder, averaged) | _model_of_objective(folder)
+        averaged = not isinstance(ema, bool) or _part(folder, ema) != PARAMS
+        params = _params(folder, ema) | _model_of_objective(folder)
         return _description(folder), params, averaged
 
     return _read(locate(workdir), step, all_three)
@@ -110,14 +120,27 @@ def _description(folder: Path) -> Description:
     return Description.from_dict(values)
 
 
-def _params(folder: Path, ema: bool) -> Any:
-    return _arrays(folder, _part(folder, ema))
-
-
 def _part(folder: Path, ema: bool) -> str:
     """Returns the name of the part to read: averages if wanted and there are any."""
     parts = (EMA, OPTIMIZER_AVERAGES) if ema else ()
     return next((part for part in parts if (folder / part).is_dir()), PARAMS)
+
+
+def _params(folder: Path, ema: bool | float) -> Any:
+    if isinstance(ema, bool):
+        return _arrays(folder, _part(folder, ema))
+    config = _description(folder).config
+    decays = [config.get("ema_decay", 0.0), *config.get("ema_decays", ())]
+    if not decays[0] or ema not in decays:
+        there = f"the decays {', '.join(map(str, decays))}" if decays[0] else "none"
+        raise UserError(
+            f"ema={ema!r}: the checkpoint {folder} has no average with this decay; it "
+            f"has {there}"
+        )
+    if ema == decays[0]:
+        return _arrays(folder, EMA)
+    key = average_key(ema)
+    return _arrays(folder, AVERAGES, (key,))[key]
 
 
 def _model_of_objective(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from orbax.checkpoint import checkpoint_managers
 
 @dataclasses.dataclass
 class Retention(checkpoint_managers.PreservationPolicy):
-    """A policy that keeps the newest checkpoints and the best one by a metric.
+    """A policy that keeps the newest checkpoints, the best one by a metric, and others.
 
     A checkpoint's metric is the one measured by the evaluation at its step; among
     equals the oldest is the best. Orbax applies the policy when a save begins, and
@@ -21,6 +21,7 @@ class Retention(checkpoint_managers.PreservationPolicy):
     metric: str = ""  # name of an evaluated metric; "" = none
     sign: float = 1.0  # 1 if greater is better, −1 if smaller is
     scores: dict[int, float] = dataclasses.field(default_factory=dict)
+    always: Collection[int] = ()  # steps that are kept however old they are
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Records the metrics of a step, whether or not that step is saved."""
@@ -41,5 +42,5 @@ class Retention(checkpoint_managers.PreservationPolicy):
         """Tells Orbax which of these checkpoints, oldest first, to keep."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*steps[-self.newest :], self.best(steps)}
+        kept = {*steps[-self.newest :], self.best(steps), *self.always}
         return [step in kept for step in steps]

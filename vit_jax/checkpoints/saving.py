@@ -4,7 +4,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -24,6 +24,7 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.manifest import write_manifest
 from vit_jax.checkpoints.parts import (
+    AVERAGES,
     EMA,
     METADATA,
     OBJECTIVE,
@@ -72,6 +73,7 @@ class Checkpoints:
         keep: int,
         best: str = "",
         better: float = 1.0,
+        always: Collection[int] = (),
     ):
         """Opens or creates WORKDIR/checkpoints and removes the remains of killed saves.
 
@@ -80,6 +82,7 @@ class Checkpoints:
           keep: number of newest checkpoints to keep.
           best: name of a metric; the best checkpoint by it is kept as well.
           better: 1 if greater values of the metric are better, −1 if smaller ones are.
+          always: steps whose checkpoints are kept as well.
 
         Raises:
           UserError: the directory cannot be written to.
@@ -92,7 +95,7 @@ class Checkpoints:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
-            self._retention = Retention(keep, best, better)
+            self._retention = Retention(keep, best, better, always=always)
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
@@ -105,7 +108,8 @@ class Checkpoints:
                     ),
                 ),
                 handler_registry=handlers(
-                    *(PARAMS, EMA, OPTIMIZER_AVERAGES, OPTIMIZER, OBJECTIVE, METADATA)
+                    *(PARAMS, EMA, AVERAGES, OPTIMIZER_AVERAGES),
+                    *(OPTIMIZER, OBJECTIVE, METADATA),
                 ),
             )
         except OSError as error:
@@ -147,7 +151,7 @@ class Checkpoints:
         Args:
           step: completed updates.
           items: part name → tree of arrays: `PARAMS`, `OPTIMIZER` and, if the run has
-            them, `EMA`, `OPTIMIZER_AVERAGES` and `OBJECTIVE`.
+            them, `EMA`, `AVERAGES`, `OPTIMIZER_AVERAGES` and `OBJECTIVE`.
           description: everything else that is needed to use the checkpoint.
 
         Raises:

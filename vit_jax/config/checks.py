@@ -60,6 +60,9 @@ RANGES = {
     "ema_decay": (0.0, 0.9999999),
     "max_loss_spike": (0.0, math.inf),
     "accum_steps": (1, math.inf),
+    "sam.rho": (0.0, math.inf),
+    "sam.rho_min": (0.0, math.inf),
+    "sam.alpha": (0.0, math.inf),
     "learning_rate": (0.0, math.inf),
     "warmup_steps": (0, math.inf),
     "warmup_learning_rate": (0.0, math.inf),
@@ -98,6 +101,13 @@ def wrong_values(config: Config, choices: Choices) -> dict[str, str]:
         found["image_size"] = (
             f"image_size={size}: give one size or height,width in pixels, "
             "as in --config.image_size=384 or =384,256"
+        )
+    largest = RANGES["ema_decay"][1]
+    decays = tuple(config.ema_decays)
+    if not all(type(x) is float and 0 < x <= largest for x in decays):
+        found["ema_decays"] = (
+            f"ema_decays={decays}: give numbers above 0 and at most {largest}, as in "
+            "--config.ema_decays=0.999,0.99999"
         )
     traced = tuple(config.profile_steps)
     if traced != (0, 0) and not (len(traced) == 2 and 1 <= traced[0] <= traced[1]):

@@ -29,6 +29,7 @@ def problems(
     found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
     found += wrong_patience(config) + wrong_model(config) + wrong_rates(config)
     found += wrong_adapters(config) + wrong_fine_tuning(config)
+    found += wrong_sharpness(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
         if config.batch_size % unit:
@@ -117,9 +118,43 @@ def without_effect(config: Config, keys: Iterable[str], why: str) -> list[str]:
 
 def wrong_average(config: Config) -> list[str]:
     """Lists conflicts among the keys of the averaged weights."""
+    found = []
     if config.ema_warmup and not config.ema_decay:
-        return ["ema_warmup without ema_decay has no effect; set ema_decay"]
-    return []
+        found.append("ema_warmup without ema_decay has no effect; set ema_decay")
+    decays = list(config.ema_decays)
+    if decays and not config.ema_decay:
+        found.append(
+            f"ema_decays={tuple(decays)} without ema_decay: the first average is that "
+            f"of ema_decay; set it, as in --config.ema_decay={decays[0]}, and leave it "
+            "out of ema_decays"
+        )
+    every = [config.ema_decay, *decays]
+    if repeated := sorted({str(x) for x in every if every.count(x) > 1}):
+        found.append(
+            f"ema_decay={config.ema_decay} and ema_decays={tuple(decays)} name "
+            f"{', '.join(repeated)} more than once; give each decay once"
+        )
+    return found
+
+
+def wrong_sharpness(config: Config) -> list[str]:
+    """Lists conflicts among the keys of sharpness-aware minimisation."""
+    sam = config.sam
+    if not sam.rho:
+        unread = [f"sam.{key}" for key in sam if key != "rho"]
+        return without_effect(config, unread, "sam.rho is 0, so there is no SAM")
+    found = []
+    if sam.rho_min is not None and sam.rho_min > sam.rho:
+        found.append(
+            f"sam.rho_min={sam.rho_min} must not exceed sam.rho={sam.rho}: the "
+            "distance falls from rho to rho_min"
+        )
+    if not sam.minimize_fp and not sam.alpha:
+        found.append(
+            "sam.minimize_fp=False with sam.alpha=0.0 trains with the ordinary "
+            "gradient; set sam.alpha, or leave it at True for SAM"
+        )
+    return found
 
 
 def wrong_model(config: Config) -> list[str]:

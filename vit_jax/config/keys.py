@@ -222,7 +222,8 @@ def default_config() -> Config:
     # kinds: "softmax_focal", "sigmoid_focal"; for several labels also "asymmetric".
     config.loss = "softmax"
     # Options of that loss, such as "gamma", and for classes of unequal numbers of
-    # images "class_weights", "logit_adjustment", "pos_weight"; see docs/training.md.
+    # images "class_weights", "logit_adjustment", "pos_weight"; of a softmax also
+    # "z_loss"; see docs/training.md.
     config.loss_options = ConfigDict()
     # Share of each target that is spread evenly over all classes.
     config.label_smoothing = 0.0
@@ -302,6 +303,10 @@ def default_config() -> Config:
     # Decay of the moving average of the parameters, such as 0.9999; 0 = no average. It
     # is also evaluated (split "eval_ema") and saved; predict and load prefer it.
     config.ema_decay = 0.0
+    # Decays of further averages, as in 0.999,0.99999, each evaluated (as split
+    # "eval_ema_0.999" and so on) and saved; loaded by ema=0.999. The first is still
+    # ema_decay.
+    config.ema_decays = ()
     # Smaller decay at first: min(ema_decay, (1 + t) / (10 + t)) at t finished updates.
     config.ema_warmup = False
     # If the loss or the gradient is not finite, or the loss spikes: "stop" the run, or
@@ -311,6 +316,24 @@ def default_config() -> Config:
     config.max_loss_spike = 0.0
     # Microbatches per step; the gradients are those of the whole batch.
     config.accum_steps = 1
+
+    # Sharpness-aware minimisation (arXiv:2010.01412, 2203.08065): the gradient is taken
+    # where the loss rises most near the parameters. Every step takes twice as long.
+    config.sam = ConfigDict()
+    # The distance, by the gradient of the whole batch over all devices; 0 = off.
+    config.sam.rho = 0.0
+    # GSAM: the distance falls with the learning rate from rho to this; unset = it is
+    # always rho.
+    config.sam.rho_min = config_dict.placeholder(float)
+    # GSAM: share of the gradient's part that is taken back where it would only widen
+    # the gap between the two losses; 0 = SAM.
+    config.sam.alpha = 0.0
+    # GSAM: subtract it from the gradient at the distance; False adds the part of that
+    # gradient to the one at the parameters instead.
+    config.sam.minimize_fp = True
+    # Distances relative to the parameters: "asam" (arXiv:2102.11600) or "gsam" (its
+    # published code); "" = the same for all.
+    config.sam.adaptive = ""
 
     # --- Schedule ---
     # The peak, reached after the warm-up.

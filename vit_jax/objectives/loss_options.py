@@ -2,7 +2,7 @@
 
 Besides the options of the loss itself, which are the keyword-only parameters of its row
 of `LOSSES`, there are some that hold for several losses: `class_weights` with `beta`,
-`logit_adjustment`, and for yes-or-no questions `pos_weight`.
+`logit_adjustment`, for yes-or-no questions `pos_weight`, and for a softmax `z_loss`.
 """
 
 import functools
@@ -32,6 +32,7 @@ _RANGES = {
     "alpha": (0.0, 1.0, "from 0 to 1, or -1 for none"),
     "beta": (0.0, 0.9999999, "from 0 to 0.9999999"),
     "logit_adjustment": (-math.inf, math.inf, "such as 1.0"),
+    "z_loss": (0.0, math.inf, "at least 0, such as 1e-4"),
 }
 
 
@@ -43,12 +44,14 @@ class LossOptions(NamedTuple):
       class_weights: a factor for each class [k]; None: all are 1.
       pos_weight: a factor for the term of each right class [k]; None: all are 1.
       shift: what is added to the logits [k]; None: nothing.
+      z_loss: factor of the squared log-partition function of a softmax.
     """
 
     own: dict[str, Any]
     class_weights: np.ndarray | None
     pos_weight: np.ndarray | None
     shift: np.ndarray | None
+    z_loss: float = 0.0
 
 
 def read_loss_options(
@@ -108,10 +111,13 @@ class _Reader:
             self._class_weights(given),
             self._pos_weight(given) if self._independent else None,
             self._shift(given),
+            self._number("z_loss", given["z_loss"])
+            if "z_loss" in given and not self._independent
+            else 0.0,
         )
 
     def _check_names(self, given: Mapping[str, Any], own: list[str]) -> None:
-        taken = [*own, *_COMMON, *(["pos_weight"] if self._independent else [])]
+        taken = [*own, *_COMMON, "pos_weight" if self._independent else "z_loss"]
         self.problems += [
             f"loss_options.{name}: the loss {self._loss!r} does not take it; it takes "
             f"{', '.join(taken)}{did_you_mean(name, taken)}"

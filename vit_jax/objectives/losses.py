@@ -156,6 +156,15 @@ def _questions(
     return jnp.sum(losses if weights is None else weights[None] * losses, axis=-1)
 
 
+def squared_log_partition(logits: Logits) -> Float[Array, " b"]:
+    """Computes the z-loss (log Σ exp logits)² of a softmax in float32 (PaLM, §5).
+
+    Its gradient keeps the softmax's normaliser near 1, and the logits from drifting
+    (arXiv:2204.02311).
+    """
+    return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) ** 2
+
+
 def smooth_labels(targets: Float[Array, "b k"], amount: float) -> Float[Array, "b k"]:
     """Returns (1 − amount)·targets + amount/K, as timm and the DeiT recipe do."""
     return targets * (1.0 - amount) + amount / targets.shape[-1]

@@ -11,7 +11,7 @@ from vit_jax.config import Config
 from vit_jax.data.sources.protocol import DatasetInfo
 from vit_jax.models.outputs import INDEPENDENT, of_loss
 from vit_jax.objectives.loss_options import read_loss_options
-from vit_jax.objectives.losses import LOSSES
+from vit_jax.objectives.losses import LOSSES, squared_log_partition
 
 
 class TrainingLoss:
@@ -22,6 +22,9 @@ class TrainingLoss:
     weight of its label, as in the code of arXiv:1901.05555; or, if an image may have
     several labels, that of each question, as in BCEWithLogitsLoss. In the first two
     cases the loss of a batch is the weighted mean, so only their ratios matter.
+
+    `z_loss` adds to the loss of each image a multiple of its squared log-partition
+    function, which in a batch is averaged with the same weights.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class TrainingLoss:
         arrays = {name: x for name, x in arrays.items() if x is not None}
         self._loss = functools.partial(LOSSES[config.loss], **options.own)
         self._arrays, self._shift = arrays, options.shift
+        self._z_loss = options.z_loss
 
     def __call__(
         self,
@@ -74,10 +78,14 @@ class TrainingLoss:
             logits = logits.astype(jnp.float32) + _float32(self._shift)[None]
         arrays = {name: _float32(x) for name, x in self._arrays.items()}
         losses = self._loss(logits, smooth, **arrays)
-        if self._weights is None:
-            return losses, None
-        weights = _mean_weight(targets, _float32(self._weights))
-        return losses * weights if self._by_image else losses, weights
+        weights = None
+        if self._weights is not None:
+            weights = _mean_weight(targets, _float32(self._weights))
+            losses = losses * weights if self._by_image else losses
+        if self._z_loss:
+            z_losses = self._z_loss * squared_log_partition(logits)
+            losses += z_losses if weights is None else z_losses * weights
+        return losses, weights
 
 
 def _float32(x: np.ndarray) -> Array:

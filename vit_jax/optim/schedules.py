@@ -28,6 +28,22 @@ SCHEDULES: dict[str, Callable[[Array, int, Config], Array]] = {
 }
 
 
+# Schedules that do not depend on the length of a run, but for its cooldown.
+_OPEN_ENDED = ("constant", "rsqrt")
+
+
+def cooldown_start(config: Config) -> int | None:
+    """Returns the step from which a run can become longer although it has cooled down.
+
+    That is the number of updates before the cooldown. None if there is none, or if the
+    steps before it also depend on the length of the run.
+    """
+    open_ended = config.schedule in _OPEN_ENDED and config.weight_decay_end is None
+    if not (open_ended and 0 < config.cooldown_steps < config.total_steps):
+        return None
+    return config.total_steps - config.cooldown_steps
+
+
 def make_schedule(config: Config) -> Callable[[Any], Array]:
     """Makes the learning rate as a function of the number of finished updates.
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from vit_jax import sharding
+from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.plan import flops
 from vit_jax.plan.compiled import Measurement, measure
 from vit_jax.plan.topologies import Topology
@@ -30,6 +31,11 @@ class Plan:
     def params(self) -> int:
         """Number of parameters of the model."""
         return sum(x.size for x in jax.tree.leaves(self.setup.abstract_state().params))
+
+    @property
+    def train_flops(self) -> int:
+        """FLOPs per image of a training step: of all gradients that it computes."""
+        return self.flops.training * gradient_passes(self.setup.config)
 
     @property
     def images(self) -> int:
@@ -77,7 +83,7 @@ class Plan:
             "tokens": setup.architecture.num_tokens,
             "params": self.params,
             "flops_per_image": self.flops.total,
-            "train_flops_per_image": self.flops.training,
+            "train_flops_per_image": self.train_flops,
             "attention_share": self.flops.attention / self.flops.total,
             "bytes": self.bytes,
             "usable_bytes": self.topology.usable_bytes,

@@ -35,7 +35,7 @@ def show_plan(plan: Plan) -> None:
         f"{architecture.num_tokens:,} tokens",
         "parameters": f"{plan.params:,}",
         "FLOPs per image": f"{si(plan.flops.total)} forward, "
-        f"{si(plan.flops.training)} in training; "
+        f"{si(plan.train_flops)} in training; "
         f"{plan.flops.attention / plan.flops.total:.1%} of them in attention",
         "batch": f"{config.batch_size:,}, "
         f"{config.batch_size // sharding.batch_parts(setup.mesh):,} per device"
@@ -119,7 +119,7 @@ def _step(plan: Plan) -> str:
     measured = plan.measurement
     if measured.estimate is None:
         return "not estimated"
-    arithmetic = plan.flops.training * plan.setup.config.batch_size
+    arithmetic = plan.train_flops * plan.setup.config.batch_size
     ideal = arithmetic / plan.setup.mesh.size / plan.topology.peak_flops
     return (
         f"hyb {milliseconds(measured.hyb_seconds)} ms, "

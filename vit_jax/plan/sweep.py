@@ -7,6 +7,7 @@ from typing import Any
 from vit_jax.config import Config
 from vit_jax.config.recipes import load_recipe
 from vit_jax.errors import UserError
+from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.plan import flops
 from vit_jax.plan.scaling import predict
 from vit_jax.plan.suggest import Prepare
@@ -97,11 +98,12 @@ def _row(
     hyb, cyc = found.seconds or (None, None)
     images = setup.config.batch_size / setup.mesh.size
     arithmetic = flops.count(setup.architecture)
+    passes = gradient_passes(setup.config)
     return {
         "set": point,
         "problem": None,
         "tokens": setup.architecture.num_tokens,
-        "train_flops_per_image": arithmetic.training,
+        "train_flops_per_image": arithmetic.training * passes,
         "attention_share": arithmetic.attention / arithmetic.total,
         "peak": found.peak_bytes,
         "fits": found.fits,

@@ -20,6 +20,7 @@ from vit_jax.optim.guard import BAD_UPDATES
 from vit_jax.optim.layers import FORMS as LAYER_FORMS
 from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES
+from vit_jax.optim.sharpness import ADAPTIVE
 from vit_jax.train.model_from_config import SWITCHES
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -50,6 +51,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "momentum_dtype": MOMENTUM_DTYPES,
     "weight_decay_form": DECAY_FORMS,
     "schedule": SCHEDULES,
+    "sam.adaptive": ADAPTIVE,
     "compute_dtype": COMPUTE_DTYPES,
     "save_frozen": SAVE_FROZEN,
 }

@@ -4,16 +4,14 @@ import contextlib
 import logging
 import os
 import shlex
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.description import Description
-from vit_jax.checkpoints.reading import has_checkpoint, newest_step
+from vit_jax.checkpoints.reading import has_checkpoint, saved_steps
 from vit_jax.checkpoints.workdir import (
+    CHECKPOINTS,
     differences,
     is_among,
     locate,
@@ -23,7 +21,13 @@ from vit_jax.checkpoints.workdir import (
 from vit_jax.config import Config
 from vit_jax.data.sources.options import FIRST_RULES
 from vit_jax.errors import Problems, UserError, problems_of
-from vit_jax.optim.schedules import make_decay_factor, make_schedule
+from vit_jax.optim.schedules import cooldown_start
+from vit_jax.train.lengthening import (
+    SCHEDULE,
+    before_cooldown,
+    same_rates,
+    scheduled,
+)
 from vit_jax.train.same_data import DataFacts, check_same_data
 from vit_jax.train.setup import Setup
 from vit_jax.words import shortened
@@ -34,19 +38,6 @@ logger = logging.getLogger(__name__)
 LOCATIONS = ("dataset", "data.image_root")
 # Keys by which the data are read.
 READING = ("data", "train_split", "eval_split")
-# Keys that determine the learning rate of every step.
-SCHEDULE = (
-    "learning_rate",
-    "schedule",
-    "warmup_steps",
-    "warmup_learning_rate",
-    "min_learning_rate",
-    "end_learning_rate",
-    "rsqrt_timescale",
-    "cooldown_steps",
-    "total_steps",
-)
-
 _WEIGHTS_ARE_READ_ONCE = (
     "Pretrained weights are read only when a run begins: to continue that run, pass "
     "its value of `pretrained`, even if nothing is there any more."
@@ -97,10 +88,10 @@ def allowed_changes(
         begun = recorded_config(workdir)
         same = begun is not None and _same_name(begun.get("dataset", ""), config)
         return Changes(frozenset(LOCATIONS if same else ()), {})
-    same_rates = not setup.objective.reads_schedule and _same_rates(
+    kept = not setup.objective.reads_schedule and same_rates(
         earlier.config, config, earlier.step
     )
-    free: set[str] = set(SCHEDULE if same_rates else ())
+    free: set[str] = set(SCHEDULE if kept else ())
     free.update(["pretrained"] if base else [])
     others = _other_values(config, earlier.config)
     read_otherwise = [others.pop(key) for key in [*others] if is_among(key, READING)]
@@ -128,7 +119,7 @@ def allowed_changes(
             problems.append(f"Other keys differ from that run's too: {shortened(told)}")
         raise Problems(*problems)
     advice = {"pretrained": _WEIGHTS_ARE_READ_ONCE}
-    if same_rates:
+    if kept:
         return Changes(frozenset(free), advice)
     if setup.objective.reads_schedule:
         reason = f"The objective {config.objective} may depend on the run's length"
@@ -139,6 +130,12 @@ def allowed_changes(
             + " or weight decay"
             * (config.weight_decay_end is not None)
         )
+        start = cooldown_start(scheduled(earlier.config, config))
+        if start is not None and config.total_steps > earlier.step:
+            reason += (
+                f", and no checkpoint is left from before its cooldown, at step "
+                f"{start:,} or earlier, from which it could become longer"
+            )
     advice["total_steps"] = (
         f"{reason}, so this is another run. {_another_run(config, earlier, workdir)}"
     )
@@ -184,8 +181,10 @@ def tell_of_similar_run(workdir: str, config: Config) -> None:
         told.pop("data.rules", None)
         if told and told.keys() <= {*LOCATIONS, *SCHEDULE}:
             directory = os.path.relpath(other)
-            steps = newest_step(other) or 0
-            if steps <= config.total_steps and _same_rates(begun, config, steps):
+            *before, last = saved_steps(other / CHECKPOINTS)
+            longer = before_cooldown(begun, config, before)
+            same = last <= config.total_steps and same_rates(begun, config, last)
+            if same or longer:
                 how = f"To continue that one, pass --workdir={shlex.quote(directory)}"
             else:
                 how = "It cannot continue so, because its past steps would differ"
@@ -215,27 +214,6 @@ def _same_name(dataset: str, config: Config) -> bool:
     return os.path.basename(dataset) == os.path.basename(config.dataset)
 
 
-def _same_rates(begun: Mapping[str, Any], now: Config, steps: int) -> bool:
-    """Whether the first steps have the rates and decay of a run, by its config."""
-    then = config_lib.changed(
-        now, {key: begun[key] for key in SCHEDULE if key in begun}
-    )
-    numbers = np.arange(steps)
-    before, after = (
-        [np.asarray(schedule(numbers)) for schedule in _schedules(config)]
-        for config in (then, now)
-    )
-    return all(map(np.array_equal, before, after))
-
-
-def _schedules(config: Config) -> list[Callable[[Any], Any]]:
-    found = [make_schedule(config), make_decay_factor(config) or np.ones_like]
-    if config.weight_decay_form == "independent":
-        # The same rate is another share of another peak.
-        found.append(lambda t: make_schedule(config)(t) / config.learning_rate)
-    return found
-
-
 def _another_run(config: Config, earlier: Description, workdir: str) -> str:
     """Says how to train the model for longer in a new run."""
     more = config.total_steps - earlier.step
@@ -249,8 +227,8 @@ def _another_run(config: Config, earlier: Description, workdir: str) -> str:
     if config.warmup_steps + config.cooldown_steps >= more:
         values |= {"warmup_steps": 0, "cooldown_steps": 0}
     return (
-        "To train this model for longer, begin a new run with its weights, in another "
-        f"--workdir:\n  {config_lib.as_flags(values)}\n(A run with a constant or rsqrt "
-        "schedule and without cooldown_steps needs no new one: it continues with a "
-        "larger total_steps.)"
+        "To train this model for longer, begin a new run with its weights, a warm "
+        f"restart, in another --workdir:\n  {config_lib.as_flags(values)}\n(A run with "
+        "a constant or rsqrt schedule needs no new one: with a larger total_steps it "
+        "continues, if need be from the checkpoint before its cooldown.)"
     )

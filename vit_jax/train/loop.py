@@ -14,10 +14,12 @@ from vit_jax.config import Config
 from vit_jax.data.decode import DecodeError
 from vit_jax.errors import UserError, problems_of
 from vit_jax.optim.guard import skipped_updates
+from vit_jax.optim.schedules import cooldown_start
 from vit_jax.train.autotune.choice import with_chosen_attention
 from vit_jax.train.continuing import allowed_changes, tell_of_similar_run
 from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.guardrails import DIVERGED, Guardrails
+from vit_jax.train.lengthening import resumed, set_aside
 from vit_jax.train.out_of_memory import out_of_memory_explained
 from vit_jax.train.processes import cluster, peers
 from vit_jax.train.processes.interrupts import Interrupted, Interrupts, StopRequest
@@ -86,11 +88,15 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         train_source, eval_source = open_sources(setup)
         setup = with_class_names(setup, train_source)
         facts = data_facts(setup, train_source, eval_source)
+        found = resumed(workdir, earlier, setup) if earlier else None
+        earlier = found and found.earlier
         changes = allowed_changes(setup, facts, earlier, workdir, base)
         if not (named or earlier):
             tell_of_similar_run(workdir, config)
         params = weights and fit_weights(setup, weights, train_source.class_names)
         stack.enter_context(claimed(workdir, config, changes))
+        if found:
+            set_aside(workdir, found)
         peers.going_on_in(workdir)
         setup = with_chosen_attention(setup, workdir)
 
@@ -100,6 +106,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
                 config.keep_checkpoints,
                 config.keep_best,
                 setup.better.get(config.keep_best, 1.0),
+                {cooldown_start(config) or 0},
             )
         )
         state = initial_state(setup, checkpoints, params)
@@ -170,7 +177,7 @@ class _Training:
                 # step is done first, so that no number depends on interruptions.
                 if recorder.evaluations.due(step):
                     self._evaluate(step)
-                due = recorder.due(step, config.checkpoint_every)
+                due = recorder.saves(step)
                 ends = recorder.stops_early(step) or step == config.total_steps
                 if due or ends or recorder.is_best(step):
                     self._save(step)

@@ -10,6 +10,7 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.errors import UserError
 from vit_jax.evaluators.protocol import Watch
+from vit_jax.optim.schedules import cooldown_start
 from vit_jax.train.early_stopping import Patience
 from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.guardrails import DIVERGED, all_finite
@@ -17,7 +18,7 @@ from vit_jax.train.processes.cluster import as_the_first_says
 from vit_jax.train.reporting.goodput import goodput, in_words
 from vit_jax.train.reporting.metrics import MetricWriter, Progress, Stopwatch
 from vit_jax.train.same_data import DataFacts
-from vit_jax.train.saved_parts import saved_items
+from vit_jax.train.saved_parts import checkpoint_items
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState
 
@@ -56,6 +57,12 @@ class Recorder:
         """Whether a task that runs every `every` steps and at the end is due."""
         regular = every > 0 and step > 0 and step % every == 0
         return regular or step == self.setup.config.total_steps
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due: regularly, at the end, before the cooldown."""
+        config = self.setup.config
+        regular = self.due(step, config.checkpoint_every)
+        return regular or step == cooldown_start(config)
 
     def write(self, step: int, values: dict[str, Any], *, always: bool) -> None:
         """Writes the metrics of a training step if they are due, or `always`."""
@@ -169,7 +176,9 @@ class Recorder:
             base=self.base,
         )
         with self.clock.stopped("saving"):
-            self.checkpoints.save(step, saved_items(self.setup, state), description)
+            self.checkpoints.save(
+                step, checkpoint_items(self.setup, state), description
+            )
 
     def finish(self, step: int) -> None:
         """Waits for the last save, and logs where the time of this process went."""
@@ -205,6 +214,8 @@ class Recorder:
 def _weights(split: str) -> str:
     if split == "eval_ema":
         return ", averaged weights"
+    if split.startswith("eval_ema_"):
+        return f", weights averaged with decay {split.removeprefix('eval_ema_')}"
     return "" if split == "eval" else f", {split.removeprefix('eval_')}"
 
 

@@ -4,13 +4,20 @@ Parameters that stay at their pretrained values can be read from the weights aga
 run may leave them out of its checkpoints (`config.save_frozen`).
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.checkpoints.parts import OBJECTIVE, OPTIMIZER, OPTIMIZER_AVERAGES, PARAMS
+from vit_jax.checkpoints.parts import (
+    AVERAGES,
+    OBJECTIVE,
+    OPTIMIZER,
+    OPTIMIZER_AVERAGES,
+    PARAMS,
+)
 from vit_jax.models.adapters import overlaid
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, to_items
@@ -19,22 +26,27 @@ from vit_jax.train.state import TrainState, to_items
 _OTHERS = (OPTIMIZER, OBJECTIVE)
 
 
-def saved_items(setup: Setup, state: TrainState) -> dict[str, Any]:
+def checkpoint_items(setup: Setup, state: TrainState) -> dict[str, Any]:
     """Splits a state into the parts that a checkpoint holds, by name.
 
-    What the optimiser's own averaging makes of the parameters is added.
+    To those that a run restores it adds what the optimiser's own averaging makes of the
+    parameters.
     """
-    items = to_items(state)
-    if (averages := setup.averages(state)) is not None:
-        items[OPTIMIZER_AVERAGES] = averages
+    items = restored_items(setup, state)
+    if (averages := setup.optimizer_averages(state)) is not None:
+        items[OPTIMIZER_AVERAGES] = setup.saved(averages)
+    return items
+
+
+def restored_items(setup: Setup, state: TrainState) -> dict[str, Any]:
+    """Splits a state, or its shapes, into the parts that a run restores, by name."""
     return {
-        name: tree if name in _OTHERS else setup.saved(tree)
-        for name, tree in items.items()
+        name: _each(name, tree, setup.saved) for name, tree in to_items(state).items()
     }
 
 
 def with_frozen(items: Mapping[str, Any], first: Any) -> dict[str, Any]:
-    """Adds the parameters that `saved_items` left out.
+    """Adds the parameters that `restored_items` left out.
 
     Args:
       items: the parts of a checkpoint.
@@ -47,6 +59,15 @@ def with_frozen(items: Mapping[str, Any], first: Any) -> dict[str, Any]:
         return overlaid(tree, frozen)
 
     return {
-        name: tree if name in _OTHERS else whole(name, tree)
+        name: _each(name, tree, functools.partial(whole, name))
         for name, tree in items.items()
     }
+
+
+def _each(name: str, tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Applies a function to a part's trees of parameters, if there are any in it."""
+    if name in _OTHERS:
+        return tree
+    if name == AVERAGES:
+        return {key: change(average) for key, average in tree.items()}
+    return change(tree)

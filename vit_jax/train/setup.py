@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.description import MODEL, Description
+from vit_jax.checkpoints.parts import average_key
 from vit_jax.config import Config, checks
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import Dataset, open_dataset
@@ -180,9 +181,15 @@ class Setup:
             params,
             self.optimizer,
             trained=self.groups.trained,
-            averaged=bool(self.config.ema_decay),
+            decays=self.ema_decays,
             objective_state=self.objective.init_state,
         )
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        """The decays of all averages, first that of `TrainState.ema`."""
+        config = self.config
+        return (config.ema_decay, *config.ema_decays) if config.ema_decay else ()
 
     def shardings(self, tree: Any) -> Any:
         """Returns the shardings of parameters, or of state kept for each of them."""
@@ -290,17 +297,17 @@ class Setup:
         names = abstract_params(self.architecture)
         return {name: value for name, value in params.items() if name in names}
 
-    def averages(self, state: TrainState) -> Any:
+    def optimizer_averages(self, state: TrainState) -> Any:
         """Returns the parameters to use in place of those that are trained.
 
         That is what an optimiser's own averaging makes of them. None if it has none.
         """
-        if not self._averages:
+        if not self._optimizer_averages:
             return None
-        return self._averages(state.opt_state, state.params)
+        return self._optimizer_averages(state.opt_state, state.params)
 
     @functools.cached_property
-    def _averages(self) -> jax.stages.Wrapped | None:
+    def _optimizer_averages(self) -> jax.stages.Wrapped | None:
         state = self.abstract_state()
         if not has_averages(state.opt_state):
             return None
@@ -327,7 +334,7 @@ class Setup:
         def models(params: Any) -> Any:
             return self.objective.models(self.model_params(params), state.objective)
 
-        averages = self.averages(state)
+        averages = self.optimizer_averages(state)
         used = state.params if averages is None else averages
         found = {
             f"eval_{name}" if name else "eval": params
@@ -335,6 +342,9 @@ class Setup:
         }
         if state.ema is not None:
             found["eval_ema"] = models(state.ema)[""]
+        for decay in self.ema_decays[1:]:
+            average = state.averages[average_key(decay)]
+            found[f"eval_ema_{decay}"] = models(average)[""]
         return found
 
     @property

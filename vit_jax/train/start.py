@@ -30,7 +30,7 @@ from vit_jax.optim.groups import path_name
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.continuing import NO_CHANGES, Changes, defaults_of_old_runs
 from vit_jax.train.processes import cluster
-from vit_jax.train.saved_parts import saved_items, with_frozen
+from vit_jax.train.saved_parts import restored_items, with_frozen
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items
 from vit_jax.weights.adapt import heads_by_name, new_head_because
@@ -298,7 +298,7 @@ def initial_state(
     abstract = setup.abstract_state()
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     cluster.agreed("step", checkpoints.latest_step() or 0)
-    found = checkpoints.restore_newest(saved_items(setup, abstract))
+    found = checkpoints.restore_newest(restored_items(setup, abstract))
     if found is not None:
         step = found.description.step
         logger.info("resuming from the checkpoint of step %d", step)

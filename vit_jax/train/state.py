@@ -5,7 +5,7 @@ own name (`to_items`); parts without arrays are left out, so a run that does not
 part writes the same checkpoints as before the part existed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from vit_jax.checkpoints.parts import EMA, OBJECTIVE, OPTIMIZER, PARAMS
+from vit_jax.checkpoints.parts import (
+    AVERAGES,
+    EMA,
+    OBJECTIVE,
+    OPTIMIZER,
+    PARAMS,
+    average_key,
+)
 
 
 class TrainState(NamedTuple):
@@ -25,6 +32,7 @@ class TrainState(NamedTuple):
     bad_images: Array  # int32 scalar: unreadable training images so far
     ema: Any = None  # averages of params; None without `ema_decay`
     objective: Any = ()  # the objective's state: a centre, a teacher
+    averages: Any = None  # further averages by `average_key`; None without `ema_decays`
 
 
 def new_state(
@@ -32,7 +40,7 @@ def new_state(
     optimizer: optax.GradientTransformation,
     *,
     trained: Callable[[Any], Any],
-    averaged: bool,
+    decays: Sequence[float],
     objective_state: Callable[[Any], Any],
 ) -> TrainState:
     """Makes the state before the first step.
@@ -41,16 +49,20 @@ def new_state(
       params: parameters of the model and whatever else is trained.
       optimizer: makes its state from the trained parameters.
       trained: selects the trained parameters.
-      averaged: whether there is a moving average of the parameters.
+      decays: those of the moving averages of the parameters, first that of `ema`.
       objective_state: makes the objective's state from the parameters.
     """
     # Two arrays: the step donates its state, and no array may be donated twice.
     step, bad_images = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     opt_state = optimizer.init(trained(params))
     # Copied for the same reason.
-    ema = jax.tree.map(jnp.copy, params) if averaged else None
+    ema, averages = (jax.tree.map(jnp.copy, params) if decays else None), None
+    if decays[1:]:
+        averages = {
+            average_key(decay): jax.tree.map(jnp.copy, params) for decay in decays[1:]
+        }
     kept = objective_state(jax.tree.map(jnp.copy, params))
-    return TrainState(step, params, opt_state, bad_images, ema, kept)
+    return TrainState(step, params, opt_state, bad_images, ema, kept, averages)
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
@@ -59,6 +71,7 @@ def to_items(state: TrainState) -> dict[str, Any]:
         PARAMS: state.params,
         OPTIMIZER: (state.opt_state, state.bad_images),
         EMA: state.ema,
+        AVERAGES: state.averages,
         OBJECTIVE: state.objective,
     }
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
@@ -81,4 +94,5 @@ def from_items(items: Mapping[str, Any], step: int, like: TrainState) -> TrainSt
         bad_images,
         items.get(EMA, like.ema),
         items.get(OBJECTIVE, like.objective),
+        items.get(AVERAGES, like.averages),
     )

@@ -10,11 +10,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from vit_jax import sharding
+from vit_jax.checkpoints.parts import average_key
 from vit_jax.config import Config
 from vit_jax.objectives.protocol import Batch, Context, Objective
 from vit_jax.optim.groups import Groups
 from vit_jax.optim.guard import skipped_updates
 from vit_jax.optim.schedules import make_schedule
+from vit_jax.optim.sharpness import make_gradient_wrap
 from vit_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Array]]]
@@ -36,7 +38,7 @@ def make_train_step(
     do not depend on when the run was last interrupted; `bad_images` and, if updates can
     be skipped, `skipped_updates` count over the whole run.
     """
-    schedule = make_schedule(config)
+    schedule, wrap = make_schedule(config), make_gradient_wrap(config, groups)
     update = optax.with_extra_args_support(optimizer).update
 
     def train_step(
@@ -54,13 +56,17 @@ def make_train_step(
             sums, additive = objective.loss(params, batch, key, context)
             return sums["loss"][0], (sums, additive)
 
-        (_, (sums, additive)), grads = _gradient(
-            loss_sum, trained, batch, key, steps=config.accum_steps, mesh=mesh
-        )
-        metrics = {name: total / _divisor(w) for name, (total, w) in sums.items()}
-        count = _divisor(sums["loss"][1])
-        grads = jax.tree.map(lambda g: g / count, grads)
-        grads = _started(groups, grads, state.step)
+        def gradient(trained: Any) -> tuple[Any, Any]:
+            (_, (sums, additive)), grads = _gradient(
+                loss_sum, trained, batch, key, steps=config.accum_steps, mesh=mesh
+            )
+            metrics = {name: total / _divisor(w) for name, (total, w) in sums.items()}
+            count = _divisor(sums["loss"][1])
+            grads = jax.tree.map(lambda g: g / count, grads)
+            grads = _started(groups, grads, state.step)
+            return grads, (metrics, additive, count)
+
+        grads, (metrics, additive, count) = wrap(gradient, state.step)(trained)
         rate = schedule(state.step)
 
         def updated(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
@@ -83,10 +89,20 @@ def make_train_step(
         else:
             trained, opt_state = updated(*arguments)
         params = groups.merged(trained, state.params)
-        ema = state.ema
+
+        def moved(ema: Any, decay: float) -> Any:
+            decay = _ema_decay(config, decay, state.step)
+            return groups.merged(averaged(groups.trained(ema), trained, decay), ema)
+
+        ema, averages = state.ema, state.averages
         if config.ema_decay:
-            decay = _ema_decay(config, state.step)
-            ema = groups.merged(averaged(groups.trained(ema), trained, decay), ema)
+            ema = moved(ema, config.ema_decay)
+        if config.ema_decays:
+            averages = {
+                key: moved(averages[key], decay)
+                for decay in config.ema_decays
+                for key in [average_key(decay)]
+            }
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate,
@@ -99,7 +115,8 @@ def make_train_step(
             kept = jax.tree.map(
                 lambda new, old: jnp.where(good, new, old), kept, state.objective
             )
-        state = TrainState(state.step + 1, params, opt_state, bad_images, ema, kept)
+        step = state.step + 1
+        state = TrainState(step, params, opt_state, bad_images, ema, kept, averages)
         return state, metrics
 
     return train_step
@@ -197,11 +214,11 @@ def averaged(ema: Any, params: Any, decay: Any) -> Any:
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
 
-def _ema_decay(config: Config, step: Array) -> Any:
+def _ema_decay(config: Config, decay: float, step: Array) -> Any:
     if not config.ema_warmup:
-        return config.ema_decay
+        return decay
     t = step.astype(jnp.float32)
-    return jnp.minimum(config.ema_decay, (1 + t) / (10 + t))
+    return jnp.minimum(decay, (1 + t) / (10 + t))
 
 
 def _microbatches(rows: Array, count: int) -> Array:

@@ -66,7 +66,7 @@ def load_weights(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     trained_image_size: tuple[int, int] | None = None,
-    ema: bool = True,
+    ema: bool | float = True,
     entry: str = "",
     say_outputs: bool = False,
     decoder_heads: int | None = None,
@@ -88,7 +88,7 @@ def load_weights(
       trained_image_size: (height, width) at which the weights were trained, for a file
         that suggests a wrong grid.
       ema: read the averaged weights of a work directory if it has any; otherwise, or
-        with False, the last ones.
+        with False, the last ones. A number reads the average with that decay.
       entry: the name of the model to read from a file with several, such as "ema" or
         "teacher.backbone": keys of a PyTorch file, a prefix of the names, or both.
       say_outputs: log what the outputs are assumed to mean if nothing records it.
@@ -119,7 +119,10 @@ def load_weights(
 
         description, params, averaged = load_checkpoint(path, step, ema=ema)
         if averaged:
-            logger.info("%s, step %d: averaged weights used", path, description.step)
+            which = "" if isinstance(ema, bool) else f" with decay {ema}"
+            logger.info(
+                "%s, step %d: averaged weights%s used", path, description.step, which
+            )
         architecture = description.architecture
         # An objective may train more than the model and its decoder, such as a second
         # head.
@@ -133,6 +136,11 @@ def load_weights(
         told = decoder_heads, normalize_pixels
         return Weights(as_told(description, path, *told), params)
     _check_no_base(base, source)
+    if not isinstance(ema, bool):
+        raise UserError(
+            f"ema={ema}, but {source} is not a work directory, whose averages have "
+            "decays: omit it"
+        )
     resolved = resolve(source)
     file = weight_file(resolved.path)
     with open_tensors(file) as tensors:

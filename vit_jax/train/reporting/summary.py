@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from vit_jax import host_memory, sharding
+from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.train.memory import Bytes
 from vit_jax.train.setup import Setup
 from vit_jax.words import byte_size, first_and_last, times
@@ -50,7 +51,7 @@ def log_summary(
         "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         + f": parameters {held(state.params)} per device, "
         f"optimiser state {held(state.opt_state)}"
-        + f", averages {held(state.ema)}"
+        + f", averages {held((state.ema, state.averages))}"
         * (config.ema_decay > 0),
         "versions": ", ".join(versions),
         "model": f"{config.model.variant or 'as pretrained'}: width {model.width}, "
@@ -64,7 +65,9 @@ def log_summary(
         "classes": first_and_last(info.class_names or ()),
         "batch": f"{config.batch_size} = {per_device} per device"
         + f" = {config.accum_steps} × {per_device // config.accum_steps}"
-        * (config.accum_steps > 1),
+        * (config.accum_steps > 1)
+        + f", of which each step computes {gradient_passes(config)} gradients"
+        * (gradient_passes(config) > 1),
         "length": f"{'from step ' + format(step, ',') + ' to ' if step else ''}"
         f"{config.total_steps:,} steps of {examples / config.batch_size:.1f} "
         f"per epoch = {config.total_steps * config.batch_size / examples:.1f} epochs"
