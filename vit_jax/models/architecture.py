@@ -13,7 +13,7 @@ from vit_jax.models.blocks import (
     NormArchitecture,
 )
 from vit_jax.models.layers import GELU
-from vit_jax.models.positions import DENOMINATORS
+from vit_jax.models.positions import DENOMINATORS, METHODS
 from vit_jax.models.resnet import NUMERICS
 from vit_jax.models.variants import parse_variant
 
@@ -27,10 +27,12 @@ CHOICES: dict[str, Collection[str]] = {
     "trunk_numerics": NUMERICS,
     "mlp_type": MLPS,
     "norm_type": NORMS,
+    "flexible_resize": ("", *METHODS),
 }
 # Fields that older releases refuse to read. They are not written at their defaults, so
 # that those releases still read the architectures that they can compute.
-_ADDED = ("mlp_type", "norm_type")
+_FLEXIBLE = ("flexible_kernel", "flexible_grid", "flexible_resize")
+_ADDED = ("mlp_type", "norm_type", *_FLEXIBLE)
 
 # Values of `pooling` that read the class token.
 _OF_CLASS_TOKEN = ("cls", "cls_gap")
@@ -94,9 +96,14 @@ class PatchArchitecture:
         return self.num_prefix_tokens + self.grid[0] * self.grid[1]
 
     @property
-    def embed_kernel(self) -> tuple[int, int]:
-        """(height, width) of the kernel that makes tokens, in its input's pixels."""
+    def embed_window(self) -> tuple[int, int]:
+        """(height, width) of the windows that become tokens, in the input's pixels."""
         return self.patch_size
+
+    @property
+    def embed_kernel(self) -> tuple[int, int]:
+        """(height, width) of the stored kernel that makes tokens."""
+        return self.embed_window
 
     @property
     def embed_channels(self) -> int:
@@ -204,6 +211,13 @@ class Architecture(PatchArchitecture):
     qkv_bias: bool = True  # on the blocks' queries, keys and values
     mlp_type: str = "plain"  # a row of `blocks.MLPS`
     norm_type: str = "layernorm"  # a row of `blocks.NORMS`
+    # A flexible model (arXiv:2212.08013) stores the kernel of its patch embedding and
+    # its learned positions at sizes of their own. The program resizes them to
+    # `patch_size` and `grid`, so the parameters suit every patch size. None = they are
+    # stored at the sizes at which they are used.
+    flexible_kernel: tuple[int, int] | None = None
+    flexible_grid: tuple[int, int] | None = None
+    flexible_resize: str = ""  # of the positions, a row of `positions.METHODS`
 
     @classmethod
     def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -259,10 +273,20 @@ class Architecture(PatchArchitecture):
         return 4 * 2 ** max(len(self.trunk) - 1, 0)
 
     @property
-    def embed_kernel(self) -> tuple[int, int]:
-        """(height, width) of the kernel that makes tokens, in its input's pixels."""
+    def embed_window(self) -> tuple[int, int]:
+        """(height, width) of the windows that become tokens, in the input's pixels."""
         height, width = self.patch_size
         return height // self.trunk_stride, width // self.trunk_stride
+
+    @property
+    def embed_kernel(self) -> tuple[int, int]:
+        """(height, width) of the stored kernel that makes tokens."""
+        return self.flexible_kernel or self.embed_window
+
+    @property
+    def position_grid(self) -> tuple[int, int]:
+        """(height, width) of the stored grid of learned positions."""
+        return self.flexible_grid or self.grid
 
     @property
     def embed_channels(self) -> int:
@@ -302,7 +326,23 @@ class Architecture(PatchArchitecture):
                 f"patch_size {self.patch_size} is not a multiple of {self.trunk_stride}"
                 f", the stride of the trunk {self.trunk}"
             )
-        return problems + super()._wrong_combinations()
+        return problems + self._wrong_flexible() + super()._wrong_combinations()
+
+    def _wrong_flexible(self) -> list[str]:
+        """Lists what is impossible for a model with a flexible patch size."""
+        kernel, grid = self.flexible_kernel, self.flexible_grid
+        problems = []
+        if kernel and self.trunk is not None:
+            problems.append(
+                "flexible_kernel with a trunk, whose features the patches are cut from"
+            )
+        if bool(grid) != bool(self.flexible_resize):
+            problems.append("flexible_grid and flexible_resize need each other")
+        if bool(grid) != bool(kernel and self.posemb == "learned"):
+            problems.append(
+                "flexible_grid belongs to flexible_kernel and learned positions"
+            )
+        return problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,6 +413,10 @@ _SIZE = (
     lambda value: _all_whole(value) and len(value) == 2,
     "a pair (height, width) of pixels",
 )
+_SIZE_OR_NONE = (
+    lambda value: value is None or _SIZE[0](value),
+    "None or a pair (height, width)",
+)
 _FLAG = (lambda value: type(value) is bool, "True or False")
 
 # Field → the condition on its value, and the same in words.
@@ -399,6 +443,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "distillation_head": _FLAG,
     "register_positions": _FLAG,
     "qkv_bias": _FLAG,
+    "flexible_kernel": _SIZE_OR_NONE,
+    "flexible_grid": _SIZE_OR_NONE,
     "trunk": (
         lambda value: value is None or (_all_whole(value) and len(value) <= 8),
         "None or residual units per stage, such as (3, 4, 9)",

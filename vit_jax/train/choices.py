@@ -42,6 +42,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "model.attention": IMPLEMENTATIONS,
     "model.remat": REMAT,
     "posemb_resize": METHODS,
+    "flexible.posemb_resize": METHODS,
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "momentum_dtype": MOMENTUM_DTYPES,

@@ -19,6 +19,7 @@ from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import Config, checks
+from vit_jax.config.flexible import readable_flexible
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import Dataset, open_dataset
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
@@ -34,6 +35,7 @@ from vit_jax.evaluators.choosing import (
 )
 from vit_jax.evaluators.classification import what_to_count
 from vit_jax.evaluators.examples import abstract_batch
+from vit_jax.evaluators.patch_sizes import check_sizes, rows_of_sizes
 from vit_jax.evaluators.steps import make_eval_step
 from vit_jax.models import (
     PatchModel,
@@ -189,7 +191,13 @@ class Setup:
         return (*arguments, extra) if jax.tree.leaves(extra) else arguments
 
     def train_step(self, choice: Hashable = None) -> jax.stages.Wrapped:
-        """Makes the jitted step, which takes a state, a batch and any `extra`."""
+        """Makes the jitted step, which takes a state, a batch and any `extra`.
+
+        Args:
+          choice: one of the objective's choices; by default the first.
+        """
+        if choice is None:
+            choice = self.objective.choices[0]
         step = make_train_step(
             *(self.config, self.objective, self.optimizer, self.groups, self.mesh),
             choice,
@@ -279,7 +287,10 @@ class Setup:
     @functools.cached_property
     def evaluators(self) -> list[EvaluatorRow]:
         """The rows of `config.evaluators`, checked, that suit the data."""
-        rows = read_rows(self.config.evaluators.to_dict())
+        config, names = self.config, self.config.evaluators
+        rows = rows_of_sizes(config, self.architecture, self.outputs, names)
+        rows = [*read_rows(names.to_dict()), *rows]
+        check_sizes(rows, self.architecture)
         return judged_by(rows, self.info.num_classes)
 
     @property
@@ -349,7 +360,7 @@ def set_up(
         with _noting(found):
             mesh = mesh or sharding.make_mesh(**config.mesh, devices=devices)
     first = len(found)
-    sound = config_lib.with_defaults(config, wrong)
+    sound = readable_flexible(config_lib.with_defaults(config, wrong))
     if "loss" in wrong:
         sound.loss_options = type(sound)()  # options of a loss that does not exist
     if "image_size" not in wrong:
