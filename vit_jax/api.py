@@ -25,6 +25,7 @@ from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.decoders import fit_decoder
 from vit_jax.weights.loading import load_weights, split_params
+from vit_jax.weights.patch_size import check_divides
 from vit_jax.weights.saving import save_weights
 from vit_jax.words import pair
 
@@ -146,6 +147,8 @@ def load(
         "pre_logits": None if pre_logits or not _has_pre_logits(original) else 0,
     }
     given = {name: value for name, value in changes.items() if value is not None}
+    if patch is not None:
+        check_divides(patch, size or original.image_size)
     try:
         # What is stored at sizes of its own is resized once, for the size asked for.
         target = original if patch is None else fixed(original)

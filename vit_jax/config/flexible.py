@@ -5,7 +5,7 @@ from typing import Any
 
 from vit_jax.config.keys import Config, default_config
 from vit_jax.config.values import changed, image_size
-from vit_jax.words import either, pair, times
+from vit_jax.words import pair, times
 
 Size = tuple[int, int]
 
@@ -37,7 +37,7 @@ def not_dividing(sizes: Iterable[Size], image: Size) -> list[str]:
             ]
             below, above = zip(*nearest, strict=True)
             some = dict.fromkeys(map(size_name, (below, above)))
-            found.append(f"{size_name(size)} (nearest: {either([*some])})")
+            found.append(f"{size_name(size)} (nearest: {' or '.join(some)})")
     return found
 
 

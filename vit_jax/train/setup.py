@@ -42,6 +42,7 @@ from vit_jax.models import (
     ViTOrMixer,
     abstract_params,
 )
+from vit_jax.models.flexible import at_patch_size
 from vit_jax.models.outputs import plain_loss, readable
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
@@ -209,6 +210,13 @@ class Setup:
     def lower(self, choice: Hashable = None) -> jax.stages.Lowered:
         """Lowers the training step for this run's shapes; it is not yet compiled."""
         return self.train_step(choice).lower(*self.abstract_arguments())
+
+    @property
+    def heaviest(self) -> ViTOrMixer:
+        """The architecture at the patch size of the largest training step."""
+        if self.objective.patch_sizes is None:
+            return self.architecture
+        return at_patch_size(self.architecture, self.objective.choices[0])
 
     @property
     def eval_rows(self) -> int:

@@ -10,7 +10,7 @@ from vit_jax import host_memory, sharding
 from vit_jax.config.flexible import size_name
 from vit_jax.train.memory import Bytes
 from vit_jax.train.setup import Setup
-from vit_jax.words import byte_size, either, first_and_last, times
+from vit_jax.words import byte_size, first_and_last, times
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _patches(setup: Setup) -> str:
     if a.flexible_grid is not None:
         stored += f" and positions of {times(a.flexible_grid)}"
     return (
-        f"every step draws {either([*map(size_name, drawn.sizes)])} pixels"
+        f"every step draws one of {', '.join(map(size_name, drawn.sizes))} pixels"
         + shares * (len(set(drawn.frequencies)) > 1)
         + f", resized from a {stored}"
     )
