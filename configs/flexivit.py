@@ -80,7 +80,7 @@ def _distill(config, argument, variant, epochs="", dataset="", *_):
         config.train_split, config.eval_split = "train[:98%]", "validation"
     config.augment.train = "inception_crop|flip_lr"
     config.flexible.kernel = (16,)
-    teacher = f"deit3_{variant.lower()}_384_1k"
+    teacher = f"deit3_{variant}_384_1k"
     config.pretrained, config.reset_head = teacher, False
     config.objective = "distillation"
     config.objective_options = ConfigDict(
@@ -126,7 +126,7 @@ def _digits(config):
     config.flexible.patch_sizes = (4, 8, 16)
     config.flexible.eval_patch_sizes = (4, 16)
     config.flexible.kernel, config.flexible.grid = (8,), (4,)
-    config.batch_size = 60
+    config.batch_size = 64
     config.eval_batch_size = 360
     config.loader_threads = 1  # more of them contend, when images are this small
     config.learning_rate, config.weight_decay = 2e-3, 0.05

@@ -80,9 +80,7 @@ def main(arguments: list[str]) -> None:
         decoder_heads=FLAGS.decoder_heads,
         normalize_pixels=FLAGS.normalize_pixels,
     )
-    weights = weights._replace(
-        description=weights.description.read_as(FLAGS.outputs)
-    )
+    weights = weights._replace(description=weights.description.read_as(FLAGS.outputs))
     if size is not None:
         weights = at_patch_size(weights, size)
     path = save_weights(weights.description, weights.params, destination, FLAGS.to)

@@ -1,4 +1,4 @@
-"""A run of flexible patch sizes: resumed bit for bit, evaluated and used at any size."""
+"""A run of flexible patch sizes: resumed bit for bit, and used at any size."""
 
 import json
 import logging

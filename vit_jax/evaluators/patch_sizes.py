@@ -94,4 +94,3 @@ def model_at(
         return model
     found = at_patch_size(model.architecture, size, posemb_resize)
     return model.clone(architecture=found)
-

@@ -8,7 +8,7 @@ are lost), so training always resizes what is stored.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -21,12 +21,13 @@ from vit_jax.models.layers import lecun_normal, zeros
 from vit_jax.models.positions import METHODS, resize
 from vit_jax.words import pair
 
+Kind = TypeVar("Kind", bound=ViTOrMixer)
 PatchSize = int | tuple[int, int]  # side, or (height, width), in pixels
 
 
 def at_patch_size(
-    architecture: ViTOrMixer, patch_size: PatchSize, method: str | None = None
-) -> ViTOrMixer:
+    architecture: Kind, patch_size: PatchSize, method: str | None = None
+) -> Kind:
     """Returns the architecture that reads the same parameters at another patch size.
 
     Args:
@@ -75,7 +76,7 @@ def is_flexible(architecture: ViTOrMixer) -> bool:
     return getattr(architecture, "flexible_kernel", None) is not None
 
 
-def fixed(architecture: ViTOrMixer) -> ViTOrMixer:
+def fixed(architecture: Kind) -> Kind:
     """Returns the architecture of the same function with a fixed patch size."""
     if not is_flexible(architecture):
         return architecture

@@ -1,4 +1,4 @@
-"""Patch sizes drawn step by step, as FlexiViT trains (arXiv:2212.08013, section 3.2)."""
+"""Patch sizes drawn step by step, as in FlexiViT (arXiv:2212.08013, section 3.2)."""
 
 import bisect
 import dataclasses
@@ -70,7 +70,7 @@ def at(choice: Any) -> dict[str, Any]:
 def drawn(
     choice: Any, rows: Float[Array, " b"]
 ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Returns metrics that name the patch size of a step: `patch_height`, `patch_width`.
+    """Returns the metrics `patch_height` and `patch_width`, a step's patch size.
 
     Args:
       choice: the step's; None = there are no such metrics.

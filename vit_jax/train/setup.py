@@ -214,9 +214,9 @@ class Setup:
     @property
     def heaviest(self) -> ViTOrMixer:
         """The architecture at the patch size of the largest training step."""
-        if self.objective.patch_sizes is None:
+        if (sizes := self.objective.patch_sizes) is None:
             return self.architecture
-        return at_patch_size(self.architecture, self.objective.choices[0])
+        return at_patch_size(self.architecture, sizes.choices[0])
 
     @property
     def eval_rows(self) -> int:
