@@ -17,6 +17,7 @@ from vit_jax.model import check_outputs
 from vit_jax.models import Architecture, ViTOrMixer, build
 from vit_jax.models.attention.formulations import FASTEST_ON_CPU, why_not_cudnn
 from vit_jax.models.decoder import DECODER
+from vit_jax.models.flexible import fixed
 from vit_jax.models.outputs import EXCLUSIVE, readable
 from vit_jax.models.positions import METHODS
 from vit_jax.reconstruction import DecoderOfModel
@@ -24,6 +25,7 @@ from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.decoders import fit_decoder
 from vit_jax.weights.loading import load_weights, merged, split_params
+from vit_jax.weights.patch_size import check_divides
 from vit_jax.weights.saving import save_weights
 from vit_jax.words import pair
 
@@ -64,7 +66,8 @@ def load(
       num_classes: new number of classes, which get a new zero head without class names;
         0 removes the head.
       patch_size: new size in pixels, or (height, width). The patch embedding is resized
-        (arXiv:2212.08013), and so are the positions if the grid changes.
+        (arXiv:2212.08013), and so are the positions if the grid changes. A model that
+        was trained with flexible patch sizes becomes an ordinary one of this size.
       channels: new number of image channels; the first layer is averaged or tiled.
       pre_logits: False drops the tanh layer before the head, if there is one, and the
         head that read it.
@@ -129,11 +132,14 @@ def load(
     del weights  # so that parameters can be released as they are moved
     original, config = description.architecture, description.config
     preprocessing = description.preprocessing
-    posemb_resize = posemb_resize or config["posemb_resize"]
+    own_method = getattr(original, "flexible_resize", "")
+    posemb_resize = posemb_resize or own_method or config["posemb_resize"]
     if posemb_resize not in METHODS:
         raise UserError(
             f"posemb_resize={posemb_resize!r}: choose from {', '.join(METHODS)}"
         )
+    if own_method:
+        original = dataclasses.replace(original, flexible_resize=posemb_resize)
     if fold_normalization:
         params, preprocessing = adapting.fold_normalization(
             params, original, preprocessing
@@ -150,8 +156,12 @@ def load(
         "pre_logits": None if pre_logits or not _has_pre_logits(original) else 0,
     }
     given = {name: value for name, value in changes.items() if value is not None}
+    if patch is not None:
+        check_divides(patch, size or original.image_size)
     try:
-        target = dataclasses.replace(original, **given)
+        # What is stored at sizes of its own is resized once, for the size asked for.
+        target = original if patch is None else fixed(original)
+        target = dataclasses.replace(target, **given)
     except ValueError as error:
         raise UserError(str(error)) from error
     # The classes stay the same unless the caller passed another number.

@@ -142,6 +142,35 @@ def average(flag_values: flags.FlagValues) -> bool | float:
     return flag_values.ema
 
 
+def define_patch_size(flag_values: flags.FlagValues) -> None:
+    """Defines the flag --patch_size, for a model that is used with other patches."""
+    flags.DEFINE_list(
+        "patch_size",
+        None,
+        "SIDE or HEIGHT,WIDTH of the patches in pixels; the weights are resized. A "
+        "model of flexible patch sizes has been trained for several",
+        flag_values=flag_values,
+    )
+
+
+def patch_size(flag_values: flags.FlagValues) -> tuple[int, int] | None:
+    """Returns the (height, width) that --patch_size names; None if it is not given.
+
+    Raises:
+      UserError: it is not a size.
+    """
+    given = flag_values["patch_size"].value
+    if given is None:
+        return None
+    sides = [int(side) for side in given if side.strip().isdecimal()]
+    if len(sides) != len(given) or len(sides) not in (1, 2) or min(sides) < 1:
+        raise UserError(
+            f"--patch_size={','.join(given)}: expected one side, or HEIGHT,WIDTH, in "
+            "pixels"
+        )
+    return sides[0], sides[-1]
+
+
 def parse(
     argv: Sequence[str],
     flag_values: flags.FlagValues,

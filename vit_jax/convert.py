@@ -1,6 +1,6 @@
 """Converts weights from any format that vit_jax reads to one that it writes.
 
-    python -m vit_jax.convert SOURCE DESTINATION --to=FORMAT
+    python -m vit_jax.convert SOURCE DESTINATION --to=FORMAT [--patch_size=SIDE]
 
 SOURCE is anything that vit_jax.load takes: a work directory, a file, a directory in
 timm's or Hugging Face's format, a published name (python -m vit_jax.models),
@@ -57,6 +57,7 @@ flags.DEFINE_bool(
     "add LoRA adapters to the kernels, which every format can hold",
     flag_values=FLAGS,
 )
+command.define_patch_size(FLAGS)
 
 
 def main(arguments: list[str]) -> None:
@@ -69,8 +70,10 @@ def main(arguments: list[str]) -> None:
         )
     from vit_jax.weights.formats.known import FORMATS, find_format
     from vit_jax.weights.loading import load_weights, merged
+    from vit_jax.weights.patch_size import at_patch_size
     from vit_jax.weights.saving import save_weights
 
+    size = command.patch_size(FLAGS)
     if FLAGS.to != "vit_jax":
         find_format(FLAGS.to)  # before anything is downloaded
     source, destination = arguments
@@ -86,8 +89,10 @@ def main(arguments: list[str]) -> None:
     )
     if FLAGS.merge:
         weights = merged(weights)
-    description = weights.description.read_as(FLAGS.outputs)
-    path = save_weights(description, weights.params, destination, FLAGS.to)
+    weights = weights._replace(description=weights.description.read_as(FLAGS.outputs))
+    if size is not None:
+        weights = at_patch_size(weights, size)
+    path = save_weights(weights.description, weights.params, destination, FLAGS.to)
     title = FORMATS[FLAGS.to].title if FLAGS.to in FORMATS else "vit_jax's own"
     a = weights.description.architecture
     print(

@@ -1,7 +1,7 @@
 """Evaluates a trained model: every example counts exactly once.
 
   python -m vit_jax.evaluate --checkpoint=MODEL [--dataset=NAME|FOLDER] [--split=…]
-      [--data=NAME=VALUE …] [--per_class] [--json]
+      [--data=NAME=VALUE …] [--patch_size=…] [--per_class] [--json]
       [--evaluator=KIND --option=NAME=VALUE …]
 
 MODEL is a work directory, or anything else that vit_jax.load takes. By default, the
@@ -21,6 +21,7 @@ from absl import flags
 from vit_jax import command
 from vit_jax.errors import UserError
 from vit_jax.progress import Progress
+from vit_jax.words import times
 
 _CLASSES_AFTER_ALL = (
     ". If the outputs are classes after all, say so: --outputs=exclusive or "
@@ -56,6 +57,7 @@ flags.DEFINE_bool("allow_bad_images", False, "skip images that cannot be read", 
 command.define_average(FLAGS)
 command.define_outputs(FLAGS)
 command.define_base(FLAGS)
+command.define_patch_size(FLAGS)
 flags.DEFINE_string(
     "evaluator",
     None,
@@ -96,8 +98,10 @@ def measure() -> dict[str, Any]:
 
     use_compilation_cache()
     keep_freed_memory()
+    size = command.patch_size(FLAGS)
     model = api.load(
         FLAGS.checkpoint,
+        patch_size=size,
         ema=command.average(FLAGS),
         outputs=FLAGS.outputs,
         base=FLAGS.base,
@@ -157,6 +161,7 @@ def measure() -> dict[str, Any]:
         # Of the model's own run: true, false, or null if that is not known.
         "trained_on": None if part.trained_on is None else part.trained_on > 0,
         "remark": part.remark,
+        **({} if size is None else {"patch_size": list(size)}),
     } | numbers
 
 
@@ -255,6 +260,8 @@ def _mesh(model: Any) -> Any:
 
 def _print(report: dict[str, Any]) -> None:
     where = "{checkpoint}, step {step}, on {dataset} {split}:".format(**report)
+    if size := report.get("patch_size"):
+        where = where.removesuffix(":") + f", in patches of {times(size)} pixels:"
     if FLAGS.evaluator in (None, "classification") and "loss" in report:
         from vit_jax.evaluators.report import lines
 
@@ -262,6 +269,7 @@ def _print(report: dict[str, Any]) -> None:
         print("\n".join(lines(report)))
     else:
         about = {"checkpoint", "step", "dataset", "split", "trained_on", "remark"}
+        about.add("patch_size")
         print(where)
         for name, value in report.items():
             if name not in about:

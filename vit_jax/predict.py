@@ -2,7 +2,7 @@
 
   python -m vit_jax.predict --checkpoint=MODEL IMAGE… [--top_k=5] [--json]
       [--out=FILE.jsonl|FILE.csv|FILE.parquet] [--batch_size=32]
-      [--data=white_level=VALUE]
+      [--data=white_level=VALUE] [--patch_size=SIDE]
 
 MODEL is a work directory, or anything else that vit_jax.load takes; nothing else is
 needed. An image may be an https address. A folder stands for all the images in it,
@@ -53,6 +53,7 @@ flags.DEFINE_integer(
 command.define_average(FLAGS)
 command.define_outputs(FLAGS)
 command.define_base(FLAGS)
+command.define_patch_size(FLAGS)
 flags.DEFINE_multi_string(
     "data",
     [],
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> None:
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.host_memory import keep_freed_memory
 
-    white_level = _white_level(FLAGS.data)
+    white_level, size = _white_level(FLAGS.data), command.patch_size(FLAGS)
     total = count(arguments)
     out = None
     if FLAGS.out is not None:
@@ -98,6 +99,7 @@ def main(arguments: list[str]) -> None:
 
     model = api.load(
         FLAGS.checkpoint,
+        patch_size=size,
         ema=command.average(FLAGS),
         outputs=FLAGS.outputs,
         base=FLAGS.base,

@@ -1,5 +1,6 @@
 """Every shipped recipe: resolved, checked, lowered, and trained small."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -10,8 +11,10 @@ from vit_jax.config.recipes import load_recipe
 from vit_jax.data.sources.datasets import PRESETS, open_dataset
 from vit_jax.errors import UserError
 from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.model_from_config import make_architecture
 from vit_jax.train.programs import build
 from vit_jax.train.setup import set_up
+from vit_jax.weights.published.names import find
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -69,6 +72,7 @@ ARGUMENTS = {
         "control,digits",
     ],
     "dino": ["", "B/16", "S/8,imagenet21k", "digits"],
+    "flexivit": ["", "distill,L,90", "supervised,L", "digits"],
     "cifar": ["", "cifar10", "cifar100", "digits"],
     "pretrain": [
         "",
@@ -89,6 +93,15 @@ UNLABELLED = {
         "--config.objective_options.out_dim=64",
         "--config.objective_options.freeze_last_layer=0",
         "--config.objective_options.warmup_teacher_temp_epochs=0",
+    ],
+}
+# Recipes of flexible patch sizes, with what makes these small.
+FLEXIBLE = {
+    "flexivit": [
+        "--config.flexible.patch_sizes=8",
+        "--config.flexible.eval_patch_sizes=8",
+        "--config.flexible.kernel=4",
+        "--config.flexible.grid=2",
     ],
 }
 ALL = [(name, argument) for name, some in ARGUMENTS.items() for argument in some]
@@ -167,7 +180,7 @@ def test_lowers_at_full_size(name, taught):
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_trains_small(name, tmp_path, taught):
-    flags = [*REDUCED, *UNLABELLED.get(name, ())]
+    flags = [*REDUCED, *UNLABELLED.get(name, ()), *FLEXIBLE.get(name, ())]
     config = taught(load(name, ARGUMENTS[name][0], *flags))
     numbers = train_and_evaluate(config, str(tmp_path / "run"))
     if name in UNLABELLED:
@@ -325,6 +338,30 @@ def test_self_distillation_of_the_paper(argument, normalised, temperature, warmu
     assert ("scale" in head["last_layer"]) != normalised
     [begin] = setup.groups.values("begin") - {0}
     assert begin == -(-1_281_167 // 1024)
+
+
+@pytest.mark.parametrize("size", ["B", "L"])
+def test_flexible_patch_sizes_of_the_paper(size):
+    config = load("flexivit", f"distill,{size},90")
+    assert config.flexible.patch_sizes == (48, 40, 30, 24, 20, 16, 15, 12, 10, 8)
+    assert (config.batch_size, config.warmup_steps) == (1024, 5000)
+    assert config.weight_decay * config.learning_rate == pytest.approx(1e-5)
+    # Student and teacher begin as the same published model, and so with its function.
+    assert config.objective_options.teachers == config.pretrained
+    published = find(config.pretrained).architecture
+    assert make_architecture(config, 1000, None) == dataclasses.replace(
+        published,
+        image_size=(240, 240),
+        flexible_kernel=(16, 16),
+        flexible_grid=(7, 7),
+        flexible_resize="linear",
+    )
+    supervised = load("flexivit", f"supervised,{size}")
+    assert (supervised.loss, supervised.model.head_bias) == ("sigmoid", -10.0)
+    assert supervised.flexible.kernel == (8,)
+    for argument in ("distil", "distill,S", "distill,B,100", "supervised,H"):
+        with pytest.raises(UserError, match=rf"flexivit.py:{argument}: choose"):
+            load("flexivit", argument)
 
 
 def test_fine_tuning_of_the_paper():

@@ -66,7 +66,8 @@ def measure_steps(
     configs = [changed(config, {key: size}) for size in batch_sizes or [config[key]]]
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
-    counted = flops.count(setup.architecture)
+    # The step that is timed is that of the most tokens, if patch sizes are drawn.
+    counted = flops.count(setup.heaviest if what == "train" else setup.architecture)
     in_training = counted.training * gradient_passes(setup.config)
     per_image = in_training if what == "train" else counted.total
     peak = Peak(mesh, setup.model.dtype)

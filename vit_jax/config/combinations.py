@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config.checks import Choices, wrong_values
 from vit_jax.config.fine_tuning import wrong_fine_tuning
+from vit_jax.config.flexible import wrong_flexible
 from vit_jax.config.keys import ARCHITECTURE_KEYS, Config, default_config
 from vit_jax.config.length import wrong_length
 from vit_jax.config.values import value_of
@@ -25,7 +26,8 @@ def problems(
       num_devices: number of devices that a batch is sharded over.
       other_meshes: meshes over which the batch could be sharded, as text.
     """
-    found = list(wrong_values(config, choices).values())
+    wrong = wrong_values(config, choices)
+    found = [*wrong.values(), *wrong_flexible(config, wrong)]
     found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
     found += wrong_patience(config) + wrong_model(config) + wrong_rates(config)
     found += wrong_adapters(config) + wrong_fine_tuning(config)

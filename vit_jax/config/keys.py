@@ -191,9 +191,28 @@ def default_config() -> Config:
     # weights do not name theirs, they must be in the order of the data's.
     config.reset_head = True
     # How position embeddings are resized to another grid: "bicubic", "bicubic_torch",
-    # "bicubic_offset", "bilinear", "google" (vit_jax/models/positions.py).
+    # "bicubic_offset", "bilinear", "linear", "google" (vit_jax/models/positions.py).
     config.posemb_resize = "bicubic"
 
+    # --- Flexible patch sizes (FlexiViT, arXiv:2212.08013) ---
+    config.flexible = ConfigDict()
+    # The patch sizes, of which every step draws one: sides in pixels or pairs (height,
+    # width), such as (8, 16, (32, 16)). Each divides the images, and is one compiled
+    # program. The size of the variant is the one at which the run is evaluated and the
+    # model used unless another is asked for. () = the variant's size alone.
+    config.flexible.patch_sizes = ()
+    # Their relative frequencies, whole numbers in the same order; () = all equal.
+    config.flexible.frequencies = ()
+    # Size at which the kernel of the patch embedding is stored: side or (height,
+    # width). Every step resizes it to its patches by pseudo-inverse.
+    config.flexible.kernel = (32,)
+    # Grid on which learned positions are stored: side or (height, width), in patches.
+    config.flexible.grid = (7,)
+    # How every step resizes them to its own grid; named as `posemb_resize`.
+    config.flexible.posemb_resize = "linear"
+    # Patch sizes, any that divide the images, at which the run is evaluated too, as
+    # "patch_8/top1" for 8 pixels and "patch_16x8/top1" for (16, 8).
+    config.flexible.eval_patch_sizes = ()
     # Low-rank adapters (LoRA, arXiv:2106.09685) beside dense layers of the pretrained
     # model: only these, the head and what the objective adds are trained.
     config.lora = ConfigDict()
@@ -374,7 +393,7 @@ def default_config() -> Config:
     # name in vit_jax/evaluators/choosing.py, or your own package.module:Name), `every`
     # (a number of steps; 0 = only at the end), and, where they differ from the run's,
     # `dataset`, `data_dir`, `data` (as above), `split`, `train_split`, `batch_size`;
-    # also options of that kind. A recipe sets
+    # also `patch_size`, and options of that kind. A recipe sets
     # config.evaluators = ConfigDict({"NAME": {"kind": …, "every": …}}).
     config.evaluators = ConfigDict()
 
@@ -456,4 +475,5 @@ FREE_TO_CHANGE = (
     "profile_steps",
     "wandb_project",
     "per_class",
+    "flexible.eval_patch_sizes",
 )

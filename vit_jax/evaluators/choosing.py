@@ -1,8 +1,10 @@
 """Makes evaluators from their rows in the config."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from vit_jax.config.flexible import read_size
 from vit_jax.data.sources.options import DEFAULT_OPTIONS, DataOptions
 from vit_jax.errors import Problems, UserError, problems_of
 from vit_jax.evaluators.classification import Classification, metrics_of
@@ -44,6 +46,7 @@ class EvaluatorRow(NamedTuple):
     every: int  # steps between two evaluations; 0 = only at the end
     data: dict[str, Any]  # the `_DATA_KEYS` that differ from the run's
     options: dict[str, Any]
+    patch_size: tuple[int, int] | None = None  # other than the run's; None = the same
 
 
 def read_rows(evaluators: Mapping[str, Any]) -> list[EvaluatorRow]:
@@ -65,13 +68,15 @@ def read_rows(evaluators: Mapping[str, Any]) -> list[EvaluatorRow]:
             )
             continue
         data = {key: row.pop(key) for key in _DATA_KEYS if key in row}
+        size = None
         try:
             _check_data(name, data)
             made = evaluator_class(kind, f"evaluators.{name}")
+            size = _patch_size(name, row, made)
             check_options(made, row, 2, f"evaluators.{name}")
         except UserError as error:
             problems += problems_of(error)
-        rows.append(EvaluatorRow(name, kind, every, data, row))
+        rows.append(EvaluatorRow(name, kind, every, data, row, size))
     if problems:
         raise Problems(*problems)
     return rows
@@ -90,6 +95,22 @@ def judged_by(rows: Iterable[EvaluatorRow], num_classes: int) -> list[EvaluatorR
         or row.data.get("dataset")
         or not evaluator_class(row.kind, f"evaluators.{row.name}").reads_labels
     ]
+
+
+def _patch_size(
+    name: str, row: dict[str, Any], made: type[Evaluator]
+) -> tuple[int, int] | None:
+    """Takes `patch_size` out of a row, unless it is an option of the row's class."""
+    own = inspect.signature(made).parameters
+    if "patch_size" not in row or "patch_size" in own:
+        return None
+    value = row.pop("patch_size")
+    if (size := read_size(value)) is None:
+        raise UserError(
+            f"evaluators.{name}.patch_size={value!r}: expected a side in pixels or a "
+            "pair (height, width)"
+        )
+    return size
 
 
 def _check_data(name: str, data: Mapping[str, Any]) -> None:

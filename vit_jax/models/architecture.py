@@ -15,7 +15,7 @@ from vit_jax.models.blocks import (
 )
 from vit_jax.models.layers import GELU
 from vit_jax.models.lora import TARGETS, LoraArchitecture, exceeds
-from vit_jax.models.positions import DENOMINATORS
+from vit_jax.models.positions import DENOMINATORS, METHODS
 from vit_jax.models.resnet import NUMERICS
 from vit_jax.models.variants import parse_variant
 
@@ -29,11 +29,13 @@ CHOICES: dict[str, Collection[str]] = {
     "trunk_numerics": NUMERICS,
     "mlp_type": MLPS,
     "norm_type": NORMS,
+    "flexible_resize": ("", *METHODS),
 }
 # Fields that older releases refuse to read. They are not written at their defaults, so
 # that those releases still read the architectures that they can compute.
+_FLEXIBLE = ("flexible_kernel", "flexible_grid", "flexible_resize")
 _ADDED = (
-    *("mlp_type", "norm_type"),
+    *("mlp_type", "norm_type", *_FLEXIBLE),
     *("lora_rank", "lora_alpha", "lora_targets", "lora_rank_stabilized"),
 )
 
@@ -99,9 +101,14 @@ class PatchArchitecture:
         return self.num_prefix_tokens + self.grid[0] * self.grid[1]
 
     @property
-    def embed_kernel(self) -> tuple[int, int]:
-        """(height, width) of the kernel that makes tokens, in its input's pixels."""
+    def embed_window(self) -> tuple[int, int]:
+        """(height, width) of the windows that become tokens, in the input's pixels."""
         return self.patch_size
+
+    @property
+    def embed_kernel(self) -> tuple[int, int]:
+        """(height, width) of the stored kernel that makes tokens."""
+        return self.embed_window
 
     @property
     def embed_channels(self) -> int:
@@ -214,6 +221,13 @@ class Architecture(PatchArchitecture):
     lora_alpha: float = 0.0  # divided by the rank; see `LoraArchitecture`
     lora_targets: tuple[str, ...] = ()  # some of `lora.TARGETS`, in their order
     lora_rank_stabilized: bool = False
+    # A flexible model (arXiv:2212.08013) stores the kernel of its patch embedding and
+    # its learned positions at sizes of their own. The program resizes them to
+    # `patch_size` and `grid`, so the parameters suit every patch size. None = they are
+    # stored at the sizes at which they are used.
+    flexible_kernel: tuple[int, int] | None = None
+    flexible_grid: tuple[int, int] | None = None
+    flexible_resize: str = ""  # of the positions, a row of `positions.METHODS`
 
     @classmethod
     def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -281,10 +295,20 @@ class Architecture(PatchArchitecture):
         return 4 * 2 ** max(len(self.trunk) - 1, 0)
 
     @property
-    def embed_kernel(self) -> tuple[int, int]:
-        """(height, width) of the kernel that makes tokens, in its input's pixels."""
+    def embed_window(self) -> tuple[int, int]:
+        """(height, width) of the windows that become tokens, in the input's pixels."""
         height, width = self.patch_size
         return height // self.trunk_stride, width // self.trunk_stride
+
+    @property
+    def embed_kernel(self) -> tuple[int, int]:
+        """(height, width) of the stored kernel that makes tokens."""
+        return self.flexible_kernel or self.embed_window
+
+    @property
+    def position_grid(self) -> tuple[int, int]:
+        """(height, width) of the stored grid of learned positions."""
+        return self.flexible_grid or self.grid
 
     @property
     def embed_channels(self) -> int:
@@ -324,7 +348,12 @@ class Architecture(PatchArchitecture):
                 f"patch_size {self.patch_size} is not a multiple of {self.trunk_stride}"
                 f", the stride of the trunk {self.trunk}"
             )
-        return problems + self._wrong_lora() + super()._wrong_combinations()
+        return [
+            *problems,
+            *self._wrong_lora(),
+            *self._wrong_flexible(),
+            *super()._wrong_combinations(),
+        ]
 
     def _wrong_lora(self) -> list[str]:
         """Lists conflicts among the fields of the adapters."""
@@ -340,6 +369,22 @@ class Architecture(PatchArchitecture):
         reason = exceeds(self.lora_rank, self.lora_targets, self.width, self.mlp_dim)
         if reason:
             problems.append(f"lora_rank {self.lora_rank} {reason}")
+        return problems
+
+    def _wrong_flexible(self) -> list[str]:
+        """Lists what is impossible for a model with a flexible patch size."""
+        kernel, grid = self.flexible_kernel, self.flexible_grid
+        problems = []
+        if kernel and self.trunk is not None:
+            problems.append(
+                "flexible_kernel with a trunk, whose features the patches are cut from"
+            )
+        if bool(grid) != bool(self.flexible_resize):
+            problems.append("flexible_grid and flexible_resize need each other")
+        if bool(grid) != bool(kernel and self.posemb == "learned"):
+            problems.append(
+                "flexible_grid belongs to flexible_kernel and learned positions"
+            )
         return problems
 
 
@@ -411,6 +456,10 @@ _SIZE = (
     lambda value: _all_whole(value) and len(value) == 2,
     "a pair (height, width) of pixels",
 )
+_SIZE_OR_NONE = (
+    lambda value: value is None or _SIZE[0](value),
+    "None or a pair (height, width)",
+)
 _FLAG = (lambda value: type(value) is bool, "True or False")
 
 # Field → the condition on its value, and the same in words.
@@ -450,6 +499,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"some of {', '.join(TARGETS)}, in this order",
     ),
     "lora_rank_stabilized": _FLAG,
+    "flexible_kernel": _SIZE_OR_NONE,
+    "flexible_grid": _SIZE_OR_NONE,
     "trunk": (
         lambda value: value is None or (_all_whole(value) and len(value) <= 8),
         "None or residual units per stage, such as (3, 4, 9)",

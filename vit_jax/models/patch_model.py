@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vit_jax.models.architecture import ViTOrMixer
+from vit_jax.models.flexible import ResizedPatchEmbed
 from vit_jax.models.layers import Layers
 from vit_jax.models.placement import Placement
 
@@ -126,10 +128,13 @@ def embed_patches(
     Declares `patch_embed` in the module that is being called.
     """
     a = architecture
-    return layers.conv(
+    conv = partial(
+        layers.conv,
         a.width,
-        kernel_size=a.embed_kernel,
-        strides=a.embed_kernel,
+        kernel_size=a.embed_window,
+        strides=a.embed_window,
         padding="VALID",
-        name="patch_embed",
-    )(x)
+    )
+    if a.embed_kernel != a.embed_window:
+        return ResizedPatchEmbed(conv, a.embed_kernel, name="patch_embed")(x)
+    return conv(name="patch_embed")(x)

@@ -61,9 +61,10 @@ def resize(
       method: "bicubic", which timm uses (antialiased); "bicubic_torch", which DeiT, MAE
         and Hugging Face use (not antialiased); "bicubic_offset", that of DINO's and
         DINOv2's own code (not antialiased, by the factor (new + 0.1) / old);
-        "bilinear" (half-pixel centres, not antialiased); or "google", which the
-        published JAX code uses (bilinear between aligned corners; arXiv:2010.11929,
-        section 3.2).
+        "bilinear" (half-pixel centres, not antialiased); "linear", which FlexiViT
+        uses (the same where the grid grows, antialiased where it shrinks;
+        `jax.image.resize`); or "google", which the published JAX code uses (bilinear
+        between aligned corners; arXiv:2010.11929, section 3.2).
 
     Raises:
       ValueError: the method is unknown, or a side of the grid is below one.
@@ -119,12 +120,22 @@ def _half_pixel(old: int, new: int, scale: float | None = None) -> np.ndarray:
     return (np.arange(new) + 0.5) * old / new - 0.5
 
 
-def _antialiased_cubic(old: int, new: int) -> np.ndarray:
+def _antialiased(
+    kernel: Callable[[np.ndarray], np.ndarray], old: int, new: int
+) -> np.ndarray:
     # Downscaling widens the kernel to cover every old cell. Weights outside the grid
     # are dropped, and the rest is rescaled to sum to one.
     distance = _half_pixel(old, new)[:, None] - np.arange(old)[None]
-    weights = _cubic(distance / max(old / new, 1.0), a=-0.5)
+    weights = kernel(distance / max(old / new, 1.0))
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _antialiased_cubic(old: int, new: int) -> np.ndarray:
+    return _antialiased(lambda x: _cubic(x, a=-0.5), old, new)
+
+
+def _antialiased_linear(old: int, new: int) -> np.ndarray:
+    return _antialiased(lambda x: np.maximum(1 - np.abs(x), 0.0), old, new)
 
 
 def _torch_cubic(old: int, new: int, scale: float | None = None) -> np.ndarray:
@@ -164,5 +175,6 @@ METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
     "bicubic_torch": _torch_cubic,
     "bicubic_offset": _offset_cubic,
     "bilinear": _half_pixel_linear,
+    "linear": _antialiased_linear,
     "google": _aligned_corners_linear,
 }

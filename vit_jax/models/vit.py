@@ -17,6 +17,7 @@ from vit_jax.models.architecture import Architecture
 from vit_jax.models.blocks import NORMS, Block
 from vit_jax.models.dropout import drop
 from vit_jax.models.encoder import run_blocks
+from vit_jax.models.flexible import PatchSize, at_patch_size
 from vit_jax.models.heads import MapHead, apply_head
 from vit_jax.models.layers import Layers, make_layers, normal, zeros
 from vit_jax.models.lora import RNG
@@ -63,6 +64,7 @@ class VisionTransformer(PatchModel):
         *,
         train: bool = False,
         intermediates: tuple[str, ...] = (),
+        patch_size: PatchSize | None = None,
     ) -> Float[Array, "b k"] | tuple[Float[Array, "b k"], dict[str, Array]]:
         """Computes float32 logits of a batch of images; two heads are averaged.
 
@@ -81,21 +83,23 @@ class VisionTransformer(PatchModel):
             Tokens are in the order class token, distillation token, registers, patches
             row by row. If two heads read a token each, "pooled" and "pre_logits" are
             the means over both.
+          patch_size: side or (height, width) of the patches in pixels, other than the
+            architecture's; see `flexible.at_patch_size`.
 
         Returns:
           The logits, or the head's input if there are no classes; with `intermediates`
           also a dictionary of the arrays asked for.
 
         Raises:
-          ValueError: the images have another shape or are not floating point, or a name
-            or a field is not one of the choices.
+          ValueError: the images have another shape or are not floating point, a name or
+            a field is not one of the choices, or the patch size is impossible.
         """
-        check_images(images, self.architecture, self.posemb_resize is not None)
+        self._check_images(images, patch_size)
         check_intermediates(intermediates, self._choices())
         keys = self.dropout_keys(train)
         found: dict[str, Array] = {}
 
-        x = found["embedding"] = self.embed(images, keys)
+        x = found["embedding"] = self.embed(images, keys, patch_size)
         read = self._read(intermediates)
         x = self.encode(x, keys, wanted=intermediates, read=read, found=found)
         vectors = self.pool(x, found)
@@ -108,13 +112,19 @@ class VisionTransformer(PatchModel):
 
     @nn.compact
     def patches(
-        self, images: Float[Array | np.ndarray, "b h w c"]
+        self,
+        images: Float[Array | np.ndarray, "b h w c"],
+        patch_size: PatchSize | None = None,
     ) -> Float[Array, "b gh gw d"]:
         """Embeds patches and adds positions, before other tokens join them (3.1).
 
         Masked pretraining drops some of them here; `add_prefix` takes the rest.
+
+        Args:
+          images: images as in `__call__`.
+          patch_size: see `__call__`.
         """
-        return self._positioned(self._embedded(images))
+        return self._positioned(self._embedded(images, patch_size), patch_size)
 
     @nn.compact
     def add_prefix(self, patches: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
@@ -128,15 +138,19 @@ class VisionTransformer(PatchModel):
 
     @nn.compact
     def embed(
-        self, images: Float[Array | np.ndarray, "b h w c"], keys: tuple[Any, ...] = ()
+        self,
+        images: Float[Array | np.ndarray, "b h w c"],
+        keys: tuple[Any, ...] = (),
+        patch_size: PatchSize | None = None,
     ) -> Float[Array, "b n d"]:
         """Embeds images as the tokens that enter the first block.
 
         Args:
           images: images as in `__call__`.
           keys: from `dropout_keys`; without any, nothing is dropped.
+          patch_size: see `__call__`.
         """
-        x = self.patches(images)
+        x = self.patches(images, patch_size)
         b, gh, gw, d = x.shape
         x = self.add_prefix(x.reshape(b, gh * gw, d))
         return drop(x, self.dropout_rate, keys[-1] if keys else None)
@@ -310,13 +324,27 @@ class VisionTransformer(PatchModel):
         a = self.architecture
         return a.num_pooled if a.pooling == "cls" and not all_wanted else None
 
+    def _at(self, patch_size: PatchSize | None) -> Architecture:
+        """Returns the architecture at another patch size; None: as it is."""
+        if patch_size is None:
+            return self.architecture
+        return at_patch_size(self.architecture, patch_size, self.posemb_resize)
+
+    def _check_images(
+        self, images: Array | np.ndarray, patch_size: PatchSize | None
+    ) -> None:
+        any_size = self.posemb_resize is not None
+        check_images(images, self._at(patch_size), any_size)
+
     @nn.compact
     def _embedded(
-        self, images: Float[Array | np.ndarray, "b h w c"]
+        self,
+        images: Float[Array | np.ndarray, "b h w c"],
+        patch_size: PatchSize | None = None,
     ) -> Float[Array, "b gh gw d"]:
         """Embeds patches, without their positions."""
-        a = self.architecture
-        check_images(images, a, self.posemb_resize is not None)
+        a = self._at(patch_size)
+        self._check_images(images, patch_size)
         x = jnp.asarray(images, self.dtype)
         if a.trunk is not None:
             remat = self.remat == "full"
@@ -324,20 +352,27 @@ class VisionTransformer(PatchModel):
         return embed_patches(x, a, self._layers)
 
     @nn.compact
-    def _positioned(self, x: Float[Array, "b gh gw d"]) -> Float[Array, "b gh gw d"]:
+    def _positioned(
+        self, x: Float[Array, "b gh gw d"], patch_size: PatchSize | None = None
+    ) -> Float[Array, "b gh gw d"]:
         """Adds the positions to embedded patches."""
-        return x + jnp.asarray(self._positions(x.shape[1:3]), self.dtype)
+        positions = self._positions(x.shape[1:3], self._at(patch_size))
+        return x + jnp.asarray(positions, self.dtype)
 
     @nn.compact
-    def _positions(self, grid: tuple[int, ...]) -> Float[Any, "1 gh gw d"]:
+    def _positions(
+        self, grid: tuple[int, ...], a: Architecture
+    ) -> Float[Any, "1 gh gw d"]:
         """Returns the positions of a (height, width) grid of patches."""
-        a, (height, width) = self.architecture, grid
+        height, width = grid
         if a.posemb != "learned":
             return sincos2d((height, width), a.width, a.sincos_denominator)
-        positions = self.param("pos_embed", normal(0.02), (1, *a.grid, a.width))
-        if self.posemb_resize is None:
+        shape = (1, *a.position_grid, a.width)
+        positions = self.param("pos_embed", normal(0.02), shape)
+        method = a.flexible_resize or self.posemb_resize
+        if method is None:
             return positions
-        return resize(positions, (height, width), self.posemb_resize)
+        return resize(positions, (height, width), method)
 
     @nn.compact
     def _prefix(self) -> Float[Array, "1 p d"]:

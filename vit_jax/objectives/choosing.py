@@ -7,6 +7,7 @@ from vit_jax.errors import Problems, UserError, problems_of
 from vit_jax.named import check_options, find_class
 from vit_jax.objectives.classification import Classification
 from vit_jax.objectives.distillation import Distillation
+from vit_jax.objectives.flexible import drawn_sizes
 from vit_jax.objectives.linear_probe import LinearProbe
 from vit_jax.objectives.masked_autoencoding import MaskedAutoencoding
 from vit_jax.objectives.masked_patches import MaskedPatches
@@ -51,6 +52,15 @@ def make_objective(given: Given) -> Objective:
         objective = kind(given, **options)
     except UserError as error:
         raise Problems(*problems, *problems_of(error)) from error
+    if sizes := drawn_sizes(config):
+        if not objective.flexible:
+            others = ", ".join(name for name, one in OBJECTIVES.items() if one.flexible)
+            problems.append(
+                f"flexible.patch_sizes has no effect: the objective {config.objective} "
+                "computes the model at one patch size; leave it out, or choose from "
+                f"{others}"
+            )
+        objective.patch_sizes, objective.choices = sizes, sizes.choices
     labelled = any(isinstance(one, Labels) for one in objective.inputs.values())
     if labelled and not given.info.num_classes:
         problems.append(

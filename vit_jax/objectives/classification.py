@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from vit_jax.objectives.flexible import at, drawn
 from vit_jax.objectives.inputs import normalised
 from vit_jax.objectives.losses import smooth_labels, to_targets
 from vit_jax.objectives.mixing import Examples, make_mixing
@@ -35,6 +36,7 @@ class Classification(Objective):
 
     reads_schedule = False
     reads = OPTIONAL_KEYS
+    flexible = True
 
     def __init__(self, given: Given):
         self._given, self._config = given, given.config
@@ -77,8 +79,10 @@ class Classification(Objective):
     ) -> tuple[Sums, Any]:
         """Sums loss and accuracy over the examples, weighted by `mask`."""
         images = normalised(batch["image"], self._given.preprocessing)
-        logits = self._given.placed_model(params, images, train=True, key=key)
-        return self.judged(logits, batch), ()
+        logits = self._given.placed_model(
+            params, images, train=True, key=key, **at(context.choice)
+        )
+        return self.judged(logits, batch) | drawn(context.choice, batch["mask"]), ()
 
     def judged(self, logits: Float[Array, "b k"], batch: Batch) -> Sums:
         """Sums loss and accuracy of logits, weighted by the prepared batch's `mask`."""

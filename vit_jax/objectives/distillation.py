@@ -29,6 +29,7 @@ from vit_jax.objectives.distances import (
     softmax_hard,
     softmax_kl,
 )
+from vit_jax.objectives.flexible import at, drawn
 from vit_jax.objectives.inputs import normalised, renormalised
 from vit_jax.objectives.losses import to_targets
 from vit_jax.objectives.mixing import Examples, make_mixing
@@ -92,6 +93,7 @@ class Distillation(Objective):
 
     reads_schedule = False
     reads = tuple(key for key in OPTIONAL_KEYS if key != "loss_options")
+    flexible = True  # the student; a teacher keeps its own patch size
     # The checksums in `facts` recognise teachers that were moved.
     locations = ("objective_options.teachers",)
 
@@ -217,7 +219,7 @@ class Distillation(Objective):
         """Sums the loss and what is reported over the examples, weighted by `mask`."""
         mask = batch["mask"]
         weight = jnp.sum(mask)
-        student = self._student(params, batch, key)
+        student = self._student(params, batch, key, context.choice)
         agree = self._agreement
         distances, agreements = [], []
         for teacher, distance, frozen in zip(
@@ -240,7 +242,8 @@ class Distillation(Objective):
                 sums[f"agreement_{index + 1}"] = agreements[index]
         if self._labels is None:
             sums["loss"] = together
-            return {name: (total, weight) for name, total in sums.items()}, ()
+            found = {name: (total, weight) for name, total in sums.items()}
+            return found | drawn(context.choice, mask), ()
         of_labels = self._labels.judged(student.labels, batch)["loss"][0]
         if self._independent:
             # The mean over the classes, as in DeiT's code, so that α means the same.
@@ -251,6 +254,7 @@ class Distillation(Objective):
         return {
             **{name: (total, weight) for name, total in sums.items()},
             "accuracy": self._labels.judged(student.mean, batch)["accuracy"],
+            **drawn(context.choice, mask),
         }, ()
 
     @property
@@ -265,12 +269,14 @@ class Distillation(Objective):
         alone = self._given.architecture.num_classes == 1
         return same_answers if several or alone else same_class
 
-    def _student(self, params: Params, batch: Batch, key: Array) -> Outputs:
+    def _student(
+        self, params: Params, batch: Batch, key: Array, choice: Any
+    ) -> Outputs:
         """Computes the logits of each head, in training."""
         given = self._given
         images = normalised(batch["image"], given.preprocessing)
         compute = functools.partial(
-            given.placed_model, params, images, train=True, key=key
+            given.placed_model, params, images, train=True, key=key, **at(choice)
         )
         if getattr(given.architecture, "num_pooled", 1) == 1:
             logits = compute()

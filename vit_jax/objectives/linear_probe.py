@@ -12,6 +12,7 @@ from vit_jax.checkpoints.description import MODEL
 from vit_jax.config import without_effect
 from vit_jax.errors import Problems
 from vit_jax.objectives.classification import Classification
+from vit_jax.objectives.flexible import at, drawn
 from vit_jax.objectives.inputs import normalised
 from vit_jax.objectives.protocol import Batch, Context, Given, Params, Sums
 
@@ -51,10 +52,12 @@ class LinearProbe(Classification):
         features = params[HEAD]["kernel"].shape[0]
         return self._state(params, jnp.zeros(features), jnp.ones(features))
 
-    def features(self, params: Params, images: Array) -> Float[Array, "b d"]:
+    def features(
+        self, params: Params, images: Array, choice: Any = None
+    ) -> Float[Array, "b d"]:
         """Computes the input of the head, as in evaluation: nothing is dropped."""
         _, found = self._given.placed_model(
-            params, images, intermediates=("pre_logits",)
+            params, images, intermediates=("pre_logits",), **at(choice)
         )
         return found["pre_logits"].astype(jnp.float32)
 
@@ -67,13 +70,15 @@ class LinearProbe(Classification):
         microbatch, of all devices.
         """
         images = normalised(batch["image"], self._given.preprocessing)
-        x, counts = self.features(params, images), batch["mask"] > 0
+        x = self.features(params, images, context.choice)
+        counts = batch["mask"] > 0
         moments = measured(x, counts, context.state["mean"])
         variance = moments.within / jnp.maximum(moments.count, 1.0)
         x = (x - moments.mean[None]) / jnp.sqrt(variance + self._epsilon)[None]
         vectors: Any = [x]  # one for each head
         [logits] = self._given.placed_model(params, vectors, method="head")
-        return self.judged(logits, batch), moments.sums
+        sums = self.judged(logits, batch) | drawn(context.choice, batch["mask"])
+        return sums, moments.sums
 
     def after(self, state: Any, additive: Any, params: Params, step: Array) -> Any:
         """Moves the averages towards the moments of the whole batch, once a step.

@@ -29,6 +29,7 @@ from vit_jax.data.transforms.chains import Chain
 from vit_jax.models import PatchModel, ViTOrMixer
 from vit_jax.models.decoder import DecoderFacts
 from vit_jax.models.outputs import of_loss
+from vit_jax.objectives.flexible import DrawnSizes
 from vit_jax.sharding import PlacedModel
 
 Params = Any  # a tree of arrays
@@ -136,6 +137,9 @@ class Objective:
         it is refused.
       locations: keys of the config that only say where to find what `facts` identify.
         They may differ when a run resumes.
+      flexible: whether it computes the model at the patch size that is the step's
+        choice (`vit_jax.objectives.flexible.at`). If not, `config.flexible` is refused.
+      patch_sizes: these sizes, set by `make_objective`; None = the choice is its own.
     """
 
     inputs: Mapping[str, Images | Labels]
@@ -145,6 +149,8 @@ class Objective:
     reads_schedule: bool = True
     reads: Collection[str] = ("loss",)
     locations: Sequence[str] = ()
+    flexible: bool = False
+    patch_sizes: DrawnSizes | None = None
 
     @staticmethod
     def num_classes(config: Config, info: DatasetInfo) -> int:
@@ -222,8 +228,7 @@ class Objective:
 
     def choice(self, step: int) -> Hashable:
         """Returns the static choice for step number `step`, one of `choices`."""
-        del step
-        return None
+        return None if self.patch_sizes is None else self.patch_sizes(step)
 
     def prepare(
         self, key: Key[Array, ""], batch: Batch, choice: Hashable

@@ -18,6 +18,7 @@ from vit_jax.errors import Problems
 from vit_jax.models.projection import ProjectionHead
 from vit_jax.objectives import self_distillation_checks as checks
 from vit_jax.objectives.classification import init_model
+from vit_jax.objectives.flexible import at, drawn
 from vit_jax.objectives.initialisation import of_pytorch, redrawn
 from vit_jax.objectives.inputs import normalised
 from vit_jax.objectives.multi_crop import CropOptions, make_multi_crop
@@ -50,6 +51,7 @@ class SelfDistillation(Objective):
     """
 
     reads = ()
+    flexible = True  # student and teacher have the same patch size
 
     def __init__(
         self,
@@ -131,6 +133,7 @@ class SelfDistillation(Objective):
             *(local_crops_size, first_chain, second_chain, local_chain),
         )
         self._crops = make_multi_crop(given, options, problems)
+        problems += checks.wrong_patch_sizes(given, self._crops)
         if problems:
             raise Problems(*problems)
         self.inputs = self._crops.inputs
@@ -181,9 +184,11 @@ class SelfDistillation(Objective):
         """Sums the mean cross-entropy of each image's pairs of views."""
         mask, state = batch["mask"], context.state
         crops = self._crops
-        student = self._outputs(params, batch, [crops.large, crops.small], key)
+        choice = context.choice
+        both = [crops.large, crops.small]
+        student = self._outputs(params, batch, both, choice, key)
         averaged = {**state[MODEL], HEAD: state[HEAD]}
-        teacher = self._outputs(averaged, batch, [crops.large])
+        teacher = self._outputs(averaged, batch, [crops.large], choice)
         temperature = self.temperature(context.step)
         centred = (teacher - state["centre"][None, None]) / temperature
         wanted = jax.nn.log_softmax(centred)
@@ -196,6 +201,7 @@ class SelfDistillation(Objective):
             "teacher_entropy": (jnp.sum(entropy * mask), weight),
             "teacher_temp": (temperature * weight, weight),
             "teacher_momentum": ((1 - self.pace(context.step)) * weight, weight),
+            **drawn(choice, mask),
         }, {"outputs": outputs, "count": teacher.shape[1] * weight}
 
     def after(self, state: Any, additive: Any, params: Params, step: Array) -> Any:
@@ -236,6 +242,7 @@ class SelfDistillation(Objective):
         params: Params,
         batch: Batch,
         sizes: list[tuple[str, ...]],
+        choice: Any,
         key: Array | None = None,
     ) -> Float[Array, "b v k"]:
         """Computes the head's outputs for views: a forward pass for each size of view.
@@ -244,6 +251,7 @@ class SelfDistillation(Objective):
           params: of the model and the head.
           batch: the views.
           sizes: for each size, the columns of its views.
+          choice: the step's; see `Objective.choice`.
           key: random key for dropout and stochastic depth; without it, nothing is
             dropped.
         """
@@ -257,7 +265,9 @@ class SelfDistillation(Objective):
                 views.reshape(-1, *views.shape[2:]), self._given.preprocessing
             )
             own = None if key is None else jax.random.fold_in(key, number)
-            found = self._model(params, images, train=key is not None, key=own)
+            found = self._model(
+                params, images, train=key is not None, key=own, **at(choice)
+            )
             features.append(found.reshape(*views.shape[:2], -1))
         return self._project(params[HEAD], jnp.concatenate(features, axis=1))
 

@@ -3,8 +3,12 @@
 import math
 from collections.abc import Mapping
 
+from vit_jax.config.flexible import not_dividing
 from vit_jax.models.architecture import Architecture
+from vit_jax.objectives.flexible import drawn_sizes
+from vit_jax.objectives.multi_crop import MultiCrop
 from vit_jax.objectives.protocol import Given
+from vit_jax.words import times
 
 _WARMUP = "warmup_teacher_temp_epochs"
 
@@ -33,6 +37,22 @@ def wrong_options(
         *_wrong_epochs(given, epochs),
     ]
     return _wrong_config(given) + [f"objective_options.{line}" for line in found]
+
+
+def wrong_patch_sizes(given: Given, crops: MultiCrop) -> list[str]:
+    """Names views that cannot be cut into all of the patch sizes that steps draw."""
+    sizes = drawn_sizes(given.config)
+    if sizes is None or not crops.small:
+        return []
+    # The large views have the size of the images, which is checked with the config.
+    view = crops.inputs[crops.small[0]].transform.image_size
+    if lines := not_dividing(sizes.sizes, view):
+        return [
+            f"flexible.patch_sizes: small views of {times(view)} pixels cannot be cut "
+            f"into patches of {', '.join(lines)}; set objective_options."
+            "local_crops_size to a multiple of all sizes"
+        ]
+    return []
 
 
 def first_step(given: Given, epoch: int) -> int:

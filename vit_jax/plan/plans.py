@@ -78,9 +78,9 @@ class Plan:
             "devices": setup.mesh.size,
             "mesh": dict(setup.mesh.shape),
             "image_size": list(setup.architecture.image_size),
-            "patch_size": list(setup.architecture.patch_size),
+            "patch_size": list(setup.heaviest.patch_size),
             "batch_size": setup.config.batch_size,
-            "tokens": setup.architecture.num_tokens,
+            "tokens": setup.heaviest.num_tokens,
             "params": self.params,
             "flops_per_image": self.flops.total,
             "train_flops_per_image": self.train_flops,
@@ -113,7 +113,7 @@ def make_plan(setup: Setup, topology: Topology) -> Plan:
     return Plan(
         topology=topology,
         setup=setup,
-        flops=flops.count(setup.architecture),
+        flops=flops.count(setup.heaviest),
         parameter_bytes=sharding.bytes_per_device(state.params),
         # Includes the counters of steps and of bad images.
         optimizer_bytes=sharding.bytes_per_device(state._replace(params=())),

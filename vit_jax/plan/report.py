@@ -24,7 +24,7 @@ _EXTRAPOLATED = "≈ extrapolated linearly from models of 2 and 4 blocks, not co
 def show_plan(plan: Plan) -> None:
     """Prints the plan of the recipe itself."""
     setup, measured, topology = plan.setup, plan.measurement, plan.topology
-    architecture, config = setup.architecture, setup.config
+    architecture, config = setup.heaviest, setup.config
     mesh = " × ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
     named = plan.bytes
     parts = ("parameters", "gradients", "optimizer", "batch", "activations")
@@ -32,7 +32,9 @@ def show_plan(plan: Plan) -> None:
         "devices": f"{topology.name}, mesh {mesh}",
         "images": f"{times(architecture.image_size)} in patches of "
         f"{times(architecture.patch_size)}: "
-        f"{architecture.num_tokens:,} tokens",
+        f"{architecture.num_tokens:,} tokens"
+        + ", the most of all patch sizes"
+        * (setup.objective.patch_sizes is not None),
         "parameters": f"{plan.params:,}",
         "FLOPs per image": f"{si(plan.flops.total)} forward, "
         f"{si(plan.train_flops)} in training; "

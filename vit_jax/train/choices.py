@@ -45,6 +45,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "model.attention": IMPLEMENTATIONS,
     "model.remat": REMAT,
     "posemb_resize": METHODS,
+    "flexible.posemb_resize": METHODS,
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "layer_decay_form": LAYER_FORMS,

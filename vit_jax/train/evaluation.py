@@ -13,8 +13,8 @@ from vit_jax.data.sources.protocol import Source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.choosing import EvaluatorRow, make_evaluator, own_kind
 from vit_jax.evaluators.examples import Data
+from vit_jax.evaluators.patch_sizes import model_at, own_options
 from vit_jax.evaluators.protocol import Evaluator, Params, Subject, Watch
-from vit_jax.models.outputs import plain_loss
 from vit_jax.train.memory import is_out_of_memory
 from vit_jax.train.out_of_memory import EVALUATION, out_of_memory_explained
 from vit_jax.train.setup import Setup
@@ -70,7 +70,10 @@ class Evaluations:
             )
         for row in rows.values():
             with _named(row.name):
-                judged = subject._replace(wanted=_wanted(setup, row.name))
+                judged = subject._replace(
+                    wanted=_wanted(setup, row.name),
+                    model=model_at(setup.model, row.patch_size, config.posemb_resize),
+                )
                 data = _own_data(setup, row, own)
                 evaluator = make_evaluator(
                     row.kind, judged, data, row.options, row.name
@@ -144,10 +147,8 @@ def _of_labels(subject: Subject, own: Data, setup: Setup) -> Evaluator | None:
     Returns None, and says so, if the labels cannot judge the outputs and nothing waits
     for their numbers: then the run may have other evaluators.
     """
-    kind, options = own_kind(setup.outputs), {}
-    if kind == "classification":
-        loss = plain_loss(setup.config.loss)
-        options = {"loss": loss, "per_class": setup.config.per_class}
+    kind = own_kind(setup.outputs)
+    options = own_options(setup.config, kind)
     judged = subject._replace(wanted=_wanted(setup, ""))
     try:
         return make_evaluator(kind, judged, own, options)

@@ -24,6 +24,7 @@ from vit_jax.train.out_of_memory import out_of_memory_explained
 from vit_jax.train.processes import cluster, peers
 from vit_jax.train.processes.interrupts import Interrupted, Interrupts, StopRequest
 from vit_jax.train.processes.watchdog import Watchdog
+from vit_jax.train.programs import compile_steps
 from vit_jax.train.recorder import Recorder
 from vit_jax.train.reporting.metrics import MetricWriter, Progress
 from vit_jax.train.reporting.profiling import Profile, untraceable
@@ -113,11 +114,10 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         step, first = int(state.step), cluster.first()
 
         # The programs, compiled before the first batch is read.
-        choices = setup.objective.choices
-        programs = {choice: setup.lower(choice).compile() for choice in choices}
+        programs = compile_steps(setup)
         evaluations = Evaluations(setup, eval_source)
         batches = stack.enter_context(open_batches(setup, train_source, step))
-        memory = programs[choices[0]].memory_analysis()
+        memory = programs[setup.objective.choices[0]].memory_analysis()
         log_summary(setup, workdir, step, memory, batches.waiting_bytes)
         recorder = Recorder(
             setup,

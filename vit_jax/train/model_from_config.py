@@ -20,7 +20,9 @@ from vit_jax.models import (
 )
 from vit_jax.models.adapters import without_adapters
 from vit_jax.models.attention.formulations import candidates, why_not_cudnn
+from vit_jax.models.flexible import fixed, why_not_flexible
 from vit_jax.models.lora import exceeds, parse_targets
+from vit_jax.words import pair
 
 # Value of a key → value of the architecture's field; None = what follows from the
 # other fields.
@@ -117,11 +119,30 @@ def _without_adapters(
                 "head, but reset_head=False keeps the pretrained head; set one of them "
                 "to its default"
             )
-        return architecture
+        return _flexible(config, architecture)
+    architecture = _flexible(config, architecture)
     if "pre_logits" not in names:
         return architecture
     width = architecture.width if model.pre_logits == -1 else model.pre_logits
     return dataclasses.replace(architecture, pre_logits=width)
+
+
+def _flexible(config: Config, architecture: ViTOrMixer) -> ViTOrMixer:
+    """Stores patch embedding and positions for flexible patch sizes, if there are any.
+
+    Raises:
+      ValueError: this kind of model has a single patch size.
+    """
+    architecture, flexible = fixed(architecture), config.flexible
+    if not flexible.patch_sizes:
+        return architecture
+    if reason := why_not_flexible(architecture):
+        raise ValueError(f"flexible.patch_sizes={flexible.patch_sizes}: {reason}")
+    stored: dict[str, Any] = {"flexible_kernel": pair(flexible.kernel)}
+    if getattr(architecture, "posemb", "") == "learned":
+        stored["flexible_grid"] = pair(flexible.grid)
+        stored["flexible_resize"] = flexible.posemb_resize
+    return dataclasses.replace(architecture, **stored)
 
 
 def make_preprocessing(

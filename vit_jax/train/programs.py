@@ -4,6 +4,9 @@
 allocated: neither the devices of the mesh nor a dataset or weights need to exist.
 """
 
+import logging
+import time
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -11,7 +14,9 @@ from jax.sharding import Mesh
 
 from vit_jax import sharding
 from vit_jax.config import Config
-from vit_jax.train.setup import set_up
+from vit_jax.train.setup import Setup, set_up
+
+logger = logging.getLogger(__name__)
 
 Program = tuple[jax.stages.Wrapped, tuple[Any, ...]]
 
@@ -24,6 +29,19 @@ def build(config: Config, mesh: Mesh) -> Program:
     """
     setup = set_up(config, mesh=mesh)
     return setup.train_step(), setup.abstract_arguments()
+
+
+def compile_steps(setup: Setup) -> dict[Hashable, Any]:
+    """Compiles the training step for each choice of the objective, before any runs."""
+    start = time.perf_counter()
+    choices = setup.objective.choices
+    programs = {choice: setup.lower(choice).compile() for choice in choices}
+    if len(choices) > 1:
+        logger.info(
+            "%-10s %d programs of the training step in %.1f s",
+            *("compiled", len(choices), time.perf_counter() - start),
+        )
+    return programs
 
 
 def build_predict(config: Config, mesh: Mesh) -> Program:

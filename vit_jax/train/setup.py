@@ -20,6 +20,7 @@ from vit_jax import sharding
 from vit_jax.checkpoints.description import MODEL, Description
 from vit_jax.checkpoints.parts import average_key
 from vit_jax.config import Config, checks
+from vit_jax.config.flexible import readable_flexible
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import Dataset, open_dataset
 from vit_jax.data.sources.options import FIRST_RULES, DataOptions
@@ -35,6 +36,7 @@ from vit_jax.evaluators.choosing import (
 )
 from vit_jax.evaluators.classification import what_to_count
 from vit_jax.evaluators.examples import abstract_batch
+from vit_jax.evaluators.patch_sizes import check_sizes, rows_of_sizes
 from vit_jax.evaluators.steps import make_eval_step
 from vit_jax.models import (
     PatchModel,
@@ -42,6 +44,7 @@ from vit_jax.models import (
     abstract_params,
 )
 from vit_jax.models.adapters import adapters_of, chosen, is_adapter, is_head
+from vit_jax.models.flexible import at_patch_size
 from vit_jax.models.outputs import plain_loss, readable
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
@@ -240,7 +243,13 @@ class Setup:
         return (*arguments, extra) if jax.tree.leaves(extra) else arguments
 
     def train_step(self, choice: Hashable = None) -> jax.stages.Wrapped:
-        """Makes the jitted step, which takes a state, a batch and any `extra`."""
+        """Makes the jitted step, which takes a state, a batch and any `extra`.
+
+        Args:
+          choice: one of the objective's choices; by default the first.
+        """
+        if choice is None:
+            choice = self.objective.choices[0]
         step = make_train_step(
             *(self.config, self.objective, self.optimizer, self.groups, self.mesh),
             choice,
@@ -252,6 +261,13 @@ class Setup:
     def lower(self, choice: Hashable = None) -> jax.stages.Lowered:
         """Lowers the training step for this run's shapes; it is not yet compiled."""
         return self.train_step(choice).lower(*self.abstract_arguments())
+
+    @property
+    def heaviest(self) -> ViTOrMixer:
+        """The architecture at the patch size of the largest training step."""
+        if (sizes := self.objective.patch_sizes) is None:
+            return self.architecture
+        return at_patch_size(self.architecture, sizes.choices[0])
 
     @property
     def eval_rows(self) -> int:
@@ -366,7 +382,10 @@ class Setup:
     @functools.cached_property
     def evaluators(self) -> list[EvaluatorRow]:
         """The rows of `config.evaluators`, checked, that suit the data."""
-        rows = read_rows(self.config.evaluators.to_dict())
+        config, names = self.config, self.config.evaluators
+        rows = rows_of_sizes(config, self.architecture, self.outputs, names)
+        rows = [*read_rows(names.to_dict()), *rows]
+        check_sizes(rows, self.architecture)
         return judged_by(rows, self.info.num_classes)
 
     @property
@@ -439,7 +458,7 @@ def set_up(
         with _noting(found):
             mesh = mesh or sharding.make_mesh(**config.mesh, devices=devices)
     first = len(found)
-    sound = config_lib.with_defaults(config, wrong)
+    sound = readable_flexible(config_lib.with_defaults(config, wrong))
     if "loss" in wrong:
         sound.loss_options = type(sound)()  # options of a loss that does not exist
     if "optimizer" in wrong:

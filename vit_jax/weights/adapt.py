@@ -18,7 +18,7 @@ from vit_jax.models import (
     ViTOrMixer,
     abstract_params,
 )
-from vit_jax.models.positions import METHODS
+from vit_jax.models.flexible import is_flexible, resize_patches
 from vit_jax.weights.adapt_tokens import fit_pooling, fit_positions
 from vit_jax.words import times
 
@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 # Fields that may differ. All others must agree: some of them (such as the kind of GELU)
 # do not affect the shapes and would silently change the function.
-_ADAPTABLE = ("image_size", "num_classes", "pre_logits", "channels", "patch_size")
+_ADAPTABLE = (
+    *("image_size", "num_classes", "pre_logits", "channels", "patch_size"),
+    *("flexible_kernel", "flexible_grid", "flexible_resize"),
+)
 _HEADS = ("head", "head_distillation")
 
 
@@ -64,7 +67,8 @@ def adapt(
       head_bias: initial bias of a new head.
       head_std: standard deviation of its initial kernel; 0 = all zeros.
       seed: determines that kernel.
-      posemb_resize: a method of `vit_jax.models.positions.METHODS`.
+      posemb_resize: a method of `vit_jax.models.positions.METHODS`; a source with a
+        flexible patch size has its own.
       quiet: do not log the changes.
 
     Returns:
@@ -87,7 +91,8 @@ def adapt(
     )
     now = source
     if isinstance(source, Architecture) and isinstance(target, Architecture):
-        now, lines = fit_positions(adapted, source, target, posemb_resize)
+        method = source.flexible_resize or posemb_resize
+        now, lines = fit_positions(adapted, source, target, method)
         done += lines
         if reason:
             now, lines = fit_pooling(adapted, now, target)
@@ -111,25 +116,6 @@ def adapt(
         # Warnings, because these show in a notebook even if logging is not set up.
         logger.warning("pretrained weights: %s", line)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), adapted)
-
-
-def resize_patches(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a patch embedding's kernel to patches of another size.
-
-    This is the pseudo-inverse resize of arXiv:2212.08013: among all new kernels, the
-    result's tokens of bilinearly enlarged patches are closest to the old kernel's
-    tokens of the original patches.
-
-    Args:
-      kernel: [h, w, channels, d].
-      size: new (height, width).
-    """
-    rows, columns = (
-        np.linalg.pinv(METHODS["bilinear"](old, new).T)
-        for old, new in zip(kernel.shape[:2], size, strict=True)
-    )
-    resized = np.einsum("yh,xw,hwcd->yxcd", rows, columns, kernel.astype(np.float64))
-    return resized.astype(np.float32)
 
 
 def change_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -316,9 +302,13 @@ def _fit_input(
         embedding = dict(adapted["patch_embed"])
         embedding["kernel"] = resize_patches(np.asarray(embedding["kernel"]), new)
         adapted["patch_embed"] = embedding
+        # In pixels of the image, of which a trunk makes fewer features.
+        before, now = (
+            a.embed_kernel if is_flexible(a) else a.patch_size for a in (source, target)
+        )
         done.append(
-            f"the patch embedding resized from {times(source.patch_size)} to "
-            f"{times(target.patch_size)} pixels (pseudo-inverse)"
+            f"the patch embedding resized from {times(before)} to {times(now)} pixels "
+            "(pseudo-inverse)"
         )
     return done
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.models import Architecture
+from vit_jax.models.flexible import fixed as without_flexible
 from vit_jax.models.positions import resize, same_but_rounded, sincos2d
 from vit_jax.words import times
 
@@ -30,6 +31,7 @@ def fit_positions(
     positions like learned ones: those of the target are no longer parameters.
     """
     done = []
+    stored, source = source.position_grid, without_flexible(source)
     if source.posemb == "sincos2d" and target.posemb == "learned":
         adapted["pos_embed"] = sincos2d(
             source.grid, source.width, source.sincos_denominator
@@ -45,11 +47,12 @@ def fit_positions(
             source, posemb=target.posemb, sincos_denominator=target.sincos_denominator
         )
     both = "learned" == source.posemb == target.posemb and "pos_embed" in adapted
-    if both and source.grid != target.grid:
-        adapted["pos_embed"] = resize(adapted["pos_embed"], target.grid, method)
+    if both and stored != target.position_grid:
+        new = target.position_grid
+        adapted["pos_embed"] = resize(adapted["pos_embed"], new, method)
         done.append(
-            f"position embeddings resized from {times(source.grid)} to "
-            f"{times(target.grid)} ({method})"
+            f"position embeddings resized from {times(stored)} to {times(new)} "
+            f"({method})"
         )
     if source.class_token_position == target.class_token_position:
         return source, done

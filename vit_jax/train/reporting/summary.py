@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from vit_jax import host_memory, sharding
+from vit_jax.config.flexible import size_name
 from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.train.memory import Bytes
 from vit_jax.train.setup import Setup
@@ -60,6 +61,7 @@ def log_summary(
         "images": f"{times(model.image_size)} pixels in patches of "
         f"{times(model.patch_size)}: {times(model.grid)} + "
         f"{model.num_prefix_tokens} tokens",
+        "patches": _patches(setup),
         "data": f"{config.dataset}: {', '.join(splits)}; "
         + (f"{info.num_classes:,} classes" if info.num_classes else "no labels"),
         "classes": first_and_last(info.class_names or ()),
@@ -80,6 +82,22 @@ def log_summary(
     for name, value in rows.items():
         if value:
             logger.info("%-10s %s", name, value)
+
+
+def _patches(setup: Setup) -> str:
+    """Writes the patch sizes among which every step draws; "" if there is only one."""
+    if (drawn := setup.objective.patch_sizes) is None:
+        return ""
+    a: Any = setup.architecture
+    shares = f" in proportion {':'.join(map(str, drawn.frequencies))}"
+    stored = f"kernel of {times(a.flexible_kernel)} pixels"
+    if a.flexible_grid is not None:
+        stored += f" and positions of {times(a.flexible_grid)}"
+    return (
+        f"every step draws one of {', '.join(map(size_name, drawn.sizes))} pixels"
+        + shares * (len(set(drawn.frequencies)) > 1)
+        + f", resized from a {stored}"
+    )
 
 
 def _input(config: Any, waiting_bytes: int) -> str:

@@ -11,6 +11,7 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer, abstract_params
 from vit_jax.models.decoder import DECODER, DecoderFacts
+from vit_jax.models.flexible import fixed, fixed_params, is_flexible
 from vit_jax.models.positions import sincos2d
 from vit_jax.weights.files.tensors import Tensors
 from vit_jax.weights.formats import (
@@ -44,7 +45,7 @@ from vit_jax.weights.formats.layout import (
     write_tensors,
 )
 from vit_jax.weights.formats.other_models import ADAPTED, QUANTIZED, find_kind
-from vit_jax.words import did_you_mean, plain, shortened
+from vit_jax.words import did_you_mean, plain, shortened, times
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,13 @@ def to_tensors(
     params = {name: value for name, value in params.items() if name != DECODER} | (
         {DECODER: params[DECODER]} if written is not None else {}
     )
+    if is_flexible(architecture):
+        lost.append(
+            "the flexible patch size: the weights are written for patches of "
+            f"{times(architecture.patch_size)} pixels"
+        )
+        params = fixed_params(params, architecture)
+        architecture = fixed(architecture)
     if _has_sincos(architecture) and format.inexpressible(architecture):
         architecture, params = _written_out(
             architecture, params, with_class_token=written is not None

@@ -103,15 +103,15 @@ def _check_size(description: Description, tensors: Tensors) -> None:
 
 def _extents(a: ViTOrMixer) -> list[int]:
     """Lists the sizes of the tensors whose shapes depend on the architecture."""
-    patches = math.prod(a.grid)
     extents = [
         math.prod(a.embed_kernel) * a.embed_channels * a.width,
         a.width * a.mlp_dim,
         a.channels,
     ]
     if isinstance(a, MixerArchitecture):
-        return [*extents, a.width * a.num_classes, patches * a.tokens_mlp_dim]
-    learned = patches * (a.posemb == "learned")
+        tokens = math.prod(a.grid)
+        return [*extents, a.width * a.num_classes, tokens * a.tokens_mlp_dim]
+    learned = math.prod(a.position_grid) * (a.posemb == "learned")
     return [
         *extents,
         (a.pre_logits or a.width) * a.num_classes,
