@@ -30,7 +30,7 @@ CHOICES: dict[str, Collection[str]] = {
 }
 # Fields that older releases refuse to read. They are not written at their defaults, so
 # that those releases still read the architectures that they can compute.
-_ADDED = ("mlp_type", "norm_type")
+_ADDED = ("mlp_type", "norm_type", "prompts", "prompts_deep")
 
 # Values of `pooling` that read the class token.
 _OF_CLASS_TOKEN = ("cls", "cls_gap")
@@ -204,6 +204,10 @@ class Architecture(PatchArchitecture):
     qkv_bias: bool = True  # on the blocks' queries, keys and values
     mlp_type: str = "plain"  # a row of `blocks.MLPS`
     norm_type: str = "layernorm"  # a row of `blocks.NORMS`
+    # Learned tokens after the others (arXiv:2203.12119): the same ones pass through all
+    # blocks, or (deep) each block has its own, which take part in its attention only.
+    prompts: int = 0
+    prompts_deep: bool = False
 
     @classmethod
     def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +230,11 @@ class Architecture(PatchArchitecture):
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: class token, distillation token, registers."""
         return int(self.class_token) + int(self.distillation_token) + self.registers
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a block sees, prompts included."""
+        return super().num_tokens + self.prompts
 
     @property
     def mixing(self) -> str:
@@ -295,6 +304,8 @@ class Architecture(PatchArchitecture):
             problems.append("distillation_head False needs distillation_token")
         if self.num_pooled > 1 and self.pre_logits:
             problems.append("distillation_head and pre_logits exclude each other")
+        if self.prompts_deep and not self.prompts:
+            problems.append("prompts_deep needs prompts")
         if self.register_positions and not self.registers:
             problems.append("register_positions needs registers")
         if any(patch % self.trunk_stride for patch in self.patch_size):
@@ -389,6 +400,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_token": _FLAG,
     "class_token_position": _FLAG,
     "registers": _whole(0),
+    "prompts": _whole(0),
+    "prompts_deep": _FLAG,
     "pre_logits": _whole(0),
     "layernorm_epsilon": (
         lambda value: type(value) is float and 0 < value < 1,

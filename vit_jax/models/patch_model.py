@@ -51,6 +51,11 @@ class PatchModel(nn.Module):
     head_std: float = 0.0
     placement: Placement = Placement()
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return bool(self.dropout_rate or self.stochastic_depth)
+
     def dropout_keys(self, train: bool) -> tuple[Any, ...]:
         """Draws a key for each block and one for the embedding, which comes last.
 
@@ -59,7 +64,7 @@ class PatchModel(nn.Module):
         """
         # Split into one key per block here, so that a loop and a scan draw the same.
         count = self.architecture.depth + 1
-        if train and (self.dropout_rate or self.stochastic_depth):
+        if train and self.drops:
             return tuple(jax.random.split(self.make_rng("dropout"), count))
         return (None,) * count
 
