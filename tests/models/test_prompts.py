@@ -285,7 +285,7 @@ def test_the_architecture_of_a_prompted_model(tiny):
         tiny(prompts_deep=True)
     with pytest.raises(ValueError, match="prompts is -1, expected a whole number"):
         tiny(prompts=-1)
-    with pytest.raises(ValueError, match="prompt_attention.; choose from embedding"):
+    with pytest.raises(ValueError, match=r"prompt_attention.; choose from embedding"):
         VisionTransformer(tiny()).apply(
             {}, jnp.zeros((1, 8, 6, 3)), intermediates=("prompt_attention",)
         )

@@ -36,10 +36,7 @@ from vit_jax.models.prompts import (
 )
 from vit_jax.models.resnet import Trunk
 
-INTERMEDIATES = (
-    *("embedding", "tokens", "attention", ATTENTION),
-    *("normed", "pooled", "pre_logits"),
-)
+INTERMEDIATES = ("embedding", "tokens", "attention", "normed", "pooled", "pre_logits")
 HEADS = ("head", "head_distillation")
 
 
@@ -91,8 +88,8 @@ class VisionTransformer(PatchModel):
             "pre_logits", the input of the head, [b, d, 2d or pre_logits];
             "head" and "head_distillation", the logits of each head in float32, [b, k].
             Tokens are in the order class token, distillation token, registers, patches
-            row by row; prompts are not among them. If two heads read a token each, "pooled" and "pre_logits" are
-            the means over both.
+            row by row; prompts are not among them. If two heads read a token each,
+            "pooled" and "pre_logits" are the means over both.
 
         Returns:
           The logits, or the head's input if there are no classes; with `intermediates`
@@ -327,10 +324,9 @@ class VisionTransformer(PatchModel):
     def _choices(self) -> list[str]:
         """Lists the names of the intermediates that this architecture has."""
         a = self.architecture
-        absent = {"normed"} if a.norm != "before_pool" else set()
-        absent |= set() if a.prompts else {ATTENTION}
-        names = [name for name in INTERMEDIATES if name not in absent]
-        return [*names, *HEADS[: a.num_pooled]]
+        names = [n for n in INTERMEDIATES if n != "normed" or a.norm == "before_pool"]
+        prompted = [ATTENTION] if a.prompts else []
+        return [*names, *prompted, *HEADS[: a.num_pooled]]
 
     def _read(self, intermediates: tuple[str, ...]) -> int | None:
         """Returns how many tokens of the last block must be computed; None: all."""
