@@ -41,6 +41,11 @@ PARAMETERS = (
     (r"(query|key|value|fc1)/kernel", ("fsdp", "tensor")),
     (r"(query|key|value|fc1)/bias", (("tensor", "fsdp"),)),
     (r"(out|fc2)/kernel", ("tensor", "fsdp")),
+    # LoRA's two narrow matrices, whose rank is never divided.
+    (r"(query|key|value|fc1)/lora_a", ("fsdp", None)),
+    (r"(query|key|value|fc1)/lora_b", (None, ("tensor", "fsdp"))),
+    (r"(out|fc2)/lora_a", (("tensor", "fsdp"), None)),
+    (r"(out|fc2)/lora_b", (None, "fsdp")),
     # A projection head: layers in turn, and the lengths and directions of its outputs.
     (r"fc[3579]/kernel", ("fsdp", "tensor")),
     (r"fc[468]/kernel", ("tensor", "fsdp")),

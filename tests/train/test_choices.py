@@ -44,6 +44,7 @@ BRANCHES = {
     "model.norm": ["before_pool", "after_pool"],  # test_vit.py
     "momentum_dtype": ["float32", "bfloat16"],  # test_optimizers.py
     "compute_dtype": ["auto", "float32", "bfloat16"],  # test_setup.py
+    "save_frozen": ["auto", "yes", "no"],  # test_adapters.py
 }
 
 

@@ -42,6 +42,9 @@ class Description:
     # The decoder of a masked autoencoder, whose parameters are then the subtree
     # `DECODER` beside the model's own; None for any other model.
     decoder: DecoderFacts | None = None
+    # The pretrained weights whose parameters were frozen: their "source" and their
+    # "checksum". Checkpoints of such a run leave these parameters out. {} = none.
+    base: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -98,6 +101,7 @@ class Description:
             "outputs": self.outputs,
             **({"objective": self.objective} if self.objective else {}),
             **({"decoder": self.decoder.to_dict()} if self.decoder else {}),
+            **({"base": self.base} if self.base else {}),
         }
 
     @classmethod
@@ -115,14 +119,15 @@ class Description:
                 f"this vit_jax reads version {SCHEMA_VERSION}; use the release of "
                 "vit_jax that wrote it, or a newer one."
             )
-        # Older checkpoints lack these; "objective" and "decoder" are not written when
-        # they are empty, so that older releases read all others.
+        # Older checkpoints lack these; "objective", "decoder" and "base" are not
+        # written when they are empty, so that older releases read all others.
         added: dict[str, Any] = {
             "examples": {},
             "fingerprints": {},
             "outputs": "",
             "objective": {},
             "decoder": None,
+            "base": {},
         }
         values = added | values
         names = {field.name for field in dataclasses.fields(cls)}

@@ -194,6 +194,21 @@ def default_config() -> Config:
     # "bicubic_offset", "bilinear", "google" (vit_jax/models/positions.py).
     config.posemb_resize = "bicubic"
 
+    # Low-rank adapters (LoRA, arXiv:2106.09685) beside dense layers of the pretrained
+    # model: only these, the head and what the objective adds are trained.
+    config.lora = ConfigDict()
+    # The width between an adapter's two matrices; 0 = no adapters.
+    config.lora.rank = 0
+    # What an adapter adds is multiplied by alpha / rank; 0 = alpha is the rank.
+    config.lora.alpha = 0.0
+    # The layers with adapters: "query", "key", "value", "out", "fc1", "fc2", joined by
+    # ","; "attention" = the first four, "mlp" = the last two, "all".
+    config.lora.targets = "query,value"
+    # Multiply by alpha / √rank instead (rsLoRA, arXiv:2312.03732).
+    config.lora.rank_stabilized = False
+    # Dropout rate of the adapters' inputs.
+    config.lora.dropout = 0.0
+
     # --- Objective ---
     # "classification", "distillation", "linear_probe", "masked_autoencoding",
     # "masked_patches", "self_distillation", or a class of your own as
@@ -237,7 +252,7 @@ def default_config() -> Config:
     # that decay.
     config.weight_decay_on = ".*kernel"
     # How individual parameters are trained, as rows "PATTERN: SETTING, SETTING" joined
-    # by ";". Settings: frozen, lr=FACTOR, decay=WEIGHT_DECAY, rule=OPTIMIZER,
+    # by ";". Settings: frozen, trained, lr=FACTOR, decay=WEIGHT_DECAY, rule=OPTIMIZER,
     # start=STEP, begin=STEP. The first row whose pattern matches the whole path
     # applies; settings that it leaves out keep their values (vit_jax/optim/groups.py).
     config.groups = ""
@@ -312,6 +327,10 @@ def default_config() -> Config:
     config.checkpoint_every = 1000
     # Number of the newest checkpoints to keep.
     config.keep_checkpoints = 2
+    # Whether checkpoints hold the parameters that are frozen at pretrained values:
+    # "yes"; "no" = they are read from `pretrained` again wherever they are needed;
+    # "auto" = "no" for a run with adapters, else "yes".
+    config.save_frozen = "auto"
     # Metric by which the best checkpoint is kept too ("top1", "loss", "macro_f1",
     # "mean_average_precision" … as in docs/evaluation.md, or "NAME/METRIC" of one of
     # the `evaluators`); an evaluation that is better than all before it saves one.

@@ -1,6 +1,7 @@
 """Architectures: the function that a model's parameters compute, as plain data."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from vit_jax.models.blocks import (
     NormArchitecture,
 )
 from vit_jax.models.layers import GELU
+from vit_jax.models.lora import TARGETS, LoraArchitecture, exceeds
 from vit_jax.models.positions import DENOMINATORS
 from vit_jax.models.resnet import NUMERICS
 from vit_jax.models.variants import parse_variant
@@ -30,7 +32,11 @@ CHOICES: dict[str, Collection[str]] = {
 }
 # Fields that older releases refuse to read. They are not written at their defaults, so
 # that those releases still read the architectures that they can compute.
-_ADDED = ("mlp_type", "norm_type", "prompts", "prompts_deep")
+_ADDED = (
+    *("mlp_type", "norm_type"),
+    *("lora_rank", "lora_alpha", "lora_targets", "lora_rank_stabilized"),
+    *("prompts", "prompts_deep"),
+)
 
 # Values of `pooling` that read the class token.
 _OF_CLASS_TOKEN = ("cls", "cls_gap")
@@ -204,6 +210,11 @@ class Architecture(PatchArchitecture):
     qkv_bias: bool = True  # on the blocks' queries, keys and values
     mlp_type: str = "plain"  # a row of `blocks.MLPS`
     norm_type: str = "layernorm"  # a row of `blocks.NORMS`
+    # Adapters beside the blocks' dense layers (arXiv:2106.09685); rank 0 = none.
+    lora_rank: int = 0
+    lora_alpha: float = 0.0  # divided by the rank; see `LoraArchitecture`
+    lora_targets: tuple[str, ...] = ()  # some of `lora.TARGETS`, in their order
+    lora_rank_stabilized: bool = False
     # Learned tokens after the others (arXiv:2203.12119): the same ones pass through all
     # blocks, or (deep) each block has its own, which take part in its attention only.
     prompts: int = 0
@@ -224,6 +235,18 @@ class Architecture(PatchArchitecture):
             AttentionArchitecture(self.num_heads, self.qkv_bias),
             MlpArchitecture(self.mlp_dim, self.gelu, self.mlp_type),
             self.layer_scale,
+            self._lora,
+        )
+
+    @property
+    def _lora(self) -> LoraArchitecture | None:
+        if not self.lora_rank:
+            return None
+        return LoraArchitecture(
+            self.lora_rank,
+            self.lora_alpha,
+            self.lora_targets,
+            self.lora_rank_stabilized,
         )
 
     @property
@@ -313,7 +336,23 @@ class Architecture(PatchArchitecture):
                 f"patch_size {self.patch_size} is not a multiple of {self.trunk_stride}"
                 f", the stride of the trunk {self.trunk}"
             )
-        return problems + super()._wrong_combinations()
+        return problems + self._wrong_lora() + super()._wrong_combinations()
+
+    def _wrong_lora(self) -> list[str]:
+        """Lists conflicts among the fields of the adapters."""
+        if not self.lora_rank:
+            others = ("lora_alpha", "lora_targets", "lora_rank_stabilized")
+            given = [name for name in others if getattr(self, name)]
+            return [f"{', '.join(given)} needs lora_rank"] if given else []
+        problems = []
+        if not self.lora_alpha:
+            problems.append("lora_alpha is 0, so the adapters would have no effect")
+        if not self.lora_targets:
+            problems.append("lora_rank needs lora_targets")
+        reason = exceeds(self.lora_rank, self.lora_targets, self.width, self.mlp_dim)
+        if reason:
+            problems.append(f"lora_rank {self.lora_rank} {reason}")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,6 +451,19 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "distillation_head": _FLAG,
     "register_positions": _FLAG,
     "qkv_bias": _FLAG,
+    "lora_rank": _whole(0),
+    "lora_alpha": (
+        lambda value: type(value) is float and 0 <= value < math.inf,
+        "a finite number of 0 or more",
+    ),
+    "lora_targets": (
+        lambda value: (
+            type(value) is tuple
+            and value == tuple(name for name in TARGETS if name in value)
+        ),
+        f"some of {', '.join(TARGETS)}, in this order",
+    ),
+    "lora_rank_stabilized": _FLAG,
     "trunk": (
         lambda value: value is None or (_all_whole(value) and len(value) <= 8),
         "None or residual units per stage, such as (3, 4, 9)",

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models.attention.formulations import attend
 from vit_jax.models.dropout import drop
 from vit_jax.models.layers import FLOAT32, GELU, Layers, normal, xavier_uniform
+from vit_jax.models.lora import LoraArchitecture
 from vit_jax.models.prompts import NO_PROMPTS, Prompts
 
 # Names attention's result for rematerialisation policies, which recognise matrix
@@ -58,6 +59,7 @@ class BlockArchitecture:
     attention: AttentionArchitecture
     mlp: MlpArchitecture
     layer_scale: bool = False
+    lora: LoraArchitecture | None = None  # of a block's layers; a MAP head has none
 
 
 class Attention(nn.Module):

@@ -60,6 +60,7 @@ def run_blocks(
     keys: tuple[Any, ...] = (),
     wanted: tuple[str, ...] = (),
     read: int | None = None,
+    rng: str = "",
 ) -> tuple[Float[Array, "b r d"], dict[str, Array]]:
     """Runs the blocks of a model one after the other.
 
@@ -74,6 +75,8 @@ def run_blocks(
       wanted: names of the intermediates to return.
       read: number of tokens of the last block that are read. The last block then
         computes only these, and none of the intermediates; by default all.
+      rng: name of a stream of random numbers that the block's layers draw from; it
+        starts from the block's key.
 
     Returns:
       The tokens after the last block, and the `wanted` intermediates of each block,
@@ -95,6 +98,8 @@ def run_blocks(
     def step(x, inputs, **how):
         params, key, rate = inputs
         params = placement.gather(params, layers.dtype)
+        if rng and key is not None:
+            how["rngs"] = {rng: key}
         x, given = run({"params": params}, x, key, rate, wanted, **how)
         x = placement.constrain(x, "batch", None, None)
         given = {"tokens": x} | given

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models import cpu
+from vit_jax.models.lora import LoraArchitecture, with_lora
 from vit_jax.models.placement import Placement
 
 GELU = {
@@ -44,19 +45,28 @@ class Layers:
 def make_layers(
     dtype: Any,
     placement: Placement = Placement(),  # noqa: B008 (it never changes)
+    lora: LoraArchitecture | None = None,
+    lora_dropout: float = 0.0,
 ) -> Layers:
-    """Makes the layers of a model; the only place that distinguishes platforms."""
-    dense, conv = nn.Dense, nn.Conv
+    """Makes the layers of a model; the only place that distinguishes platforms.
+
+    Args:
+      dtype: dtype of activations.
+      placement: where activations lie.
+      lora: adapters of the dense layers; None = without.
+      lora_dropout: dropout rate of the adapters' inputs, in training.
+    """
+    dense, conv = partial(nn.Dense, dtype=dtype), nn.Conv
     layer_norm = partial(nn.LayerNorm, dtype=dtype)
     if placement.device_kind == "cpu":
-        dense = partial(nn.Dense, dot_general=cpu.product)
+        dense = partial(dense, dot_general=cpu.product)
         conv = partial(nn.Conv, conv_general_dilated=cpu.patches)
         if dtype == jnp.float32:
             layer_norm = cpu.LayerNorm
     return Layers(
         dtype,
         placement,
-        partial(dense, dtype=dtype),
+        with_lora(dense, lora, lora_dropout) if lora else dense,
         partial(conv, dtype=dtype),
         layer_norm,
     )

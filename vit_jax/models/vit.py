@@ -19,6 +19,7 @@ from vit_jax.models.dropout import drop
 from vit_jax.models.encoder import run_blocks
 from vit_jax.models.heads import MapHead, apply_head
 from vit_jax.models.layers import Layers, make_layers, normal, zeros
+from vit_jax.models.lora import RNG
 from vit_jax.models.patch_model import (
     PatchModel,
     check_images,
@@ -50,6 +51,7 @@ class VisionTransformer(PatchModel):
     Attributes:
       attention: a row of `attention.formulations.IMPLEMENTATIONS`.
       layer_scale_init: initial value of LayerScale (arXiv:2103.17239).
+      lora_dropout: dropout rate of the input of LoRA adapters; in training only.
       posemb_resize: accept images of every size that can be cut into patches, and
         resize learned positions for them with this method, a row of
         `positions.METHODS`. Sin-cos positions are computed for their grid. None: images
@@ -60,6 +62,7 @@ class VisionTransformer(PatchModel):
     architecture: Architecture
     attention: str = "auto"
     layer_scale_init: float = 1e-4
+    lora_dropout: float = 0.0
     posemb_resize: str | None = None
     prompt_dropout: float = 0.0
 
@@ -171,14 +174,15 @@ class VisionTransformer(PatchModel):
             then `wanted` must be empty. By default all.
           found: receives the intermediates by name.
         """
-        a, layers, n = self.architecture, self._layers, tokens.shape[1]
-        prompts = self._prompts
+        a, record = self.architecture, self.architecture.block
+        layers = make_layers(self.dtype, self.placement, record.lora, self.lora_dropout)
+        prompts, n = self._prompts, tokens.shape[1]
         if a.prompts and not a.prompts_deep:
             tokens = prompts.join(self, tokens, keys[-1] if keys else None)
             # The last block computes none that nothing reads.
             read = n if read is None and not wanted else read
         block = Block(
-            a.block,
+            record,
             layers,
             attention=self.attention,
             dropout_rate=self.dropout_rate,
@@ -188,8 +192,10 @@ class VisionTransformer(PatchModel):
             parent=None,
         )
         one_token = jnp.zeros((1, 1, a.width), self.dtype)
+        rng = RNG if self.lora_dropout else ""
         x, of_blocks = run_blocks(
-            self, block, layers, tokens, one_token, keys, blocks_wanted(wanted), read
+            *(self, block, layers, tokens, one_token, keys),
+            *(blocks_wanted(wanted), read, rng),
         )
         if a.prompts:
             x, of_blocks = x[:, :n], without_prompts(of_blocks, n)
@@ -303,7 +309,7 @@ class VisionTransformer(PatchModel):
     def drops(self) -> bool:
         """Whether anything is dropped in training."""
         prompts = self.architecture.prompts and self.prompt_dropout
-        return bool(prompts or self.dropout_rate or self.stochastic_depth)
+        return bool(prompts or self.lora_dropout) or super().drops
 
     @property
     def _prompts(self) -> Prompts:

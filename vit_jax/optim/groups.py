@@ -6,12 +6,13 @@
 
 A pattern is a regular expression for the whole path ("blocks_00/mlp/fc1/kernel"). The
 first row that matches a parameter applies; settings that it leaves out keep the values
-that `weight_decay`, `weight_decay_on` and `layer_decay` give.
+that `weight_decay`, `weight_decay_on` and `layer_decay` give. With adapters, the rest
+of the model is frozen, except for parameters whose row says "trained".
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import jax
 
 from vit_jax.config import Config
 from vit_jax.errors import Problems
+from vit_jax.models.adapters import adapters_of, is_adapter, is_head
 from vit_jax.words import did_you_mean
 
 
@@ -75,6 +77,7 @@ def make_groups(
     params: Any,
     rules: Iterable[str],
     own: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    rests: Callable[[str], bool] = lambda _: False,
 ) -> Groups:
     """Finds the group of each parameter of a run.
 
@@ -84,6 +87,8 @@ def make_groups(
       rules: names of optimisers.
       own: the objective's settings by pattern, which rows of the config may replace;
         but what it freezes is frozen, whatever the config says.
+      rests: path → whether that parameter is frozen unless a row of the config says
+        "trained"; see `beside_adapters`.
 
     Raises:
       UserError: a row cannot be read, a pattern matches no parameter, weight decay
@@ -99,7 +104,8 @@ def make_groups(
         if settings.get("frozen"):
             groups[path] = Group(frozen=True)
             continue
-        group = Group(lr=factors[path], decay=decay)._replace(**settings)
+        group = Group(lr=factors[path], decay=decay, frozen=rests(path))
+        group = group._replace(**settings)
         for number, (pattern, settings) in enumerate(rows):
             if pattern.fullmatch(path):
                 used.add(number)
@@ -164,8 +170,8 @@ def parse_rows(
 
 def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
     name, given, value = (part.strip() for part in text.partition("="))
-    if name == "frozen" and not given:
-        return name, True
+    if name in ("frozen", "trained") and not given:
+        return "frozen", name == "frozen"
     if name == "rule" and value in rules:
         return name, value
     if name == "rule":
@@ -177,7 +183,7 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
         "begin": int,
     }
     if name not in kinds:
-        names = ["frozen", *kinds, "rule"]
+        names = ["frozen", "trained", *kinds, "rule"]
         raise ValueError(
             f"unknown setting {name!r}; choose from {', '.join(names)}"
             f"{did_you_mean(name, names)}"
@@ -189,6 +195,23 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
     if not 0 <= number < float("inf"):
         raise ValueError(f"{name}={value}: expected a number of at least 0")
     return name, number
+
+
+def beside_adapters(architecture: Any, model: Collection[str]) -> Callable[[str], bool]:
+    """Returns a function that says which parameters rest beside a model's adapters.
+
+    These are the model's own, except for the adapters and the head. Without adapters,
+    none rests.
+
+    Args:
+      architecture: the model's architecture.
+      model: names of the model's subtrees; others are the objective's.
+    """
+    if not adapters_of(architecture):
+        return lambda _: False
+    return lambda path: (
+        path.partition("/")[0] in model and not is_adapter(path) and not is_head(path)
+    )
 
 
 def layer_factors(params: Any, decay: float) -> dict[str, float]:

@@ -22,6 +22,7 @@ from vit_jax.optim.schedules import SCHEDULES
 from vit_jax.train.model_from_config import SWITCHES
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+SAVE_FROZEN = ("auto", "yes", "no")
 
 CHOICES: Mapping[str, Collection[str]] = {
     "bad_images": TRAIN_POLICIES,
@@ -47,4 +48,5 @@ CHOICES: Mapping[str, Collection[str]] = {
     "momentum_dtype": MOMENTUM_DTYPES,
     "schedule": SCHEDULES,
     "compute_dtype": COMPUTE_DTYPES,
+    "save_frozen": SAVE_FROZEN,
 }

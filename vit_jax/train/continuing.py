@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +69,11 @@ NO_CHANGES = Changes(frozenset(), {})
 
 
 def allowed_changes(
-    setup: Setup, facts: DataFacts, earlier: Description | None, workdir: str
+    setup: Setup,
+    facts: DataFacts,
+    earlier: Description | None,
+    workdir: str,
+    base: Mapping[str, str] = MappingProxyType({}),
 ) -> Changes:
     """Finds the keys that may differ from those of the run so far.
 
@@ -80,6 +85,8 @@ def allowed_changes(
       facts: what identifies its data.
       earlier: description of the checkpoint that the run resumes from.
       workdir: the run's directory.
+      base: record of the pretrained weights, if they were read again; they are then
+        known to be the same, wherever they lie.
 
     Raises:
       UserError: the data are not those that the run was trained on so far, or it has
@@ -94,6 +101,7 @@ def allowed_changes(
         earlier.config, config, earlier.step
     )
     free: set[str] = set(SCHEDULE if same_rates else ())
+    free.update(["pretrained"] if base else [])
     others = _other_values(config, earlier.config)
     read_otherwise = [others.pop(key) for key in [*others] if is_among(key, READING)]
     problems = []

@@ -8,15 +8,13 @@ from typing import Any, NoReturn
 import jax
 
 from vit_jax import accelerators, sharding
-from vit_jax import config as config_lib
 from vit_jax.checkpoints.reading import has_checkpoint, load_description
 from vit_jax.checkpoints.saving import Checkpoints
-from vit_jax.config import Config, checks
+from vit_jax.config import Config
 from vit_jax.data.decode import DecodeError
 from vit_jax.errors import UserError, problems_of
 from vit_jax.optim.guard import skipped_updates
 from vit_jax.train.autotune.choice import with_chosen_attention
-from vit_jax.train.choices import CHOICES
 from vit_jax.train.continuing import allowed_changes, tell_of_similar_run
 from vit_jax.train.evaluation import Evaluations
 from vit_jax.train.guardrails import DIVERGED, Guardrails
@@ -38,11 +36,11 @@ from vit_jax.train.start import (
     initial_state,
     open_batches,
     open_sources,
+    read_weights,
     with_class_names,
 )
 from vit_jax.train.state import TrainState
 from vit_jax.train.workdir_name import default_workdir
-from vit_jax.weights.loading import load_weights
 
 
 def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
@@ -70,18 +68,12 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         # The starting point: an earlier run in this directory, weights, or nothing.
         resumes = cluster.agreed("checkpoints:", has_checkpoint(workdir))
         earlier = load_description(workdir) if resumes else None
-        weights = None
+        weights, base = None, {}
         problems = missing_wandb(config) + untraceable(config, workdir)
-        if config.pretrained and earlier is None:
-            sized = "image_size" not in checks.wrong_values(config, CHOICES)
-            try:
-                weights = load_weights(
-                    config.pretrained,
-                    num_heads=config.model.num_heads or None,
-                    image_size=config_lib.image_size(config) if sized else None,
-                )
-            except UserError as error:
-                problems += problems_of(error)
+        try:
+            weights, base = read_weights(config, earlier)
+        except UserError as error:
+            problems += problems_of(error)
         start = earlier or (weights and weights.description)
         setup = set_up(as_begun(config, workdir), pretrained=start, problems=problems)
         config = setup.config
@@ -89,7 +81,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         train_source, eval_source = open_sources(setup)
         setup = with_class_names(setup, train_source)
         facts = data_facts(setup, train_source, eval_source)
-        changes = allowed_changes(setup, facts, earlier, workdir)
+        changes = allowed_changes(setup, facts, earlier, workdir, base)
         if not (named or earlier):
             tell_of_similar_run(workdir, config)
         params = weights and fit_weights(setup, weights, train_source.class_names)
@@ -124,6 +116,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
                 MetricWriter(workdir, step, wandb_runs(config, workdir), first=first)
             ),
             stack.enter_context(Progress(config.total_steps, step, first=first)),
+            base={} if setup.saves_frozen else base,
         )
         skipped = int(skipped_updates(state.opt_state) or 0)
         return _Training(

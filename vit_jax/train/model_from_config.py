@@ -18,7 +18,9 @@ from vit_jax.models import (
     architecture_from_variant,
     build,
 )
+from vit_jax.models.adapters import without_adapters
 from vit_jax.models.attention.formulations import candidates, why_not_cudnn
+from vit_jax.models.lora import exceeds, parse_targets
 
 # Value of a key → value of the architecture's field; None = what follows from the
 # other fields.
@@ -29,7 +31,51 @@ _SWITCHED = ("class_token", "class_token_position")
 def make_architecture(
     config: Config, num_classes: int, pretrained: Description | None
 ) -> ViTOrMixer:
-    """Makes the architecture from variant and config, or from the pretrained file."""
+    """Makes the architecture from variant and config, or from the pretrained file.
+
+    Adapters are those of the config, whichever the file has.
+
+    Raises:
+      ValueError: the config has keys or values that this architecture lacks.
+    """
+    architecture = _without_adapters(config, num_classes, pretrained)
+    return with_lora(config, architecture)
+
+
+def with_lora(config: Config, architecture: ViTOrMixer) -> ViTOrMixer:
+    """Adds the adapters that the config asks for.
+
+    Raises:
+      ValueError: a layer is unknown, the rank exceeds its matrix, or the model is not a
+        Vision Transformer.
+    """
+    lora = config.lora
+    if not lora.rank:
+        return architecture
+    if not isinstance(architecture, Architecture):
+        raise ValueError(
+            f"lora.rank={lora.rank}: only a Vision Transformer can have adapters, and "
+            "this model is an MLP-Mixer; leave it at 0"
+        )
+    try:
+        targets = parse_targets(lora.targets)
+    except ValueError as error:
+        raise ValueError(f"lora.targets={lora.targets!r}: {error}") from error
+    sizes = architecture.width, architecture.mlp_dim
+    if reason := exceeds(lora.rank, targets, *sizes):
+        raise ValueError(f"lora.rank={lora.rank} {reason}")
+    return dataclasses.replace(
+        architecture,
+        lora_rank=lora.rank,
+        lora_alpha=float(lora.alpha or lora.rank),
+        lora_targets=targets,
+        lora_rank_stabilized=lora.rank_stabilized,
+    )
+
+
+def _without_adapters(
+    config: Config, num_classes: int, pretrained: Description | None
+) -> ViTOrMixer:
     model = config.model
     common = {
         "image_size": config_lib.image_size(config),
@@ -39,7 +85,9 @@ def make_architecture(
         architecture = architecture_from_variant(model.variant, **common)
     else:
         assert pretrained is not None  # `problems` has asked for one
-        architecture = dataclasses.replace(pretrained.architecture, **common)
+        architecture = dataclasses.replace(
+            without_adapters(pretrained.architecture), **common
+        )
         heads = getattr(architecture, "num_heads", 0)
         if model.num_heads and model.num_heads != heads:
             raise ValueError(
@@ -171,6 +219,7 @@ def make_model(
         head_bias=config.model.head_bias,
         head_std=config.model.head_std,
         layer_scale_init=config.model.layer_scale or 1.0,
+        lora_dropout=config.lora.dropout,
     )
 
 

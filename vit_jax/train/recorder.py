@@ -17,8 +17,9 @@ from vit_jax.train.processes.cluster import as_the_first_says
 from vit_jax.train.reporting.goodput import goodput, in_words
 from vit_jax.train.reporting.metrics import MetricWriter, Progress, Stopwatch
 from vit_jax.train.same_data import DataFacts
+from vit_jax.train.saved_parts import saved_items
 from vit_jax.train.setup import Setup
-from vit_jax.train.state import TrainState, to_items
+from vit_jax.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Recorder:
 
     Attributes:
       facts: what identifies the data.
+      base: record of the weights whose parameters checkpoints leave out; {} = none.
       images: number of images trained on since the clock's last lap.
     """
 
@@ -40,6 +42,7 @@ class Recorder:
     checkpoints: Checkpoints
     writer: MetricWriter
     progress: Progress
+    base: dict[str, str] = dataclasses.field(default_factory=dict)
     clock: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     images: int = 0
 
@@ -163,9 +166,10 @@ class Recorder:
             self.setup.objective.outputs(self.setup.config),
             self.setup.objective_facts,
             decoder=self.setup.objective.decoder_facts(),
+            base=self.base,
         )
         with self.clock.stopped("saving"):
-            self.checkpoints.save(step, to_items(state), description)
+            self.checkpoints.save(step, saved_items(self.setup, state), description)
 
     def finish(self, step: int) -> None:
         """Waits for the last save, and logs where the time of this process went."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from vit_jax import sharding
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.checkpoints.workdir import check_shared, claim, recorded_config
-from vit_jax.config import Config
+from vit_jax.config import Config, checks
 from vit_jax.data.decode import DecodeError, UnsuitableImage
 from vit_jax.data.loading.batches import Batches, train_batches
 from vit_jax.data.preprocessing import to_pixels
@@ -23,18 +24,18 @@ from vit_jax.data.sources.protocol import Source
 from vit_jax.data.suspicious import suspicious_at_start
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer
+from vit_jax.models.adapters import chosen, overlaid
 from vit_jax.models.outputs import EXCLUSIVE, MEANINGS
+from vit_jax.optim.groups import path_name
+from vit_jax.train.choices import CHOICES
 from vit_jax.train.continuing import NO_CHANGES, Changes, defaults_of_old_runs
 from vit_jax.train.processes import cluster
+from vit_jax.train.saved_parts import saved_items, with_frozen
 from vit_jax.train.setup import Setup
-from vit_jax.train.state import TrainState, from_items, to_items
-from vit_jax.weights.adapt import (
-    adapt,
-    even_normalization,
-    heads_by_name,
-    new_head_because,
-)
-from vit_jax.weights.loading import Weights, split_params
+from vit_jax.train.state import TrainState, from_items
+from vit_jax.weights.adapt import heads_by_name, new_head_because
+from vit_jax.weights.base import check_adapters, check_same, fitted, record_of
+from vit_jax.weights.loading import Weights, load_weights, split_params
 from vit_jax.words import plain, shortened
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,46 @@ def open_batches(setup: Setup, source: Source, start: int) -> Batches:
     )
 
 
+def read_weights(
+    config: Config, earlier: Description | None
+) -> tuple[Weights | None, dict[str, str]]:
+    """Reads the pretrained weights, if the run needs any, and makes their record.
+
+    A run that continues needs them only for the parameters that its checkpoints lack.
+
+    Args:
+      config: the config, not yet resolved.
+      earlier: description of the checkpoint that the run continues from.
+
+    Raises:
+      UserError: they cannot be read, are not those that the run began with, or have
+        adapters other than those of the config.
+    """
+    if not config.pretrained or (earlier and not earlier.base):
+        return None, {}
+    sized = "image_size" not in checks.wrong_values(config, CHOICES)
+    try:
+        weights = load_weights(
+            config.pretrained,
+            num_heads=config.model.num_heads or None,
+            image_size=config_lib.image_size(config) if sized else None,
+        )
+    except UserError as error:
+        if earlier is None:
+            raise
+        raise UserError(
+            "the checkpoints of this run lack the frozen parameters of its pretrained "
+            f"weights, and these cannot be read: {error}\nIf they have moved, pass "
+            "their place as --config.pretrained"
+        ) from error
+    about = weights.description
+    check_adapters(about.architecture, config, config.pretrained)
+    base = record_of(config.pretrained, about, weights.params)
+    if earlier:
+        check_same(earlier.base, base)
+    return weights, base
+
+
 def fit_weights(
     setup: Setup, weights: Weights, class_names: Sequence[str]
 ) -> dict[str, Any]:
@@ -202,12 +243,11 @@ def fit_weights(
             params, architecture, names, class_names
         )
         _check_kept_head(setup, source, architecture, names, class_names)
-    if architecture.channels != setup.architecture.channels:
-        params, _ = even_normalization(params, architecture, source.preprocessing)
-    adapted = adapt(
+    adapted = fitted(
         params,
         architecture,
         setup.architecture,
+        source.preprocessing,
         source_class_names=names,
         target_class_names=class_names,
         keep_head=not config.reset_head,
@@ -256,24 +296,43 @@ def initial_state(
 ) -> TrainState:
     """Restores the newest sound checkpoint, or starts from `params` or at random."""
     abstract = setup.abstract_state()
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     cluster.agreed("step", checkpoints.latest_step() or 0)
-    found = checkpoints.restore_newest(to_items(abstract))
+    found = checkpoints.restore_newest(saved_items(setup, abstract))
     if found is not None:
         step = found.description.step
         logger.info("resuming from the checkpoint of step %d", step)
-        return from_items(found.items, step, abstract)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+        items = found.items
+        if not setup.saves_frozen:
+            first = _first_params(setup, params, shardings.params)
+            items = with_frozen(items, first)
+        return from_items(items, step, abstract)
     if params is None:
         return jax.jit(
             lambda: setup.new_state(setup.init_params()), out_shardings=shardings
         )()
-    given = {name: shardings.params[name] for name in params}
-    placed = jax.device_put(params, given)
+    placed = _placed(params, shardings.params)
 
     def completed(params: dict[str, Any]) -> TrainState:
-        if params.keys() == setup.param_shapes.keys():
-            return setup.new_state(params)
-        # Parameters that the objective trains besides the model start at random.
-        return setup.new_state(setup.init_params() | params)
+        return setup.new_state(_all_params(setup, params))
 
     return jax.jit(completed, out_shardings=shardings)(placed)
+
+
+def _first_params(setup: Setup, params: dict[str, Any] | None, where: Any) -> Any:
+    """Makes the parameters before the first step."""
+    placed = _placed(params or {}, where)
+    return jax.jit(partial(_all_params, setup), out_shardings=where)(placed)
+
+
+def _placed(params: dict[str, Any], where: Any) -> Any:
+    """Moves some of the parameters to their devices."""
+    paths = {path_name(path) for path, _ in jax.tree.leaves_with_path(params)}
+    return jax.device_put(params, chosen(where, paths.__contains__))
+
+
+def _all_params(setup: Setup, params: dict[str, Any]) -> Any:
+    """Adds what starts at random: adapters, and what the objective trains besides."""
+    if jax.tree.structure(params) == jax.tree.structure(setup.param_shapes):
+        return params
+    return overlaid(params, setup.init_params())

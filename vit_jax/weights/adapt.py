@@ -42,6 +42,7 @@ def adapt(
     head_std: float = 0.0,
     seed: int = 0,
     posemb_resize: str = "bicubic",
+    quiet: bool = False,
 ) -> Any:
     """Adapts the parameters of `source` to the architecture `target`.
 
@@ -64,6 +65,7 @@ def adapt(
       head_std: standard deviation of its initial kernel; 0 = all zeros.
       seed: determines that kernel.
       posemb_resize: a method of `vit_jax.models.positions.METHODS`.
+      quiet: do not log the changes.
 
     Returns:
       A nested dict of float32 numpy arrays; unchanged arrays are not copied.
@@ -105,7 +107,7 @@ def adapt(
         done.append(f"the head {what}: {reason}")
 
     _check(now, target, expected, adapted)
-    for line in done:
+    for line in () if quiet else done:
         # Warnings, because these show in a notebook even if logging is not set up.
         logger.warning("pretrained weights: %s", line)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), adapted)

@@ -14,6 +14,7 @@ from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer, abstract_params
 from vit_jax.models.outputs import MEANINGS
+from vit_jax.weights.base import completed
 from vit_jax.weights.decoders import as_told, with_target
 from vit_jax.weights.files.directories import (
     companion,
@@ -68,6 +69,7 @@ def load_weights(
     say_outputs: bool = False,
     decoder_heads: int | None = None,
     normalize_pixels: bool | None = None,
+    base: str = "",
 ) -> Weights:
     """Reads weights; recognises the format by the content of the file.
 
@@ -92,10 +94,13 @@ def load_weights(
         if the file does not record it and it is not the published 16.
       normalize_pixels: whether that decoder predicts pixels that are normalised within
         each patch, if the file does not record it.
+      base: for a work directory that holds only adapters and a head, the weights that
+        they were trained beside, if these are no longer where they were.
 
     Raises:
       UserError: the source does not exist, is not one of these, is damaged, or was not
-        trained with `num_heads` or at `trained_image_size`, or its decoder is another.
+        trained with `num_heads` or at `trained_image_size`, or its decoder is another;
+        or the base of its adapters cannot be read, or is another.
     """
     source, entry = _without_entry(source, entry)
     workdir = _workdir(source)
@@ -119,8 +124,13 @@ def load_weights(
         names = description.param_shapes
         params = {name: value for name, value in params.items() if name in names}
         _check_told(architecture, path, num_heads, trained_image_size)
+        if description.base:
+            params = _with_base(description, params, path, base)
+        else:
+            _check_no_base(base, path)
         told = decoder_heads, normalize_pixels
         return Weights(as_told(description, path, *told), params)
+    _check_no_base(base, source)
     resolved = resolve(source)
     file = weight_file(resolved.path)
     with open_tensors(file) as tensors:
@@ -155,6 +165,41 @@ def load_weights(
     for sentence in sentences:
         logger.warning("%s: %s", file.name, sentence)
     return Weights(description, params)
+
+
+def _with_base(
+    description: Description, trained: Any, path: pathlib.Path, base: str
+) -> dict[str, Any]:
+    """Reads the base of adapters, and returns all parameters of the model.
+
+    Raises:
+      UserError: the base cannot be read, or is another.
+    """
+    source, config = base or description.base["source"], description.config
+    size = config["image_size"]
+    advice = "if it has moved, pass its place: base= (in commands --base=)"
+    try:
+        weights = load_weights(
+            source,
+            num_heads=config["model"]["num_heads"] or None,
+            image_size=(size[0], size[-1]),
+        )
+    except UserError as error:
+        raise UserError(
+            f"{path} holds only what was trained beside the pretrained weights "
+            f"{description.base['source']}, and "
+            + ("these cannot be read" if source in str(error) else f"{source} cannot")
+            + f": {error}\n{advice}"
+        ) from error
+    return completed(description, trained, weights, source)
+
+
+def _check_no_base(base: str, source: str | pathlib.Path) -> None:
+    """Raises UserError if a base was named for weights that are whole."""
+    if base:
+        raise UserError(
+            f"base={base!r}, but {source} holds all parameters of its model: omit it"
+        )
 
 
 def _without_entry(
