@@ -246,6 +246,7 @@ _INPUT = {
     "cls",
     "distillation",
     "registers",
+    "prompts",
 }
 
 
