@@ -1,5 +1,6 @@
 """Runs that train visual prompts: thirty steps, devices, what is kept and refused."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -18,6 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import Architecture, MixerArchitecture
 from vit_jax.optim.groups import path_name
 from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.prompts_from_config import check_prompts
 from vit_jax.train.setup import set_up
 from vit_jax.weights.formats.known import FORMATS
 
@@ -229,17 +231,6 @@ ASKED = {"pretrained": "weights.npz", "prompts.count": 4}
             r"prompts.count=4: only a Vision Transformer can have prompts",
         ),
         (
-            ASKED | OF_WEIGHTS,
-            PROMPTED,
-            r"count=4, prompts.deep=False: the pretrained weights have 5 deep "
-            r"prompts,.* --config.prompts.count=5 --config.prompts.deep=True to train",
-        ),
-        (
-            {"pretrained": "weights.npz"},
-            PROMPTED,
-            r"prompts.count=0, .*the pretrained weights have 5 deep prompts",
-        ),
-        (
             ASKED | {"objective": "linear_probe"},
             Architecture(**TINY, num_heads=2),
             r"prompts.count=4: the prompts are frozen .*and would stay random",
@@ -251,8 +242,8 @@ ASKED = {"pretrained": "weights.npz", "prompts.count": 4}
         ),
     ],
     ids=[
-        *("no count", "no weights", "negative", "dropout", "mixer", "other prompts"),
-        *("no prompts", "objective", "groups"),
+        *("no count", "no weights", "negative", "dropout", "mixer"),
+        *("objective", "groups"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(values, weights, message, tiny_config):
@@ -282,6 +273,24 @@ def test_what_an_objective_adds_is_trained_too(objective, tiny_config):
     for path, group in groups.items():
         beside = path.startswith(added[objective])
         assert group.frozen != (beside or path.endswith("/prompts")), path
+
+
+def test_other_prompts_than_those_of_the_weights_are_refused(tiny_config):
+    for values, has in (
+        ({"prompts.count": 4, "prompts.deep": True}, "count=4 and prompts.deep=True"),
+        ({"prompts.count": 5}, "count=5 and prompts.deep=False"),
+        ({}, "count=0 and prompts.deep=False"),
+    ):
+        message = (
+            rf"weights w.npz have 5 deep prompts, .* config has prompts.{has}: pass "
+            r"--config.prompts.count=5 --config.prompts.deep=True to train them on"
+        )
+        with pytest.raises(UserError, match=message):
+            check_prompts(PROMPTED, tiny_config(**values), "w.npz")
+    same = {"prompts.count": 5, "prompts.deep": True}
+    check_prompts(PROMPTED, tiny_config(**same), "w.npz")
+    base = dataclasses.replace(PROMPTED, prompts=0, prompts_deep=False)
+    check_prompts(base, tiny_config(**same), "w.npz")
 
 
 def test_prompts_of_the_weights_are_trained_on(tiny_config):

@@ -40,7 +40,7 @@ def make_architecture(
       ValueError: the config has keys or values that this architecture lacks.
     """
     architecture = _without_adapters(config, num_classes, pretrained)
-    return with_prompts(config, with_lora(config, architecture), pretrained)
+    return with_prompts(config, with_lora(config, architecture))
 
 
 def with_lora(config: Config, architecture: ViTOrMixer) -> ViTOrMixer:

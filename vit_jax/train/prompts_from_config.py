@@ -5,42 +5,19 @@ import dataclasses
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.description import Description
 from vit_jax.config import Config
+from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer
 from vit_jax.models.adapters import is_adapter
 from vit_jax.optim.groups import Groups
 
 
-def with_prompts(
-    config: Config, architecture: ViTOrMixer, pretrained: Description | None
-) -> ViTOrMixer:
+def with_prompts(config: Config, architecture: ViTOrMixer) -> ViTOrMixer:
     """Adds the prompts that the config asks for to an architecture without any.
 
-    Args:
-      config: the config, with sound values.
-      architecture: the model's architecture.
-      pretrained: description of the weights that it starts from. If these have prompts,
-        the config has to ask for the same ones, which are then trained further.
-
     Raises:
-      ValueError: the weights have other prompts, which cannot be merged into them, or
-        the model is not a Vision Transformer.
+      ValueError: the model is not a Vision Transformer.
     """
-    count, deep = config.prompts.count, config.prompts.deep
-    theirs = getattr(pretrained and pretrained.architecture, "prompts", 0)
-    if theirs:
-        assert pretrained and isinstance(pretrained.architecture, Architecture)
-        their_deep = pretrained.architecture.prompts_deep
-        if (count, deep) != (theirs, their_deep):
-            flags = config_lib.as_flags(
-                {"prompts.count": theirs, "prompts.deep": their_deep}
-            )
-            kind = "deep" if their_deep else "shallow"
-            raise ValueError(
-                f"prompts.count={count}, prompts.deep={deep}: the pretrained weights "
-                f"have {theirs} {kind} prompts, which cannot be merged into them: pass "
-                f"{flags} to train these on, or start from the weights that they were "
-                "trained beside"
-            )
+    count = config.prompts.count
     if not count:
         return architecture
     if not isinstance(architecture, Architecture):
@@ -49,7 +26,34 @@ def with_prompts(
             "this model is an MLP-Mixer, which mixes a fixed number of tokens; leave "
             "it at 0"
         )
+    deep = config.prompts.deep
     return dataclasses.replace(architecture, prompts=count, prompts_deep=deep)
+
+
+def check_prompts(architecture: ViTOrMixer, config: Config, source: str) -> None:
+    """Rejects prompts in pretrained weights that the run would not continue.
+
+    Args:
+      architecture: that of the weights.
+      config: the run's.
+      source: where the weights were read from.
+
+    Raises:
+      UserError: the config asks for other prompts, or for none.
+    """
+    if not isinstance(architecture, Architecture) or not architecture.prompts:
+        return
+    count, deep = architecture.prompts, architecture.prompts_deep
+    if (config.prompts.count, config.prompts.deep) == (count, deep):
+        return
+    flags = config_lib.as_flags({"prompts.count": count, "prompts.deep": deep})
+    raise UserError(
+        f"the pretrained weights {source} have {count} {'deep' if deep else 'shallow'} "
+        "prompts, which cannot be merged into them, but the config has "
+        f"prompts.count={config.prompts.count} and prompts.deep={config.prompts.deep}: "
+        f"pass {flags} to train them on, or start from the weights that they were "
+        "trained beside"
+    )
 
 
 def check_trained(
@@ -57,11 +61,18 @@ def check_trained(
 ) -> None:
     """Rejects prompts that start at random and are not trained.
 
+    Args:
+      groups: how the parameters are trained.
+      architecture: the model's.
+      pretrained: description of the weights that it starts from; None = not known.
+
     Raises:
       ValueError: they are frozen.
     """
     count = getattr(architecture, "prompts", 0)
-    if not count or getattr(pretrained and pretrained.architecture, "prompts", 0):
+    if not count or pretrained is None:
+        return
+    if getattr(pretrained.architecture, "prompts", 0):
         return
     frozen = {
         group.frozen
