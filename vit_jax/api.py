@@ -23,7 +23,7 @@ from vit_jax.reconstruction import DecoderOfModel
 from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.decoders import fit_decoder
-from vit_jax.weights.loading import load_weights, split_params
+from vit_jax.weights.loading import load_weights, merged, split_params
 from vit_jax.weights.saving import save_weights
 from vit_jax.words import pair
 
@@ -48,6 +48,8 @@ def load(
     entry: str = "",
     decoder_heads: int | None = None,
     normalize_pixels: bool | None = None,
+    base: Path | None = None,
+    merge: bool = False,
 ) -> Model:
     """Loads a model from any source; logs what was changed while loading.
 
@@ -88,6 +90,9 @@ def load(
         file that does not record it, if it is not the published 16.
       normalize_pixels: whether that decoder predicts pixels that are normalised within
         each patch, for a file that does not record it.
+      base: for a work directory that holds only adapters and a head, the weights that
+        they were trained beside, if these are no longer where they were.
+      merge: add LoRA adapters to the kernels, as `Model.merged` does.
 
     Raises:
       UserError: there is no such model, or an argument is invalid.
@@ -114,7 +119,10 @@ def load(
         say_outputs=outputs is None and num_classes is None,
         decoder_heads=decoder_heads,
         normalize_pixels=normalize_pixels,
+        base=base,
     )
+    if merge:
+        weights = merged(weights)
     description = weights.description
     params, beside = split_params(weights)
     del weights  # so that parameters can be released as they are moved
@@ -185,6 +193,7 @@ def load(
         description.examples,
         description.fingerprints,
         decoder,
+        description.base,
     )
 
 
@@ -215,6 +224,7 @@ def save(model: Model, path: Path, format: str = "vit_jax") -> pathlib.Path:
         model.fingerprints,
         model.outputs,
         decoder=model.decoder and model.decoder.facts,
+        base=model.base,
     )
     params = model.params | ({DECODER: model.decoder.params} if model.decoder else {})
     return save_weights(description, jax.device_get(params), path, format)

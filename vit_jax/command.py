@@ -100,6 +100,17 @@ def define_outputs(flag_values: flags.FlagValues) -> None:
     )
 
 
+def define_base(flag_values: flags.FlagValues) -> None:
+    """Defines the flag --base, for work directories that hold only adapters."""
+    flags.DEFINE_string(
+        "base",
+        None,
+        "for a work directory that holds only adapters and a head: the weights that "
+        "they were trained beside, if these have moved",
+        flag_values=flag_values,
+    )
+
+
 def parse(
     argv: Sequence[str],
     flag_values: flags.FlagValues,

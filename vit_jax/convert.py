@@ -7,7 +7,8 @@ timm's or Hugging Face's format, a published name (python -m vit_jax.models),
 hf:owner/name, a URL. SOURCE#entry=NAME names one of several models in a file.
 FORMAT is google or big_vision (DESTINATION is a file NAME.npz), timm (a file
 NAME.safetensors or a directory), huggingface (a directory), or mae, torchvision,
-mmpretrain or vit_jax (a file NAME.safetensors).
+mmpretrain or vit_jax (a file NAME.safetensors). --merge adds LoRA adapters to the
+kernels; without it, only vit_jax's own format can hold a model that has some.
 """
 
 from absl import flags
@@ -51,6 +52,13 @@ flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
 command.define_outputs(FLAGS)
+command.define_base(FLAGS)
+flags.DEFINE_bool(
+    "merge",
+    False,
+    "add LoRA adapters to the kernels, which every format can hold",
+    flag_values=FLAGS,
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -62,7 +70,7 @@ def main(arguments: list[str]) -> None:
             "See --help."
         )
     from vit_jax.weights.formats.known import FORMATS, find_format
-    from vit_jax.weights.loading import load_weights
+    from vit_jax.weights.loading import load_weights, merged
     from vit_jax.weights.saving import save_weights
 
     if FLAGS.to != "vit_jax":
@@ -76,7 +84,10 @@ def main(arguments: list[str]) -> None:
         say_outputs=FLAGS.outputs is None,
         decoder_heads=FLAGS.decoder_heads,
         normalize_pixels=FLAGS.normalize_pixels,
+        base=FLAGS.base,
     )
+    if FLAGS.merge:
+        weights = merged(weights)
     description = weights.description.read_as(FLAGS.outputs)
     path = save_weights(description, weights.params, destination, FLAGS.to)
     title = FORMATS[FLAGS.to].title if FLAGS.to in FORMATS else "vit_jax's own"

@@ -57,6 +57,7 @@ flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
 command.define_outputs(FLAGS)
+command.define_base(FLAGS)
 flags.DEFINE_string(
     "evaluator",
     None,
@@ -97,7 +98,9 @@ def measure() -> dict[str, Any]:
 
     use_compilation_cache()
     keep_freed_memory()
-    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
+    model = api.load(
+        FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs, base=FLAGS.base
+    )
     config = model.config
     if not config["dataset"] and FLAGS.dataset is None:
         raise UserError(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, PatchModel, VisionTransformer, ViTOrMixer
+from vit_jax.models.adapters import adapters_of, lora_of, merged_lora
 from vit_jax.models.outputs import (
     EXCLUSIVE,
     INDEPENDENT,
@@ -68,6 +69,8 @@ class Model:
       fingerprints: split → what identifies these examples; {} if unknown.
       decoder: description and parameters of the decoder of a masked autoencoder; None
         for any other model.
+      base: "source" and "checksum" of the weights that adapters were trained beside; {}
+        for any other model.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Model:
         examples: Mapping[str, int] | None = None,
         fingerprints: Mapping[str, dict[str, str]] | None = None,
         decoder: DecoderOfModel | None = None,
+        base: Mapping[str, str] | None = None,
     ):
         """Makes a model from its parts; `load` does that for you."""
         self.module = module
@@ -90,6 +94,7 @@ class Model:
         self.class_names = tuple(class_names)
         self.config = config
         self.step = step
+        self.base = dict(base or {})
         self.examples = dict(examples or {})
         self.fingerprints = dict(fingerprints or {})
         self.decoder = decoder and decoder._replace(
@@ -278,6 +283,22 @@ class Model:
             module.architecture, len(checked), mask, noise, mask_ratio, seed
         )
         return reconstruct(module, self.params, self.decoder, checked, *asked)
+
+    def merged(self) -> "Model":
+        """Returns a model of the same function whose kernels contain its LoRA adapters.
+
+        Every format can hold it. A model without such adapters is returned as it is.
+        """
+        if lora_of(self.architecture) is None:
+            return self
+        params, architecture = merged_lora(self.params, self.architecture)
+        return Model(
+            self.module.clone(architecture=architecture),
+            params,
+            *(self.preprocessing, self.class_names, self.config, self.step),
+            *(self.outputs, self.examples, self.fingerprints, self.decoder),
+            base=self.base if adapters_of(architecture) else None,
+        )
 
     def __repr__(self) -> str:
         a = self.architecture

@@ -54,6 +54,7 @@ flags.DEFINE_bool(
     "raw", False, "use the last weights even if there are averaged ones", FLAGS
 )
 command.define_outputs(FLAGS)
+command.define_base(FLAGS)
 flags.DEFINE_multi_string(
     "data",
     [],
@@ -97,7 +98,9 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     from vit_jax import api
 
-    model = api.load(FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs)
+    model = api.load(
+        FLAGS.checkpoint, ema=not FLAGS.raw, outputs=FLAGS.outputs, base=FLAGS.base
+    )
     model.preprocessing = model.preprocessing.for_white(white_level)
     failed = _predict(model, arguments, total, out)
     if out is not None and FLAGS.json:

@@ -72,7 +72,7 @@ def test_dropout_is_of_the_adapter_alone(dense):
 
     whole = layer.apply({"params": p}, x)
     np.testing.assert_array_equal(whole, LoraDense(4, lora).apply({"params": p}, x))
-    base = np.asarray(x) @ p["kernel"] + np.asarray(p["bias"])
+    base = np.asarray(x) @ np.asarray(p["kernel"]) + np.asarray(p["bias"])
     mean = np.mean([run(number) - base for number in range(400)], axis=0)
     np.testing.assert_allclose(mean, whole - base, atol=0.6)
     assert not np.allclose(run(0), run(1))

@@ -132,6 +132,32 @@ def test_every_mesh_gives_the_gradients_of_one_device(ran, way):
         np.testing.assert_allclose(other.metrics[name], one.metrics[name], rtol=1e-5)
 
 
+def test_adapters_on_a_mesh(tiny_config):
+    lora = {"lora.rank": 4, "lora.targets": "all", "pretrained": "weights"}
+    values = VALUES | lora | {"model.depth": 1}
+    one = _run(tiny_config(**values, **mesh()))
+    other = _run(tiny_config(**values, **mesh(2, 2, 2), accum_steps=2))
+    abstract = other.setup.abstract_state().params["blocks_00"]
+    found = {
+        f"{name}/{matrix}": tuple(abstract[part][name][matrix].sharding.spec)
+        for part, name in (("attention", "query"), ("mlp", "fc2"))
+        for matrix in ("lora_a", "lora_b")
+    }
+    assert found == {
+        "query/lora_a": ("fsdp", None),
+        "query/lora_b": (None, ("tensor", "fsdp")),
+        "fc2/lora_a": (("tensor", "fsdp"), None),
+        "fc2/lora_b": (None, "fsdp"),
+    }
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(one.gradients))
+    for (path, x), (_, y) in zip(
+        *map(jax.tree.leaves_with_path, (one.gradients, other.gradients)), strict=True
+    ):
+        trained = path[-1].key.startswith("lora") or path[0].key == "head"
+        assert np.any(x) == trained
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * largest)
+
+
 def test_a_head_on_class_token_and_patches_on_a_mesh(tiny_config):
     values = VALUES | {"model.pooling": "cls_gap"}
     one = _run(tiny_config(**values, **mesh()))

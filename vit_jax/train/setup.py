@@ -40,7 +40,7 @@ from vit_jax.models import (
     ViTOrMixer,
     abstract_params,
 )
-from vit_jax.models.adapters import adapters_of, chosen, is_head
+from vit_jax.models.adapters import adapters_of, chosen, is_adapter, is_head
 from vit_jax.models.outputs import plain_loss, readable
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
@@ -112,6 +112,16 @@ class Setup:
             *(self.config, self.param_shapes, OPTIMIZERS, self.objective.groups),
             rests=rests,
         )
+
+    def resting_adapters(self) -> list[str]:
+        """Says which kinds of adapters are frozen, and so would have no effect."""
+        groups = self.groups.by_path
+        return [
+            f"{kind} has no effect: every parameter of these adapters is frozen, by "
+            "groups or by the objective; train them, or leave out the adapters"
+            for kind in adapters_of(self.architecture)
+            if all(groups[p].frozen for p in groups if is_adapter(p, [kind]))
+        ]
 
     @property
     def saves_frozen(self) -> bool:
@@ -426,6 +436,7 @@ def set_up(
             check_trained(setup.groups, architecture, pretrained)
             if sound.save_frozen == "no" and not setup.groups.freezes:
                 found.append("save_frozen=no has no effect: every parameter is trained")
+            found += setup.resting_adapters()
         if sound.sampling == "balanced" and info and not info.num_classes:
             found.append("sampling=balanced: the images have no labels; use uniform")
         with _noting(found):

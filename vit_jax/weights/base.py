@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from vit_jax.checkpoints.description import Description
+from vit_jax.checkpoints.workdir import CHECKPOINTS
 from vit_jax.config import Config, as_flags
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
@@ -62,7 +63,10 @@ def record_of(source: str, description: Description, params: Any) -> dict[str, s
       params: the base's, as read.
     """
     architecture = description.architecture
-    return {"source": _lasting(source), "checksum": checksum(params, architecture)}
+    return {
+        "source": _lasting(source, description.step),
+        "checksum": checksum(params, architecture),
+    }
 
 
 def check_same(record: Mapping[str, str], found: Mapping[str, str]) -> None:
@@ -190,8 +194,12 @@ def completed(
     return overlaid(trained, frozen)
 
 
-def _lasting(source: str) -> str:
-    """Returns a source that does not depend on the current directory."""
+def _lasting(source: str, step: int) -> str:
+    """Names a source by its absolute path, and a checkpoint by its step."""
     path, entry, name = source.partition("#")
     path = os.path.expanduser(path)
-    return f"{os.path.abspath(path)}{entry}{name}" if os.path.exists(path) else source
+    if not os.path.exists(path):
+        return source
+    path = os.path.abspath(path)
+    checkpoint = os.path.join(path, CHECKPOINTS, str(step))
+    return checkpoint if os.path.isdir(checkpoint) else f"{path}{entry}{name}"

@@ -1,5 +1,6 @@
 """Loading of weights from a work directory, a file, a published name or a URL."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer, abstract_params
+from vit_jax.models.adapters import adapters_of, lora_of, merged_lora
 from vit_jax.models.outputs import MEANINGS
 from vit_jax.weights.base import completed
 from vit_jax.weights.decoders import as_told, with_target
@@ -69,7 +71,7 @@ def load_weights(
     say_outputs: bool = False,
     decoder_heads: int | None = None,
     normalize_pixels: bool | None = None,
-    base: str = "",
+    base: str | pathlib.Path | None = None,
 ) -> Weights:
     """Reads weights; recognises the format by the content of the file.
 
@@ -167,17 +169,31 @@ def load_weights(
     return Weights(description, params)
 
 
+def merged(weights: Weights) -> Weights:
+    """Returns the weights of the same function without LoRA adapters."""
+    description, params = weights
+    if not lora_of(description.architecture):
+        logger.warning("there are no LoRA adapters to merge")
+        return weights
+    params, architecture = merged_lora(params, description.architecture)
+    base = description.base if adapters_of(architecture) else {}
+    description = dataclasses.replace(description, architecture=architecture, base=base)
+    return Weights(description, params)
+
+
 def _with_base(
-    description: Description, trained: Any, path: pathlib.Path, base: str
+    description: Description,
+    trained: Any,
+    path: pathlib.Path,
+    base: str | pathlib.Path | None,
 ) -> dict[str, Any]:
     """Reads the base of adapters, and returns all parameters of the model.
 
     Raises:
       UserError: the base cannot be read, or is another.
     """
-    source, config = base or description.base["source"], description.config
-    size = config["image_size"]
-    advice = "if it has moved, pass its place: base= (in commands --base=)"
+    recorded, config = description.base["source"], description.config
+    source, size = base or recorded, config["image_size"]
     try:
         weights = load_weights(
             source,
@@ -186,19 +202,21 @@ def _with_base(
         )
     except UserError as error:
         raise UserError(
-            f"{path} holds only what was trained beside the pretrained weights "
-            f"{description.base['source']}, and "
-            + ("these cannot be read" if source in str(error) else f"{source} cannot")
-            + f": {error}\n{advice}"
+            f"{path} holds only what was trained beside pretrained weights, which are "
+            f"needed to use it. They cannot be read from {source}: {error}\nIf they "
+            "have moved, pass their place: base= in vit_jax.load, --base= in commands. "
+            "To make weights that need no others: python -m vit_jax.convert "
+            f"{path} WHOLE.safetensors --to=vit_jax --base=…"
         ) from error
-    return completed(description, trained, weights, source)
+    return completed(description, trained, weights, os.fspath(source))
 
 
-def _check_no_base(base: str, source: str | pathlib.Path) -> None:
+def _check_no_base(base: str | pathlib.Path | None, source: str | pathlib.Path) -> None:
     """Raises UserError if a base was named for weights that are whole."""
     if base:
         raise UserError(
-            f"base={base!r}, but {source} holds all parameters of its model: omit it"
+            f"base={os.fspath(base)!r}, but {source} holds all parameters of its "
+            "model: omit it"
         )
 
 

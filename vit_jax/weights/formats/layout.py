@@ -269,7 +269,9 @@ def unnamed_kinds(
     mlps: Collection[str],
     norms: Collection[str] = ("layernorm",),
 ) -> list[str]:
-    """Lists phrases for the kinds of layers in the blocks that a format does not name.
+    """Lists phrases for what is in the blocks and a format does not name.
+
+    These are kinds of layers, and adapters.
 
     Args:
       architecture: the model's architecture.
@@ -280,11 +282,17 @@ def unnamed_kinds(
         ("MLPs", architecture.mlp_type, mlps),
         ("norms", architecture.norm_type, norms),
     )
-    return [
+    phrases = [
         f"{layers} of the kind {kind!r}"
         for layers, kind, named in kinds
         if kind not in named
     ]
+    if architecture.lora_rank:
+        phrases.append(
+            f"LoRA adapters of rank {architecture.lora_rank} (add them to the kernels "
+            "first: --merge, or merge=True in vit_jax.load)"
+        )
+    return phrases
 
 
 def as_weights(array: Any) -> np.ndarray:
