@@ -232,7 +232,9 @@ class Model:
         """Computes float32 attention weights of every block and head; rows sum to one.
 
         Row i has the weights by which token i reads the others. Tokens: class token,
-        registers, then the patches row by row, as in `architecture`.
+        registers, then the patches row by row, as in `architecture`. Prompts are not
+        among them: a row sums to one with the weights for these, which are the
+        intermediate "prompt_attention" of `module`.
 
         Raises:
           UserError: the images have another shape or type, or the model has no

@@ -55,6 +55,7 @@ PARAMETERS = (
     (r"(head|head_distillation|pre_logits)/bias", ("tensor",)),
     (r"(patch_embed|conv\w+)/kernel", (None, None, None, "fsdp")),
     (r"pos_embed", (None, None, None, "fsdp")),
+    (r"prompts", (None, None, "fsdp")),
     # A few tokens each.
     (r"cls|distillation|registers|pos_embed_prefix|probe", (None, None, None)),
     # Other biases, norms, scales: a small part of a model but, with many devices, a

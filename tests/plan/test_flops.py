@@ -56,6 +56,16 @@ def test_counts_match_published_numbers(variant, published, tolerance):
     assert (found.attention == 0) == variant.startswith("Mixer")
 
 
+def test_prompts_count_where_they_are_computed():
+    registers = of("Ti/32", registers=5)
+    assert of("Ti/32", prompts=5) == registers
+    # Deep prompts are keys and values only, of new ones in every block.
+    plain, deep = of("Ti/32"), of("Ti/32", prompts=5, prompts_deep=True)
+    core = 12 * 2 * 2 * 50 * 5 * 192
+    assert deep.attention - plain.attention == core
+    assert deep.total - plain.total == core + 12 * 5 * 2 * 2 * 192**2
+
+
 def test_pooling_by_attention_counts_as_attention():
     plain, pooled = of("Ti/32", pooling="gap"), of("Ti/32", pooling="map")
     one_query = 2 * 2 * 49 * 192

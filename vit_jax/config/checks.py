@@ -44,6 +44,8 @@ RANGES = {
     "lora.rank": (0, math.inf),
     "lora.alpha": (0.0, math.inf),
     "lora.dropout": (0.0, 0.99),
+    "prompts.count": (0, math.inf),
+    "prompts.dropout": (0.0, 0.99),
     "label_smoothing": (0.0, 1.0),
     "b1": (0.0, 0.999999),
     "b2": (0.0, 0.999999),

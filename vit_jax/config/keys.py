@@ -228,6 +228,16 @@ def default_config() -> Config:
     # Dropout rate of the adapters' inputs.
     config.lora.dropout = 0.0
 
+    # Visual prompts (VPT, arXiv:2203.12119): learned tokens beside those of the image;
+    # only these, the head and what the objective adds are trained.
+    config.prompts = ConfigDict()
+    # Number of prompts; 0 = none.
+    config.prompts.count = 0
+    # Every block has its own, in place of those of the block before.
+    config.prompts.deep = False
+    # Dropout rate of their elements.
+    config.prompts.dropout = 0.0
+
     # --- Objective ---
     # "classification", "distillation", "linear_probe", "masked_autoencoding",
     # "masked_patches", "self_distillation", or a class of your own as

@@ -15,9 +15,12 @@ import numpy as np
 from vit_jax.models.lora import LoraArchitecture
 
 # Kind → regular expression for the whole paths of its parameters.
-ADAPTERS = {"lora": r"(.*/)?lora_[ab]"}
+ADAPTERS = {"lora": r"(.*/)?lora_[ab]", "prompts": r"(.*/)?prompts"}
 # Kind → fields of the architecture that describe it; at their defaults, there is none.
-FIELDS = {"lora": ("lora_rank", "lora_alpha", "lora_targets", "lora_rank_stabilized")}
+FIELDS = {
+    "lora": ("lora_rank", "lora_alpha", "lora_targets", "lora_rank_stabilized"),
+    "prompts": ("prompts", "prompts_deep"),
+}
 # The layers that read a model's features; they are trained beside every adapter.
 HEADS = r"(head|head_distillation|pre_logits)/.*"
 

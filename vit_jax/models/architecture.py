@@ -37,6 +37,7 @@ _FLEXIBLE = ("flexible_kernel", "flexible_grid", "flexible_resize")
 _ADDED = (
     *("mlp_type", "norm_type", *_FLEXIBLE),
     *("lora_rank", "lora_alpha", "lora_targets", "lora_rank_stabilized"),
+    *("prompts", "prompts_deep"),
 )
 
 # Values of `pooling` that read the class token.
@@ -228,6 +229,10 @@ class Architecture(PatchArchitecture):
     flexible_kernel: tuple[int, int] | None = None
     flexible_grid: tuple[int, int] | None = None
     flexible_resize: str = ""  # of the positions, a row of `positions.METHODS`
+    # Learned tokens after the others (arXiv:2203.12119): the same ones pass through all
+    # blocks, or (deep) each block has its own, which take part in its attention only.
+    prompts: int = 0
+    prompts_deep: bool = False
 
     @classmethod
     def _implied(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -262,6 +267,11 @@ class Architecture(PatchArchitecture):
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: class token, distillation token, registers."""
         return int(self.class_token) + int(self.distillation_token) + self.registers
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a block sees, prompts included."""
+        return super().num_tokens + self.prompts
 
     @property
     def mixing(self) -> str:
@@ -341,6 +351,8 @@ class Architecture(PatchArchitecture):
             problems.append("distillation_head False needs distillation_token")
         if self.num_pooled > 1 and self.pre_logits:
             problems.append("distillation_head and pre_logits exclude each other")
+        if self.prompts_deep and not self.prompts:
+            problems.append("prompts_deep needs prompts")
         if self.register_positions and not self.registers:
             problems.append("register_positions needs registers")
         if any(patch % self.trunk_stride for patch in self.patch_size):
@@ -476,6 +488,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_token": _FLAG,
     "class_token_position": _FLAG,
     "registers": _whole(0),
+    "prompts": _whole(0),
+    "prompts_deep": _FLAG,
     "pre_logits": _whole(0),
     "layernorm_epsilon": (
         lambda value: type(value) is float and 0 < value < 1,

@@ -19,6 +19,7 @@ from vit_jax.models.attention.formulations import attend
 from vit_jax.models.dropout import drop
 from vit_jax.models.layers import FLOAT32, GELU, Layers, normal, xavier_uniform
 from vit_jax.models.lora import LoraArchitecture
+from vit_jax.models.prompts import NO_PROMPTS, Prompts
 
 # Names attention's result for rematerialisation policies, which recognise matrix
 # products but not kernels.
@@ -154,6 +155,7 @@ class Block(nn.Module):
       dropout_rate: applied after attention and after both layers of the MLP.
       layer_scale_init: initial value of LayerScale (arXiv:2103.17239).
       remat_attention: recompute attention in the backward pass.
+      prompts: the block's own prompts, which its tokens read.
     """
 
     architecture: BlockArchitecture
@@ -162,6 +164,7 @@ class Block(nn.Module):
     dropout_rate: float = 0.0
     layer_scale_init: float = 1e-4
     remat_attention: bool = False
+    prompts: Prompts = NO_PROMPTS
 
     @nn.compact
     def __call__(
@@ -171,15 +174,19 @@ class Block(nn.Module):
         skip_rate: Float[Array | np.ndarray, ""] | np.float32 | None = None,
         wanted: tuple[str, ...] = (),
         read: int | None = None,
-    ) -> tuple[Float[Array, "b r d"], dict[str, Float[Array, "b heads r n"] | None]]:
+    ) -> tuple[Float[Array, "b r d"], dict[str, Float[Array, "b heads r m"] | None]]:
         """Computes the first `read` tokens (by default all) and the `wanted` arrays.
 
-        Without a key, nothing is dropped.
+        Without a key, nothing is dropped. The weights of attention have a column for
+        each token, and then for each of the block's prompts.
         """
         a = self.architecture
         norm = partial(NORMS[a.norm.type], a.norm, self.layers)
         keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
 
+        if self.prompts.count:
+            read = x.shape[1] if read is None else read
+            x = self.prompts.join(self, x, key)
         y = norm(name="norm1")(x)
         attention = Attention(
             a.attention,

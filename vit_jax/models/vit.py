@@ -28,6 +28,14 @@ from vit_jax.models.patch_model import (
     embed_patches,
 )
 from vit_jax.models.positions import resize, sincos2d
+from vit_jax.models.prompts import (
+    ATTENTION,
+    NO_PROMPTS,
+    Prompts,
+    blocks_wanted,
+    initial_bound,
+    without_prompts,
+)
 from vit_jax.models.resnet import Trunk
 
 INTERMEDIATES = ("embedding", "tokens", "attention", "normed", "pooled", "pre_logits")
@@ -49,6 +57,7 @@ class VisionTransformer(PatchModel):
         resize learned positions for them with this method, a row of
         `positions.METHODS`. Sin-cos positions are computed for their grid. None: images
         must have the architecture's size.
+      prompt_dropout: dropout rate of the prompts, in training only.
     """
 
     architecture: Architecture
@@ -56,6 +65,7 @@ class VisionTransformer(PatchModel):
     layer_scale_init: float = 1e-4
     lora_dropout: float = 0.0
     posemb_resize: str | None = None
+    prompt_dropout: float = 0.0
 
     @nn.compact
     def __call__(
@@ -76,13 +86,15 @@ class VisionTransformer(PatchModel):
             "embedding", the tokens that enter the first block, [b, n, d];
             "tokens", the tokens after each block, [b, depth, n, d];
             "attention", the weights in float32, [b, depth, heads, n, n];
+            "prompt_attention", with prompts, the rest of each row of weights, by which
+            a token reads the prompts, [b, depth, heads, n, prompts];
             "normed", the tokens after a final norm that precedes pooling, [b, n, d];
             "pooled", the result of pooling, [b, d], or [b, 2d] with pooling "cls_gap";
             "pre_logits", the input of the head, [b, d, 2d or pre_logits];
             "head" and "head_distillation", the logits of each head in float32, [b, k].
             Tokens are in the order class token, distillation token, registers, patches
-            row by row. If two heads read a token each, "pooled" and "pre_logits" are
-            the means over both.
+            row by row; prompts are not among them. If two heads read a token each,
+            "pooled" and "pre_logits" are the means over both.
           patch_size: side or (height, width) of the patches in pixels, other than the
             architecture's; see `flexible.at_patch_size`.
 
@@ -168,15 +180,21 @@ class VisionTransformer(PatchModel):
         """Computes the tokens after the last block, before the final norm.
 
         Args:
-          tokens: any number of tokens.
+          tokens: any number of tokens; prompts join them here, and are not returned.
           keys: from `dropout_keys`; without any, nothing is dropped.
-          wanted: which of "tokens" and "attention" to put into `found`.
+          wanted: which of "tokens", "attention" and, with prompts, "prompt_attention"
+            to put into `found`.
           read: compute only this number of tokens, the first ones, in the last block;
             then `wanted` must be empty. By default all.
           found: receives the intermediates by name.
         """
         a, record = self.architecture, self.architecture.block
         layers = make_layers(self.dtype, self.placement, record.lora, self.lora_dropout)
+        prompts, n = self._prompts, tokens.shape[1]
+        if a.prompts and not a.prompts_deep:
+            tokens = prompts.join(self, tokens, keys[-1] if keys else None)
+            # The last block computes none that nothing reads.
+            read = n if read is None and not wanted else read
         block = Block(
             record,
             layers,
@@ -184,13 +202,17 @@ class VisionTransformer(PatchModel):
             dropout_rate=self.dropout_rate,
             layer_scale_init=self.layer_scale_init,
             remat_attention=self.remat == "attention",
+            prompts=prompts if a.prompts_deep else NO_PROMPTS,
             parent=None,
         )
         one_token = jnp.zeros((1, 1, a.width), self.dtype)
         rng = RNG if self.lora_dropout else ""
         x, of_blocks = run_blocks(
-            self, block, layers, tokens, one_token, keys, wanted, read, rng
+            *(self, block, layers, tokens, one_token, keys),
+            *(blocks_wanted(wanted), read, rng),
         )
+        if a.prompts:
+            x, of_blocks = x[:, :n], without_prompts(of_blocks, n)
         if found is not None:
             found |= of_blocks
         return x
@@ -300,7 +322,14 @@ class VisionTransformer(PatchModel):
     @property
     def drops(self) -> bool:
         """Whether anything is dropped in training."""
-        return bool(self.lora_dropout) or super().drops
+        prompts = self.architecture.prompts and self.prompt_dropout
+        return bool(prompts or self.lora_dropout) or super().drops
+
+    @property
+    def _prompts(self) -> Prompts:
+        a = self.architecture
+        bound = initial_bound(a.width, a.patch_size, a.channels)
+        return Prompts(a.prompts, bound, self.prompt_dropout)
 
     @property
     def _layers(self) -> Layers:
@@ -316,11 +345,12 @@ class VisionTransformer(PatchModel):
         """Lists the names of the intermediates that this architecture has."""
         a = self.architecture
         names = [n for n in INTERMEDIATES if n != "normed" or a.norm == "before_pool"]
-        return [*names, *HEADS[: a.num_pooled]]
+        prompted = [ATTENTION] if a.prompts else []
+        return [*names, *prompted, *HEADS[: a.num_pooled]]
 
     def _read(self, intermediates: tuple[str, ...]) -> int | None:
         """Returns how many tokens of the last block must be computed; None: all."""
-        all_wanted = {"tokens", "attention", "normed"} & set(intermediates)
+        all_wanted = {"tokens", "attention", ATTENTION, "normed"} & set(intermediates)
         a = self.architecture
         return a.num_pooled if a.pooling == "cls" and not all_wanted else None
 

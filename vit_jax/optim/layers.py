@@ -15,6 +15,7 @@ _INPUT = {
     "cls",
     "distillation",
     "registers",
+    "prompts",
 }
 
 

@@ -22,6 +22,7 @@ from vit_jax.models.adapters import without_adapters
 from vit_jax.models.attention.formulations import candidates, why_not_cudnn
 from vit_jax.models.flexible import fixed, why_not_flexible
 from vit_jax.models.lora import exceeds, parse_targets
+from vit_jax.train.prompts_from_config import with_prompts
 from vit_jax.words import pair
 
 # Value of a key → value of the architecture's field; None = what follows from the
@@ -41,7 +42,7 @@ def make_architecture(
       ValueError: the config has keys or values that this architecture lacks.
     """
     architecture = _without_adapters(config, num_classes, pretrained)
-    return with_lora(config, architecture)
+    return with_prompts(config, with_lora(config, architecture))
 
 
 def with_lora(config: Config, architecture: ViTOrMixer) -> ViTOrMixer:
@@ -241,6 +242,7 @@ def make_model(
         head_std=config.model.head_std,
         layer_scale_init=config.model.layer_scale or 1.0,
         lora_dropout=config.lora.dropout,
+        prompt_dropout=config.prompts.dropout,
     )
 
 

@@ -30,6 +30,7 @@ from vit_jax.optim.groups import path_name
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.continuing import NO_CHANGES, Changes, defaults_of_old_runs
 from vit_jax.train.processes import cluster
+from vit_jax.train.prompts_from_config import check_prompts
 from vit_jax.train.saved_parts import restored_items, with_frozen
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items
@@ -215,6 +216,7 @@ def read_weights(
         ) from error
     about = weights.description
     check_adapters(about.architecture, config, config.pretrained)
+    check_prompts(about.architecture, config, config.pretrained)
     base = record_of(config.pretrained, about, weights.params)
     if earlier:
         check_same(earlier.base, base)

@@ -194,3 +194,36 @@ def test_a_single_query_does_not_use_cudnn(tokens, source):
     found, _ = attend(*arguments, implementation="cudnn")
     expected, _ = attend(*arguments, implementation="explicit")
     np.testing.assert_array_equal(found, expected)
+
+
+def test_prompts_without_queries_get_some_for_kernels_of_self_attention(monkeypatch):
+    """Counts the tokens that reach cuDNN's call, which needs a GPU, and the kernels."""
+    shapes = []
+
+    def fused(query, key, value, *, implementation, **options):
+        shapes.append((query.shape[1], key.shape[1]))
+        return plain(query, key, value, implementation="xla", **options)
+
+    plain = jax.nn.dot_product_attention
+    few = random_arguments(tokens=2, source=3)
+    most = random_arguments(tokens=5, source=7)
+
+    def found(operands, implementation):
+        def loss(*operands):
+            mixed, _ = attend(*operands, implementation=implementation)
+            return jnp.sin(mixed).sum(), mixed
+
+        gradients, mixed = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*operands)
+        return mixed, *gradients
+
+    expected = found(most, "explicit")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
+    for implementation in ("cudnn", "pallas"):
+        for one, other in zip(found(most, implementation), expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6, err_msg=implementation)
+    # One more for cuDNN, whose gradient needs even numbers.
+    assert shapes == [(8, 8), (7, 7)]
+    # Where most tokens are no queries, more of them would only cost time.
+    found(few, "cudnn")
+    found(few, "pallas")
+    assert shapes[2:] == [(2, 3)]

@@ -86,6 +86,8 @@ def _fused(implementation):
 def _short(query, key, value, placement):
     by_xla = _fused("xla")
     if key.shape != query.shape:  # the kernels only do self-attention
+        if _most_are_queries(query, key):
+            return _one_query_per_key(_short, query, key, value, placement)
         return by_xla(query, key, value, placement)
 
     def attention(query, key, value):
@@ -102,9 +104,23 @@ def _short(query, key, value, placement):
     return placement.apart(attention)(query, key, value), None
 
 
+def _most_are_queries(query, key):
+    """Whether most tokens are queries but some, a model's prompts, are not."""
+    return 2 * key.shape[1] < 3 * query.shape[1] < 3 * key.shape[1]
+
+
+def _one_query_per_key(attention, query, key, value, placement):
+    """Lets a kernel for self-attention compute more queries, which are not read."""
+    n, m = query.shape[1], key.shape[1]
+    query = jnp.pad(query, ((0, 0), (0, m - n), (0, 0), (0, 0)))
+    return attention(query, key, value, placement)[0][:, :n], None
+
+
 def _cudnn(query, key, value, placement):
     # Its backward pass rejects a single query. Cross-attention is a small part of a
     # step, so the explicit formulation is good enough for both.
+    if _most_are_queries(query, key):
+        return _one_query_per_key(_cudnn, query, key, value, placement)
     if query.shape[1] == 1 or key.shape != query.shape:
         return _explicit(query, key, value)
 

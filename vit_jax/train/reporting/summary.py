@@ -41,6 +41,8 @@ def log_summary(
         f"{split} {info.num_examples[split]:,}"
         for split in dict.fromkeys((info.train_split, info.eval_split))
     )
+    count = getattr(model, "prompts", 0)
+    prompts = f" + {count} prompts" if count else ""
     versions = (f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
 
     def held(tree: Any) -> str:
@@ -60,7 +62,7 @@ def log_summary(
         f"computes in {setup.model.dtype}",
         "images": f"{times(model.image_size)} pixels in patches of "
         f"{times(model.patch_size)}: {times(model.grid)} + "
-        f"{model.num_prefix_tokens} tokens",
+        f"{model.num_prefix_tokens} tokens{prompts}",
         "patches": _patches(setup),
         "data": f"{config.dataset}: {', '.join(splits)}; "
         + (f"{info.num_classes:,} classes" if info.num_classes else "no labels"),
