@@ -147,9 +147,7 @@ def _write(path: pathlib.Path, name: str, turn: int) -> list[str]:
             print(f"{name}, {names}: {error}")
     images = rng.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     with jax.default_matmul_precision("highest"):
-        found = build(adapted).apply(
-            {"params": unflatten(params)}, images
-        )
+        found = build(adapted).apply({"params": unflatten(params)}, images)
     np.savez(path / "ours.npz", images=images, outputs=np.asarray(found))
     return written
 

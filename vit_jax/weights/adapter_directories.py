@@ -6,6 +6,7 @@ the meaning of the outputs, under the key `vit_jax` of the safetensors metadata,
 other programs ignore.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -42,9 +43,7 @@ from vit_jax.words import plain, shortened
 logger = logging.getLogger(__name__)
 
 _METADATA = "vit_jax"
-_ASK = (
-    "pass it as base= (in commands --base=): a path, or a name such as hf:OWNER/NAME"
-)
+_ASK = "pass it as base= (in commands --base=): a path, or a name such as hf:OWNER/NAME"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _ON_HUB = re.compile(rf"{re.escape(HUB)}/(?P<name>[^/]+/[^/]+)/resolve/(?P<at>[^/]+)/")
 
@@ -188,10 +187,9 @@ def _base_of(config: PeftConfig, folder: pathlib.Path, recorded: str) -> str:
     for path in (pathlib.Path(name).expanduser(), folder / name):
         if os.path.exists(path):
             return str(path)
-    try:
-        return find(name).name
-    except UserError:
-        pass
+    if not config.revision:
+        with contextlib.suppress(UserError):
+            return find(name).name
     if _HUB_NAME.fullmatch(name):
         return f"hf:{name}" + (f"@{config.revision}" if config.revision else "")
     raise UserError(

@@ -145,7 +145,11 @@ def load_weights(
         told = decoder_heads, normalize_pixels
         return Weights(as_told(description, path, *told), params, beside)
     resolved = resolve(source)
-    if (folder := adapter_folder(resolved.path)) and not entry:
+    if folder := adapter_folder(resolved.path):
+        if entry:
+            raise UserError(
+                f"entry={entry!r}, but {folder} holds a single adapter: omit it"
+            )
         return Weights(
             *read_directory(
                 folder,

@@ -185,7 +185,9 @@ def copy(tmp_path, name, **changes):
 
 def edit(folder, change):
     file = folder / "adapter_model.safetensors"
-    save_file({n: np.ascontiguousarray(x) for n, x in change(load_file(file)).items()}, file)
+    save_file(
+        {n: np.ascontiguousarray(x) for n, x in change(load_file(file)).items()}, file
+    )
 
 
 CONFIGS = {
@@ -197,15 +199,24 @@ CONFIGS = {
         r"r is '0', expected a whole number of 1 or more\n  lora_alpha is .*\n"
         "  rank_pattern is",
     ),
-    "bias": ({"bias": "some"}, "bias is .*some.*, expected 'none', 'all' or 'lora_only'"),
-    "pissa": ({"init_lora_weights": "pissa_niter_4"}, "which changed the weights of the"),
+    "bias": (
+        {"bias": "some"},
+        "bias is .*some.*, expected 'none', 'all' or 'lora_only'",
+    ),
+    "pissa": (
+        {"init_lora_weights": "pissa_niter_4"},
+        "which changed the weights of the",
+    ),
     "an unknown start": ({"init_lora_weights": "fancy"}, "which is not known"),
     "aLoRA": ({"alora_invocation_tokens": [1]}, "asks for aLoRA"),
     "several": (
         {"layer_replication": [[0, 1]], "target_parameters": ["w"]},
         "(?s)single parameters.*repeated layers",
     ),
-    "unknown": ({"use_sparkle": True}, "'use_sparkle' is 'True', and this release does"),
+    "unknown": (
+        {"use_sparkle": True},
+        "'use_sparkle' is 'True', and this release does",
+    ),
 }
 
 
@@ -265,7 +276,9 @@ TENSORS = {
         "gives these modules no adapter, but the file has one: vit.layers.*.attention.k",
     ),
     "two encoders": (
-        lambda tensors: tensors | {n.replace("vit.", "text."): x for n, x in tensors.items()},
+        lambda tensors: (
+            tensors | {n.replace("vit.", "text."): x for n, x in tensors.items()}
+        ),
         r"text.layers.\*.attention.q_proj",
     ),
     "no adapter": (
@@ -273,7 +286,9 @@ TENSORS = {
         "holds no adapter",
     ),
     "not finite": (
-        lambda tensors: tensors | {f"{QUERY}.lora_A.weight": np.full((2, 8), np.nan, "f4")},
+        lambda tensors: (
+            tensors | {f"{QUERY}.lora_A.weight": np.full((2, 8), np.nan, "f4")}
+        ),
         "has 16 of 16 values that are NaN",
     ),
     "numbers of another kind": (
@@ -331,7 +346,11 @@ RULES = [
     ({"targets": r".*\.q_proj"}, LAYER.format(3), True),
     ({"targets": "q_proj"}, LAYER.format(3), False),
     ({"targets": ("q_proj",), "excluded": ("q_proj",)}, LAYER.format(3), False),
-    ({"targets": ("q_proj",), "excluded": r"vit\.layers\.3\..*"}, LAYER.format(3), False),
+    (
+        {"targets": ("q_proj",), "excluded": r"vit\.layers\.3\..*"},
+        LAYER.format(3),
+        False,
+    ),
     ({"targets": ("q_proj",), "saved": ("layers.3",)}, LAYER.format(3), False),
     ({"targets": ("q_proj",), "layers": (3,)}, LAYER.format(3), True),
     ({"targets": ("q_proj",), "layers": (3,)}, LAYER.format(4), False),
@@ -354,12 +373,13 @@ def test_modules_are_found_by_the_rules_of_peft(row):
 
 def test_patterns_name_ends_of_names():
     config = PeftConfig(
-        2, 4.0, rank_patterns={"q_proj": 8, "k_.*": 3}, alpha_patterns={"layers.1.x": 6.0}
+        2,
+        4.0,
+        rank_patterns={"q_proj": 8, "k_.*": 3},
+        alpha_patterns={"layers.1.x": 6.0},
     )
     assert config.rank_of("layers.0.q_proj") == 8
     assert config.rank_of("layers.0.k_proj") == 3
     assert config.rank_of("layers.0.uq_proj") == 2
     assert config.scale_of("layers.1.x", 2) == 3.0
     assert config._replace(rank_stabilized=True).scale_of("y", 16) == 1.0
-
-

@@ -33,7 +33,13 @@ from vit_jax.weights.formats.peft_names import (
     shared_names,
     targets_of,
 )
-from vit_jax.weights.formats.peft_scales import Common, Piece, common_of, padded, separated
+from vit_jax.weights.formats.peft_scales import (
+    Common,
+    Piece,
+    common_of,
+    padded,
+    separated,
+)
 from vit_jax.weights.formats.timm import MLPS
 from vit_jax.words import nearest, plain, shortened
 

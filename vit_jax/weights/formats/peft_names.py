@@ -4,6 +4,7 @@ A naming is a list of rows like those of a format, without the prefix of the enc
 names: whatever stands in front of them in an adapter is found when it is read.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -93,11 +94,13 @@ def namings(architecture: Architecture) -> list[Naming]:
 
 
 def naming_to_write(architecture: Architecture, key: str) -> Naming:
-    """Returns the naming of this key for a model with a head."""
-    if key == "timm":
-        return _of_timm(architecture)
+    """Returns the naming of this key for a model; its table has a head in any case."""
     family, _ = family_to_write(architecture)
-    return _of_transformers(architecture, family, int(key[-1]))
+    classes = architecture.num_classes or 1
+    with_head = dataclasses.replace(architecture, num_classes=classes)
+    if key == "timm":
+        return _of_timm(with_head)
+    return _of_transformers(with_head, family, int(key[-1]))
 
 
 def shared_names(names: Sequence[str]) -> list[str]:

@@ -98,9 +98,7 @@ def write_adapter(
             f"PEFT's format with the names of {NAMES[names]} cannot express this "
             f"model: {'; '.join(problems)}. {rest}"
         )
-    naming = naming_to_write(
-        dataclasses.replace(plain_model, num_classes=a.num_classes or 1), names
-    )
+    naming = naming_to_write(plain_model, names)
     bare = naming.family is not None and naming.family.bare
     prefix = naming.prefix if a.num_classes or not bare else ""
     writer = _Writer(a, flat, naming, prefix, expand_rank)
@@ -174,7 +172,10 @@ class _Writer:
             a, b = self._matrices(row, wide)
             name = self._prefix + module
             tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-        patterns: dict[str, dict[str, float]] = {"rank_pattern": {}, "alpha_pattern": {}}
+        patterns: dict[str, dict[str, float]] = {
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        }
         if blocks:
             grown = math.sqrt(blocks) if self._a.lora_rank_stabilized else blocks
             ends = {module.rpartition(".")[2] for module in packed}
@@ -204,7 +205,9 @@ class _Writer:
         if self._expand:
             return count
         rank = self._a.lora_rank
-        names = [name for name in ("query", "key", "value") if name in self._a.lora_targets]
+        names = [
+            name for name in ("query", "key", "value") if name in self._a.lora_targets
+        ]
         raise UserError(
             f"{self._naming.title} has queries, keys and values in one layer (such as "
             f"{next(iter(packed))}), for which PEFT has one lora_A. This model has "
