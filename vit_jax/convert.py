@@ -9,7 +9,12 @@ FORMAT is google or big_vision (DESTINATION is a file NAME.npz), timm (a file
 NAME.safetensors or a directory), huggingface (a directory), or mae, torchvision,
 mmpretrain or vit_jax (a file NAME.safetensors). --merge adds LoRA adapters to the
 kernels; without it, only vit_jax's own format can hold a model that has some.
+
+FORMAT peft is for a model with LoRA adapters, and holds only these and what was trained
+beside them. DESTINATION is a directory for the library that --names chooses.
 """
+
+from collections.abc import Callable
 
 from absl import flags
 
@@ -48,6 +53,20 @@ flags.DEFINE_bool(
     "that does not record it",
     FLAGS,
 )
+flags.DEFINE_string(
+    "names",
+    "",
+    "for --to=peft, the names of a library's modules: transformers5, transformers4 or "
+    "timm; by default those of the library that the base is a model of",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "expand_rank",
+    False,
+    "for --to=peft --names=timm, write separate adapters of queries, keys and values as "
+    "a single one of higher rank",
+    FLAGS,
+)
 command.define_average(FLAGS)
 command.define_outputs(FLAGS)
 command.define_base(FLAGS)
@@ -68,14 +87,17 @@ def main(arguments: list[str]) -> None:
             f"argument(s) and {'no --to' if not FLAGS.to else f'--to={FLAGS.to}'}. "
             "See --help."
         )
-    from vit_jax.weights.formats.known import FORMATS, find_format
+    from vit_jax.weights.adapter_directories import Peft
+    from vit_jax.weights.formats.known import FORMATS, OWN, find_format
+    from vit_jax.weights.formats.peft_writing import check_names
     from vit_jax.weights.loading import load_weights, merged
     from vit_jax.weights.patch_size import at_patch_size
     from vit_jax.weights.saving import save_weights
 
     size = command.patch_size(FLAGS)
-    if FLAGS.to != "vit_jax":
+    if FLAGS.to not in OWN:
         find_format(FLAGS.to)  # before anything is downloaded
+    _check_options(check_names)
     source, destination = arguments
     weights = load_weights(
         source,
@@ -89,16 +111,36 @@ def main(arguments: list[str]) -> None:
     )
     if FLAGS.merge:
         weights = merged(weights)
-    weights = weights._replace(description=weights.description.read_as(FLAGS.outputs))
+    description = weights.description.read_as(FLAGS.outputs)
+    weights = weights._replace(description=description)
     if size is not None:
         weights = at_patch_size(weights, size)
-    path = save_weights(weights.description, weights.params, destination, FLAGS.to)
-    title = FORMATS[FLAGS.to].title if FLAGS.to in FORMATS else "vit_jax's own"
+    peft = Peft(FLAGS.names, FLAGS.expand_rank, weights.beside)
+    path = save_weights(
+        weights.description, weights.params, destination, FLAGS.to, peft
+    )
+    title = FORMATS[FLAGS.to].title if FLAGS.to in FORMATS else OWN[FLAGS.to]
     a = weights.description.architecture
     print(
         f"wrote {path} in {title} format: {a.depth} blocks of width {a.width}, patches "
         f"{times(a.patch_size)}, images {times(a.image_size)}, {a.num_classes} classes"
     )
+
+
+def _check_options(check_names: Callable[[str], None]) -> None:
+    """Raises UserError for options that do nothing, or do not exist."""
+    given = [name for name in ("names", "expand_rank") if getattr(FLAGS, name)]
+    if given and FLAGS.to != "peft":
+        raise UserError(
+            f"--{' and --'.join(given)} only matters with --to=peft, got "
+            f"--to={FLAGS.to}: omit it"
+        )
+    if FLAGS.to == "peft" and FLAGS.merge:
+        raise UserError(
+            "--merge leaves no adapters, and --to=peft writes nothing else: omit one"
+        )
+    if FLAGS.names:
+        check_names(FLAGS.names)
 
 
 def _size() -> tuple[int, int] | None:

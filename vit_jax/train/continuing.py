@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vit_jax import config as config_lib

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
 from vit_jax.checkpoints.buckets import in_bucket
@@ -16,6 +17,12 @@ from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer, abstract_params
 from vit_jax.models.adapters import adapters_of, lora_of, merged_lora
 from vit_jax.models.outputs import MEANINGS
+from vit_jax.weights.adapter_directories import (
+    Beside,
+    adapter_folder,
+    beside_base,
+    read_directory,
+)
 from vit_jax.weights.base import completed
 from vit_jax.weights.decoders import as_told, with_target
 from vit_jax.weights.files.directories import (
@@ -49,6 +56,7 @@ class Weights(NamedTuple):
 
     description: Description
     params: Any  # nested dict of float32 numpy arrays
+    beside: Beside | None = None  # what an adapter's source says of its base
 
 
 def split_params(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -79,7 +87,8 @@ def load_weights(
       source: a work directory (its newest checkpoint) or WORKDIR/checkpoints/STEP,
         also in a bucket (gs://, s3://); a file in our own, Google's, big_vision's,
         timm's, torchvision's, mmpretrain's or Hugging Face's format; a directory with
-        such a file and its config.json; a published name, listed by `python -m
+        such a file and its config.json; a directory with an adapter of PEFT, which is
+        applied to its base; a published name, listed by `python -m
         vit_jax.models`; "hf:owner/name"; an https address. "#entry=NAME" at its end
         does the same as `entry`.
       num_heads: needed if the file does not record it.
@@ -96,8 +105,9 @@ def load_weights(
         if the file does not record it and it is not the published 16.
       normalize_pixels: whether that decoder predicts pixels that are normalised within
         each patch, if the file does not record it.
-      base: for a work directory that holds only adapters and a head, the weights that
-        they were trained beside, if these are no longer where they were.
+      base: for a work directory that holds only adapters and a head, or a directory of
+        PEFT: the weights that they were trained beside, if these are not in the place
+        that it records.
 
     Raises:
       UserError: the source does not exist, is not one of these, is damaged, or was not
@@ -129,19 +139,40 @@ def load_weights(
         names = description.param_shapes
         params = {name: value for name, value in params.items() if name in names}
         _check_told(architecture, path, num_heads, trained_image_size)
+        beside = None
         if description.base:
+            beside = beside_base(description.base, params)
             params = _with_base(description, params, path, base)
         else:
             _check_no_base(base, path)
         told = decoder_heads, normalize_pixels
-        return Weights(as_told(description, path, *told), params)
-    _check_no_base(base, source)
+        return Weights(as_told(description, path, *told), params, beside)
     if not isinstance(ema, bool):
         raise UserError(
             f"ema={ema}, but {source} is not a work directory, whose averages have "
             "decays: omit it"
         )
     resolved = resolve(source)
+    if folder := adapter_folder(resolved.path):
+        if entry:
+            raise UserError(
+                f"entry={entry!r}, but {folder} holds a single adapter: omit it"
+            )
+        return Weights(
+            *read_directory(
+                folder,
+                base,
+                partial(
+                    load_weights,
+                    num_heads=num_heads,
+                    image_size=image_size,
+                    trained_image_size=trained_image_size,
+                    decoder_heads=decoder_heads,
+                    normalize_pixels=normalize_pixels,
+                ),
+            )
+        )
+    _check_no_base(base, source)
     file = weight_file(resolved.path)
     with open_tensors(file) as tensors:
         if is_single_file(tensors):
@@ -179,7 +210,7 @@ def load_weights(
 
 def merged(weights: Weights) -> Weights:
     """Returns the weights of the same function without LoRA adapters."""
-    description, params = weights
+    description, params = weights.description, weights.params
     if not lora_of(description.architecture):
         logger.warning("there are no LoRA adapters to merge")
         return weights

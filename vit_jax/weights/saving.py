@@ -18,8 +18,10 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_write
+from vit_jax.weights.adapter_directories import Peft, directory_content
+from vit_jax.weights.files.directories import ADAPTER_FILES
 from vit_jax.weights.formats import huggingface, timm
-from vit_jax.weights.formats.known import find_format, to_tensors
+from vit_jax.weights.formats.known import OWN, find_format, to_tensors
 from vit_jax.weights.formats.single_file import as_single_file
 from vit_jax.weights.reloading import lost_about_outputs
 from vit_jax.words import either, quoted, shortened
@@ -41,6 +43,7 @@ _SUFFIXES = {
     "mae": (".safetensors",),
     "torchvision": (".safetensors",),
     "mmpretrain": (".safetensors",),
+    "peft": ("",),
 }
 # Endings of files, which a directory with weights would not have by intention.
 _FILE_ENDING = re.compile(
@@ -55,6 +58,7 @@ def save_weights(
     params: Mapping[str, Any],
     path: str | pathlib.Path,
     format: str = "vit_jax",
+    peft: Peft = Peft(),
 ) -> pathlib.Path:
     """Writes a model; replaces an old file, but a directory must be new or empty.
 
@@ -64,9 +68,10 @@ def save_weights(
       description: architecture, preprocessing and class names of the model.
       params: nested dict of arrays.
       path: NAME.safetensors for "vit_jax", "mae", "torchvision" and "mmpretrain";
-        NAME.npz for "google" and "big_vision"; a directory for "huggingface";
-        NAME.safetensors or a directory for "timm".
+        NAME.npz for "google" and "big_vision"; a directory for "huggingface" and
+        "peft"; NAME.safetensors or a directory for "timm".
       format: one of these names.
+      peft: options of the format "peft", which holds the adapter alone.
 
     Returns:
       The absolute path.
@@ -76,7 +81,7 @@ def save_weights(
         reasons); the parameters do not fit the architecture or are not finite; or the
         path cannot be written. Nothing has changed then.
     """
-    if format != "vit_jax":
+    if format not in OWN:
         find_format(str(format))
     path = _local(path)
     suffix = _suffix(path, format)
@@ -84,6 +89,10 @@ def save_weights(
     if format == "vit_jax":
         arrays, metadata = as_single_file(description, params)
         companions, lost = {}, []
+    elif format == "peft":
+        arrays, metadata, companions, lost = directory_content(
+            description, params, peft
+        )
     else:
         architecture, arrays, lost = to_tensors(
             find_format(format),
@@ -115,7 +124,8 @@ def save_weights(
             if suffix:
                 _WRITERS[suffix](temporary, arrays, metadata)
             else:
-                _write_directory(temporary, arrays, metadata, companions)
+                name = ADAPTER_FILES[0] if format == "peft" else "model.safetensors"
+                _write_directory(temporary, name, arrays, metadata, companions)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be written: {error}. Nothing was changed; free some space "
@@ -210,6 +220,7 @@ def _check_empty(path: pathlib.Path):
 
 def _write_directory(
     folder: pathlib.Path,
+    weights: str,
     arrays: Mapping[str, np.ndarray],
     metadata: dict[str, str],
     companions: Mapping[str, Any],
@@ -218,7 +229,7 @@ def _write_directory(
     for name, content in companions.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
-    _write_safetensors(folder / "model.safetensors", arrays, metadata)
+    _write_safetensors(folder / weights, arrays, metadata)
 
 
 def _write_npz(file: pathlib.Path, arrays: Mapping[str, np.ndarray], _: Any):

@@ -55,6 +55,9 @@ _OTHERS = {
 }
 # Files beside weights, with facts that the weights do not record.
 COMPANIONS = ("config.json", "preprocessor_config.json")
+# An adapter of PEFT beside its config, without the model that it belongs to.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
 # A model's config.json has one of these; other software uses the name config.json too.
 _COMPANION_KEYS = ("model_type", "architectures", "architecture")
 _LARGEST_COMPANION = 1 << 26  # bytes

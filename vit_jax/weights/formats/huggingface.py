@@ -238,7 +238,7 @@ def _read(shapes: Shapes, hints: Hints) -> Reading:
         outputs=meaning,
         outputs_known=bool(hints.config),
         # Others can be read too, such as a classifier of SigLIP.
-        rows=() if own is family else tuple(_rows_of(architecture, family)),
+        rows=() if own is family else tuple(rows_of_family(architecture, family)),
     )
 
 
@@ -269,11 +269,11 @@ def _pooling(shapes: Shapes, family: Family, p: str, two: bool) -> str:
 def _rows(architecture: ViTOrMixer) -> list[Row]:
     assert isinstance(architecture, Architecture)
     family, _ = family_to_write(architecture)
-    return _rows_of(architecture, family)
+    return rows_of_family(architecture, family)
 
 
-def _rows_of(a: Architecture, family: Family) -> list[Row]:
-    """Makes the table of a family."""
+def rows_of_family(a: Architecture, family: Family) -> list[Row]:
+    """Makes the table of a model of this family."""
     p = prefix_of(family, bool(a.num_classes))
     tokens = {
         "cls_token": ("cls", a.class_token),

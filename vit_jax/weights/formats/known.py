@@ -57,6 +57,8 @@ FORMATS: dict[str, Format] = {
         *(mae, timm),
     )
 }
+# Formats that are no layout of a whole model's tensors: our own, and PEFT's adapters.
+OWN = {"vit_jax": "vit_jax's own", "peft": "PEFT's"}
 
 
 def read_tensors(
@@ -214,7 +216,7 @@ def find_format(name: str) -> Format:
     """Returns the format of this name; raises UserError with the nearest name."""
     if name in FORMATS:
         return FORMATS[name]
-    choices = [*FORMATS, "vit_jax"]
+    choices = [*FORMATS, *OWN]
     hint = did_you_mean(name, choices)
     raise UserError(f"no format {name!r}: choose from {', '.join(choices)}{hint}")
 

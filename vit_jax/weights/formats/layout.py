@@ -20,7 +20,7 @@ from vit_jax.weights.formats.prefixes import Anchors
 from vit_jax.words import plain, shortened
 
 # Dtypes of weights; tensors of other dtypes, such as quantized ones, are refused.
-_WEIGHTS = {
+WEIGHTS = {
     np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
 }
 
@@ -242,11 +242,11 @@ def read_params(
     for row in rows:
         name, index, _ = pieces[row.theirs]
         if index is None:
-            array = _finite(tensors, name)
+            array = read_finite(tensors, name)
         else:
             # Blocks stay views of their stack, so that it is read and held once.
             if name not in stacks:
-                stacks[name] = _finite(tensors, name)
+                stacks[name] = read_finite(tensors, name)
             array = stacks[name][index]
         params |= zip(row.ours, row.layout.read(array), strict=True)
     return params
@@ -298,7 +298,7 @@ def unnamed_kinds(
 def as_weights(array: Any) -> np.ndarray:
     """Converts an array to float32 unless it has one of the dtypes of weights."""
     array = np.asarray(array)
-    return array if array.dtype in _WEIGHTS else array.astype(np.float32)
+    return array if array.dtype in WEIGHTS else array.astype(np.float32)
 
 
 def piece_shapes(
@@ -341,17 +341,17 @@ def _check(tensors, pieces, rows, expected, ignored):
         "missing": map(plain, sorted(names - shapes.keys())),
         "unexpected": map(plain, sorted(shapes.keys() - names - set(ignored))),
         "of another shape": [
-            difference
+            wrong
             for row in rows
             if row.theirs in shapes
-            and (difference := _difference(row, shapes[row.theirs], expected))
+            and (wrong := difference(row, shapes[row.theirs], expected))
         ],
         "of a type that weights are not saved in": [
             f"{plain(name)} ({dtype})"
             for name in dict.fromkeys(
                 pieces[row.theirs].name for row in rows if row.theirs in pieces
             )
-            if (dtype := tensors.specs[name].dtype) not in _WEIGHTS
+            if (dtype := tensors.specs[name].dtype) not in WEIGHTS
         ],
     }
     lines = [
@@ -367,13 +367,15 @@ def _check(tensors, pieces, rows, expected, ignored):
         )
 
 
-def _difference(row: Row, shape: tuple[int, ...], expected) -> str:
+def empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Makes an array that takes no memory, to try a layout on."""
+    return np.broadcast_to(np.zeros((), np.float32), shape)
+
+
+def difference(
+    row: Row, shape: tuple[int, ...], expected: Mapping[str, tuple[int, ...]]
+) -> str:
     """Describes what is wrong with a foreign tensor's shape; "" if nothing is."""
-
-    def empty(shape):
-        # An array of any shape that takes no memory, to try the layout on.
-        return np.broadcast_to(np.zeros((), np.float32), shape)
-
     wanted = row.layout.write(*(empty(expected[path]) for path in row.ours)).shape
     try:
         found = [part.shape for part in row.layout.read(empty(shape))]
@@ -383,7 +385,8 @@ def _difference(row: Row, shape: tuple[int, ...], expected) -> str:
     return "" if fits else f"{plain(row.theirs)} (expected {wanted}, found {shape})"
 
 
-def _finite(tensors: Tensors, name: str) -> np.ndarray:
+def read_finite(tensors: Tensors, name: str) -> np.ndarray:
+    """Reads a tensor in float32; raises UserError if numbers are not finite."""
     array = np.asarray(tensors.read(name), np.float32)
     flat = array.reshape(-1)
     # NaN and infinity propagate to the sum of squares, which needs no memory. Only if

@@ -38,7 +38,8 @@ ADAPTED = (
     Kind(
         r"(^|[._])lora_|\.lora\.|\.base_layer\.|(^|\.)adapter_[ab]\.",
         "a LoRA adapter, which changes another model's weights",
-        "Merge it into its model where it was trained, with merge_and_unload() of "
+        "Keep the adapter_config.json of PEFT beside it, and pass the directory; or "
+        "merge it into its model where it was trained, with merge_and_unload() of "
         "peft, and save the whole model",
     ),
     QUANTIZED,

@@ -242,7 +242,7 @@ def _rows(architecture: ViTOrMixer) -> list[Row]:
         rows += qkv if a.qkv_bias else qkv[:1]
         rows += linear(f"{theirs}.attn.proj", f"{ours}/attention/out")
         rows += norm(f"{theirs}.norm2", f"{ours}/norm2")
-        rows += _MLPS[a.mlp_type](f"{theirs}.mlp", f"{ours}/mlp")
+        rows += MLPS[a.mlp_type](f"{theirs}.mlp", f"{ours}/mlp")
         if a.layer_scale:
             rows += [
                 Row(f"{theirs}.ls{j}.gamma", (f"{ours}/layer_scale{j}",), SAME)
@@ -255,7 +255,7 @@ def _rows(architecture: ViTOrMixer) -> list[Row]:
         rows += fused("attn_pool.kv", "map_head/attention", QKV[1:])
         rows += linear("attn_pool.proj", "map_head/attention/out")
         rows += norm("attn_pool.norm", "map_head/norm")
-        rows += _MLPS[a.mlp_type]("attn_pool.mlp", "map_head/mlp")
+        rows += MLPS[a.mlp_type]("attn_pool.mlp", "map_head/mlp")
     if a.pre_logits:
         rows += linear("pre_logits.fc", "pre_logits")
     if a.num_classes:
@@ -291,7 +291,7 @@ def _inexpressible(architecture: ViTOrMixer) -> list[str]:
         ),
     }
     phrases = [phrase for phrase, present in has.items() if present]
-    return phrases + unnamed_kinds(a, _MLPS)
+    return phrases + unnamed_kinds(a, MLPS)
 
 
 def _mlp(theirs: str, ours: str) -> list[Row]:
@@ -301,7 +301,7 @@ def _mlp(theirs: str, ours: str) -> list[Row]:
 
 
 # Kind of MLP → its rows in a block.
-_MLPS = {"plain": _mlp}
+MLPS = {"plain": _mlp}
 
 
 def _unusual(shapes: Shapes) -> list[str]:

@@ -23,10 +23,15 @@ from typing import NamedTuple
 from vit_jax.cache import cache_dir
 from vit_jax.errors import UserError
 from vit_jax.web import offline, shown
-from vit_jax.weights.files.directories import COMPANIONS
+from vit_jax.weights.files.directories import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    COMPANIONS,
+)
 from vit_jax.weights.published.families import Mirror, Published
 from vit_jax.weights.published.hub_cache import find_in_hub_cache, in_snapshot
 from vit_jax.weights.published.names import (
+    adapter_in_hub,
     alternatives,
     find,
     named_like,
@@ -44,6 +49,10 @@ from vit_jax.weights.published.zoo import BUCKETS, HUB
 logger = logging.getLogger(__name__)
 
 _PIN = "#sha256="
+
+
+class _Unavailable(UserError):
+    """No mirror has the file, or downloads are disabled."""
 
 
 class Resolved(NamedTuple):
@@ -97,7 +106,14 @@ def resolve(
     _say_licence(row)
     if row.note:
         logger.info("%s: %s", row.name, row.note)
-    return Resolved(fetch(row, sha256=sha256, cache=cache), row)
+    try:
+        return Resolved(fetch(row, sha256=sha256, cache=cache), row)
+    except _Unavailable:
+        if (adapter := adapter_in_hub(name)) is None:
+            raise
+        with contextlib.suppress(UserError):
+            return Resolved(fetch(adapter, sha256=sha256, cache=cache), None)
+        raise
 
 
 def fetch(
@@ -148,7 +164,7 @@ def fetch(
                 logger.info("%s: read from Hugging Face's cache, %s", name, path)
             return path
     if offline():
-        raise UserError(
+        raise _Unavailable(
             f"{name} is not in the cache, and downloads are disabled because "
             f"VIT_JAX_OFFLINE or HF_HUB_OFFLINE is set. {_by_hand(places, sha256)}"
         )
@@ -171,7 +187,7 @@ def fetch(
     by_hand = _by_hand(places, sha256)
     others = [] if isinstance(source, Mirror) else alternatives(source)
     hint = f"\nSimilar weights on other hosts: {', '.join(others)}." if others else ""
-    raise UserError(f"{name} could not be downloaded:{listed}\n{by_hand}{hint}")
+    raise _Unavailable(f"{name} could not be downloaded:{listed}\n{by_hand}{hint}")
 
 
 def _say_licence(row: Published | None, file: str = "") -> None:
@@ -199,6 +215,8 @@ def _checksums(mirror: Mirror, sha256: str | None) -> dict[str, str]:
 def _download(url: str, path: pathlib.Path, checksums: Mapping[str, str]) -> None:
     """Downloads a file into the cache, with its companions and shards."""
     companions = COMPANIONS if _on_hub(url) else ()
+    if companions and path.name in ADAPTER_FILES:
+        companions = (ADAPTER_CONFIG,)
     # Companions first: once the weights are in the cache, nothing else is downloaded.
     for name in companions:
         with contextlib.suppress(MissingFile):

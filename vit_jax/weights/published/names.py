@@ -7,6 +7,7 @@ import re
 import urllib.parse
 
 from vit_jax.errors import UserError
+from vit_jax.weights.files.directories import ADAPTER_FILES
 from vit_jax.weights.published.families import Published
 from vit_jax.weights.published.zoo import HUB, MODELS, augreg, on_hub
 from vit_jax.words import did_you_mean
@@ -49,6 +50,19 @@ def find(name: str) -> Published:
         "work directory of vit_jax, a file or directory of weights, hf:OWNER/NAME on "
         "the Hugging Face hub, or an https:// address."
     )
+
+
+def adapter_in_hub(name: str) -> Published | None:
+    """Returns the adapter that a repository may hold instead of a model.
+
+    Args:
+      name: as for `find`; None if it is not "hf:OWNER/NAME[@REVISION]".
+    """
+    match = _HUB_NAME.fullmatch(name)
+    if not match or match[3]:
+        return None
+    mirrors = on_hub(match[1], *ADAPTER_FILES, revision=match[2] or "main")
+    return Published(name, mirrors)
 
 
 def published_at(url: str) -> Published | None:
