@@ -91,6 +91,8 @@ def test_checkpoints_hold_what_is_trained_and_name_the_base(run, base):
     assert len(about.base["checksum"]) == 64
     record = json.loads(json.dumps(about.to_dict()))
     assert type(about).from_dict(record) == about
+    with pytest.raises(UserError, match="base is 'x', expected a source and a check"):
+        type(about).from_dict(record | {"base": "x"})
 
 
 def test_what_is_frozen_is_the_base_on_the_grid_of_the_run(run, base):
