@@ -20,7 +20,6 @@ import jax
 
 from vit_jax.config import Config
 from vit_jax.errors import Problems
-from vit_jax.models.adapters import adapters_of, is_adapter, is_head
 from vit_jax.optim.freezing import (
     Freezing,
     read_freezing,
@@ -117,7 +116,7 @@ def make_groups(
       own: the objective's settings by pattern, which rows of the config may replace;
         but what it freezes is frozen, whatever the config says.
       rests: path → whether that parameter is frozen beside adapters unless
-        `train_only` names it; see `beside_adapters`.
+        `train_only` names it; see `vit_jax.optim.adapters`.
       norm_after_pool: whether the model's final norm follows pooling.
 
     Raises:
@@ -354,21 +353,44 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
     return name, number
 
 
-def beside_adapters(architecture: Any, model: Collection[str]) -> Callable[[str], bool]:
-    """Returns a function that says which parameters rest beside a model's adapters.
+def layer_factors(params: Any, decay: float) -> dict[str, float]:
+    """Returns learning-rate factors by path, which shrink towards the input.
 
-    These are the model's own, except for the adapters and the head. Without adapters,
-    none rests.
+    The factor is decay^(n − layer) with n = depth + 1: patches, tokens and positions
+    are layer 0, block i is layer i + 1, and the final norm, heads and whatever an
+    objective adds are layer n (BEiT, arXiv:2106.08254; MAE's fine-tuning).
 
     Args:
-      architecture: the model's architecture.
-      model: names of the model's subtrees; others are the objective's.
+      params: the parameters or their shapes.
+      decay: factor between adjacent layers; 1 = all factors are 1.
     """
-    if not adapters_of(architecture):
-        return lambda _: False
-    return lambda path: (
-        path.partition("/")[0] in model and not is_adapter(path) and not is_head(path)
-    )
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    blocks = [int(m[1]) for path in paths if (m := re.match(r"blocks_(\d+)/", path))]
+    last = max(blocks, default=-1) + 2
+
+    def layer(path: str) -> int:
+        if match := re.match(r"blocks_(\d+)/", path):
+            return int(match[1]) + 1
+        return 0 if path.partition("/")[0] in _INPUT else last
+
+    return {path: decay ** (last - layer(path)) for path in paths}
+
+
+# Subtrees that come before the blocks.
+_INPUT = {
+    "trunk",
+    "patch_embed",
+    "pos_embed",
+    "pos_embed_prefix",
+    "cls",
+    "distillation",
+    "registers",
+}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Writes the path of a parameter, as in "blocks_00/mlp/fc1/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _chosen(tree: Any, chosen: Callable[[str], bool], prefix: str = "") -> Any:

@@ -13,17 +13,41 @@ import jax.numpy as jnp
 
 from vit_jax.checkpoints.parts import (
     AVERAGES,
-    OBJECTIVE,
-    OPTIMIZER,
+    EMA,
     OPTIMIZER_AVERAGES,
     PARAMS,
 )
-from vit_jax.models.adapters import overlaid
+from vit_jax.models import abstract_params
+from vit_jax.models.adapters import adapters_of, chosen, is_head, overlaid
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, to_items
 
-# Parts that are not trees of the parameters, and so are saved whole.
-_OTHERS = (OPTIMIZER, OBJECTIVE)
+# Parts that are trees of all parameters; others are saved whole.
+_OF_PARAMETERS = (PARAMS, EMA)
+
+
+def saves_frozen(setup: Setup) -> bool:
+    """Returns whether a run's checkpoints hold the frozen parameters too."""
+    if setup.config.save_frozen == "auto":
+        return not adapters_of(setup.architecture)
+    return setup.config.save_frozen == "yes"
+
+
+def saved_params(setup: Setup, params: Any) -> Any:
+    """Returns a tree of parameters without those that checkpoints leave out.
+
+    These are the model's frozen ones, outside of the head.
+    """
+    if saves_frozen(setup):
+        return params
+    model = abstract_params(setup.architecture)
+    groups = setup.groups.by_path
+
+    def kept(path: str) -> bool:
+        beside = path.partition("/")[0] not in model
+        return beside or is_head(path) or not groups[path].frozen
+
+    return chosen(params, kept)
 
 
 def checkpoint_items(setup: Setup, state: TrainState) -> dict[str, Any]:
@@ -34,14 +58,15 @@ def checkpoint_items(setup: Setup, state: TrainState) -> dict[str, Any]:
     """
     items = restored_items(setup, state)
     if (averages := setup.optimizer_averages(state)) is not None:
-        items[OPTIMIZER_AVERAGES] = setup.saved(averages)
+        items[OPTIMIZER_AVERAGES] = saved_params(setup, averages)
     return items
 
 
 def restored_items(setup: Setup, state: TrainState) -> dict[str, Any]:
     """Splits a state, or its shapes, into the parts that a run restores, by name."""
     return {
-        name: _each(name, tree, setup.saved) for name, tree in to_items(state).items()
+        name: _each(name, tree, functools.partial(saved_params, setup))
+        for name, tree in to_items(state).items()
     }
 
 
@@ -66,8 +91,6 @@ def with_frozen(items: Mapping[str, Any], first: Any) -> dict[str, Any]:
 
 def _each(name: str, tree: Any, change: Callable[[Any], Any]) -> Any:
     """Applies a function to a part's trees of parameters, if there are any in it."""
-    if name in _OTHERS:
-        return tree
     if name == AVERAGES:
         return {key: change(average) for key, average in tree.items()}
-    return change(tree)
+    return change(tree) if name in _OF_PARAMETERS else tree

@@ -31,7 +31,7 @@ from vit_jax.train.choices import CHOICES
 from vit_jax.train.continuing import NO_CHANGES, Changes, defaults_of_old_runs
 from vit_jax.train.processes import cluster
 from vit_jax.train.prompts_from_config import check_prompts
-from vit_jax.train.saved_parts import restored_items, with_frozen
+from vit_jax.train.saved_parts import restored_items, saves_frozen, with_frozen
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items
 from vit_jax.weights.adapt import heads_by_name, new_head_because
@@ -224,11 +224,12 @@ def read_weights(
 
 
 def fit_weights(
-    setup: Setup, weights: Weights, class_names: Sequence[str]
+    setup: Setup, weights: Weights, class_names: Sequence[str], *, quiet: bool = False
 ) -> dict[str, Any]:
     """Adapts pretrained parameters to this run's grid and classes; see `adapt`.
 
-    What the objective takes beside the model's own, such as a decoder, is added.
+    What the objective takes beside the model's own, such as a decoder, is added. With
+    `quiet`, the changes are not logged.
 
     Raises:
       UserError: the parameters do not fit, or the head to be kept does not, or what
@@ -257,6 +258,7 @@ def fit_weights(
         head_std=config.model.head_std,
         seed=config.seed,
         posemb_resize=config.posemb_resize,
+        quiet=quiet,
     )
     return adapted | adopted
 
@@ -305,7 +307,7 @@ def initial_state(
         step = found.description.step
         logger.info("resuming from the checkpoint of step %d", step)
         items = found.items
-        if not setup.saves_frozen:
+        if not saves_frozen(setup):
             first = _first_params(setup, params, shardings.params)
             items = with_frozen(items, first)
         return from_items(items, step, abstract)

@@ -1,5 +1,4 @@
 import dataclasses
-import pathlib
 
 import numpy as np
 import pytest
