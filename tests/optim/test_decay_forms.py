@@ -106,8 +106,12 @@ def test_independent_decay_that_cannot_be_is_refused():
     assert said(weight_decay=0.0, groups="") == (
         f"{key} without weight decay has no effect; set weight_decay"
     )
-    assert said(learning_rate=0.0).startswith(f"{key} with learning_rate=0.0: the decay")
-    assert said(groups="head/.*: rule=lars").startswith(f"{key} with rule=lars: its steps")
+    assert said(learning_rate=0.0).startswith(
+        f"{key} with learning_rate=0.0: the decay"
+    )
+    assert said(groups="head/.*: rule=lars").startswith(
+        f"{key} with rule=lars: its steps"
+    )
 
 
 @pytest.mark.parametrize("form", ["scaled", "independent"])

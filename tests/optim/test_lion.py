@@ -40,7 +40,9 @@ def reference(w, grads, b1, b2):
 
 def test_thirty_updates_with_lions_own_defaults():
     found, grads = trajectory()
-    for ours, theirs in zip(found[1:], reference(found[0], grads, 0.9, 0.99), strict=True):
+    for ours, theirs in zip(
+        found[1:], reference(found[0], grads, 0.9, 0.99), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
     lion = optax.lion(RATE, weight_decay=DECAY)
     w = jnp.asarray(found[0])

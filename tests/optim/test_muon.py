@@ -80,7 +80,10 @@ class Own:
 
     def __init__(self, options, beta=0.95):
         self.m, self.beta = 0.0, options.get("momentum", beta)
-        self.nesterov, self.steps = options.get("nesterov", True), options.get("steps", 5)
+        self.nesterov, self.steps = (
+            options.get("nesterov", True),
+            options.get("steps", 5),
+        )
         self.original = options.get("scale") == "original"
 
     def __call__(self, g, step):
@@ -143,7 +146,9 @@ def test_thirty_updates(case):
 
 
 def test_the_state_has_one_moment_of_its_matrices_and_two_of_the_others():
-    params = nested({path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()})
+    params = nested(
+        {path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()}
+    )
     state = make_optimizer(recipe(momentum_dtype="bfloat16"), params).init(params)
     sizes = {}
     for x in jax.tree.leaves(state):

@@ -67,8 +67,8 @@ def test_options_of_the_optimisers_of_groups():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"momentum": 0.5}, ["momentum=0.5 has no effect: optimizer=adamw reads b1, b2, "
-         "eps and momentum_dtype; leave it at 0.9"]),
+        ({"momentum": 0.5}, ["momentum=0.5 has no effect: optimizer=adamw reads b1, "
+         "b2, eps and momentum_dtype; leave it at 0.9"]),
         ({"optimizer": "lion", "b2": 0.95}, ["b2=0.95 has no effect: optimizer=lion "
          "reads momentum_dtype, and optimizer_options.b2; leave it at 0.999"]),
         ({"optimizer": "schedule_free_adamw", "momentum_dtype": "bfloat16"},
@@ -105,7 +105,9 @@ def test_an_optimiser_reads_exactly_the_keys_in_its_row(name):
 
     make_optimizer(Watched(recipe(optimizer=name)), PARAMS)
     # `momentum_dtype` is read for all, and given to each.
-    assert read & {*READ_BY_SOME} - {"momentum_dtype"} == {*rule.reads} - {"momentum_dtype"}
+    assert read & {*READ_BY_SOME} - {"momentum_dtype"} == {*rule.reads} - {
+        "momentum_dtype"
+    }
 
 
 def test_all_problems_at_once_and_only_when_a_run_begins(tiny_config):

@@ -13,10 +13,10 @@ import orbax.checkpoint as ocp
 from vit_jax.checkpoints.buckets import is_complete
 from vit_jax.checkpoints.description import MODEL, Description
 from vit_jax.checkpoints.parts import (
-    OPTIMIZER_AVERAGES,
     EMA,
     METADATA,
     OBJECTIVE,
+    OPTIMIZER_AVERAGES,
     PARAMS,
     DamagedError,
     reader,

@@ -24,11 +24,11 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.manifest import write_manifest
 from vit_jax.checkpoints.parts import (
-    OPTIMIZER_AVERAGES,
     EMA,
     METADATA,
     OBJECTIVE,
     OPTIMIZER,
+    OPTIMIZER_AVERAGES,
     PARAMS,
     UNFINISHED,
     DamagedError,

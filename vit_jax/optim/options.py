@@ -1,4 +1,4 @@
-"""The keys and options that a run's optimisers read, and those that none of them does."""
+"""The keys and options that a run's optimisers read, and those that none reads."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -75,7 +75,7 @@ def _wrong_independent_decay(
 def unread_keys(
     config: Config, rules: Mapping[str, Rule], others: Iterable[str] = ()
 ) -> list[str]:
-    """Lists keys of optimisers that are set, although no optimiser of the run reads them.
+    """Lists keys that are set although no optimiser of the run reads them.
 
     Args:
       config: a config with valid values.
@@ -88,7 +88,10 @@ def unread_keys(
         return []  # then it is not known which optimisers the run uses
     named = [settings["rule"] for _, settings in rows if "rule" in settings]
     names = _in_order(config, [*named, *others])
-    read, own = keys_read(rules, names), {o for name in names for o in rules[name].options}
+    read, own = (
+        keys_read(rules, names),
+        {o for name in names for o in rules[name].options},
+    )
     why = f"{_named(config, names)} read{'s' * (len(names) == 1)} {_listed(read)}"
     return [
         problem
@@ -132,7 +135,9 @@ def _expected_instead(value: Any, option: Option) -> str:
     if isinstance(option.default, str):
         if value in option.choices:
             return ""
-        return f"one of {', '.join(option.choices)}{did_you_mean(value, option.choices)}"
+        return (
+            f"one of {', '.join(option.choices)}{did_you_mean(value, option.choices)}"
+        )
     whole = isinstance(option.default, int)
     right = is_number(value) and (isinstance(value, int) or not whole)
     if right and option.low <= value <= option.high:

@@ -21,7 +21,6 @@ def _adafactor(given: RuleInputs) -> optax.GradientTransformation:
     t = 1, 2, …. Updates are neither clipped per block nor scaled by the parameters, and
     the first moment is a plain average.
     """
-
     cap, momentum = given.config.b2, given.config.momentum
 
     def decay(step: Any, exponent: Any) -> Array:
