@@ -81,6 +81,17 @@ def test_options_of_an_objective_need_not_be_in_the_recipe(recipe):
         load(f"--config={recipe}", "--config.modle.width=3")
 
 
+@pytest.mark.parametrize("section", ["objective", "loss", "optimizer"])
+def test_options_without_name_or_value_are_explained(section, recipe):
+    options = f"--config.{section}_options"
+    with pytest.raises(WrongOverrides) as error:
+        load(f"--config={recipe}", f"{options}=3", f"{options}.beta")
+    assert str(error.value) == (
+        f"{options}=3: expected one of its options, as in {options}.NAME=VALUE\n"
+        f"{options}.beta: expected a name and a value, as in {options}.beta=VALUE"
+    )
+
+
 @pytest.mark.parametrize("word", ["false", "False", "0"])
 def test_booleans_may_be_separate_arguments(recipe, word):
     config, _ = load(f"--config={recipe}", "--config.reset_head", word)

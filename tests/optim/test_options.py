@@ -67,8 +67,8 @@ def test_options_of_the_optimisers_of_groups():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"momentum": 0.5}, ["momentum=0.5 has no effect: optimizer=adamw reads b1, b2, "
-         "eps and momentum_dtype; leave it at 0.9"]),
+        ({"momentum": 0.5}, ["momentum=0.5 has no effect: optimizer=adamw reads b1, "
+         "b2, eps and momentum_dtype; leave it at 0.9"]),
         ({"optimizer": "lion", "b2": 0.95}, ["b2=0.95 has no effect: optimizer=lion "
          "reads momentum_dtype, and optimizer_options.b2; leave it at 0.999"]),
         ({"optimizer": "schedule_free_adamw", "momentum_dtype": "bfloat16"},

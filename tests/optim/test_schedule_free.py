@@ -49,7 +49,8 @@ def descent(config, case="constant", prefix="", group_lr=1.0):
     state = optimizer.init(params)
     for step, rate in enumerate(GOLDEN[f"{case}/rates"] / group_lr):
         own = params[prefix] if prefix else params
-        grads = jax.tree.map(lambda h, p, n: h * p + n[step], curvature, own, noise)
+        grads = jax.tree.map(jnp.multiply, curvature, own)
+        grads = {name: g + noise[name][step] for name, g in grads.items()}
         grads = {prefix: grads} if prefix else grads
         directions, state = update(
             grads, state, params, step=jnp.int32(step), rate=jnp.float32(rate)
@@ -114,8 +115,8 @@ def test_other_averages_are_refused():
     message = (
         "ema_decay=0.9 with optimizer=schedule_free_adamw, which averages the "
         "parameters itself; leave it at 0.0\n"
-        "b1=0.0 with optimizer=schedule_free_adamw: gradients would be computed without "
-        "any averaging; give a number above 0, such as 0.9"
+        "b1=0.0 with optimizer=schedule_free_adamw: gradients would be computed "
+        "without any averaging; give a number above 0, such as 0.9"
     )
     with pytest.raises(UserError) as error:
         make_optimizer(recipe(ema_decay=0.9, b1=0.0), params)

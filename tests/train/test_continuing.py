@@ -306,6 +306,23 @@ def test_moved_data_of_a_run_without_fingerprints(on, flowers, caplog):
             2,
             False,
         ),
+        # Half the way to twice the rate; independent decay is half as large there.
+        (
+            {"schedule": "constant", "warmup_steps": 16},
+            {"warmup_steps": 32, "learning_rate": 0.2},
+            10,
+            True,
+        ),
+        (
+            {
+                "schedule": "constant",
+                "warmup_steps": 16,
+                "weight_decay_form": "independent",
+            },
+            {"warmup_steps": 32, "learning_rate": 0.2},
+            10,
+            False,
+        ),
     ],
 )
 def test_keys_of_the_rate_may_change_if_no_past_rate_does(

@@ -194,6 +194,8 @@ def _override(config: Config, key: str, token: str) -> str:
         if match := _OPTION.fullmatch(token):
             _add_option(config, match["section"], match["name"], match["value"])
             return ""
+        if key.partition(".")[0] in _OPTIONS and "." in key:
+            return f"{token}: expected a name and a value, as in --config.{key}=VALUE"
         sections = [name for name in config if isinstance(config[name], ConfigDict)]
         if key in sections:
             return f"{token}: expected {_expected(config, key)}"
@@ -210,8 +212,9 @@ def _override(config: Config, key: str, token: str) -> str:
 
 # An option that only an objective, a loss or an optimiser knows; its own check names
 # unknown ones.
+_OPTIONS = "objective_options", "loss_options", "optimizer_options"
 _OPTION = re.compile(
-    r"--config\.(?P<section>(objective|loss|optimizer)_options)"
+    rf"--config\.(?P<section>{'|'.join(_OPTIONS)})"
     r"\.(?P<name>[A-Za-z]\w*)=(?P<value>.*)",
     re.DOTALL,
 )
@@ -236,6 +239,8 @@ def _expected(config: Config, dotted: str) -> str:
         config = config[section]
     kind = config.get_type(key)
     if kind is ConfigDict:
+        if key in _OPTIONS:
+            return f"one of its options, as in --config.{dotted}.NAME=VALUE"
         return f"one of its keys, such as {dotted}.{next(iter(config[key]))}"
     current = "" if config[key] is None else f"; it is {config[key]} now"
     return _KINDS[kind] + current

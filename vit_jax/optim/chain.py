@@ -34,12 +34,13 @@ def make_optimizer(
     """Makes the optimiser: clipping of gradients, an optimiser's rule, weight decay.
 
     The updates are directions: the step multiplies them by −(learning rate), so the
-    decay is decoupled and scaled by the learning rate, as in optax.adamw; or only by the
-    schedule relative to its peak, if `weight_decay_form` is "independent". Bad updates
-    are skipped if the config asks for it; see `guarded`. The optimiser takes only the
-    parameters that are trained, not the frozen ones. Its `update` takes `step`, the
-    number of finished updates, if weight decay has a schedule or a parameter rests at
-    first; and `rate`, the learning rate, if the optimiser averages the parameters.
+    decay is decoupled and scaled by the learning rate, as in optax.adamw; or, if
+    `weight_decay_form` is "independent", by the schedule relative to its peak. Bad
+    updates are skipped if the config asks for it; see `guarded`. The optimiser takes
+    only the parameters that are trained, not the frozen ones. Its `update` takes
+    `step`, the number of finished updates, if weight decay has a schedule or a
+    parameter rests at first; and `rate`, the learning rate, if the optimiser averages
+    the parameters.
 
     Args:
       config: a resolved config.

@@ -99,14 +99,14 @@ def _labels(tree: Any) -> Any:
 
 
 def _orthogonal(given: RuleInputs) -> optax.GradientTransformation:
-    """Makes Muon's own part: directions of a given size, without their signs changed."""
+    """Makes Muon's own part, for matrices."""
     beta, nesterov = given.options["momentum"], given.options["nesterov"]
     scale = _SCALES[given.options["scale"]]
 
     def init(params: Any) -> MuonState:
         return MuonState(optax.tree.zeros_like(params, dtype=given.dtype))
 
-    def update(updates: Any, state: MuonState, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         mu = jax.tree.map(lambda g, m: beta * m + (1 - beta) * g, updates, state.mu)
 

@@ -1,4 +1,4 @@
-"""The keys and options that a run's optimisers read, and those that none of them does."""
+"""The keys and options that a run's optimisers read, and those that none reads."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -75,7 +75,7 @@ def _wrong_independent_decay(
 def unread_keys(
     config: Config, rules: Mapping[str, Rule], others: Iterable[str] = ()
 ) -> list[str]:
-    """Lists keys of optimisers that are set, although no optimiser of the run reads them.
+    """Lists keys that are set although no optimiser of the run reads them.
 
     Args:
       config: a config with valid values.

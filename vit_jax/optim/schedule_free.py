@@ -47,10 +47,10 @@ def rms(given: RuleInputs) -> optax.GradientTransformation:
 def averaging(given: RuleInputs) -> optax.GradientTransformationExtraArgs:
     """Makes the step of y and z along a direction that weight decay is part of.
 
-    Its `update` takes `rate`, the learning rate, and `step`. The step of y does not have
-    the size of the rate; so the direction that is returned is (y − new y)/rate, and the
-    training step multiplies it by the rate again. An update whose rate is 0 changes
-    nothing and has no weight in the average.
+    Its `update` takes `rate`, the learning rate, and `step`. As y does not move in
+    proportion to the rate, it returns (y − new y)/rate, which the training step
+    multiplies by the rate again. An update whose rate is 0 changes nothing and has no
+    weight in the average.
     """
     b1, r = given.config.b1, given.options["r"]
     power = given.options["weight_lr_power"]
@@ -65,7 +65,7 @@ def averaging(given: RuleInputs) -> optax.GradientTransformationExtraArgs:
         )
 
     def update(
-        updates: Any, state: ScheduleFreeState, params: Any = None, **extra: Any
+        updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, ScheduleFreeState]:
         rate, count = extra["rate"], state.count + 1
         max_rate = jnp.maximum(state.max_rate, rate)

@@ -398,8 +398,8 @@ def set_up(
         takes the architecture from it.
       problems: problems that are already known, to be listed with the rest.
       dataset: the config's dataset, if it is already open.
-      begun: whether this run has begun earlier, maybe with a version that did not refuse
-        keys that its optimiser does not read.
+      begun: whether this run has begun earlier, perhaps with a version that did not
+        refuse keys that its optimiser does not read.
 
     Raises:
       UserError: lists everything that cannot work, before anything is compiled.
