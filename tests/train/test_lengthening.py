@@ -126,7 +126,10 @@ def test_the_newest_sound_checkpoint_before_the_cooldown_is_taken(
     assert found.earlier.step == 2
     # Also a second time, which finds what an interrupted first one left.
     (tmp_path / "until-6/checkpoints/6").mkdir(parents=True)
+    (tmp_path / "wandb_run_id.txt").write_text("page")
     set_aside(run, found)
+    assert not (tmp_path / "wandb_run_id.txt").exists()
+    assert (tmp_path / "until-6/wandb_run_id.txt").read_text() == "page"
     assert saved_steps(tmp_path / "checkpoints") == [2]
     assert load_description(tmp_path / "until-6").step == 6
     assert saved_steps(tmp_path / "until-6/checkpoints") == [4, 6]

@@ -182,8 +182,8 @@ def tell_of_similar_run(workdir: str, config: Config) -> None:
         told.pop("data.rules", None)
         if told and told.keys() <= {*LOCATIONS, *SCHEDULE}:
             directory = os.path.relpath(other)
-            *before, last = saved_steps(other / CHECKPOINTS)
-            longer = before_cooldown(begun, config, before)
+            steps = saved_steps(other / CHECKPOINTS)
+            last, longer = max(steps, default=0), before_cooldown(begun, config, steps)
             same = last <= config.total_steps and same_rates(begun, config, last)
             if same or longer:
                 how = f"To continue that one, pass --workdir={shlex.quote(directory)}"

@@ -33,6 +33,7 @@ from vit_jax.optim.schedules import (
 )
 from vit_jax.optim.sharpness import make_rho_schedule
 from vit_jax.train.processes import cluster
+from vit_jax.train.reporting.wandb_run import ID_FILE
 from vit_jax.train.setup import Setup
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,11 @@ def set_aside(workdir: str, found: Resumed) -> None:
         metrics = directory / METRICS_FILE
         if metrics.exists():
             write_atomically(aside / METRICS_FILE, metrics.read_text(encoding="utf-8"))
+        # Weights & Biases cannot go back: the longer run gets a page of its own there.
+        identity = directory / ID_FILE
+        if identity.exists():
+            write_atomically(aside / ID_FILE, identity.read_text(encoding="utf-8"))
+            identity.unlink()
         for step in saved_steps(directory / CHECKPOINTS)[::-1]:
             if step > found.earlier.step:
                 target = checkpoints / str(step)

@@ -99,9 +99,8 @@ def make_train_step(
             ema = moved(ema, config.ema_decay)
         if config.ema_decays:
             averages = {
-                key: moved(averages[key], decay)
+                average_key(decay): moved(averages[average_key(decay)], decay)
                 for decay in config.ema_decays
-                for key in [average_key(decay)]
             }
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
