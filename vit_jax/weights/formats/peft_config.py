@@ -240,9 +240,11 @@ def _names_or_pattern(value: Any) -> bool:
 def _patterns_of(positive: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: (
         value is None
-        or isinstance(value, dict)
-        and all(map(_is_pattern, value))
-        and all(map(positive, value.values()))
+        or (
+            isinstance(value, dict)
+            and all(map(_is_pattern, value))
+            and all(map(positive, value.values()))
+        )
     )
 
 
@@ -274,20 +276,23 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target_modules": (_names_or_pattern, _NAMES),
     "exclude_modules": (_names_or_pattern, _NAMES),
     "modules_to_save": (
-        lambda value: value is None or _texts(value) and all(map(_is_pattern, value)),
+        lambda value: value is None or (_texts(value) and all(map(_is_pattern, value))),
         "a list of names of modules",
     ),
     "layers_to_transform": (
         lambda value: (
             value is None
             or type(value) is int
-            or isinstance(value, list)
-            and all(type(number) is int for number in value)
+            or (
+                isinstance(value, list) and all(type(number) is int for number in value)
+            )
         ),
         "numbers of blocks",
     ),
     "layers_pattern": (
-        lambda value: _names_or_pattern(value) and all(map(_is_pattern, value or ())),
+        lambda value: (
+            _names_or_pattern(value) and all(map(_is_pattern, _listed(value)))
+        ),
         "names in front of the numbers of blocks",
     ),
     "rank_pattern": (
