@@ -7,12 +7,12 @@
 The first step needs vit_jax: it writes small random models of several kinds, each with
 random LoRA adapters, as a base DIR/MODEL/base (of Hugging Face or timm), an adapter
 DIR/MODEL/NAMES of PEFT for each library whose names can express it, and our outputs.
-The second needs peft, timm and transformers, but not vit_jax: it loads each adapter onto
-its base with PEFT, prints how far the outputs are from ours, and lets PEFT make adapters
-of its own, DIR/MODEL/made-NAMES, with their outputs. The names of modules differ between
-versions 4 and 5 of transformers, so run it with both; it skips those of the other. The
-third needs vit_jax, and reads what PEFT made. The exit status is 1 if an output is off
-by more than 1e-5.
+The second needs peft, timm and transformers, but not vit_jax: it loads each adapter
+onto its base with PEFT, prints how far the outputs are from ours, and lets PEFT make
+adapters of its own, DIR/MODEL/made-NAMES, with their outputs. The names of modules
+differ between versions 4 and 5 of transformers, so run it with both; it skips those of
+the other. The third needs vit_jax, and reads what PEFT made. The exit status is 1 if an
+output is off by more than 1e-5.
 """
 
 import argparse
@@ -67,8 +67,8 @@ SETTINGS = {
 }
 # Names → modules with adapters, and the name in front of the numbers of blocks.
 LAYERS = {
-    "transformers5": (["q_proj", "v_proj", "fc1"], "layers"),
-    "transformers4": (["query", "value", "attention.output.dense"], "layer"),
+    "transformers5": (["q_proj", "v_proj", "fc1"], "layers?"),
+    "transformers4": (["query", "value", "attention.output.dense"], "layers?"),
     "timm": (["qkv", "fc2"], "blocks"),
 }
 

@@ -23,6 +23,7 @@ from vit_jax.models.positions import METHODS
 from vit_jax.reconstruction import DecoderOfModel
 from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
+from vit_jax.weights.adapter_directories import Peft, compared_with_base
 from vit_jax.weights.decoders import fit_decoder
 from vit_jax.weights.loading import load_weights, merged, split_params
 from vit_jax.weights.patch_size import check_divides
@@ -58,7 +59,8 @@ def load(
     Args:
       source: a work directory (its newest checkpoint) or WORKDIR/checkpoints/STEP; a
         file in our own, Google's, big_vision's, timm's, torchvision's, mmpretrain's or
-        Hugging Face's format, or a directory with one; a published name, see `python -m
+        Hugging Face's format, or a directory with one; a directory with an adapter of
+        PEFT, which is applied to its base; a published name, see `python -m
         vit_jax.models`;
         "hf:owner/name"; an https URL.
       image_size: new size in pixels, or (height, width). Learned positions are resized,
@@ -94,8 +96,9 @@ def load(
         file that does not record it, if it is not the published 16.
       normalize_pixels: whether that decoder predicts pixels that are normalised within
         each patch, for a file that does not record it.
-      base: for a work directory that holds only adapters and a head, the weights that
-        they were trained beside, if these are no longer where they were.
+      base: for a work directory that holds only adapters and a head, or a directory of
+        PEFT: the weights that they were trained beside, if these are not in the place
+        that it records.
       merge: add LoRA adapters to the kernels, as `Model.merged` does.
 
     Raises:
@@ -214,8 +217,8 @@ def save(model: Model, path: Path, format: str = "vit_jax") -> pathlib.Path:
     Args:
       model: a model from `load`; its `params` may have been changed since.
       path: NAME.safetensors for "vit_jax", "mae", "torchvision" and "mmpretrain";
-        NAME.npz for "google" and "big_vision"; a directory for "huggingface"; for
-        "timm", NAME.safetensors or a directory.
+        NAME.npz for "google" and "big_vision"; a directory for "huggingface" and
+        "peft" (adapters alone); for "timm", NAME.safetensors or a directory.
       format: name of the format.
 
     Returns:
@@ -238,7 +241,11 @@ def save(model: Model, path: Path, format: str = "vit_jax") -> pathlib.Path:
         base=model.base,
     )
     params = model.params | ({DECODER: model.decoder.params} if model.decoder else {})
-    return save_weights(description, jax.device_get(params), path, format)
+    params = jax.device_get(params)
+    peft = Peft()
+    if format == "peft":
+        peft = Peft(beside=compared_with_base(description, params, load_weights))
+    return save_weights(description, params, path, format, peft)
 
 
 def _moved(params: Any) -> Any:

@@ -63,8 +63,8 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "expand_rank",
     False,
-    "for --to=peft --names=timm, write separate adapters of queries, keys and values as "
-    "a single one of higher rank",
+    "for --to=peft --names=timm, write separate adapters of queries, keys and values "
+    "as a single one of higher rank",
     FLAGS,
 )
 command.define_average(FLAGS)

@@ -108,7 +108,7 @@ def test_names_on_the_hub_are_fetched(tmp_path):
         folder = tmp_path / source.replace("/", "_")
         copy(folder, base_model_name_or_path=name, revision=revision)
         with pytest.raises(
-            UserError, match="cannot be read from .*: not here\nIf it has"
+            UserError, match=r"cannot be read from .*: not here\nIf it has"
         ):
             adapter_directories.read_directory(folder, None, load)
         assert asked.pop() == source
@@ -141,7 +141,7 @@ def test_another_base_is_refused_by_its_checksum(tmp_path, run_command):
     weights.params["norm"]["scale"] = weights.params["norm"]["scale"] * 2
     save_weights(weights.description, weights.params, tmp_path / "other", "huggingface")
     with pytest.raises(
-        UserError, match="were trained beside other weights: .*/other has"
+        UserError, match=r"were trained beside other weights: .*/other has"
     ):
         load_weights(tmp_path / "written", base=tmp_path / "other")
 

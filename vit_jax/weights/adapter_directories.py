@@ -22,7 +22,7 @@ from vit_jax.checkpoints.description import Description
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import abstract_params
-from vit_jax.models.adapters import adapters_of, lora_of, merged_lora
+from vit_jax.models.adapters import adapters_of, is_head, lora_of, merged_lora
 from vit_jax.models.outputs import EXCLUSIVE, MEANINGS, readable
 from vit_jax.weights.base import check_same, fitted, record_of
 from vit_jax.weights.files.directories import (
@@ -49,7 +49,7 @@ _ON_HUB = re.compile(rf"{re.escape(HUB)}/(?P<name>[^/]+/[^/]+)/resolve/(?P<at>[^
 
 
 class Beside(NamedTuple):
-    """What a model with adapters was trained beside.
+    """A base, and the parameters of a model with adapters that are not the base's.
 
     Attributes:
       base: where the base was read from.
@@ -74,6 +74,9 @@ class Peft(NamedTuple):
     names: str = ""
     expand_rank: bool = False
     beside: Beside | None = None
+
+
+NO_OPTIONS = Peft()
 
 
 def beside_base(record: Mapping[str, str], trained: Mapping[str, Any]) -> Beside:
@@ -162,8 +165,8 @@ def _adapter_file(folder: pathlib.Path) -> pathlib.Path:
     links = dangling(folder, ADAPTER_FILES)
     found = f" ({shortened(links, plain)} is a link to what does not exist)"
     raise UserError(
-        f"{folder} holds {ADAPTER_CONFIG}, but no adapter{found if links else ''}: fetch "
-        f"{' or '.join(ADAPTER_FILES)} into it"
+        f"{folder} holds {ADAPTER_CONFIG}, but no adapter{found if links else ''}: "
+        f"fetch {' or '.join(ADAPTER_FILES)} into it"
     )
 
 
@@ -181,8 +184,8 @@ def _base_of(config: PeftConfig, folder: pathlib.Path, recorded: str) -> str:
     name = config.base or recorded
     if not name:
         raise UserError(
-            f"{folder / ADAPTER_CONFIG} does not say which model the adapter belongs to "
-            f"(base_model_name_or_path is empty): {_ASK}"
+            f"{folder / ADAPTER_CONFIG} does not say which model the adapter belongs "
+            f"to (base_model_name_or_path is empty): {_ASK}"
         )
     for path in (pathlib.Path(name).expanduser(), folder / name):
         if os.path.exists(path):
@@ -193,13 +196,13 @@ def _base_of(config: PeftConfig, folder: pathlib.Path, recorded: str) -> str:
     if _HUB_NAME.fullmatch(name):
         return f"hf:{name}" + (f"@{config.revision}" if config.revision else "")
     raise UserError(
-        f"{folder / ADAPTER_CONFIG} names the base {plain(name)}, which is neither a path "
-        f"on this machine nor a name on the hub: {_ASK}"
+        f"{folder / ADAPTER_CONFIG} names the base {plain(name)}, which is neither a "
+        f"path on this machine nor a name on the hub: {_ASK}"
     )
 
 
 def _own_metadata(tensors: Tensors) -> dict[str, Any]:
-    """Returns what this package recorded in the file; {} if another program wrote it."""
+    """Returns what this package recorded in the file; {} if another one wrote it."""
     try:
         found = json.loads(tensors.metadata.get(_METADATA, "{}"))
     except (ValueError, RecursionError):
@@ -235,12 +238,17 @@ def directory_content(
     """
     beside = options.beside
     if beside is None and lora_of(description.architecture) is not None:
-        beside = _compared(description, params)
+        raise UserError(
+            "nothing records which model these adapters were trained beside: write "
+            "them from the work directory of their run, with python -m "
+            "vit_jax.convert WORKDIR DIR --to=peft"
+        )
     base = beside.base if beside else ""
     name, revision = _hub_name(base)
     names = options.names or _usual_names(base, name)
+    architecture: Any = description.architecture
     written = write_adapter(
-        description.architecture,
+        architecture,
         params,
         names,
         trained=beside.trained if beside else None,
@@ -262,24 +270,24 @@ def directory_content(
     return written.tensors, metadata, companions, lost
 
 
-def _compared(description: Description, params: Any) -> Beside:
+def compared_with_base(
+    description: Description, params: Any, load: Callable[..., Any]
+) -> Beside | None:
     """Finds what was trained beside a base by comparing with it.
 
-    Raises:
-      UserError: the base is unknown, or is another now.
-    """
-    # Imported here because that module reads directories with this one.
-    from vit_jax.weights.loading import load_weights
+    Args:
+      description: that of a model; without a record of its base, the result is None.
+      params: its parameters.
+      load: reads weights, as `load_weights` does.
 
+    Raises:
+      UserError: the base cannot be read, or is another now.
+    """
     record = description.base
     if not record:
-        raise UserError(
-            "nothing records which model these adapters were trained beside: write "
-            "them from the work directory of their run, with python -m "
-            "vit_jax.convert WORKDIR DIR --to=peft"
-        )
+        return None
     heads = getattr(description.architecture, "num_heads", None)
-    weights = load_weights(record["source"], num_heads=heads)
+    weights = load(record["source"], num_heads=heads)
     check_same(record, record_of(record["source"], weights.description, weights.params))
     own, _ = _own(weights)
     before = flatten(
@@ -296,7 +304,7 @@ def _compared(description: Description, params: Any) -> Beside:
     trained = (
         path
         for path, x in flatten(params).items()
-        if path not in before or not np.array_equal(x, before[path])
+        if is_head(path) or path not in before or not np.array_equal(x, before[path])
     )
     return Beside(record["source"], record["checksum"], frozenset(trained))
 

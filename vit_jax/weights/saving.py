@@ -18,7 +18,7 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_write
-from vit_jax.weights.adapter_directories import Peft, directory_content
+from vit_jax.weights.adapter_directories import NO_OPTIONS, Peft, directory_content
 from vit_jax.weights.files.directories import ADAPTER_FILES
 from vit_jax.weights.formats import huggingface, timm
 from vit_jax.weights.formats.known import OWN, find_format, to_tensors
@@ -58,7 +58,7 @@ def save_weights(
     params: Mapping[str, Any],
     path: str | pathlib.Path,
     format: str = "vit_jax",
-    peft: Peft = Peft(),
+    peft: Peft = NO_OPTIONS,
 ) -> pathlib.Path:
     """Writes a model; replaces an old file, but a directory must be new or empty.
 

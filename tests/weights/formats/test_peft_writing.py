@@ -136,7 +136,7 @@ def test_modules_have_the_names_of_their_library(kind):
 def test_adapters_of_a_packed_layer_become_blocks_on_request(stabilized):
     a = adapted(("query", "value", "fc1"), lora_rank_stabilized=stabilized)
     flat = params_of(a)
-    with pytest.raises(UserError, match="need the rank 4 in place of 2.*expand_rank"):
+    with pytest.raises(UserError, match=r"need the rank 4 in place of 2.*expand_rank"):
         write(a, "timm", flat)
     written = write(a, "timm", flat, expand_rank=True)
     assert (written.config["r"], written.config["rank_pattern"]) == (2, {"qkv": 4})

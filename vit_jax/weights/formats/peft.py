@@ -6,8 +6,7 @@ adds scale · B(A(x)) to what the module computes (arXiv:2106.09685).
 """
 
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +26,13 @@ from vit_jax.weights.formats.layout import (
     unflatten,
 )
 from vit_jax.weights.formats.peft_config import PeftConfig
+from vit_jax.weights.formats.peft_modules import (
+    Found,
+    find_naming,
+    found_in,
+    inner_name,
+    with_head,
+)
 from vit_jax.weights.formats.peft_names import (
     Naming,
     namings,
@@ -41,27 +47,7 @@ from vit_jax.weights.formats.peft_scales import (
     separated,
 )
 from vit_jax.weights.formats.timm import MLPS
-from vit_jax.words import nearest, plain, shortened
-
-# PEFT wraps a model twice.
-_WRAPPERS = "base_model.model."
-_ADAPTER = re.compile(
-    r"(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)"
-    # The name of the adapter, which only a state dict of the whole model has.
-    r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?P<leaf>weight|bias))?"
-)
-
-
-class Found(NamedTuple):
-    """What a file holds, by names without PEFT's wrappers.
-
-    Attributes:
-      adapters: module → {"A", "B", "magnitude_vector", "B.bias": name in the file}.
-      whole: name of a tensor of the model → name in the file.
-    """
-
-    adapters: dict[str, dict[str, str]]
-    whole: dict[str, str]
+from vit_jax.words import plain, shortened
 
 
 class AdapterReading(NamedTuple):
@@ -101,15 +87,15 @@ def read_adapter(
       UserError: the adapter is for another model, does not match its settings, or has
         parts that this package lacks. Lists all problems.
     """
-    found = _found(tensors.specs)
+    found = found_in(tensors.specs)
     if not found.adapters:
         raise UserError(
             f"{tensors.path} holds no adapter: none of its {len(tensors.specs)} "
             "tensors is called lora_A or lora_B. Fetch the adapter again"
         )
     _check_base(architecture, tensors)
-    naming, prefix = _naming(found, architecture, tensors)
-    target = _with_head(naming, architecture, tensors, found, prefix)
+    naming, prefix = find_naming(found, architecture, tensors)
+    target = with_head(naming, architecture, tensors, found, prefix)
     naming = next(n for n in namings(target) if n[:3] == naming[:3])
     reader = _Reader(tensors, config, naming, prefix, found, target)
     if problems := [*reader.problems()]:
@@ -140,135 +126,6 @@ def _check_base(a: Any, tensors: Tensors) -> None:
             f"{tensors.path} is an adapter for Vision Transformers, and PEFT's names "
             f"for this base ({kind}) are not known: pass another base="
         )
-
-
-def _found(names: Iterable[str]) -> Found:
-    adapters: dict[str, dict[str, str]] = {}
-    whole: dict[str, str] = {}
-    for name in names:
-        inner = name.removeprefix(_WRAPPERS)
-        if match := _ADAPTER.fullmatch(inner):
-            part = match["part"] + (".bias" if match["leaf"] == "bias" else "")
-            adapters.setdefault(match["module"], {})[part] = name
-        elif ".original_module." not in inner:  # the base's own, left in the file
-            inner = inner.replace(".base_layer.", ".")
-            short = re.sub(r"\.modules_to_save(\.[^.]+(?=\.[^.]+$))?", "", inner)
-            if short == inner or short not in whole:
-                whole[short] = name
-    return Found(adapters, whole)
-
-
-def _naming(
-    found: Found, architecture: Architecture, tensors: Tensors
-) -> tuple[Naming, str]:
-    """Finds the naming of the adapter, and the prefix of the encoder's names.
-
-    Raises:
-      UserError: some names are not known, or are those of several encoders.
-    """
-    with_head = dataclasses.replace(
-        architecture, num_classes=architecture.num_classes or 1
-    )
-    best: tuple[int, Naming, str, list[str]] | None = None
-    for naming in _variants(with_head):
-        prefixes = [*_prefixes(found.adapters, naming)]
-        prefix = max(dict.fromkeys(prefixes), key=prefixes.count, default="")
-        unknown = [*_unknown(found, naming, prefix)]
-        if best is None or len(unknown) < best[0]:
-            best = len(unknown), naming, prefix, unknown
-    assert best is not None
-    _, naming, prefix, unknown = best
-    if unknown:
-        known = shared_names([prefix + name for name in naming.leaves])
-        known += shared_names([prefix + name for name in naming.modules])
-        listed = [
-            f"{plain(name)}{_hint(name, known)}" for name in shared_names(unknown)
-        ]
-        raise UserError(
-            f"{tensors.path} changes {len(unknown)} modules that this model (as "
-            f"{naming.title}, {architecture.depth} blocks) does not have: "
-            f"{shortened(listed)}. Pass the model that it was trained on as base= (in "
-            "commands --base=); known are the names of timm and of transformers 4 and 5"
-        )
-    return naming, prefix
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    found = [choice for choice in nearest(name, known, 1) if choice != name]
-    return f" (nearest: {found[0]})" if found else ""
-
-
-def _variants(a: Architecture) -> Iterator[Naming]:
-    """Yields the namings with the heads that a file may have in place of the base's."""
-    yield from namings(a)
-    if a.distillation_token:
-        other = not a.distillation_head
-        changed = dataclasses.replace(a, distillation_head=other, pre_logits=0)
-        yield from (n for n in namings(changed) if n.family is not None)
-
-
-def _prefixes(names: Iterable[str], naming: Naming) -> Iterator[str]:
-    modules = naming.modules
-    for name in names:
-        parts = name.split(".")
-        for i in range(len(parts)):
-            inner = ".".join(parts[i:])
-            if inner in modules and targets_of(modules[inner]):
-                yield "".join(f"{part}." for part in parts[:i])
-                break
-
-
-def _unknown(found: Found, naming: Naming, prefix: str) -> Iterator[str]:
-    modules, leaves = naming.modules, naming.leaves
-    for known, names in ((modules, found.adapters), (leaves, found.whole)):
-        yield from (name for name in names if _inner(name, known, prefix) is None)
-
-
-def _inner(name: str, known: Mapping[str, Row], prefix: str) -> str | None:
-    """Returns the naming's name; None if it has none. A head lies at any level."""
-    inner = name.removeprefix(prefix)
-    if name.startswith(prefix) and inner in known:
-        return inner
-    ends = (name.removeprefix(prefix[:i]) for i in range(len(prefix)))
-    heads = (end for end in ends if end in known and _is_head(known[end]))
-    return next(heads, None)
-
-
-def _is_head(row: Row) -> bool:
-    return row.ours[0].startswith("head")
-
-
-def _with_head(
-    naming: Naming,
-    a: Architecture,
-    tensors: Tensors,
-    found: Found,
-    prefix: str,
-) -> Architecture:
-    """Returns the architecture with the head in the file, if there is one.
-
-    A classifier of transformers has parts of its encoder only: no tanh layer, no
-    attention pooling.
-    """
-    leaves = naming.leaves
-    heads = {
-        leaves[inner].ours[0]: tensors.specs[place].shape
-        for name, place in found.whole.items()
-        if (inner := _inner(name, leaves, prefix)) and _is_head(leaves[inner])
-    }
-    shape = heads.get("head/kernel", ())
-    if len(shape) != 2:
-        return a
-    changes: dict[str, Any] = {"num_classes": shape[0]}
-    if naming.family is not None:
-        changes |= {"pre_logits": 0}
-        if a.distillation_token:
-            changes["distillation_head"] = "head_distillation/kernel" in heads
-        if shape[1] == 2 * a.width and a.pooling == "cls":
-            changes["pooling"] = "cls_gap"
-        if a.pooling == "map":
-            changes["pooling"] = "gap"
-    return dataclasses.replace(a, **changes)
 
 
 def _left_out(
@@ -307,7 +164,7 @@ class _Reader:
         self._prefix = prefix
         self._found = found
         self._inner = {
-            name: _inner(name, known, prefix) or ""
+            name: inner_name(name, known, prefix) or ""
             for known, names in (
                 (self._modules, found.adapters),
                 (self._leaves, found.whole),
@@ -334,13 +191,13 @@ class _Reader:
         odd = [m for m in self._found.adapters if not self._config.has_adapter(m)]
         if odd:
             yield (
-                f"{ADAPTER_CONFIG} gives these modules no adapter, but the file has one: "
-                f"{shortened(shared_names(odd), plain)}"
+                f"{ADAPTER_CONFIG} gives these modules no adapter, but the file has "
+                f"one: {shortened(shared_names(odd), plain)}"
             )
         if missing := self._missing():
             yield (
-                f"{ADAPTER_CONFIG} gives these modules an adapter, but the file has none: "
-                f"{shortened(missing, plain)}"
+                f"{ADAPTER_CONFIG} gives these modules an adapter, but the file has "
+                f"none: {shortened(missing, plain)}"
             )
 
     def _missing(self) -> list[str]:

@@ -290,7 +290,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "numbers of blocks",
     ),
     "layers_pattern": (
-        lambda value: _names_or_pattern(value) and all(map(_is_pattern, value or ())),
+        lambda value: (
+            _names_or_pattern(value) and all(map(_is_pattern, _listed(value)))
+        ),
         "names in front of the numbers of blocks",
     ),
     "rank_pattern": (

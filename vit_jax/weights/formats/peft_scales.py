@@ -1,7 +1,7 @@
 """One rank and one scale for adapters that have several.
 
 A model here has one rank and one α. Adapters of lower rank are filled with zeros, and
-those of another scale have their B multiplied, which leaves what they compute unchanged.
+those of another scale have their B multiplied, so they compute the same as before.
 """
 
 import math
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
 
 
 class Common(NamedTuple):
-    """What all adapters of a model share.
+    """The settings that all adapters of a model share.
 
     Attributes:
       rank: r.

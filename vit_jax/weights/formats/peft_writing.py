@@ -171,7 +171,7 @@ class _Writer:
             a, b = self._matrices(row, wide)
             name = self._prefix + module
             tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-        patterns: dict[str, dict[str, float]] = {
+        patterns: dict[str, Any] = {
             "rank_pattern": {},
             "alpha_pattern": {},
         }
@@ -210,10 +210,10 @@ class _Writer:
         raise UserError(
             f"{self._naming.title} has queries, keys and values in one layer (such as "
             f"{next(iter(packed))}), for which PEFT has one lora_A. This model has "
-            f"separate ones for {', '.join(names)}. As blocks of one adapter, they need "
-            f"the rank {rank * count} in place of {rank}, and more than half of its "
-            "lora_B is zeros: pass expand_rank=True (in commands --expand_rank) to "
-            "write that, or choose the names of transformers"
+            f"separate ones for {', '.join(names)}. As blocks of one adapter, they "
+            f"need the rank {rank * count} in place of {rank}, and two thirds of the "
+            "lora_B are zeros: pass --expand_rank to python -m vit_jax.convert to "
+            "write that, or choose the names of transformers (--names=)"
         )
 
     def _distinct(self, row: Row) -> list[np.ndarray]:
@@ -234,7 +234,7 @@ class _Writer:
         width = rank * max(blocks, 1)
         a_parts, b_parts, at = [], [], 0
         for path in row.ours:
-            inputs, outputs = self._flat[path].shape
+            outputs = self._flat[path].shape[1]
             b = np.zeros((outputs, width), np.float32)
             if _adapter_of(path) in self._flat:
                 a_parts.append(self._flat[_adapter_of(path)].T)
@@ -285,7 +285,7 @@ class _Writer:
         whole = {
             rows[path].theirs.rpartition(".")[0]
             for path in trained
-            if path in rows and not self._is_lone_bias(path, rows[path])
+            if path in rows and not _is_lone_bias(path, rows[path])
         }
         impossible = [
             path
@@ -318,27 +318,24 @@ class _Writer:
                     *(self._flat[path] for path in row.ours)
                 )
         saved = [
-            ("" if module_of_head(module, found) else self._prefix) + module
-            for module in dict.fromkeys(name.rpartition(".")[0] for name in found)
-            if module in whole
+            name.rpartition(".")[0]
+            for name in tensors
+            if self._bare(name).rpartition(".")[0] in whole
         ]
         return tensors, {
             "bias": "all" if left else "none",
-            "modules_to_save": saved or None,
+            "modules_to_save": [*dict.fromkeys(saved)] or None,
         }
 
-    def _is_lone_bias(self, path: str, row: Row) -> bool:
-        """Returns whether a bias is written as one of all biases, not by its module."""
-        return row.theirs.endswith(".bias") and not path.startswith("head")
+    def _bare(self, name: str) -> str:
+        """Returns the table's name of a tensor; heads have no prefix."""
+        inner = name.removeprefix(self._prefix)
+        return inner if inner in self._naming.leaves else name
 
 
-def module_of_head(module: str, rows: Mapping[str, Row]) -> bool:
-    """Returns whether a module is a head, whose name has no prefix."""
-    return any(
-        row.ours[0].startswith("head")
-        for theirs, row in rows.items()
-        if theirs.rpartition(".")[0] == module
-    )
+def _is_lone_bias(path: str, row: Row) -> bool:
+    """Returns whether a bias is written as one of all biases, not by its module."""
+    return row.theirs.endswith(".bias") and not path.startswith("head")
 
 
 def _adapter_of(kernel: str, which: str = "a") -> str:
