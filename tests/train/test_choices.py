@@ -33,6 +33,7 @@ TABLES = {
     "model.attention": IMPLEMENTATIONS,
     "model.remat": REMAT,
     "posemb_resize": METHODS,
+    "flexible.posemb_resize": METHODS,
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
