@@ -88,4 +88,6 @@ def clipped():
 
 if __name__ == "__main__":
     constants = {"decay": DECAY, "smallest": SMALLEST, "factor": FACTOR}
-    np.savez_compressed(FILE, timm=timm.__version__, **constants, **factors(), **clipped())
+    np.savez_compressed(
+        FILE, timm=timm.__version__, **constants, **factors(), **clipped()
+    )

@@ -105,7 +105,9 @@ def test_adaptive_clipping_joins_what_published_code_joins_and_spares_the_head()
         [("blocks_00", "attention", name, "bias") for name in ("query", "key")],
         [("pos_embed",), ("pos_embed_prefix",)],
     ):
-        p, g, f = ([_at(tree, path) for path in group] for tree in (params, grads, found))
+        p, g, f = (
+            [_at(tree, path) for path in group] for tree in (params, grads, found)
+        )
         scale = 0.1 * norm(*p) / norm(*g)
         assert scale < 1
         for before, after in zip(g, f, strict=True):
@@ -160,9 +162,7 @@ def test_limits_come_in_order_and_the_global_one_counts_what_is_left():
     positions = [found["pos_embed"], found["pos_embed_prefix"]]
     assert left["head"] == pytest.approx(3.0)
     assert float(optax.tree.norm(positions)) == pytest.approx(4.0)
-    jax.tree.map(
-        np.testing.assert_array_equal, found["blocks_00"], grads["blocks_00"]
-    )
+    jax.tree.map(np.testing.assert_array_equal, found["blocks_00"], grads["blocks_00"])
     whole = clipped(grads, params, grad_clip_norm=1.0, groups=text)
     norm = optax.tree.norm(found)
     jax.tree.map(

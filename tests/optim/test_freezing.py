@@ -56,7 +56,9 @@ def test_freeze_takes_what_it_names():
 
 def test_frozen_parameters_have_no_other_settings_and_rows_set_those_of_the_rest():
     found = groups_of(
-        train_only="head,norms", weight_decay=0.1, groups=".*/scale: lr=3; head/b.*: lr=5"
+        train_only="head,norms",
+        weight_decay=0.1,
+        groups=".*/scale: lr=3; head/b.*: lr=5",
     )
     assert found["blocks_00/mlp/fc1/kernel"] == Group(frozen=True)
     assert found["head/kernel"] == Group(decay=0.1)

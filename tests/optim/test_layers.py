@@ -51,7 +51,9 @@ def params_of(kind):
 @pytest.mark.parametrize("kind", FIELDS)
 def test_factors_are_timms(kind, limit):
     with np.load(FILE) as file:
-        names, values = (file[f"factors/{kind}{limit}/{x}"] for x in ("names", "values"))
+        names, values = (
+            file[f"factors/{kind}{limit}/{x}"] for x in ("names", "values")
+        )
         decay, smallest = float(file["decay"]), float(file["smallest"])
     theirs = dict(zip(names.tolist(), values.tolist(), strict=True))
     found = layer_factors(

@@ -189,7 +189,9 @@ def test_keys_without_effect_are_refused_together(tiny_config):
     assert "leaves none of total_steps=4 for the backbone; use train_only" in found[2]
     assert "'haed' matches no parameter; did you mean 'head'?" in found[4]
     found = problems(tiny_config(layer_decay=0.5, layer_decay_min=1.0))
-    assert "layer_decay_min=1.0 with layer_decay=0.5 makes all factors equal" in found[0]
+    assert (
+        "layer_decay_min=1.0 with layer_decay=0.5 makes all factors equal" in found[0]
+    )
     found = problems(tiny_config(layer_decay=0.5, layer_decay_form="time"))
     assert found == [
         "  - layer_decay_form='time': choose from mae, timm; did you mean 'timm'?"

@@ -11,10 +11,10 @@ from jaxtyping import Array
 from vit_jax.config import Config
 from vit_jax.optim.groups import Groups, Limit, make_groups
 from vit_jax.optim.guard import guarded, is_guarded
+from vit_jax.optim.paths import path_name
 from vit_jax.optim.resting import resting
 from vit_jax.optim.rules import OPTIMIZERS, Rule
 from vit_jax.optim.schedules import make_decay_factor
-from vit_jax.optim.paths import path_name
 from vit_jax.optim.units import clip_adaptively, clip_by_unit_norm
 
 MOMENTUM_DTYPES = ("float32", "bfloat16")

@@ -68,7 +68,9 @@ def read_freezing(
       fixed: those that the objective freezes.
     """
     problems: list[str] = []
-    freeze, only = (_selected(key, config[key], paths, fixed, problems) for key in _KEYS)
+    freeze, only = (
+        _selected(key, config[key], paths, fixed, problems) for key in _KEYS
+    )
     by = " and ".join(key for key in _KEYS if config[key])
     if problems:
         return Freezing(frozenset(), frozenset(), by, problems)

@@ -212,7 +212,9 @@ def _wrong_rows(
         if not matched:
             problems.append(f"groups: {like_none(pattern.pattern, paths)}")
             continue
-        rivals = {rows[i][0].pattern for p in matched if (i := taken.get(p)) is not None}
+        rivals = {
+            rows[i][0].pattern for p in matched if (i := taken.get(p)) is not None
+        }
         problems.append(
             f"groups: {pattern.pattern!r} matches no parameter, or only those that an "
             f"earlier row matches{elsewhere}; "
@@ -285,9 +287,7 @@ def _wrong_wholes(config: Config, groups: Groups, freezing: Freezing) -> list[st
     return problems
 
 
-def parse_rows(
-    text: str, rules: Iterable[str]
-) -> list[Row]:
+def parse_rows(text: str, rules: Iterable[str]) -> list[Row]:
     """Parses the rows of `config.groups`: patterns, and the settings of each.
 
     The settings are fields of `Group`, and `clip`.

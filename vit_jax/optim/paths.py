@@ -36,9 +36,7 @@ def matching(pattern: re.Pattern[str] | str, paths: Iterable[str]) -> list[str]:
     return [path for path in paths if re.fullmatch(pattern, path)]
 
 
-def like_none(
-    pattern: str, paths: Collection[str], names: Collection[str] = ()
-) -> str:
+def like_none(pattern: str, paths: Collection[str], names: Collection[str] = ()) -> str:
     """Explains that a pattern matches no path, with the nearest that does.
 
     Args:
