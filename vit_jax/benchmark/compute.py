@@ -66,10 +66,12 @@ def measure_steps(
     configs = [changed(config, {key: size}) for size in batch_sizes or [config[key]]]
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
-    # The step that is timed is that of the most tokens, if patch sizes are drawn.
-    counted = flops.count(setup.heaviest if what == "train" else setup.architecture)
-    in_training = counted.training * gradient_passes(setup.config)
-    per_image = in_training if what == "train" else counted.total
+    if what == "train":
+        # The step that is timed is that of the most tokens, if patch sizes are drawn.
+        per_image = flops.count_training(setup.heaviest, setup.groups)
+        per_image *= gradient_passes(setup.config)
+    else:
+        per_image = flops.count(setup.architecture).total
     peak = Peak(mesh, setup.model.dtype)
     rows = []
     with Progress("measuring", len(configs), unit="batch sizes") as progress:
