@@ -19,6 +19,7 @@ from vit_jax.models import Architecture, abstract_params
 from vit_jax.models.adapters import chosen, is_adapter
 from vit_jax.plan.flops import count
 from vit_jax.train.loop import train_and_evaluate
+from vit_jax.train.saved_parts import saved_params, saves_frozen
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import fit_weights, initial_state, read_weights
 from vit_jax.weights.loading import load_weights
@@ -144,15 +145,15 @@ def test_rows_of_groups_train_more(adapted):
     assert trained(".*: lr=2") == TRAINED
     assert trained("head/.*: frozen") == TRAINED - {"head/kernel", "head/bias"}
     setup = set_up(adapted(groups="head/.*: frozen"))
-    saved = leaves(setup.saved(setup.param_shapes))
+    saved = leaves(saved_params(setup, setup.param_shapes))
     assert saved.keys() == TRAINED
 
 
 def test_checkpoints_may_hold_everything(adapted, tiny_config):
     for config in (adapted(save_frozen="yes"), tiny_config(**SMALL)):
         setup = set_up(config)
-        assert setup.saves_frozen
-        assert setup.saved(setup.param_shapes) is setup.param_shapes
+        assert saves_frozen(setup)
+        assert saved_params(setup, setup.param_shapes) is setup.param_shapes
 
 
 def test_freezing_without_adapters_can_leave_out_the_base(tiny_config, base, tmp_path):

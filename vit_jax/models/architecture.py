@@ -14,7 +14,7 @@ from vit_jax.models.blocks import (
     NormArchitecture,
 )
 from vit_jax.models.layers import GELU
-from vit_jax.models.lora import TARGETS, LoraArchitecture, exceeds
+from vit_jax.models.lora import TARGETS, LoraArchitecture, lora_conflicts
 from vit_jax.models.positions import DENOMINATORS
 from vit_jax.models.resnet import NUMERICS
 from vit_jax.models.variants import parse_variant
@@ -336,23 +336,7 @@ class Architecture(PatchArchitecture):
                 f"patch_size {self.patch_size} is not a multiple of {self.trunk_stride}"
                 f", the stride of the trunk {self.trunk}"
             )
-        return problems + self._wrong_lora() + super()._wrong_combinations()
-
-    def _wrong_lora(self) -> list[str]:
-        """Lists conflicts among the fields of the adapters."""
-        if not self.lora_rank:
-            others = ("lora_alpha", "lora_targets", "lora_rank_stabilized")
-            given = [name for name in others if getattr(self, name)]
-            return [f"{', '.join(given)} needs lora_rank"] if given else []
-        problems = []
-        if not self.lora_alpha:
-            problems.append("lora_alpha is 0, so the adapters would have no effect")
-        if not self.lora_targets:
-            problems.append("lora_rank needs lora_targets")
-        reason = exceeds(self.lora_rank, self.lora_targets, self.width, self.mlp_dim)
-        if reason:
-            problems.append(f"lora_rank {self.lora_rank} {reason}")
-        return problems
+        return problems + lora_conflicts(self) + super()._wrong_combinations()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,6 +91,23 @@ def exceeds(rank: int, targets: tuple[str, ...], width: int, mlp_dim: int) -> st
     )
 
 
+def lora_conflicts(architecture: Any) -> list[str]:
+    """Lists conflicts among the fields of an architecture that describe adapters."""
+    a, rank = architecture, architecture.lora_rank
+    if not rank:
+        others = ("lora_alpha", "lora_targets", "lora_rank_stabilized")
+        given = [name for name in others if getattr(a, name)]
+        return [f"{', '.join(given)} needs lora_rank"] if given else []
+    problems = []
+    if not a.lora_alpha:
+        problems.append("lora_alpha is 0, so the adapters would have no effect")
+    if not a.lora_targets:
+        problems.append("lora_rank needs lora_targets")
+    if reason := exceeds(rank, a.lora_targets, a.width, a.mlp_dim):
+        problems.append(f"lora_rank {rank} {reason}")
+    return problems
+
+
 def uniform_of_inputs(
     key: Array, shape: tuple[int, ...], dtype: Any = "float32"
 ) -> Array:

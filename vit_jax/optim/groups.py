@@ -12,7 +12,7 @@ of the model is frozen, except for parameters whose row says "trained".
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ import jax
 
 from vit_jax.config import Config
 from vit_jax.errors import Problems
-from vit_jax.models.adapters import adapters_of, is_adapter, is_head
 from vit_jax.words import did_you_mean
 
 
@@ -88,7 +87,8 @@ def make_groups(
       own: the objective's settings by pattern, which rows of the config may replace;
         but what it freezes is frozen, whatever the config says.
       rests: path → whether that parameter is frozen unless a row of the config says
-        "trained"; see `beside_adapters`.
+        "trained"; see
+        `vit_jax.optim.adapters`.
 
     Raises:
       UserError: a row cannot be read, a pattern matches no parameter, weight decay
@@ -195,23 +195,6 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
     if not 0 <= number < float("inf"):
         raise ValueError(f"{name}={value}: expected a number of at least 0")
     return name, number
-
-
-def beside_adapters(architecture: Any, model: Collection[str]) -> Callable[[str], bool]:
-    """Returns a function that says which parameters rest beside a model's adapters.
-
-    These are the model's own, except for the adapters and the head. Without adapters,
-    none rests.
-
-    Args:
-      architecture: the model's architecture.
-      model: names of the model's subtrees; others are the objective's.
-    """
-    if not adapters_of(architecture):
-        return lambda _: False
-    return lambda path: (
-        path.partition("/")[0] in model and not is_adapter(path) and not is_head(path)
-    )
 
 
 def layer_factors(params: Any, decay: float) -> dict[str, float]:

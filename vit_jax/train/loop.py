@@ -28,6 +28,7 @@ from vit_jax.train.reporting.profiling import Profile, untraceable
 from vit_jax.train.reporting.summary import log_summary
 from vit_jax.train.reporting.wandb_run import missing_wandb, wandb_runs
 from vit_jax.train.same_data import data_facts
+from vit_jax.train.saved_parts import saves_frozen
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import (
     as_begun,
@@ -116,7 +117,7 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
                 MetricWriter(workdir, step, wandb_runs(config, workdir), first=first)
             ),
             stack.enter_context(Progress(config.total_steps, step, first=first)),
-            base={} if setup.saves_frozen else base,
+            base={} if saves_frozen(setup) else base,
         )
         skipped = int(skipped_updates(state.opt_state) or 0)
         return _Training(

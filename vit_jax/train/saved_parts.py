@@ -10,19 +10,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.checkpoints.parts import OBJECTIVE, OPTIMIZER, PARAMS
-from vit_jax.models.adapters import overlaid
+from vit_jax.checkpoints.parts import EMA, PARAMS
+from vit_jax.models import abstract_params
+from vit_jax.models.adapters import adapters_of, chosen, is_head, overlaid
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, to_items
 
-# Parts that are not trees of the parameters, and so are saved whole.
-_OTHERS = (OPTIMIZER, OBJECTIVE)
+# Parts that are trees of all parameters; others are saved whole.
+_OF_PARAMETERS = (PARAMS, EMA)
+
+
+def saves_frozen(setup: Setup) -> bool:
+    """Returns whether a run's checkpoints hold the frozen parameters too."""
+    if setup.config.save_frozen == "auto":
+        return not adapters_of(setup.architecture)
+    return setup.config.save_frozen == "yes"
+
+
+def saved_params(setup: Setup, params: Any) -> Any:
+    """Returns a tree of parameters without those that checkpoints leave out.
+
+    These are the model's frozen ones, outside of the head.
+    """
+    if saves_frozen(setup):
+        return params
+    model = abstract_params(setup.architecture)
+    groups = setup.groups.by_path
+
+    def kept(path: str) -> bool:
+        beside = path.partition("/")[0] not in model
+        return beside or is_head(path) or not groups[path].frozen
+
+    return chosen(params, kept)
 
 
 def saved_items(setup: Setup, state: TrainState) -> dict[str, Any]:
     """Splits a state into the parts that a checkpoint holds, by name."""
     return {
-        name: tree if name in _OTHERS else setup.saved(tree)
+        name: saved_params(setup, tree) if name in _OF_PARAMETERS else tree
         for name, tree in to_items(state).items()
     }
 
@@ -41,6 +66,6 @@ def with_frozen(items: Mapping[str, Any], first: Any) -> dict[str, Any]:
         return overlaid(tree, frozen)
 
     return {
-        name: tree if name in _OTHERS else whole(name, tree)
+        name: whole(name, tree) if name in _OF_PARAMETERS else tree
         for name, tree in items.items()
     }

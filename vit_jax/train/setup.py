@@ -40,12 +40,12 @@ from vit_jax.models import (
     ViTOrMixer,
     abstract_params,
 )
-from vit_jax.models.adapters import adapters_of, chosen, is_adapter, is_head
 from vit_jax.models.outputs import plain_loss, readable
 from vit_jax.objectives.choosing import make_objective, objective_class
 from vit_jax.objectives.protocol import Given, Images, Objective, shapes_of
+from vit_jax.optim.adapters import beside_adapters, resting_adapters
 from vit_jax.optim.chain import make_optimizer
-from vit_jax.optim.groups import Groups, beside_adapters, make_groups
+from vit_jax.optim.groups import Groups, make_groups
 from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.early_stopping import check_patience
@@ -112,40 +112,6 @@ class Setup:
             *(self.config, self.param_shapes, OPTIMIZERS, self.objective.groups),
             rests=rests,
         )
-
-    def resting_adapters(self) -> list[str]:
-        """Says which kinds of adapters are frozen, and so would have no effect."""
-        groups = self.groups.by_path
-        return [
-            f"{kind} has no effect: every parameter of these adapters is frozen, by "
-            "groups or by the objective; train them, or leave out the adapters"
-            for kind in adapters_of(self.architecture)
-            if all(groups[p].frozen for p in groups if is_adapter(p, [kind]))
-        ]
-
-    @property
-    def saves_frozen(self) -> bool:
-        """Whether checkpoints hold the frozen parameters too."""
-        if self.config.save_frozen == "auto":
-            return not adapters_of(self.architecture)
-        return self.config.save_frozen == "yes"
-
-    def saved(self, params: Any) -> Any:
-        """Returns the tree of parameters without those that no checkpoint holds.
-
-        These are the model's frozen ones, outside of the head, if they can be read from
-        the pretrained weights again.
-        """
-        if self.saves_frozen:
-            return params
-        model = abstract_params(self.architecture)
-        groups = self.groups.by_path
-
-        def kept(path: str) -> bool:
-            beside = path.partition("/")[0] not in model
-            return beside or is_head(path) or not groups[path].frozen
-
-        return chosen(params, kept)
 
     @functools.cached_property
     def param_shapes(self) -> Any:
@@ -436,7 +402,7 @@ def set_up(
             check_trained(setup.groups, architecture, pretrained)
             if sound.save_frozen == "no" and not setup.groups.freezes:
                 found.append("save_frozen=no has no effect: every parameter is trained")
-            found += setup.resting_adapters()
+            found += resting_adapters(architecture, setup.groups)
         if sound.sampling == "balanced" and info and not info.num_classes:
             found.append("sampling=balanced: the images have no labels; use uniform")
         with _noting(found):

@@ -31,7 +31,7 @@ from vit_jax.train.choices import CHOICES
 from vit_jax.train.continuing import NO_CHANGES, Changes, defaults_of_old_runs
 from vit_jax.train.processes import cluster
 from vit_jax.train.prompts_from_config import check_prompts
-from vit_jax.train.saved_parts import saved_items, with_frozen
+from vit_jax.train.saved_parts import saved_items, saves_frozen, with_frozen
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items
 from vit_jax.weights.adapt import heads_by_name, new_head_because
@@ -305,7 +305,7 @@ def initial_state(
         step = found.description.step
         logger.info("resuming from the checkpoint of step %d", step)
         items = found.items
-        if not setup.saves_frozen:
+        if not saves_frozen(setup):
             first = _first_params(setup, params, shardings.params)
             items = with_frozen(items, first)
         return from_items(items, step, abstract)
