@@ -81,6 +81,7 @@ ARGUMENTS = {
         "S/16,imagenet2012",
         "B/16,digits",
     ],
+    "probe": ["", "oxford_iiit_pet", "digits"],
     "quickstart": ["pretrain", "finetune", "control"],
 }
 # Recipes that learn without labels, with what makes their options small.

@@ -44,6 +44,24 @@ def test_shallow_models_and_scans_are_not_extrapolated(tiny_config, measured):
         assert (found.peak_bytes, found.extrapolated) == (1000 + 300 * depth, False)
 
 
+@pytest.mark.parametrize(
+    ("values", "depths"),
+    [
+        ({"train_only": "head,norms"}, [2, 4]),
+        ({"freeze": "blocks_0[01]/.*"}, [6]),
+        ({"train_only": "blocks_05/.*,head"}, [6]),
+        ({"groups": "blocks_05/.*: lr=2"}, [6]),
+    ],
+)
+def test_models_whose_blocks_are_trained_differently_are_compiled_as_they_are(
+    values, depths, tiny_config, measured
+):
+    setup = set_up(tiny_config(**values, **{"model.depth": 6}))
+    found = scaling.predict(setup, topology(), "")
+    assert measured == depths
+    assert found.extrapolated == (depths == [2, 4])
+
+
 def test_time_is_not_extrapolated_without_estimates(tiny_config, monkeypatch):
     def refuse(setup, _):
         return Measurement(

@@ -12,6 +12,7 @@ from vit_jax.models.layers import GELU
 from vit_jax.models.positions import DENOMINATORS, METHODS
 from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
+from vit_jax.optim.layers import FORMS as LAYER_FORMS
 from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES
 from vit_jax.train.choices import CHOICES
@@ -33,6 +34,7 @@ TABLES = {
     "model.remat": REMAT,
     "posemb_resize": METHODS,
     "loss": LOSSES,
+    "layer_decay_form": LAYER_FORMS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
 }

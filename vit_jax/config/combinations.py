@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from vit_jax.config.checks import Choices, wrong_values
+from vit_jax.config.fine_tuning import wrong_fine_tuning
 from vit_jax.config.keys import ARCHITECTURE_KEYS, Config, default_config
 from vit_jax.config.length import wrong_length
 from vit_jax.config.values import value_of
@@ -29,6 +30,7 @@ def problems(
     found += wrong_patience(config) + wrong_model(config) + wrong_rates(config)
     found += wrong_adapters(config)
     found += wrong_prompts(config)
+    found += wrong_fine_tuning(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
         if config.batch_size % unit:

@@ -261,16 +261,38 @@ def default_config() -> Config:
     # Regular expression for the full paths ("blocks_00/mlp/fc1/…") of the parameters
     # that decay.
     config.weight_decay_on = ".*kernel"
+    # Parameters that never change, and have neither gradient nor optimiser state:
+    # patterns joined by ",". A pattern is a regular expression for the full path, or a
+    # named set: "head", "backbone", "blocks", "attention", "mlp", "biases", "bitfit"
+    # (biases and head), "norms", "layer_scale", "patches", "trunk", "positions",
+    # "tokens", "map_head" (vit_jax/optim/freezing.py). "" = none.
+    config.freeze = ""
+    # The same from the other side: the only parameters that are trained. "" = all.
+    config.train_only = ""
+    # Updates at the start that train only the head, and what the objective adds beside
+    # the model; the backbone, its optimiser included, begins after them.
+    config.head_only_steps = 0
     # How individual parameters are trained, as rows "PATTERN: SETTING, SETTING" joined
     # by ";". Settings: frozen, trained, lr=FACTOR, decay=WEIGHT_DECAY, rule=OPTIMIZER,
-    # start=STEP, begin=STEP. The first row whose pattern matches the whole path
-    # applies; settings that it leaves out keep their values (vit_jax/optim/groups.py).
+    # start=STEP, begin=STEP, clip=NORM (of all gradients of the row together). The
+    # first row whose pattern matches the whole path applies; settings that it leaves
+    # out keep their values (vit_jax/optim/groups.py).
     config.groups = ""
     # Layer-wise decay: ratio of each block's learning rate to that of the next block;
     # 1 = all equal. 0.65 to 0.75 suit fine-tuning after masked pretraining.
     config.layer_decay = 1.0
-    # Maximum global norm of the gradients; 0 = no clipping.
+    # Its layers: "mae" = the final norm has the head's rate, as in BEiT and MAE; "timm"
+    # = that of the last block, as in timm since 0.8.
+    config.layer_decay_form = "mae"
+    # Lower limit of its factors (timm's min_scale).
+    config.layer_decay_min = 0.0
+    # Maximum global norm of the gradients; 0 = no clipping. Applied after `clip` of
+    # `groups` and after grad_clip_adaptive.
     config.grad_clip_norm = 1.0
+    # Adaptive clipping (AGC, arXiv:2102.06171): maximum norm of each output's gradient,
+    # in proportion to that of its weights, such as 0.01; 0 = no clipping. The head is
+    # left out. Published runs have grad_clip_norm=0 beside it.
+    config.grad_clip_adaptive = 0.0
     # Maximum norm of each parameter's gradient, as in DINO; 0 = no clipping. Query, key
     # and value of a block count as one parameter.
     config.grad_clip_parameter_norm = 0.0

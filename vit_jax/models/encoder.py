@@ -114,8 +114,15 @@ def run_blocks(
     inputs = list(zip(params, keys, rates, strict=True))
     last = [] if read is None else [inputs.pop()]
     if model.scan and inputs:
-        # Outside a scan XLA's CSE would undo the recomputation; inside it cannot.
-        x, given = jax.lax.scan(sparing(step, prevent_cse=False), x, _stack(inputs))
+        given = []
+        for part in (inputs[: model.scan_apart], inputs[model.scan_apart :]):
+            if part:
+                # Outside a scan XLA's CSE would undo the recomputation; inside it
+                # cannot.
+                loop = sparing(step, prevent_cse=False)
+                x, of_part = jax.lax.scan(loop, x, _stack(part))
+                given.append(of_part)
+        given = _concatenate(given)
     else:
         given = []
         for block_inputs in inputs:
@@ -125,6 +132,12 @@ def run_blocks(
     for block_inputs in last:
         x, _ = sparing(partial(step, read=read))(x, block_inputs)
     return x, {name: jnp.moveaxis(value, 0, 1) for name, value in given.items()}
+
+
+def _concatenate(trees):
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
 
 
 def _stack(trees):

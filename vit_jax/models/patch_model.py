@@ -27,6 +27,8 @@ class PatchModel(nn.Module):
       dtype: dtype of activations. Parameters, statistics of norms, softmax and logits
         are always float32.
       scan: run the blocks as one compiled loop, over parameters stacked in the step.
+      scan_apart: number of the first blocks that get a loop of their own. If none of
+        them is trained, nothing in it is kept for the backward pass.
       remat: what the backward pass recomputes to save memory; a name in
         `encoder.REMAT`.
       dropout_rate: dropout rate, in training only.
@@ -43,6 +45,7 @@ class PatchModel(nn.Module):
     architecture: ViTOrMixer
     dtype: Any = jnp.float32
     scan: bool = False
+    scan_apart: int = 0
     remat: str = "none"
     dropout_rate: float = 0.0
     stochastic_depth: float = 0.0

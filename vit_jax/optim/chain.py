@@ -9,12 +9,13 @@ import optax
 from jaxtyping import Array
 
 from vit_jax.config import Config
-from vit_jax.optim.groups import Groups, make_groups
+from vit_jax.optim.groups import Groups, Limit, make_groups
 from vit_jax.optim.guard import guarded, is_guarded
+from vit_jax.optim.paths import path_name
 from vit_jax.optim.resting import resting
 from vit_jax.optim.rules import OPTIMIZERS, Rule
 from vit_jax.optim.schedules import make_decay_factor
-from vit_jax.optim.units import clip_by_unit_norm
+from vit_jax.optim.units import clip_adaptively, clip_by_unit_norm
 
 MOMENTUM_DTYPES = ("float32", "bfloat16")
 
@@ -44,6 +45,12 @@ def make_optimizer(
     dtype = jnp.dtype(config.momentum_dtype)
     chain = []
     # First in the chain: the norms are those of the raw gradients, before any scaling.
+    # A limit for some parameters comes before the one for all, which then counts what
+    # is left of them.
+    for limit in groups.limits:
+        chain.append(_clip_some(limit, trained))
+    if config.grad_clip_adaptive:
+        chain.append(clip_adaptively(config.grad_clip_adaptive))
     if config.grad_clip_norm:
         chain.append(optax.clip_by_global_norm(config.grad_clip_norm))
     if config.grad_clip_parameter_norm:
@@ -82,6 +89,14 @@ def make_optimizer(
         chain.append(_zeros_before(groups.of("begin", trained)))
     optimizer = optax.chain(*chain)
     return guarded(optimizer, config) if is_guarded(config) else optimizer
+
+
+def _clip_some(limit: Limit, trained: Any) -> optax.GradientTransformation:
+    """Makes the clipping of the gradients of some parameters by their common norm."""
+    mask = jax.tree.map_with_path(
+        lambda path, _: path_name(path) in limit.paths, trained
+    )
+    return optax.masked(optax.clip_by_global_norm(limit.max_norm), mask)
 
 
 def _label(rule: str, begin: int) -> str:

@@ -1,14 +1,15 @@
 """Norms per parameter, where a parameter is what published code holds as one array.
 
-LARS and LAMB compare the norm of each parameter with that of its update, and DINO clips
-the gradient of each parameter. Published Vision Transformers hold query, key and value
+LARS and LAMB compare the norm of each parameter with that of its update, DINO clips the
+gradient of each parameter, and adaptive clipping compares a gradient with the parameter
+output by output. Published Vision Transformers hold query, key and value
 in one array, and the class token's position with those of the patches; here they are
 separate. To train like the original, these share one norm.
 """
 
 import collections
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from vit_jax.optim.groups import path_name
+from vit_jax.optim.paths import path_name
 
 # Pattern → replacement: parameters with the same result are one unit.
 _JOINED = (
@@ -57,6 +58,61 @@ def clip_by_unit_norm(max_norm: float) -> optax.GradientTransformation:
             lambda g, norm: g * jnp.minimum(1.0, max_norm / (norm + 1e-6)),
             updates,
             unit_norms(updates),
+        )
+
+    return optax.stateless(clipped)
+
+
+# Below this, the norm of a parameter does not lower the limit on its gradient.
+_SMALLEST_NORM = 1e-3
+# The classifier, whose gradients are not clipped (arXiv:2102.06171, §4.1; timm).
+_CLASSIFIER = re.compile(r"(head|head_distillation)/.*")
+
+
+def without_adaptive_clipping(paths: Iterable[str]) -> set[str]:
+    """Returns those of the paths whose gradients are never clipped adaptively."""
+    return {path for path in paths if _CLASSIFIER.fullmatch(path)}
+
+
+def output_norms(tree: Any) -> Any:
+    """Returns a tree like `tree` with float32 norms that broadcast with its leaves.
+
+    A kernel, [inputs, outputs] or [height, width, inputs, outputs], has a norm for each
+    output: [1, outputs] or [1, 1, 1, outputs]. Biases, scales, tokens and positions
+    have that of their unit, a scalar.
+    """
+
+    def norm(path: Any, x: Array, of_unit: Array) -> Array:
+        if x.ndim != 2 and not (x.ndim > 2 and path_name(path).endswith("kernel")):
+            return of_unit
+        squares = jnp.square(x.astype(jnp.float32))
+        axes = tuple(range(x.ndim - 1))
+        return jnp.sqrt(jnp.sum(squares, axis=axes, keepdims=True))
+
+    return jax.tree.map_with_path(norm, tree, unit_norms(tree))
+
+
+def clip_adaptively(factor: float) -> optax.GradientTransformation:
+    """Makes adaptive gradient clipping (AGC; arXiv:2102.06171, §4.1).
+
+    A gradient g of parameters p becomes g · min(1, factor · max(‖p‖, 1e-3) / ‖g‖), with
+    norms for each output; see `output_norms`. The classifier is left out.
+
+    Args:
+      factor: λ, the largest ratio of the two norms.
+    """
+
+    def clipped(updates: Any, params: Any) -> Any:
+        def clip(path: Any, g: Array, g_norm: Array, p_norm: Array) -> Array:
+            if without_adaptive_clipping([path_name(path)]):
+                return g
+            limit = factor * jnp.maximum(p_norm, _SMALLEST_NORM)
+            # A limit below 1e-6 counts as in timm: nothing is divided by less.
+            scale = limit / jnp.maximum(g_norm, 1e-6)
+            return jnp.where(g_norm < limit, g, g * scale)
+
+        return jax.tree.map_with_path(
+            clip, updates, output_norms(updates), output_norms(params)
         )
 
     return optax.stateless(clipped)

@@ -1,7 +1,10 @@
 """Linear extrapolation of a deep model's needs from two shallow ones, to save time."""
 
+import collections
 import dataclasses
+import re
 
+from vit_jax.errors import UserError
 from vit_jax.plan.compiled import Measurement
 from vit_jax.plan.plans import logger, measure_step
 from vit_jax.plan.topologies import Topology
@@ -24,8 +27,27 @@ class Prediction:
 
 
 def is_shallow(setup: Setup) -> bool:
-    """Returns whether full depth compiles no more slowly than two shallow models."""
-    return setup.architecture.depth <= DEPTHS[-1] or setup.config.model.scan
+    """Returns whether to compile at full depth.
+
+    That takes no longer than two shallow models, or blocks differ in what is trained,
+    so that shallow models say nothing about them.
+    """
+    if setup.architecture.depth <= DEPTHS[-1] or setup.config.model.scan:
+        return True
+    return not _blocks_alike(setup)
+
+
+def _blocks_alike(setup: Setup) -> bool:
+    frozen: dict[str, set[str]] = collections.defaultdict(set)
+    for path, group in setup.groups.by_path.items():
+        block, _, inside = path.partition("/")
+        if re.fullmatch(r"blocks_\d+", block):
+            frozen[block] |= {inside} if group.frozen else set()
+    try:
+        _ = at_depth(setup, DEPTHS[0]).groups
+    except UserError:  # a pattern for a block that a shallow model lacks
+        return False
+    return len({frozenset(paths) for paths in frozen.values()}) == 1
 
 
 def as_measured(found: Measurement) -> Prediction:

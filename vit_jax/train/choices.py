@@ -17,6 +17,7 @@ from vit_jax.objectives.losses import LOSSES
 from vit_jax.objectives.mixing import FILLS, FORMS
 from vit_jax.optim.chain import MOMENTUM_DTYPES
 from vit_jax.optim.guard import BAD_UPDATES
+from vit_jax.optim.layers import FORMS as LAYER_FORMS
 from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES
 from vit_jax.train.model_from_config import SWITCHES
@@ -45,6 +46,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "posemb_resize": METHODS,
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
+    "layer_decay_form": LAYER_FORMS,
     "momentum_dtype": MOMENTUM_DTYPES,
     "schedule": SCHEDULES,
     "compute_dtype": COMPUTE_DTYPES,

@@ -56,7 +56,6 @@ from vit_jax.train.model_from_config import (
     make_preprocessing,
     resolve_attention,
 )
-from vit_jax.train.prompts_from_config import check_trained
 from vit_jax.train.state import TrainState, new_state
 from vit_jax.train.step import make_train_step
 
@@ -108,9 +107,11 @@ class Setup:
     def groups(self) -> Groups:
         """The parameter groups: how each parameter is trained."""
         rests = beside_adapters(self.architecture, abstract_params(self.architecture))
+        norm = getattr(self.architecture, "norm", "before_pool")
         return make_groups(
             *(self.config, self.param_shapes, OPTIMIZERS, self.objective.groups),
             rests=rests,
+            norm_after_pool=norm == "after_pool",
         )
 
     @functools.cached_property
@@ -399,10 +400,12 @@ def set_up(
                 model,
             )
             _ = setup.optimizer
-            check_trained(setup.groups, architecture, pretrained)
             if sound.save_frozen == "no" and not setup.groups.freezes:
                 found.append("save_frozen=no has no effect: every parameter is trained")
-            found += resting_adapters(architecture, setup.groups)
+            found += resting_adapters(architecture, setup.groups, pretrained)
+            if sound.model.scan and (apart := setup.groups.untrained_blocks):
+                model = model.clone(scan_apart=apart)
+                setup = dataclasses.replace(setup, model=model)
         if sound.sampling == "balanced" and info and not info.num_classes:
             found.append("sampling=balanced: the images have no labels; use uniform")
         with _noting(found):

@@ -62,3 +62,28 @@ def test_memory_per_device_is_reported_in_bytes(tiny_config, caplog):
         "data 2 × fsdp 4 × tensor 1: parameters 1.5 MiB per device, optimiser state "
         "3.0 MiB"
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "row"),
+    [
+        ({}, None),
+        ({"train_only": "head"}, r"170 of ([\d,]+) parameters \((\d\.\d\d) %\)"),
+        (
+            {"head_only_steps": 2},
+            r"([\d,]+) of \1 parameters \((100) %\); in the first 2 steps only the head",
+        ),
+    ],
+)
+def test_trained_parameters_are_counted(values, row, tiny_config, caplog):
+    setup = set_up(tiny_config(**values))
+    with caplog.at_level(logging.INFO, "vit_jax"):
+        log_summary(setup, "runs/x", 0, None, 0)
+    lines = [line for line in caplog.messages if line.startswith("trained")]
+    if row is None:
+        assert not lines
+        return
+    match = re.fullmatch(f"trained +{row}", *lines)
+    params = sum(x.size for x in jax.tree.leaves(setup.abstract_state().params))
+    assert int(match[1].replace(",", "")) == params
+    assert float(match[2]) in (100.0, pytest.approx(17_000 / params, abs=0.005))

@@ -58,6 +58,7 @@ def log_summary(
         "model": f"{config.model.variant or 'as pretrained'}: width {model.width}, "
         f"depth {model.depth}, {model.mixing}, {params:,} parameters, "
         f"computes in {setup.model.dtype}",
+        "trained": _trained(setup, params),
         "images": f"{times(model.image_size)} pixels in patches of "
         f"{times(model.patch_size)}: {times(model.grid)} + "
         f"{model.num_prefix_tokens} tokens{prompts}",
@@ -79,6 +80,18 @@ def log_summary(
     for name, value in rows.items():
         if value:
             logger.info("%-10s %s", name, value)
+
+
+def _trained(setup: Setup, params: int) -> str:
+    """Says how many parameters are trained, if not all are, or not from the start."""
+    groups, alone = setup.groups, setup.config.head_only_steps
+    if not groups.freezes and not alone:
+        return ""
+    trained = groups.trained(setup.abstract_state().params)
+    count = sum(x.size for x in jax.tree.leaves(trained))
+    # A share of a few parameters in a large model needs more digits.
+    share = f"{count:,} of {params:,} parameters ({100 * count / params:.3g} %)"
+    return share + f"; in the first {alone:,} steps only the head" * bool(alone)
 
 
 def _input(config: Any, waiting_bytes: int) -> str:
