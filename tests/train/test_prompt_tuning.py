@@ -275,6 +275,22 @@ def test_what_an_objective_adds_is_trained_too(objective, tiny_config):
         assert group.frozen != (beside or path.endswith("/prompts")), path
 
 
+@pytest.mark.parametrize("adapter", [ASKED, {"lora.rank": 2, "pretrained": "w.npz"}])
+def test_train_only_names_what_trains_beside_adapters(adapter, tiny_config):
+    """Checks that bias tuning and other sets combine with adapters and the head."""
+    groups = set_up(tiny_config(**adapter, train_only="biases")).groups.by_path
+    kinds = ("prompts", "lora_a", "lora_b", "bias")
+    for path, group in groups.items():
+        trains = path.startswith("head/") or path.rpartition("/")[2] in kinds
+        assert group.frozen != trains, path
+    # A row of groups widens it too, and what `freeze` names rests in any case.
+    values = {"groups": "norm/.*: trained", "freeze": "head"}
+    groups = set_up(tiny_config(**adapter, **values)).groups.by_path
+    for path, group in groups.items():
+        trains = path.startswith("norm/") or path.rpartition("/")[2] in kinds[:3]
+        assert group.frozen != trains, path
+
+
 def test_other_prompts_than_those_of_the_weights_are_refused(tiny_config):
     for values, has in (
         ({"prompts.count": 4, "prompts.deep": True}, "count=4 and prompts.deep=True"),

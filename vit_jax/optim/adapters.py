@@ -39,8 +39,8 @@ def resting_adapters(
     of_path = groups.by_path
     theirs = adapters_of(pretrained.architecture) if pretrained else ()
     return [
-        f"{kind} has no effect: every parameter of these adapters is frozen, by groups, "
-        "freeze or the objective; train them, or leave out the adapters"
+        f"{kind} has no effect: every parameter of these adapters is frozen, by "
+        "groups, freeze or the objective; train them, or leave out the adapters"
         for kind in adapters_of(architecture)
         if kind not in theirs
         if all(of_path[path].frozen for path in of_path if is_adapter(path, [kind]))
