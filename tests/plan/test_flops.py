@@ -6,6 +6,7 @@ import pytest
 
 from vit_jax.models import architecture_from_variant
 from vit_jax.plan import flops
+from vit_jax.train.setup import set_up
 
 
 def of(variant, size=224, classes=1000, **fields):
@@ -78,3 +79,23 @@ def test_loops_and_inner_functions_are_counted():
 
     traced = jax.make_jaxpr(lambda x: jax.lax.scan(step, x, length=5)[0])
     assert flops._of(traced(jnp.zeros((4, 4))).jaxpr) == (5 * 2 * 4**3, 0)
+
+
+def test_training_counts_only_the_gradients_that_are_needed(tiny_config):
+    def training(**values):
+        setup = set_up(tiny_config(**values))
+        found = flops.count(setup.architecture)
+        return found, flops.count_training(setup.architecture, setup.groups)
+
+    found, whole = training()
+    assert whole == 3 * found.total
+    # The head's kernel: 16 inputs, 10 classes.
+    assert training(train_only="head")[1] == found.total + 2 * 16 * 10
+    # The images need no gradient: 4 patches of 4 × 4 pixels in 3 channels.
+    assert training(freeze="cls")[1] == 3 * found.total - 2 * 4 * 48 * 16
+    # Of the last block, the head and their inputs, both gradients.
+    per_block = (found.total - 2 * 4 * 48 * 16 - 2 * 16 * 10) // 2
+    norm = training(train_only="norm/.*,head")[1]
+    assert norm == found.total + 2 * 2 * 16 * 10
+    block = training(train_only="blocks_01/norm1/.*,norm/.*,head")[1]
+    assert found.total + per_block < block < found.total + 2 * per_block

@@ -65,8 +65,10 @@ def measure_steps(
     configs = [changed(config, {key: size}) for size in batch_sizes or [config[key]]]
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
-    counted = flops.count(setup.architecture)
-    per_image = counted.training if what == "train" else counted.total
+    if what == "train":
+        per_image = flops.count_training(setup.architecture, setup.groups)
+    else:
+        per_image = flops.count(setup.architecture).total
     peak = Peak(mesh, setup.model.dtype)
     rows = []
     with Progress("measuring", len(configs), unit="batch sizes") as progress:

@@ -1,12 +1,14 @@
 """The FLOPs of a model, counted in the traced program: 2 per term of a product."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
 from vit_jax import models
+from vit_jax.optim.groups import Groups
 
 
 class Flops(NamedTuple):
@@ -27,6 +29,34 @@ class Flops(NamedTuple):
 
 def count(architecture: models.ViTOrMixer) -> Flops:
     """Counts a model's FLOPs, regardless of formulation, device and precision."""
+    forward, arguments = _forward(architecture)
+    return Flops(*_of(jax.make_jaxpr(forward)(*arguments).jaxpr))
+
+
+def count_training(architecture: models.ViTOrMixer, groups: Groups) -> int:
+    """Counts the FLOPs per image of the forward and the backward pass.
+
+    Where parameters are frozen, a product needs only the gradients from which those of
+    trained parameters follow.
+    """
+    if not groups.freezes:
+        return count(architecture).training
+    forward, (variables, images) = _forward(architecture)
+
+    def gradient(params: Any, images: jax.Array) -> Any:
+        def summed(trained: Any) -> jax.Array:
+            merged = groups.merged(trained, params)
+            return forward({"params": merged}, images)[0].sum()
+
+        return jax.value_and_grad(summed)(groups.trained(params))
+
+    return _of(jax.make_jaxpr(gradient)(variables["params"], images).jaxpr)[0]
+
+
+def _forward(
+    architecture: models.ViTOrMixer,
+) -> tuple[Callable[..., Any], tuple[Any, Any]]:
+    """Returns the function whose products are counted, and its abstract arguments."""
     fields = {"attention": "explicit"} if hasattr(architecture, "num_heads") else {}
     model = models.build(architecture, **fields)
     size = (1, *architecture.image_size, architecture.channels)
@@ -36,7 +66,7 @@ def count(architecture: models.ViTOrMixer) -> Flops:
     def forward(variables: Any, images: jax.Array) -> Any:
         return model.apply(variables, images, intermediates=("tokens",))
 
-    return Flops(*_of(jax.make_jaxpr(forward)(shapes, images).jaxpr))
+    return forward, (shapes, images)
 
 
 def _of(jaxpr: core.Jaxpr) -> tuple[int, int]:

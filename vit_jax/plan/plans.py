@@ -22,7 +22,9 @@ class Plan:
     topology: Topology
     setup: Setup
     flops: flops.Flops
+    training_flops: int
     parameter_bytes: int
+    gradient_bytes: int
     optimizer_bytes: int
     measurement: Measurement
 
@@ -30,6 +32,12 @@ class Plan:
     def params(self) -> int:
         """Number of parameters of the model."""
         return sum(x.size for x in jax.tree.leaves(self.setup.abstract_state().params))
+
+    @property
+    def trained_params(self) -> int:
+        """Number of those that are trained."""
+        trained = self.setup.groups.trained(self.setup.abstract_state().params)
+        return sum(x.size for x in jax.tree.leaves(trained))
 
     @property
     def images(self) -> int:
@@ -50,14 +58,14 @@ class Plan:
         memory that they share. The arguments are the training state and the batch;
         `activations` are the rest: activations kept for the backward pass,
         intermediate results, and the gradients that are alive at the peak.
-        `gradients` is the size of all gradients together, that of the parameters; they
-        are rarely alive at the same time.
+        `gradients` is the size of all gradients together, that of the parameters that
+        are trained; they are rarely alive at the same time.
         """
         memory = self.measurement.bytes
         state = self.parameter_bytes + self.optimizer_bytes
         return {
             "parameters": self.parameter_bytes,
-            "gradients": self.parameter_bytes,
+            "gradients": self.gradient_bytes,
             "optimizer": self.optimizer_bytes,
             "batch": memory.arguments - state,
             "activations": memory.peak - memory.arguments,
@@ -76,8 +84,9 @@ class Plan:
             "batch_size": setup.config.batch_size,
             "tokens": setup.architecture.num_tokens,
             "params": self.params,
+            "trained_params": self.trained_params,
             "flops_per_image": self.flops.total,
-            "train_flops_per_image": self.flops.training,
+            "train_flops_per_image": self.training_flops,
             "attention_share": self.flops.attention / self.flops.total,
             "bytes": self.bytes,
             "usable_bytes": self.topology.usable_bytes,
@@ -108,7 +117,9 @@ def make_plan(setup: Setup, topology: Topology) -> Plan:
         topology=topology,
         setup=setup,
         flops=flops.count(setup.architecture),
+        training_flops=flops.count_training(setup.architecture, setup.groups),
         parameter_bytes=sharding.bytes_per_device(state.params),
+        gradient_bytes=sharding.bytes_per_device(setup.groups.trained(state.params)),
         # Includes the counters of steps and of bad images.
         optimizer_bytes=sharding.bytes_per_device(state._replace(params=())),
         measurement=measure_step(setup, topology),

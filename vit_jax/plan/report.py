@@ -33,9 +33,10 @@ def show_plan(plan: Plan) -> None:
         "images": f"{times(architecture.image_size)} in patches of "
         f"{times(architecture.patch_size)}: "
         f"{architecture.num_tokens:,} tokens",
-        "parameters": f"{plan.params:,}",
+        "parameters": f"{plan.params:,}"
+        + f", of which {plan.trained_params:,} are trained" * setup.groups.freezes,
         "FLOPs per image": f"{si(plan.flops.total)} forward, "
-        f"{si(plan.flops.training)} in training; "
+        f"{si(plan.training_flops)} in training; "
         f"{plan.flops.attention / plan.flops.total:.1%} of them in attention",
         "batch": f"{config.batch_size:,}, "
         f"{config.batch_size // sharding.batch_parts(setup.mesh):,} per device"
@@ -119,7 +120,7 @@ def _step(plan: Plan) -> str:
     measured = plan.measurement
     if measured.estimate is None:
         return "not estimated"
-    arithmetic = plan.flops.training * plan.setup.config.batch_size
+    arithmetic = plan.training_flops * plan.setup.config.batch_size
     ideal = arithmetic / plan.setup.mesh.size / plan.topology.peak_flops
     return (
         f"hyb {milliseconds(measured.hyb_seconds)} ms, "
