@@ -101,9 +101,7 @@ def _row(
         "set": point,
         "problem": None,
         "tokens": setup.architecture.num_tokens,
-        "train_flops_per_image": flops.count_training(
-            setup.architecture, setup.groups
-        ),
+        "train_flops_per_image": flops.count_training(setup.architecture, setup.groups),
         "attention_share": arithmetic.attention / arithmetic.total,
         "peak": found.peak_bytes,
         "fits": found.fits,
