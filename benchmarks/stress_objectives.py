@@ -119,9 +119,18 @@ def without_row(names: Any) -> str:
     return "; ".join(found) and f"{'; '.join(found)}: change ROWS in {__file__}"
 
 
-def stressed(name: str, folder: pathlib.Path, **asked: Any) -> dict[str, Any]:
-    """Kills runs of an objective; returns the summary of `stress.py`."""
-    row, first = ROWS[name], folder / "before" / "first"
+def stressed(
+    name: str, folder: pathlib.Path, row: Row | None = None, **asked: Any
+) -> dict[str, Any]:
+    """Kills runs of an objective; returns the summary of `stress.py`.
+
+    Args:
+      name: the objective.
+      folder: where the runs write.
+      row: its run; by default that of `ROWS`.
+      **asked: arguments of `Stress`.
+    """
+    row, first = row or ROWS[name], folder / "before" / "first"
     if row.first:
         before = Stress(folder / "before", 0, 1, 10, 0, recipe=first_recipe(row))
         run = Run(before, first)

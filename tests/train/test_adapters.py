@@ -147,7 +147,7 @@ def test_train_only_trains_more_or_less_beside_adapters(adapted):
 
 
 def test_adapters_that_do_not_train_and_rows_of_what_rests_are_refused(adapted):
-    with pytest.raises(UserError, match="lora has no effect: every .* by train_only"):
+    with pytest.raises(UserError, match=r"lora has no effect: every .* by train_only"):
         set_up(adapted(train_only="head"))
     with pytest.raises(UserError, match="freeze: 'norms' matches only parameters that"):
         set_up(adapted(freeze="norms"))

@@ -233,12 +233,12 @@ ASKED = {"pretrained": "weights.npz", "prompts.count": 4}
         (
             ASKED | {"objective": "linear_probe"},
             Architecture(**TINY, num_heads=2),
-            r"prompts.count=4: the prompts are frozen .*and would stay random",
+            r"prompts has no effect: every parameter of these adapters is frozen",
         ),
         (
             ASKED | {"groups": ".*prompts: frozen"},
             Architecture(**TINY, num_heads=2),
-            r"prompts.count=4: the prompts are frozen .*and would stay random",
+            r"prompts has no effect: every parameter of these adapters is frozen",
         ),
     ],
     ids=[
@@ -273,6 +273,21 @@ def test_what_an_objective_adds_is_trained_too(objective, tiny_config):
     for path, group in groups.items():
         beside = path.startswith(added[objective])
         assert group.frozen != (beside or path.endswith("/prompts")), path
+
+
+@pytest.mark.parametrize("adapter", [ASKED, {"lora.rank": 2, "pretrained": "w.npz"}])
+def test_train_only_names_what_trains_beside_adapters(adapter, tiny_config):
+    """Checks that bias tuning and other sets combine with adapters and the head."""
+    only = {"train_only": "adapters,head,biases"}
+    groups = set_up(tiny_config(**adapter, **only)).groups.by_path
+    kinds = ("prompts", "lora_a", "lora_b", "bias")
+    for path, group in groups.items():
+        trains = path.startswith("head/") or path.rpartition("/")[2] in kinds
+        assert group.frozen != trains, path
+    # What `freeze` names rests in any case.
+    groups = set_up(tiny_config(**adapter, freeze="head")).groups.by_path
+    for path, group in groups.items():
+        assert group.frozen != (path.rpartition("/")[2] in kinds[:3]), path
 
 
 def test_other_prompts_than_those_of_the_weights_are_refused(tiny_config):

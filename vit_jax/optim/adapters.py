@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
+from vit_jax.checkpoints.description import Description
 from vit_jax.models.adapters import adapters_of, is_adapter, is_head
 from vit_jax.optim.groups import Groups
 
@@ -24,18 +25,24 @@ def beside_adapters(architecture: Any, model: Collection[str]) -> Callable[[str]
     )
 
 
-def resting_adapters(architecture: Any, groups: Groups) -> list[str]:
-    """Says which kinds of adapters are frozen, and so would have no effect.
+def resting_adapters(
+    architecture: Any, groups: Groups, pretrained: Description | None = None
+) -> list[str]:
+    """Says which kinds of new adapters are frozen, and so would learn nothing.
 
     Args:
       architecture: the model's architecture.
       groups: how each parameter is trained.
+      pretrained: description of the weights that it starts from, whose own adapters may
+        be frozen; None = not known.
     """
     of_path = groups.by_path
+    theirs = adapters_of(pretrained.architecture) if pretrained else ()
     return [
         f"{kind} has no effect: every parameter of these adapters is frozen, by "
         'train_only, freeze, groups or the objective; add "adapters" to train_only, or '
         "use none"
         for kind in adapters_of(architecture)
+        if kind not in theirs
         if all(of_path[path].frozen for path in of_path if is_adapter(path, [kind]))
     ]

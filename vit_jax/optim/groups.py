@@ -132,8 +132,8 @@ def make_groups(
         problems += error.args
     mine = {path: _first(own, path) for path in paths}
     fixed = {path for path in paths if mine[path].get("frozen")}
-    resting_paths = [path for path in paths if rests(path)]
-    freezing = read_freezing(config, paths, fixed, resting_paths)
+    beside = [path for path in paths if rests(path)]
+    freezing = read_freezing(config, paths, fixed, beside)
     if problems := problems + freezing.problems:
         raise Problems(*problems)
     factors = layer_factors(
@@ -151,7 +151,8 @@ def make_groups(
             groups[path] = Group(frozen=True)
             continue
         decay = config.weight_decay if decays.fullmatch(path) else 0.0
-        group = Group(lr=factors[path], decay=decay)
+        still = path in beside and path not in freezing.named
+        group = Group(lr=factors[path], decay=decay, frozen=still)
         if path in waiting:
             wait = config.head_only_steps
             group = group._replace(start=wait, begin=wait)
@@ -352,46 +353,6 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
     if not 0 <= number < float("inf"):
         raise ValueError(f"{name}={value}: expected a number of at least 0")
     return name, number
-
-
-def layer_factors(params: Any, decay: float) -> dict[str, float]:
-    """Returns learning-rate factors by path, which shrink towards the input.
-
-    The factor is decay^(n − layer) with n = depth + 1: patches, tokens and positions
-    are layer 0, block i is layer i + 1, and the final norm, heads and whatever an
-    objective adds are layer n (BEiT, arXiv:2106.08254; MAE's fine-tuning).
-
-    Args:
-      params: the parameters or their shapes.
-      decay: factor between adjacent layers; 1 = all factors are 1.
-    """
-    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    blocks = [int(m[1]) for path in paths if (m := re.match(r"blocks_(\d+)/", path))]
-    last = max(blocks, default=-1) + 2
-
-    def layer(path: str) -> int:
-        if match := re.match(r"blocks_(\d+)/", path):
-            return int(match[1]) + 1
-        return 0 if path.partition("/")[0] in _INPUT else last
-
-    return {path: decay ** (last - layer(path)) for path in paths}
-
-
-# Subtrees that come before the blocks.
-_INPUT = {
-    "trunk",
-    "patch_embed",
-    "pos_embed",
-    "pos_embed_prefix",
-    "cls",
-    "distillation",
-    "registers",
-}
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Writes the path of a parameter, as in "blocks_00/mlp/fc1/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _chosen(tree: Any, chosen: Callable[[str], bool], prefix: str = "") -> Any:

@@ -3,12 +3,9 @@
 import dataclasses
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints.description import Description
 from vit_jax.config import Config
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, ViTOrMixer
-from vit_jax.models.adapters import is_adapter
-from vit_jax.optim.groups import Groups
 
 
 def with_prompts(config: Config, architecture: ViTOrMixer) -> ViTOrMixer:
@@ -54,33 +51,3 @@ def check_prompts(architecture: ViTOrMixer, config: Config, source: str) -> None
         f"pass {flags} to train them on, or start from the weights that they were "
         "trained beside"
     )
-
-
-def check_trained(
-    groups: Groups, architecture: ViTOrMixer, pretrained: Description | None
-) -> None:
-    """Rejects prompts that start at random and are not trained.
-
-    Args:
-      groups: how the parameters are trained.
-      architecture: the model's.
-      pretrained: description of the weights that it starts from; None = not known.
-
-    Raises:
-      ValueError: they are frozen.
-    """
-    count = getattr(architecture, "prompts", 0)
-    if not count or pretrained is None:
-        return
-    if getattr(pretrained.architecture, "prompts", 0):
-        return
-    frozen = {
-        group.frozen
-        for path, group in groups.by_path.items()
-        if is_adapter(path, ["prompts"])
-    }
-    if True in frozen:
-        raise ValueError(
-            f"prompts.count={count}: the prompts are frozen by the objective or by the "
-            "config's groups, and would stay random; train them, or leave it at 0"
-        )

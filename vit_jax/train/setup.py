@@ -62,7 +62,6 @@ from vit_jax.train.model_from_config import (
     make_preprocessing,
     resolve_attention,
 )
-from vit_jax.train.prompts_from_config import check_trained
 from vit_jax.train.state import TrainState, new_state
 from vit_jax.train.step import make_train_step
 
@@ -471,10 +470,9 @@ def set_up(
                 model,
             )
             _ = setup.optimizer
-            check_trained(setup.groups, architecture, pretrained)
             if sound.save_frozen == "no" and not setup.groups.freezes:
                 found.append("save_frozen=no has no effect: every parameter is trained")
-            found += resting_adapters(architecture, setup.groups)
+            found += resting_adapters(architecture, setup.groups, pretrained)
             if sound.model.scan and (apart := setup.groups.untrained_blocks):
                 model = model.clone(scan_apart=apart)
                 setup = dataclasses.replace(setup, model=model)

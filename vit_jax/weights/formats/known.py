@@ -164,17 +164,17 @@ def to_tensors(
         )
         params = fixed_params(params, architecture)
         architecture = fixed(architecture)
-    if _has_sincos(architecture) and _inexpressible(format, architecture):
+    if _has_sincos(architecture) and format.inexpressible(architecture):
         architecture, params = _written_out(
             architecture, params, with_class_token=written is not None
         )
         lost.append("the sin-cos positions are written out as numbers")
-    if problems := _inexpressible(format, architecture):
+    if problems := format.inexpressible(architecture):
         others = [
             other.name
             for other in FORMATS.values()
             if other is not format
-            and not _inexpressible(other, architecture)
+            and not other.inexpressible(architecture)
             and not (other.decoder and other.decoder.needed and decoder is None)
         ]
         raise UserError(
@@ -197,19 +197,6 @@ def to_tensors(
         rows += table.rows(architecture, learned)
     arrays = write_tensors(flat, rows)
     return architecture, arrays | format.regenerated(architecture), lost
-
-
-def _inexpressible(format: Format, architecture: ViTOrMixer) -> list[str]:
-    """Lists a phrase for each part of a model that a format, or any, cannot hold."""
-    count = getattr(architecture, "prompts", 0)
-    if not count:
-        return format.inexpressible(architecture)
-    kind = "deep" if getattr(architecture, "prompts_deep", False) else "shallow"
-    prompts = (
-        f"{count} {kind} prompts, learned tokens that cannot be merged into its other "
-        "weights"
-    )
-    return [prompts, *format.inexpressible(architecture)]
 
 
 def find_format(name: str) -> Format:

@@ -271,7 +271,7 @@ def unnamed_kinds(
 ) -> list[str]:
     """Lists phrases for what is in the blocks and a format does not name.
 
-    These are kinds of layers, and adapters.
+    These are kinds of layers, adapters, and prompts.
 
     Args:
       architecture: the model's architecture.
@@ -291,6 +291,12 @@ def unnamed_kinds(
         phrases.append(
             f"LoRA adapters of rank {architecture.lora_rank} (add them to the kernels "
             "first: --merge, or merge=True in vit_jax.load)"
+        )
+    if architecture.prompts:
+        kind = "deep" if architecture.prompts_deep else "shallow"
+        phrases.append(
+            f"{architecture.prompts} {kind} prompts, learned tokens that cannot be "
+            "merged into its other weights"
         )
     return phrases
 
