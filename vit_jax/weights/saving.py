@@ -81,7 +81,7 @@ def save_weights(
         reasons); the parameters do not fit the architecture or are not finite; or the
         path cannot be written. Nothing has changed then.
     """
-    if format not in OWN:
+    if str(format) not in OWN:
         find_format(str(format))
     path = _local(path)
     suffix = _suffix(path, format)
