@@ -4,6 +4,7 @@ import dataclasses
 import json
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from vit_jax.models.lora import (
     LoraDense,
     parse_targets,
 )
+from vit_jax.optim.adapters import beside_adapters
 
 ALL = {"lora_rank": 3, "lora_alpha": 6.0, "lora_targets": TARGETS}
 
@@ -66,16 +68,16 @@ def test_dropout_is_of_the_adapter_alone(dense):
     lora, p, x = dense()
     layer = LoraDense(4, lora, lora_dropout=0.5)
 
-    def run(number):
-        rngs = {"lora": jax.random.key(number)}
-        return np.asarray(layer.apply({"params": p}, x, rngs=rngs))
+    def run(key):
+        return layer.apply({"params": p}, x, rngs={"lora": key})
 
+    drawn = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 400))
     whole = layer.apply({"params": p}, x)
     np.testing.assert_array_equal(whole, LoraDense(4, lora).apply({"params": p}, x))
     base = np.asarray(x) @ np.asarray(p["kernel"]) + np.asarray(p["bias"])
-    mean = np.mean([run(number) - base for number in range(400)], axis=0)
+    mean = np.mean(drawn, axis=0) - base
     np.testing.assert_allclose(mean, whole - base, atol=0.6)
-    assert not np.allclose(run(0), run(1))
+    assert not np.allclose(drawn[0], drawn[1])
     silent = p | {"lora_b": np.zeros_like(p["lora_b"])}
     rngs = {"lora": jax.random.key(0)}
     found = layer.apply({"params": silent}, x, rngs=rngs)
@@ -125,23 +127,42 @@ def test_a_merged_kernel(tiny, random_params):
     assert "lora_a" in params["blocks_01"]["mlp"]["fc2"]
 
 
-def test_scan_and_remat_equal_the_loop(tiny, random_images, random_params):
+def test_scan_and_remat_equal_the_loop_and_draw_for_each_block(
+    tiny, random_images, random_params
+):
     adapted = tiny(**ALL)
     params, images = random_params(adapted), random_images(adapted)
 
     def gradients(**how):
-        model = build(adapted, lora_dropout=0.3, dropout_rate=0.3, **how)
+        model = build(adapted, lora_dropout=0.3, **how)
 
-        def loss(params):
-            rngs = {"dropout": jax.random.key(3)}
+        def loss(params, key):
+            rngs = {"dropout": key}
             logits = model.apply({"params": params}, images, train=True, rngs=rngs)
             return jnp.sum(jnp.square(logits))
 
-        return jax.jit(jax.value_and_grad(loss))(params)
+        return jax.jit(jax.value_and_grad(loss))
 
-    found = map(jax.tree.leaves, (gradients(scan=True, remat="full"), gradients()))
-    for ours, theirs in zip(*found, strict=True):
+    key, loop = jax.random.key(3), gradients()
+    expected = loop(params, key)
+    found = gradients(scan=True, remat="full")(params, key)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-5)
+    assert abs(loop(params, jax.random.key(4))[0] - expected[0]) > 1e-3
+
+
+def test_layers_drop_different_elements(dense):
+    lora, p, x = dense()
+
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layers = [LoraDense(4, lora, 0.5, name=name) for name in ("query", "key")]
+            return [layer(x) for layer in layers]
+
+    params = {"params": {"query": p, "key": p}}
+    query, key = Two().apply(params, x, rngs={"lora": jax.random.key(0)})
+    assert not np.allclose(query, key)
 
 
 def test_dropout_of_adapters_leaves_other_draws_alone(
@@ -200,6 +221,26 @@ def test_impossible_adapters(tiny, fields, message):
 def test_a_rank_is_compared_with_the_matrices_that_have_adapters(tiny):
     fields = {"lora_rank": 24, "lora_alpha": 1.0, "lora_targets": ("fc1",)}
     assert tiny(width=32, mlp_dim=24, **fields).lora_rank == 24
+
+
+def test_counts_are_the_published_ones():
+    """The image classification notebook of PEFT: ViT-B/16, rank 16, 101 classes."""
+    architecture = Architecture.from_variant(
+        "B/16",
+        image_size=(224, 224),
+        num_classes=101,
+        lora_rank=16,
+        lora_alpha=16.0,
+        lora_targets=("query", "value"),
+    )
+    params = abstract_params(architecture)
+    rests = beside_adapters(architecture, params)
+    sizes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x.size
+        for path, x in jax.tree.leaves_with_path(params)
+    }
+    trained = sum(size for path, size in sizes.items() if not rests(path))
+    assert (trained, sum(sizes.values())) == (667_493, 86_466_149)
 
 
 def test_names_of_layers():

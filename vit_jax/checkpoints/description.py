@@ -143,9 +143,17 @@ class Description:
                 values["decoder"] = DecoderFacts.from_dict(values["decoder"])
             if values["outputs"]:
                 check(values["outputs"])
+            _check_base(values["base"])
         except (ValueError, TypeError) as error:
             raise UserError(
                 "the checkpoint's description cannot be read by this release of "
                 f"vit_jax: {error}"
             ) from error
         return cls(**values)
+
+
+def _check_base(base: Any) -> None:
+    """Raises ValueError unless a record of a base is empty or complete."""
+    texts = isinstance(base, dict) and all(type(x) is str for x in base.values())
+    if base != {} and not (texts and base.keys() == {"source", "checksum"}):
+        raise ValueError(f"base is {base!r}, expected a source and a checksum")

@@ -85,7 +85,8 @@ def train_and_evaluate(config: Config, workdir: str = "") -> dict[str, Any]:
         changes = allowed_changes(setup, facts, earlier, workdir, base)
         if not (named or earlier):
             tell_of_similar_run(workdir, config)
-        params = weights and fit_weights(setup, weights, train_source.class_names)
+        names, again = train_source.class_names, earlier is not None
+        params = weights and fit_weights(setup, weights, names, quiet=again)
         stack.enter_context(claimed(workdir, config, changes))
         peers.going_on_in(workdir)
         setup = with_chosen_attention(setup, workdir)

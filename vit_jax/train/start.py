@@ -224,11 +224,12 @@ def read_weights(
 
 
 def fit_weights(
-    setup: Setup, weights: Weights, class_names: Sequence[str]
+    setup: Setup, weights: Weights, class_names: Sequence[str], *, quiet: bool = False
 ) -> dict[str, Any]:
     """Adapts pretrained parameters to this run's grid and classes; see `adapt`.
 
-    What the objective takes beside the model's own, such as a decoder, is added.
+    What the objective takes beside the model's own, such as a decoder, is added. With
+    `quiet`, the changes are not logged.
 
     Raises:
       UserError: the parameters do not fit, or the head to be kept does not, or what
@@ -257,6 +258,7 @@ def fit_weights(
         head_std=config.model.head_std,
         seed=config.seed,
         posemb_resize=config.posemb_resize,
+        quiet=quiet,
     )
     return adapted | adopted
 
