@@ -142,7 +142,8 @@ def make_groups(
         norm_after_pool=norm_after_pool,
     )
     decays = re.compile(config.weight_decay_on)
-    free = [path for path in paths if path not in fixed | freezing.frozen]
+    frozen = fixed | freezing.frozen
+    free = [path for path in paths if path not in frozen]
     waiting = resting(config, free)
     taken = {path: _first_row(rows, path) for path in free}
     groups = {}

@@ -71,7 +71,8 @@ def test_memory_per_device_is_reported_in_bytes(tiny_config, caplog):
         ({"train_only": "head"}, r"170 of ([\d,]+) parameters \((\d\.\d\d) %\)"),
         (
             {"head_only_steps": 2},
-            r"([\d,]+) of \1 parameters \((100) %\); in the first 2 steps only the head",
+            r"([\d,]+) of \1 parameters \((100) %\)"
+            "; in the first 2 steps only the head",
         ),
     ],
 )
