@@ -21,6 +21,7 @@ from vit_jax.optim.groups import path_name
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.prompts_from_config import check_prompts
 from vit_jax.train.setup import set_up
+from vit_jax.train.start import read_weights
 from vit_jax.weights.formats.known import FORMATS
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts.npz"
@@ -179,6 +180,9 @@ def test_a_run_keeps_its_base_and_is_loaded_with_its_prompts(
         other = tmp_path / f"{name}{suffixes.get(name, '.safetensors')}"
         with pytest.raises(UserError, match=r"3 deep prompts, .* can: vit_jax$"):
             vit_jax.save(model, other, format=name)
+    # Another run that starts from it has to ask for the same prompts.
+    with pytest.raises(UserError, match="have 3 deep prompts, which cannot be merged"):
+        read_weights(tiny_config(pretrained=run), None)
     assert model.attention(images[:1]).shape == (1, 1, 2, 5, 5)
     assert model.features(images[:1]).patches.shape == (1, 1, 2, 2, 16)
 
