@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> None:
     if FLAGS.merge:
         weights = merged(weights)
     description = weights.description.read_as(FLAGS.outputs)
-    peft = Peft(FLAGS.names, FLAGS.expand_rank, weights.beside)
+    peft = Peft(FLAGS.names, FLAGS.expand_rank, getattr(weights, "beside", None))
     path = save_weights(description, weights.params, destination, FLAGS.to, peft)
     title = FORMATS[FLAGS.to].title if FLAGS.to in FORMATS else OWN[FLAGS.to]
     a = weights.description.architecture
