@@ -112,10 +112,11 @@ def main(arguments: list[str]) -> None:
     if FLAGS.merge:
         weights = merged(weights)
     description = weights.description.read_as(FLAGS.outputs)
+    beside = getattr(weights, "beside", None)
     weights = weights._replace(description=description)
     if size is not None:
         weights = at_patch_size(weights, size)
-    peft = Peft(FLAGS.names, FLAGS.expand_rank, weights.beside)
+    peft = Peft(FLAGS.names, FLAGS.expand_rank, beside)
     path = save_weights(
         weights.description, weights.params, destination, FLAGS.to, peft
     )

@@ -56,7 +56,18 @@ class Weights(NamedTuple):
 
     description: Description
     params: Any  # nested dict of float32 numpy arrays
-    beside: Beside | None = None  # what an adapter's source says of its base
+
+
+class AdaptedWeights(Weights):
+    """Weights with adapters, and the record of what these were trained beside."""
+
+    beside: Beside | None = None
+
+
+def _adapted(description: Description, params: Any, beside: Beside) -> AdaptedWeights:
+    weights = AdaptedWeights(description, params)
+    weights.beside = beside
+    return weights
 
 
 def split_params(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -146,7 +157,10 @@ def load_weights(
         else:
             _check_no_base(base, path)
         told = decoder_heads, normalize_pixels
-        return Weights(as_told(description, path, *told), params, beside)
+        told_of = as_told(description, path, *told)
+        if beside is not None:
+            return _adapted(told_of, params, beside)
+        return Weights(told_of, params)
     if not isinstance(ema, bool):
         raise UserError(
             f"ema={ema}, but {source} is not a work directory, whose averages have "
@@ -158,7 +172,7 @@ def load_weights(
             raise UserError(
                 f"entry={entry!r}, but {folder} holds a single adapter: omit it"
             )
-        return Weights(
+        return _adapted(
             *read_directory(
                 folder,
                 base,
