@@ -49,7 +49,10 @@ def ours(given: argparse.Namespace, rank: int) -> Callable[[], None]:
         "--config.grad_clip_norm=0",
     ]
     if rank:
-        words += [f"--config.lora.rank={rank}", f"--config.lora.targets={given.targets}"]
+        words += [
+            f"--config.lora.rank={rank}",
+            f"--config.lora.targets={given.targets}",
+        ]
     config, _ = load_recipe(["", *words])
     mesh = sharding.make_mesh(data=1)
     step, arguments = build(config, mesh)
