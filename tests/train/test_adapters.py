@@ -127,6 +127,15 @@ def test_a_run_starts_as_its_base(adapted, tmp_path):
     assert moments == TRAINED
 
 
+def test_weights_have_a_record_where_checkpoints_may_lack_some_of_them(adapted):
+    assert read_weights(adapted(), None)[1].keys() == {"source", "checksum"}
+    plain = {"lora.rank": 0, "lora.alpha": 0.0, "lora.targets": "query,value"}
+    assert read_weights(adapted(**plain, save_frozen="no"), None)[1]
+    # The checksum of a large model takes seconds.
+    assert not read_weights(adapted(**plain), None)[1]
+    assert not read_weights(adapted(save_frozen="yes"), None)[1]
+
+
 def test_train_only_trains_more_or_less_beside_adapters(adapted):
     def trained(**keys):
         found = set_up(adapted(**keys)).groups.by_path

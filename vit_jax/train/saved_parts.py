@@ -17,6 +17,7 @@ from vit_jax.checkpoints.parts import (
     OPTIMIZER_AVERAGES,
     PARAMS,
 )
+from vit_jax.config import Config
 from vit_jax.models import abstract_params
 from vit_jax.models.adapters import adapters_of, chosen, is_head, overlaid
 from vit_jax.train.setup import Setup
@@ -24,6 +25,14 @@ from vit_jax.train.state import TrainState, to_items
 
 # Parts that are trees of all parameters; others are saved whole.
 _OF_PARAMETERS = (PARAMS, EMA)
+
+
+def may_leave_out_frozen(config: Config) -> bool:
+    """Returns whether a run's checkpoints may lack the frozen parameters."""
+    adapters = config.lora.rank or config.prompts.count
+    return config.save_frozen == "no" or (
+        config.save_frozen == "auto" and bool(adapters)
+    )
 
 
 def saves_frozen(setup: Setup) -> bool:

@@ -31,7 +31,12 @@ from vit_jax.train.choices import CHOICES
 from vit_jax.train.continuing import NO_CHANGES, Changes, defaults_of_old_runs
 from vit_jax.train.processes import cluster
 from vit_jax.train.prompts_from_config import check_prompts
-from vit_jax.train.saved_parts import restored_items, saves_frozen, with_frozen
+from vit_jax.train.saved_parts import (
+    may_leave_out_frozen,
+    restored_items,
+    saves_frozen,
+    with_frozen,
+)
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items
 from vit_jax.weights.adapt import heads_by_name, new_head_because
@@ -188,6 +193,7 @@ def read_weights(
     """Reads the pretrained weights, if the run needs any, and makes their record.
 
     A run that continues needs them only for the parameters that its checkpoints lack.
+    The record is empty if no checkpoint can lack any.
 
     Args:
       config: the config, not yet resolved.
@@ -217,6 +223,8 @@ def read_weights(
     about = weights.description
     check_adapters(about.architecture, config, config.pretrained)
     check_prompts(about.architecture, config, config.pretrained)
+    if not earlier and not may_leave_out_frozen(config):
+        return weights, {}  # the checksum of a large model takes seconds
     base = record_of(config.pretrained, about, weights.params)
     if earlier:
         check_same(earlier.base, base)
