@@ -53,11 +53,11 @@ class LinearProbe(Classification):
         return self._state(params, jnp.zeros(features), jnp.ones(features))
 
     def features(
-        self, params: Params, images: Array, choice: Any = None
+        self, params: Params, images: Array, **how: Any
     ) -> Float[Array, "b d"]:
         """Computes the input of the head, as in evaluation: nothing is dropped."""
         _, found = self._given.placed_model(
-            params, images, intermediates=("pre_logits",), **at(choice)
+            params, images, intermediates=("pre_logits",), **how
         )
         return found["pre_logits"].astype(jnp.float32)
 
@@ -70,7 +70,7 @@ class LinearProbe(Classification):
         microbatch, of all devices.
         """
         images = normalised(batch["image"], self._given.preprocessing)
-        x = self.features(params, images, context.choice)
+        x = self.features(params, images, **at(context.choice))
         counts = batch["mask"] > 0
         moments = measured(x, counts, context.state["mean"])
         variance = moments.within / jnp.maximum(moments.count, 1.0)
