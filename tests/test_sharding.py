@@ -290,7 +290,7 @@ def test_several_axes_may_share_a_side_of_a_slice():
 
 
 @pytest.mark.parametrize(
-    "path", ["blocks_00/mlp/gate/kernel", "blocks_00/attention/query/lora_a", "x/embed"]
+    "path", ["blocks_00/mlp/gate/kernel", "blocks_00/attention/query/lora_c", "x/embed"]
 )
 def test_a_matrix_that_no_row_names_is_rejected(path):
     tree = np.zeros((16, 8))

@@ -1,11 +1,15 @@
 """Problems of the patch sizes: each is named, all at once, with a way out."""
 
+import json
 import re
 
 import pytest
+from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax.config.flexible import not_dividing, size_name
+from vit_jax.config import default_config, flat_keys
+from vit_jax.config.flexible import not_dividing, size_name, wrong_flexible
+from vit_jax.config.values import is_default
 from vit_jax.train.choices import CHOICES
 
 
@@ -97,3 +101,12 @@ def test_names_and_nearest_sizes():
     assert [size_name((16, 16)), size_name((16, 8))] == ["16", "16x8"]
     assert not_dividing([(4, 6), (8, 8)], (24, 24)) == []
     assert not_dividing([(5, 8)], (24, 24)) == ["5x8 (nearest: 4x8 or 6x8)"]
+
+
+def test_a_config_out_of_json_has_lists_and_the_same_defaults():
+    config = ConfigDict(json.loads(default_config().to_json()))
+    assert config.flexible.kernel == [32]
+    assert all(is_default(config, key) for key in [*flat_keys(config), "loss_options"])
+    assert wrong_flexible(config) == []
+    config.flexible.kernel = [16]
+    assert not is_default(config, "flexible.kernel")

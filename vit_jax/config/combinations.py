@@ -9,7 +9,7 @@ from vit_jax.config.fine_tuning import wrong_fine_tuning
 from vit_jax.config.flexible import wrong_flexible
 from vit_jax.config.keys import ARCHITECTURE_KEYS, Config, default_config
 from vit_jax.config.length import wrong_length
-from vit_jax.config.values import value_of
+from vit_jax.config.values import is_default, value_of
 
 # Losses for classes that exclude each other; vit_jax/models/outputs.py has them all.
 EXCLUSIVE_LOSSES = ("softmax", "softmax_focal")
@@ -106,14 +106,13 @@ def without_effect(config: Config, keys: Iterable[str], why: str) -> list[str]:
     """
     default, found = default_config(), []
     for key in keys:
+        if is_default(config, key):
+            continue
         value, usual = value_of(config, key), value_of(default, key)
         if isinstance(value, ConfigDict):
-            # As plain values, because two of these also differ where one is locked.
-            if value.to_dict() == usual.to_dict():
-                continue
             names = ", ".join(f"{key}.{name}" for name in value)
             found.append(f"{names} has no effect: {why}; leave it out")
-        elif value != usual:
+        else:
             found.append(f"{key}={value} has no effect: {why}; leave it at {usual}")
     return found
 

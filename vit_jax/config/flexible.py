@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vit_jax.config.keys import Config, default_config
-from vit_jax.config.values import changed, image_size
+from vit_jax.config.values import changed, image_size, is_default
 from vit_jax.words import pair, times
 
 Size = tuple[int, int]
@@ -54,7 +54,7 @@ def wrong_flexible(config: Config, wrong: Iterable[str] = ()) -> list[str]:
             f"flexible.{key}={flexible[key]} without flexible.patch_sizes has no "
             f"effect; set flexible.patch_sizes, or leave it at {default[key]}"
             for key in flexible
-            if flexible[key] != default[key]
+            if not is_default(config, f"flexible.{key}")
         ]
     found = []
     for key in _SIZES:
@@ -74,7 +74,7 @@ def wrong_flexible(config: Config, wrong: Iterable[str] = ()) -> list[str]:
             f"{config.model.posemb} are computed for every grid; leave it at "
             f"{default[key]}"
             for key in ("grid", "posemb_resize")
-            if flexible[key] != default[key]
+            if not is_default(config, f"flexible.{key}")
         ]
     return found
 

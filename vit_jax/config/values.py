@@ -22,6 +22,23 @@ def value_of(config: Config, dotted: str) -> Any:
     return config
 
 
+def is_default(config: Config, dotted: str) -> bool:
+    """Returns whether a key, by its dotted name, has its default value."""
+    ours, usual = (value_of(c, dotted) for c in (config, default_config()))
+    return _comparable(ours) == _comparable(usual)
+
+
+def _comparable(value: Any) -> Any:
+    """Makes values equal that differ only in how they are held.
+
+    Sections that are not locked differ from locked ones, and lists, which JSON has in
+    place of tuples, from these.
+    """
+    if isinstance(value, ConfigDict):
+        return value.to_dict()
+    return tuple(map(_comparable, value)) if isinstance(value, list | tuple) else value
+
+
 def changed(config: Config, values: Mapping[str, Any]) -> Config:
     """Copies the config with other values of some keys, by dotted name."""
     config = config.copy_and_resolve_references()
