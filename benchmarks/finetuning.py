@@ -20,15 +20,13 @@ import argparse
 import json
 import os
 import pathlib
-import shlex
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import check_dinov2
+from learning import run_command
+from steps import compiled_step, in_turn, timed
 
 TRAIN, VALIDATION, TEST = "train[:6000]", "train[55000:57000]", "test[:2000]"
 BATCH = 32
@@ -87,7 +85,7 @@ def train(
 ) -> float:
     """Trains, unless it is done already; returns the validation accuracy."""
     own = [f"--config.{key}={value}" for key, value in keys.items()]
-    _command(
+    run_command(
         *("vit_jax.main", "--config=configs/b16.py:digits", f"--workdir={workdir}"),
         *(*shared, *own),
     )
@@ -100,23 +98,8 @@ def accuracy(workdir: pathlib.Path) -> float:
     kept = workdir / "test.json"
     if not kept.exists():
         arguments = f"--checkpoint={workdir}", f"--split={TEST}", "--json"
-        kept.write_text(_command("vit_jax.evaluate", *arguments, capture=True))
+        kept.write_text(run_command("vit_jax.evaluate", *arguments, capture=True))
     return json.loads(kept.read_text())["top1"]
-
-
-def _command(module: str, *arguments: str, capture: bool = False) -> str:
-    words = [sys.executable, "-m", module, *arguments]
-    print("$", shlex.join(["python", *words[1:]]), flush=True)
-    done = subprocess.run(
-        words,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE if capture else None,
-        stderr=None if capture else subprocess.DEVNULL,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"{module} ended with status {done.returncode}")
-    return done.stdout or ""
 
 
 def costs(methods: Sequence[str], rounds: int = 9) -> dict[str, dict[str, float]]:
@@ -124,30 +107,18 @@ def costs(methods: Sequence[str], rounds: int = 9) -> dict[str, dict[str, float]
     from vit_jax.host_memory import keep_freed_memory
 
     keep_freed_memory()  # as the commands do
-    steps, found = {}, {}
-    for name in methods:
-        steps[name], found[name] = _step(METHODS[name].keys)
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in range(rounds + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn >= 2:  # the first two warm up
-                seconds[name].append(time.perf_counter() - start)
+    configs = {name: _recipe(METHODS[name].keys) for name in methods}
+    found = {name: _sizes(config) for name, config in configs.items()}
+    steps = {name: timed(compiled_step(config)) for name, config in configs.items()}
+    seconds = in_turn(steps, rounds)
     for name in methods:
         found[name]["seconds"] = statistics.median(seconds[name])
     return found
 
 
-def _step(keys: Mapping[str, Any]) -> tuple[Callable[[], None], dict[str, float]]:
-    """Compiles a step with random weights; returns it, and what it trains and keeps."""
-    import jax
-
-    from vit_jax import sharding
-    from vit_jax.benchmark.compute import first_state, random_batch
+def _recipe(keys: Mapping[str, Any]) -> Any:
+    """Returns the config of a method's step, with random weights."""
     from vit_jax.config.recipes import load_recipe
-    from vit_jax.train.programs import build
-    from vit_jax.train.setup import set_up
 
     words = [f"--config.{key}={value}" for key, value in keys.items()]
     words += [
@@ -156,22 +127,21 @@ def _step(keys: Mapping[str, Any]) -> tuple[Callable[[], None], dict[str, float]
         *(f"--config.batch_size={BATCH}", "--config.accum_steps=1"),
         *("--config.optimizer=adamw", "--config.momentum_dtype=float32"),
     ]
-    config, _ = load_recipe(["", "--config=configs/b16.py:digits", *words])
-    mesh = sharding.make_mesh(data=1)
-    setup = set_up(config, mesh=mesh)
+    return load_recipe(["", "--config=configs/b16.py:digits", *words])[0]
+
+
+def _sizes(config: Any) -> dict[str, float]:
+    """Counts the parameters that are trained, and the bytes of the optimiser."""
+    import jax
+
+    from vit_jax import sharding
+    from vit_jax.train.setup import set_up
+
+    setup = set_up(config, mesh=sharding.make_mesh(data=1))
     state = setup.abstract_state()
     trained = jax.tree.leaves(setup.groups.trained(state.params))
     kept = jax.tree.leaves(state.opt_state)
-    step, arguments = build(config, mesh)
-    compiled = step.lower(*arguments).compile()
-    current, batch = first_state(config, "train", mesh), random_batch(arguments[1])
-
-    def run() -> None:
-        nonlocal current
-        current, metrics = compiled(current, batch)
-        jax.block_until_ready((current, metrics))
-
-    return run, {
+    return {
         "trained": sum(x.size for x in trained),
         "optimiser": sum(x.size * x.dtype.itemsize for x in kept),
     }

@@ -54,7 +54,7 @@ class Runs:
         if done.exists():
             return workdir
         started = time.monotonic()
-        _command(
+        run_command(
             *("vit_jax.main", f"--config=configs/{recipe}", f"--workdir={workdir}"),
             *(f"--config.dataset={self.data}", f"--config.seed={seed}"),
             *(f"--config.eval_split={VALIDATION}", *flags),
@@ -71,7 +71,7 @@ class Runs:
         """Evaluates a run on the test images."""
         kept = workdir / f"test{'-knn' if flags else ''}.json"
         if not kept.exists():
-            found = _command(
+            found = run_command(
                 *("vit_jax.evaluate", f"--checkpoint={workdir}", f"--split={TEST}"),
                 *("--json", *flags),
                 capture=True,
@@ -80,7 +80,8 @@ class Runs:
         return json.loads(kept.read_text())
 
 
-def _command(module: str, *arguments: str, capture: bool = False) -> str:
+def run_command(module: str, *arguments: str, capture: bool = False) -> str:
+    """Prints and runs a command of this package on the CPU; returns its output."""
     words = [sys.executable, "-m", module, *arguments]
     print("$", shlex.join(["python", *words[1:]]), flush=True)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -13,14 +13,14 @@ step is larger here than with PEFT.
 
 import argparse
 import json
-import operator
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
+
+from steps import compiled_step, in_turn, median_ratio, timed
 
 CLASSES = 10
 # Variant → width, depth, mlp_dim, heads: what transformers is told.
@@ -32,14 +32,9 @@ TARGETS = {
 }
 
 
-def ours(given: argparse.Namespace, rank: int) -> Callable[[], None]:
-    """Compiles our training step; returns a function that runs it once."""
-    import jax
-
-    from vit_jax import sharding
-    from vit_jax.benchmark.compute import first_state, random_batch
+def recipe(given: argparse.Namespace, rank: int) -> Any:
+    """Returns the config of our step: LoRA of this rank, or everything with 0."""
     from vit_jax.config.recipes import load_recipe
-    from vit_jax.train.programs import build
 
     words = [
         *("--config=configs/b16.py:digits", "--config.accum_steps=1"),
@@ -49,22 +44,9 @@ def ours(given: argparse.Namespace, rank: int) -> Callable[[], None]:
         "--config.grad_clip_norm=0",
     ]
     if rank:
-        words += [
-            f"--config.lora.rank={rank}",
-            f"--config.lora.targets={given.targets}",
-        ]
-    config, _ = load_recipe(["", *words])
-    mesh = sharding.make_mesh(data=1)
-    step, arguments = build(config, mesh)
-    compiled = step.lower(*arguments).compile()
-    state, batch = first_state(config, "train", mesh), random_batch(arguments[1])
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = compiled(state, batch)
-        jax.block_until_ready((state, metrics))
-
-    return run
+        words.append(f"--config.lora.rank={rank}")
+        words.append(f"--config.lora.targets={given.targets}")
+    return load_recipe(["", *words])[0]
 
 
 def serve(given: argparse.Namespace) -> None:
@@ -141,37 +123,27 @@ def main() -> int:
     assert peer.stdin and peer.stdout
     reads, writes = peer.stdout, peer.stdin
     print(json.loads(reads.readline()))
-    full, lora = ours(given, 0), ours(given, given.rank)
-
-    def timed(run: Callable[[], None]) -> float:
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
 
     def asked(name: str) -> float:
         print(name, file=writes, flush=True)
         return float(reads.readline())
 
-    seconds: dict[str, list[float]] = {}
-    for turn in range(given.rounds + 2):
-        one = {
-            "vit_jax full": timed(full),
-            "PEFT full": asked("full"),
-            "vit_jax LoRA": timed(lora),
-            "PEFT LoRA": asked("lora"),
-        }
-        if turn >= 2:  # the first two warm up
-            for name, value in one.items():
-                seconds.setdefault(name, []).append(value)
+    seconds = in_turn(
+        {
+            "vit_jax full": timed(compiled_step(recipe(given, 0))),
+            "PEFT full": lambda: asked("full"),
+            "vit_jax LoRA": timed(compiled_step(recipe(given, given.rank))),
+            "PEFT LoRA": lambda: asked("lora"),
+        },
+        given.rounds,
+    )
     writes.close()
     peer.wait()
     for name, values in seconds.items():
         middle = statistics.median(values)
         print(f"{name}: {middle:.3f} s a step, {given.batch / middle:.1f} images/s")
     ratios = {
-        who: statistics.median(
-            map(operator.truediv, seconds[f"{who} LoRA"], seconds[f"{who} full"])
-        )
+        who: median_ratio(seconds[f"{who} LoRA"], seconds[f"{who} full"])
         for who in ("vit_jax", "PEFT")
     }
     print("LoRA's step over the full one:", ratios)

@@ -19,12 +19,12 @@ Exits with 1 if a bound is not reached.
 
 import argparse
 import json
-import operator
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
+
+from steps import compiled_step, in_turn, median_ratio, timed
 
 MAE = {
     "objective": "masked_autoencoding",
@@ -89,53 +89,31 @@ def on_tpu(name: str) -> dict[str, dict[str, float]]:
     return found
 
 
+def in_float32(values: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Returns the config of a row of `CPU`."""
+    config = made_config("S/16", 16, values, options)
+    config.compute_dtype = "float32"
+    return config
+
+
 def on_cpu(rounds: int) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Times the rows of `CPU`; returns medians, and medians of the ratios."""
     from vit_jax.host_memory import keep_freed_memory
 
     keep_freed_memory()  # as the commands do
-    steps = {
-        name: cpu_step(made_config("S/16", 16, values, options))
-        for name, (values, options, _) in CPU.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn >= 2:  # the first two warm up
-                seconds[name].append(time.perf_counter() - start)
+    seconds = in_turn(
+        {
+            name: timed(compiled_step(in_float32(values, options)))
+            for name, (values, options, _) in CPU.items()
+        },
+        rounds,
+    )
     medians = {
         name: {"ms": statistics.median(some) * 1e3} for name, some in seconds.items()
     }
     first = seconds["supervised"]
-    ratios = {
-        name: statistics.median(map(operator.truediv, some, first))
-        for name, some in seconds.items()
-    }
+    ratios = {name: median_ratio(some, first) for name, some in seconds.items()}
     return medians, ratios
-
-
-def cpu_step(config: Any) -> Callable[[], None]:
-    """Compiles a training step; returns a function that runs it once."""
-    import jax
-
-    from vit_jax import sharding
-    from vit_jax.benchmark.compute import first_state, random_batch
-    from vit_jax.train.programs import build
-
-    config.compute_dtype = "float32"
-    mesh = sharding.make_mesh(data=1)
-    step, arguments = build(config, mesh)
-    compiled = step.lower(*arguments).compile()
-    state, batch = first_state(config, "train", mesh), random_batch(arguments[1])
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = compiled(state, batch)
-        jax.block_until_ready((state, metrics))
-
-    return run
 
 
 def table(

@@ -13,15 +13,10 @@ Prints a line of JSON for each row. Exits with 0 if nothing was found, 1 otherwi
 start of a run takes some ten seconds.
 """
 
-import argparse
-import json
 import pathlib
-import sys
-import tempfile
 from typing import Any
 
-from stress import WRONG
-from stress_objectives import Row, first_recipe, recipe, stressed
+from stress_objectives import Row, first_recipe, recipe, run_rows
 
 FIRST = "config.seed = 1"
 HEAD = """
@@ -91,27 +86,8 @@ def main() -> None:
     """Runs the command."""
     from vit_jax.models.adapters import ADAPTERS
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--adapters", default=",".join(ROWS))
-    parser.add_argument("--kills", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lanes", type=int, default=1)
-    parser.add_argument("--folder", type=pathlib.Path)
-    asked = vars(parser.parse_args())
-    if problem := without_row(ADAPTERS):
-        sys.exit(problem)
-    names, folder = asked.pop("adapters").split(","), asked.pop("folder")
-    wrong = False
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in names:
-            place = (folder or pathlib.Path(temporary)) / name.replace(" ", "_")
-            found = stressed("classification", place, row=ROWS[name], **asked)
-            print(json.dumps({"adapter": name} | found), flush=True)
-            wrong |= any(found[kind] for kind in WRONG)
-    sys.exit(wrong)
+    problem = without_row(ADAPTERS)
+    run_rows("adapter", ROWS, "classification", __doc__ or "", problem)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import json
 import pathlib
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from stress import RECIPE, WRONG, Run, Stress
@@ -119,18 +120,16 @@ def without_row(names: Any) -> str:
     return "; ".join(found) and f"{'; '.join(found)}: change ROWS in {__file__}"
 
 
-def stressed(
-    name: str, folder: pathlib.Path, row: Row | None = None, **asked: Any
-) -> dict[str, Any]:
+def stressed(name: str, folder: pathlib.Path, row: Row, **asked: Any) -> dict[str, Any]:
     """Kills runs of an objective; returns the summary of `stress.py`.
 
     Args:
       name: the objective.
       folder: where the runs write.
-      row: its run; by default that of `ROWS`.
+      row: its run.
       **asked: arguments of `Stress`.
     """
-    row, first = row or ROWS[name], folder / "before" / "first"
+    first = folder / "before" / "first"
     if row.first:
         before = Stress(folder / "before", 0, 1, 10, 0, recipe=first_recipe(row))
         run = Run(before, first)
@@ -141,31 +140,46 @@ def stressed(
     return found.run()
 
 
-def main() -> None:
-    """Runs the command."""
-    from vit_jax.objectives.choosing import OBJECTIVES
+def run_rows(
+    kind: str, rows: Mapping[str, Row], objective: str, doc: str, problem: str
+) -> None:
+    """Runs the command of a table of rows.
 
+    Args:
+      kind: what a row is for, as it is called in flags and results.
+      rows: the table.
+      objective: that of all rows; "" = each row is named after its own.
+      doc: the help.
+      problem: why the table is not complete; "" = it is.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--objectives", default=",".join(OBJECTIVES))
+    parser.add_argument(f"--{kind}s", dest="names", default=",".join(rows))
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--folder", type=pathlib.Path)
     asked = vars(parser.parse_args())
-    if problem := without_row(OBJECTIVES):
+    if problem:
         sys.exit(problem)
-    names, folder = asked.pop("objectives").split(","), asked.pop("folder")
+    names, folder = asked.pop("names").split(","), asked.pop("folder")
     wrong = False
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
-            place = (folder or pathlib.Path(temporary)) / name
-            found = stressed(name, place, **asked)
-            print(json.dumps({"objective": name} | found), flush=True)
-            wrong |= any(found[kind] for kind in WRONG)
+            place = (folder or pathlib.Path(temporary)) / name.replace(" ", "_")
+            found = stressed(objective or name, place, row=rows[name], **asked)
+            print(json.dumps({kind: name} | found), flush=True)
+            wrong |= any(found[sign] for sign in WRONG)
     sys.exit(wrong)
+
+
+def main() -> None:
+    """Runs the command."""
+    from vit_jax.objectives.choosing import OBJECTIVES
+
+    run_rows("objective", ROWS, "", __doc__ or "", without_row(OBJECTIVES))
 
 
 if __name__ == "__main__":
