@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from vit_jax.benchmark.peak import Peak
 from vit_jax.config import Config, changed
 from vit_jax.errors import Problems, UserError
-from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.plan import flops
 from vit_jax.progress import Progress
 from vit_jax.train.memory import Bytes, is_out_of_memory
@@ -67,9 +66,7 @@ def measure_steps(
     mesh = _checked(configs)
     setup = set_up(configs[0], mesh=mesh)
     if what == "train":
-        # The step that is timed is that of the most tokens, if patch sizes are drawn.
-        per_image = flops.count_training(setup.heaviest, setup.groups)
-        per_image *= gradient_passes(setup.config)
+        per_image = flops.of_step(setup)
     else:
         per_image = flops.count(setup.architecture).total
     peak = Peak(mesh, setup.model.dtype)

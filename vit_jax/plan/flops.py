@@ -9,6 +9,8 @@ from jax.extend import core
 
 from vit_jax import models
 from vit_jax.optim.groups import Groups
+from vit_jax.optim.sharpness import gradient_passes
+from vit_jax.train.setup import Setup
 
 
 class Flops(NamedTuple):
@@ -51,6 +53,16 @@ def count_training(architecture: models.ViTOrMixer, groups: Groups) -> int:
         return jax.value_and_grad(summed)(groups.trained(params))
 
     return _of(jax.make_jaxpr(gradient)(variables["params"], images).jaxpr)[0]
+
+
+def of_step(setup: Setup) -> int:
+    """Counts the FLOPs per image of a run's training step.
+
+    If patch sizes are drawn, it is the step of the most tokens; SAM computes two
+    gradients.
+    """
+    passes = gradient_passes(setup.config)
+    return passes * count_training(setup.heaviest, setup.groups)
 
 
 def _forward(

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 from vit_jax import sharding
-from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.plan import flops
 from vit_jax.plan.compiled import Measurement, measure
 from vit_jax.plan.topologies import Topology
@@ -118,8 +117,7 @@ def make_plan(setup: Setup, topology: Topology) -> Plan:
         topology=topology,
         setup=setup,
         flops=flops.count(setup.heaviest),
-        training_flops=flops.count_training(setup.heaviest, setup.groups)
-        * gradient_passes(setup.config),
+        training_flops=flops.of_step(setup),
         parameter_bytes=sharding.bytes_per_device(state.params),
         gradient_bytes=sharding.bytes_per_device(setup.groups.trained(state.params)),
         # Includes the counters of steps and of bad images.

@@ -7,7 +7,6 @@ from typing import Any
 from vit_jax.config import Config
 from vit_jax.config.recipes import load_recipe
 from vit_jax.errors import UserError
-from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.plan import flops
 from vit_jax.plan.scaling import predict
 from vit_jax.plan.suggest import Prepare
@@ -97,14 +96,12 @@ def _row(
     found = predict(setup, topology, what)
     hyb, cyc = found.seconds or (None, None)
     images = setup.config.batch_size / setup.mesh.size
-    arithmetic = flops.count(setup.architecture)
-    passes = gradient_passes(setup.config)
+    arithmetic = flops.count(setup.heaviest)
     return {
         "set": point,
         "problem": None,
-        "tokens": setup.architecture.num_tokens,
-        "train_flops_per_image": flops.count_training(setup.architecture, setup.groups)
-        * passes,
+        "tokens": setup.heaviest.num_tokens,
+        "train_flops_per_image": flops.of_step(setup),
         "attention_share": arithmetic.attention / arithmetic.total,
         "peak": found.peak_bytes,
         "fits": found.fits,
