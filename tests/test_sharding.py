@@ -16,6 +16,7 @@ from vit_jax.models import Placement, abstract_params, architecture_from_variant
 from vit_jax.models.attention import formulations
 from vit_jax.models.attention.formulations import attend
 from vit_jax.optim.chain import make_optimizer
+from vit_jax.trees import path_name
 
 
 @pytest.mark.parametrize(("asked", "devices"), [(-1, 8), (1, 1), (4, 4)])
@@ -304,5 +305,5 @@ def test_a_matrix_that_no_row_names_is_rejected(path):
     sharding.check_known(tree, rules)
     mesh = sharding.make_mesh(1, 8, 1)
     leaves = jax.tree.leaves_with_path(sharding.shardings(tree, mesh, rules))
-    found = {sharding._name(path): where.spec for path, where in leaves}
+    found = {path_name(path): where.spec for path, where in leaves}
     assert found[path] == PartitionSpec("fsdp", None)

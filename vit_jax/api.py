@@ -24,8 +24,9 @@ from vit_jax.reconstruction import DecoderOfModel
 from vit_jax.versions import warn_of_untested
 from vit_jax.weights import adapt as adapting
 from vit_jax.weights.adapter_directories import Peft, compared_with_base
+from vit_jax.weights.contents import split_params
 from vit_jax.weights.decoders import fit_decoder
-from vit_jax.weights.loading import load_weights, merged, split_params
+from vit_jax.weights.loading import load_weights, merged
 from vit_jax.weights.patch_size import check_divides
 from vit_jax.weights.saving import save_weights
 from vit_jax.words import pair

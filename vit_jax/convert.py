@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
             f"argument(s) and {'no --to' if not FLAGS.to else f'--to={FLAGS.to}'}. "
             "See --help."
         )
-    from vit_jax.weights.adapter_directories import Peft
+    from vit_jax.weights.adapter_directories import Peft, compared_with_base
     from vit_jax.weights.formats.known import FORMATS, OWN, find_format
     from vit_jax.weights.formats.peft_writing import check_names
     from vit_jax.weights.loading import load_weights, merged
@@ -112,11 +112,13 @@ def main(arguments: list[str]) -> None:
     if FLAGS.merge:
         weights = merged(weights)
     description = weights.description.read_as(FLAGS.outputs)
-    beside = getattr(weights, "beside", None)
     weights = weights._replace(description=description)
     if size is not None:
         weights = at_patch_size(weights, size)
-    peft = Peft(FLAGS.names, FLAGS.expand_rank, beside)
+    peft = Peft()
+    if FLAGS.to == "peft":
+        beside = compared_with_base(*weights, load_weights, FLAGS.base)
+        peft = Peft(FLAGS.names, FLAGS.expand_rank, beside)
     path = save_weights(
         weights.description, weights.params, destination, FLAGS.to, peft
     )

@@ -28,6 +28,7 @@ from jaxtyping import Array
 
 from vit_jax.errors import UserError
 from vit_jax.models import PatchModel, Placement, ProjectionHead, ViTOrMixer
+from vit_jax.trees import path_name
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -257,9 +258,9 @@ def check_known(tree: Any, rules: Rules = ()) -> None:
       UserError: names all such parameters.
     """
     unknown = [
-        f"{_name(path)} {list(x.shape)}"
+        f"{path_name(path)} {list(x.shape)}"
         for path, x in jax.tree.leaves_with_path(tree)
-        if len(x.shape) > 1 and _row(_name(path), len(x.shape), rules) is None
+        if len(x.shape) > 1 and _row(path_name(path), len(x.shape), rules) is None
     ]
     if unknown:
         raise UserError(
@@ -429,10 +430,6 @@ def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for axis in BATCH if axis in mesh.shape)
 
 
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _row(name: str, ndim: int, rules: Rules = ()) -> tuple[Any, ...] | None:
     """Returns the axes of the first row that matches the name and dimensions."""
     for pattern, axes in (*rules, *PARAMETERS):
@@ -445,7 +442,7 @@ def _parameter_spec(
     path: Any, shape: tuple[int, ...], sizes: Mapping[Any, int], rules: Rules = ()
 ) -> PartitionSpec:
     """Returns the spec of a parameter, or of state kept for it, for a mesh's sizes."""
-    axes = _row(_name(path), len(shape), rules)
+    axes = _row(path_name(path), len(shape), rules)
     return _fitting(axes, shape, sizes) if axes and any(axes) else PartitionSpec()
 
 

@@ -12,7 +12,7 @@ from vit_jax.config import to_plain
 from vit_jax.config.recipes import load_recipe
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import fit_weights
-from vit_jax.weights.loading import Weights
+from vit_jax.weights.contents import Weights
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 

@@ -12,8 +12,8 @@ import pytest
 import vit_jax
 from vit_jax.checkpoints.reading import load_checkpoint, load_params
 from vit_jax.models.adapters import ADAPTERS
-from vit_jax.optim.groups import path_name
 from vit_jax.train.loop import train_and_evaluate
+from vit_jax.trees import path_name
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 # Row of the benchmark → ends of the paths that such a run trains, besides the head. The

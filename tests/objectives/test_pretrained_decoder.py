@@ -16,7 +16,7 @@ from vit_jax.models.decoder import DecoderFacts, abstract_decoder, fixed_positio
 from vit_jax.models.positions import sincos2d
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import fit_weights
-from vit_jax.weights.loading import Weights
+from vit_jax.weights.contents import Weights
 
 CONFIG = {
     "objective": "masked_autoencoding",

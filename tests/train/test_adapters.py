@@ -17,12 +17,13 @@ from vit_jax.config import default_config, to_plain
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, abstract_params
-from vit_jax.models.adapters import chosen, is_adapter
+from vit_jax.models.adapters import is_adapter
 from vit_jax.plan.flops import count
 from vit_jax.train.loop import train_and_evaluate
 from vit_jax.train.saved_parts import saved_params, saves_frozen
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import fit_weights, initial_state, read_weights
+from vit_jax.trees import chosen
 from vit_jax.weights.loading import load_weights
 from vit_jax.weights.saving import save_weights
 

@@ -9,8 +9,8 @@ import pytest
 
 from vit_jax import sharding
 from vit_jax.objectives.protocol import Context
-from vit_jax.optim.paths import path_name
 from vit_jax.train.setup import set_up
+from vit_jax.trees import path_name
 
 ONE = {"mesh.data": 1}
 

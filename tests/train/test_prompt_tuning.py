@@ -17,11 +17,11 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.datasets import open_dataset
 from vit_jax.errors import UserError
 from vit_jax.models import Architecture, MixerArchitecture
-from vit_jax.optim.groups import path_name
+from vit_jax.train.adapters_from_config import check_continued
 from vit_jax.train.loop import train_and_evaluate
-from vit_jax.train.prompts_from_config import check_prompts
 from vit_jax.train.setup import set_up
 from vit_jax.train.start import read_weights
+from vit_jax.trees import path_name
 from vit_jax.weights.formats.known import FORMATS
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts.npz"
@@ -305,11 +305,11 @@ def test_other_prompts_than_those_of_the_weights_are_refused(tiny_config):
             r"--config.prompts.count=5 --config.prompts.deep=True to train them on"
         )
         with pytest.raises(UserError, match=message):
-            check_prompts(PROMPTED, tiny_config(**values), "w.npz")
+            check_continued(PROMPTED, tiny_config(**values), "w.npz")
     same = {"prompts.count": 5, "prompts.deep": True}
-    check_prompts(PROMPTED, tiny_config(**same), "w.npz")
+    check_continued(PROMPTED, tiny_config(**same), "w.npz")
     base = dataclasses.replace(PROMPTED, prompts=0, prompts_deep=False)
-    check_prompts(base, tiny_config(**same), "w.npz")
+    check_continued(base, tiny_config(**same), "w.npz")
 
 
 def test_prompts_of_the_weights_are_trained_on(tiny_config):

@@ -12,7 +12,8 @@ import vit_jax
 from vit_jax import convert
 from vit_jax.checkpoints.saving import Checkpoints
 from vit_jax.errors import UserError
-from vit_jax.models.adapters import chosen, is_adapter, is_head
+from vit_jax.models.adapters import is_adapter, is_head
+from vit_jax.trees import chosen
 from vit_jax.weights import adapter_directories, loading
 from vit_jax.weights.formats.layout import flatten
 from vit_jax.weights.loading import load_weights

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import jax
-
+from vit_jax.trees import leaves_by_path
 from vit_jax.words import shortened
 
 
@@ -23,7 +22,7 @@ def compare_trees(expected: Any, found: Any, *, dtypes: bool = False) -> str:
       "" if they agree; otherwise one line per kind of difference (missing, unexpected,
       different) with the count and at most ten names.
     """
-    wanted, there = _leaves(expected), _leaves(found)
+    wanted, there = leaves_by_path(expected), leaves_by_path(found)
     different = [
         f"{name} (expected {_describe(leaf, dtypes)}, "
         f"found {_describe(there[name], dtypes)})"
@@ -40,11 +39,6 @@ def compare_trees(expected: Any, found: Any, *, dtypes: bool = False) -> str:
         for kind, names in kinds.items()
         if names
     )
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
 
 
 def _describe(leaf: Any, dtypes: bool) -> str:

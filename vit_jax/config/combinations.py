@@ -30,8 +30,7 @@ def problems(
     found = [*wrong.values(), *wrong_flexible(config, wrong)]
     found += wrong_mixing(config) + wrong_average(config) + wrong_length(config)
     found += wrong_patience(config) + wrong_model(config) + wrong_rates(config)
-    found += wrong_adapters(config) + wrong_fine_tuning(config)
-    found += wrong_sharpness(config) + wrong_prompts(config)
+    found += wrong_fine_tuning(config) + wrong_sharpness(config)
     if config.batch_size >= 1 and config.accum_steps >= 1:
         unit = num_devices * config.accum_steps
         if config.batch_size % unit:
@@ -184,52 +183,6 @@ def wrong_model(config: Config) -> list[str]:
             "pretrained head is kept; set one of them to its default"
         )
     return found
-
-
-def wrong_adapters(config: Config) -> list[str]:
-    """Lists keys of adapters that have no effect, or lack what they need."""
-    lora, default, found = config.lora, default_config().lora, []
-    if not lora.rank:
-        given = [f"lora.{key}={lora[key]}" for key in lora if lora[key] != default[key]]
-        if given and lora.rank == 0:
-            found.append(
-                f"{', '.join(given)} without lora.rank has no effect; set lora.rank, "
-                "as in --config.lora.rank=8"
-            )
-    elif not config.pretrained:
-        found.append(
-            f"lora.rank={lora.rank} without pretrained weights: all but the adapters "
-            "and the head would stay random; set --config.pretrained"
-        )
-    if config.save_frozen == "no" and not config.pretrained:
-        found.append(
-            "save_frozen=no without pretrained weights: the frozen parameters could "
-            "not be read again; set --config.pretrained, or leave it at auto"
-        )
-    return found
-
-
-def wrong_prompts(config: Config) -> list[str]:
-    """Lists keys of visual prompts that have no effect, or lack what they need."""
-    prompts, default = config.prompts, default_config().prompts
-    if prompts.count == 0:
-        given = [
-            f"prompts.{key}={prompts[key]}"
-            for key in prompts
-            if prompts[key] != default[key]
-        ]
-        if not given:
-            return []
-        return [
-            f"{', '.join(given)} without prompts.count has no effect; set "
-            "prompts.count, as in --config.prompts.count=10"
-        ]
-    if prompts.count > 0 and not config.pretrained:
-        return [
-            f"prompts.count={prompts.count} without pretrained weights: all but the "
-            "prompts and the head would stay random; set --config.pretrained"
-        ]
-    return []
 
 
 def wrong_patience(config: Config) -> list[str]:

@@ -1,16 +1,23 @@
-"""Checks of the keys of fine-tuning that have no effect beside others."""
+"""Checks of the keys of fine-tuning: adapters, layers, phases and clipping."""
 
 from vit_jax.config.keys import Config
+from vit_jax.config.values import is_default
 
 
 def wrong_fine_tuning(config: Config) -> list[str]:
-    """Lists conflicts among the keys of layers, phases and clipping, one line each."""
-    found = []
+    """Lists conflicts among the keys of fine-tuning, one line each."""
+    found = _wrong_adapters(config, "lora", "rank", 8)
+    found += _wrong_adapters(config, "prompts", "count", 10)
+    if config.save_frozen == "no" and not config.pretrained:
+        found.append(
+            "save_frozen=no without pretrained weights: the frozen parameters could "
+            "not be read again; set --config.pretrained, or leave it at auto"
+        )
     if config.layer_decay == 1:
         found += [
             f"{key}={config[key]} without layer_decay has no effect; set layer_decay"
-            for key, default in (("layer_decay_form", "mae"), ("layer_decay_min", 0.0))
-            if config[key] != default
+            for key in ("layer_decay_form", "layer_decay_min")
+            if not is_default(config, key)
         ]
     elif config.layer_decay_min == 1:
         found.append(
@@ -30,3 +37,33 @@ def wrong_fine_tuning(config: Config) -> list[str]:
             "each parameter's gradient; set one of them to 0"
         )
     return found
+
+
+def _wrong_adapters(config: Config, section: str, size: str, usual: int) -> list[str]:
+    """Lists keys of one kind of adapter that have no effect, or lack the weights.
+
+    Args:
+      config: the config.
+      section: the kind's section.
+      size: the section's key that says whether there are adapters.
+      usual: a usual value of it, for messages.
+    """
+    keys, key = config[section], f"{section}.{size}"
+    if not keys[size]:
+        given = [
+            f"{section}.{name}={keys[name]}"
+            for name in keys
+            if not is_default(config, f"{section}.{name}")
+        ]
+        if not given:
+            return []
+        return [
+            f"{', '.join(given)} without {key} has no effect; set {key}, as in "
+            f"--config.{key}={usual}"
+        ]
+    if keys[size] > 0 and not config.pretrained:
+        return [
+            f"{key}={keys[size]} without pretrained weights: all but the adapters and "
+            "the head would stay random; set --config.pretrained"
+        ]
+    return []

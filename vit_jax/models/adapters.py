@@ -7,7 +7,7 @@ pretrained weights, and is not saved with the run.
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -97,33 +97,3 @@ def merged_lora(params: Mapping[str, Any], architecture: A) -> tuple[dict[str, A
         return {k: merged(x) if isinstance(x, Mapping) else x for k, x in node.items()}
 
     return merged(params), without_adapters(architecture, ["lora"])
-
-
-def chosen(
-    tree: Mapping[str, Any], wanted: Callable[[str], bool], prefix: str = ""
-) -> dict[str, Any]:
-    """Returns a nested dict with the leaves whose "/"-joined path is wanted.
-
-    Subtrees without any are left out.
-    """
-    found = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            if below := chosen(value, wanted, f"{path}/"):
-                found[name] = below
-        elif wanted(path):
-            found[name] = value
-    return found
-
-
-def overlaid(some: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested dict `whole` with the leaves of `some` in place of its own.
-
-    Leaves that `whole` lacks are added.
-    """
-    result = dict(whole)
-    for name, value in some.items():
-        nested = isinstance(value, Mapping) and isinstance(whole.get(name), Mapping)
-        result[name] = overlaid(value, whole[name]) if nested else value
-    return result

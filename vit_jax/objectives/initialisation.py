@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Key
 
 from vit_jax.objectives.protocol import Params
+from vit_jax.trees import path_name
 
 
 def redrawn(
@@ -22,9 +23,7 @@ def redrawn(
     leaves, tree = jax.tree.flatten(params)
     keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
     return jax.tree.map_with_path(
-        lambda path, x, key: draw(
-            jax.tree_util.keystr(path, simple=True, separator="/"), x, key
-        ),
+        lambda path, x, key: draw(path_name(path), x, key),
         params,
         keys,
     )

@@ -21,8 +21,11 @@ from vit_jax.models.attention.formulations import candidates
 from vit_jax.models.vit import HEADS
 from vit_jax.objectives.protocol import Given, Params
 from vit_jax.sharding import PlacedModel, misfits
+from vit_jax.trees import leaves_by_path
 from vit_jax.weights.adapt import adapt
-from vit_jax.weights.loading import Weights, load_weights
+from vit_jax.weights.base import add_to_digest
+from vit_jax.weights.contents import Weights
+from vit_jax.weights.loading import load_weights
 from vit_jax.words import did_you_mean, plain, shortened, times
 
 logger = logging.getLogger(__name__)
@@ -83,14 +86,7 @@ def checksum_of(weights: Weights) -> str:
         "outputs": about.outputs,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x
-        for path, x in jax.tree.leaves_with_path(weights.params)
-    }
-    for name in sorted(leaves):
-        values = np.ascontiguousarray(leaves[name], "<f4")
-        digest.update(f"{name} {values.shape}".encode())
-        digest.update(values.data)
+    add_to_digest(digest, leaves_by_path(weights.params))
     return digest.hexdigest()
 
 

@@ -14,12 +14,12 @@ from vit_jax.errors import Problems
 from vit_jax.optim.groups import Groups, Limit, make_groups
 from vit_jax.optim.guard import guarded, is_guarded
 from vit_jax.optim.options import options_of, problems_of_rules
-from vit_jax.optim.paths import path_name
 from vit_jax.optim.resting import resting
 from vit_jax.optim.rule import Part, RuleInputs
 from vit_jax.optim.rules import OPTIMIZERS
 from vit_jax.optim.schedules import make_decay_factor
 from vit_jax.optim.units import clip_adaptively, clip_by_unit_norm
+from vit_jax.trees import path_name
 
 MOMENTUM_DTYPES = ("float32", "bfloat16")
 DECAY_FORMS = ("scaled", "independent")

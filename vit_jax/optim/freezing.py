@@ -146,7 +146,7 @@ def _both(config: Config, shared: Sequence[str]) -> str:
     )
 
 
-def resting(config: Config, trained: Collection[str]) -> frozenset[str]:
+def waiting_for_head(config: Config, trained: Collection[str]) -> frozenset[str]:
     """Returns the trained paths that wait until the head is warmed up.
 
     These are the backbone's. The head, and what an objective adds beside the model,
@@ -163,7 +163,7 @@ def resting(config: Config, trained: Collection[str]) -> frozenset[str]:
 
 def wrong_head_only(config: Config, trained: Collection[str]) -> list[str]:
     """Lists why there cannot be a phase in which only the head trains."""
-    steps, waiting = config.head_only_steps, resting(config, trained)
+    steps, waiting = config.head_only_steps, waiting_for_head(config, trained)
     if not steps:
         return []
     if not waiting:

@@ -23,12 +23,13 @@ from vit_jax.errors import Problems
 from vit_jax.optim.freezing import (
     Freezing,
     read_freezing,
-    resting,
+    waiting_for_head,
     wrong_head_only,
 )
 from vit_jax.optim.layers import layer_factors, untrained_blocks
-from vit_jax.optim.paths import like_none, matching, path_name, paths_of
+from vit_jax.optim.paths import like_none, matching, paths_of
 from vit_jax.optim.units import without_adaptive_clipping
+from vit_jax.trees import chosen, overlaid, path_name
 from vit_jax.words import did_you_mean, shortened
 
 
@@ -70,13 +71,13 @@ class Groups:
 
     def trained(self, params: Any) -> Any:
         """Returns the tree without frozen parameters."""
-        return _chosen(params, lambda path: not self.by_path[path].frozen)
+        return chosen(params, lambda path: not self.by_path[path].frozen)
 
     def merged(self, trained: Any, params: Any) -> Any:
         """Returns the whole tree: `trained`, and the frozen parameters of `params`."""
         if not self.freezes:
             return trained
-        return _merged(trained, params)
+        return overlaid(trained, params)
 
     @property
     def freezes(self) -> bool:
@@ -143,7 +144,7 @@ def make_groups(
     decays = re.compile(config.weight_decay_on)
     frozen = fixed | freezing.frozen
     free = [path for path in paths if path not in frozen]
-    waiting = resting(config, free)
+    waiting = waiting_for_head(config, free)
     taken = {path: _first_row(rows, path) for path in free}
     groups = {}
     for path in paths:
@@ -151,8 +152,7 @@ def make_groups(
             groups[path] = Group(frozen=True)
             continue
         decay = config.weight_decay if decays.fullmatch(path) else 0.0
-        still = path in beside and path not in freezing.named
-        group = Group(lr=factors[path], decay=decay, frozen=still)
+        group = Group(lr=factors[path], decay=decay)
         if path in waiting:
             wait = config.head_only_steps
             group = group._replace(start=wait, begin=wait)
@@ -326,7 +326,7 @@ def parse_rows(text: str, rules: Iterable[str]) -> list[Row]:
 def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
     name, given, value = (part.strip() for part in text.partition("="))
     if name == "frozen" and not given:
-        return "frozen", name == "frozen"
+        return name, True
     if name == "rule" and value in rules:
         return name, value
     if name == "rule":
@@ -353,28 +353,3 @@ def _setting(text: str, rules: Iterable[str]) -> tuple[str, Any]:
     if not 0 <= number < float("inf"):
         raise ValueError(f"{name}={value}: expected a number of at least 0")
     return name, number
-
-
-def _chosen(tree: Any, chosen: Callable[[str], bool], prefix: str = "") -> Any:
-    """Returns the nested dictionary without the leaves whose path is not chosen."""
-    found = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, dict):
-            if below := _chosen(value, chosen, f"{path}/"):
-                found[name] = below
-        elif chosen(path):
-            found[name] = value
-    return found
-
-
-def _merged(some: Any, whole: Any) -> Any:
-    """Returns `whole` with the leaves of `some` in place of its own."""
-    return {
-        name: value
-        if name not in some
-        else _merged(some[name], value)
-        if isinstance(value, dict)
-        else some[name]
-        for name, value in whole.items()
-    }

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vit_jax import sharding
-from vit_jax.optim.groups import path_name
 from vit_jax.optim.rule import Option, RuleInputs
+from vit_jax.trees import path_name
 
 # Coefficients of x, x·xᵀ·x and (x·xᵀ)²·x. They maximise the slope at 0; singular values
 # end between about 0.7 and 1.2.

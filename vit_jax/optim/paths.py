@@ -4,19 +4,13 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
-import jax
-
+from vit_jax.trees import leaves_by_path
 from vit_jax.words import did_you_mean
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Writes the path of a parameter, as in "blocks_00/mlp/fc1/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def paths_of(params: Any) -> list[str]:
     """Lists the paths of all parameters, in the order of the tree."""
-    return [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    return [*leaves_by_path(params)]
 
 
 def split_patterns(text: str) -> list[str]:

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from vit_jax.optim.groups import Group, path_name
+from vit_jax.optim.groups import Group
 from vit_jax.optim.rule import Option, RuleInputs
+from vit_jax.trees import path_name
 
 OPTIONS = {"r": Option(0.0), "weight_lr_power": Option(2.0)}
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from vit_jax.optim.paths import path_name
+from vit_jax.trees import path_name
 
 # Pattern → replacement: parameters with the same result are one unit.
 _JOINED = (

@@ -21,8 +21,7 @@ from vit_jax.models import (
 from vit_jax.models.adapters import without_adapters
 from vit_jax.models.attention.formulations import candidates, why_not_cudnn
 from vit_jax.models.flexible import fixed, why_not_flexible
-from vit_jax.models.lora import exceeds, parse_targets
-from vit_jax.train.prompts_from_config import with_prompts
+from vit_jax.train.adapters_from_config import with_adapters
 from vit_jax.words import pair
 
 # Value of a key → value of the architecture's field; None = what follows from the
@@ -42,38 +41,7 @@ def make_architecture(
       ValueError: the config has keys or values that this architecture lacks.
     """
     architecture = _without_adapters(config, num_classes, pretrained)
-    return with_prompts(config, with_lora(config, architecture))
-
-
-def with_lora(config: Config, architecture: ViTOrMixer) -> ViTOrMixer:
-    """Adds the adapters that the config asks for.
-
-    Raises:
-      ValueError: a layer is unknown, the rank exceeds its matrix, or the model is not a
-        Vision Transformer.
-    """
-    lora = config.lora
-    if not lora.rank:
-        return architecture
-    if not isinstance(architecture, Architecture):
-        raise ValueError(
-            f"lora.rank={lora.rank}: only a Vision Transformer can have adapters, and "
-            "this model is an MLP-Mixer; leave it at 0"
-        )
-    try:
-        targets = parse_targets(lora.targets)
-    except ValueError as error:
-        raise ValueError(f"lora.targets={lora.targets!r}: {error}") from error
-    sizes = architecture.width, architecture.mlp_dim
-    if reason := exceeds(lora.rank, targets, *sizes):
-        raise ValueError(f"lora.rank={lora.rank} {reason}")
-    return dataclasses.replace(
-        architecture,
-        lora_rank=lora.rank,
-        lora_alpha=float(lora.alpha or lora.rank),
-        lora_targets=targets,
-        lora_rank_stabilized=lora.rank_stabilized,
-    )
+    return with_adapters(config, architecture)
 
 
 def _without_adapters(

@@ -19,9 +19,10 @@ from vit_jax.checkpoints.parts import (
 )
 from vit_jax.config import Config
 from vit_jax.models import abstract_params
-from vit_jax.models.adapters import adapters_of, chosen, is_head, overlaid
+from vit_jax.models.adapters import adapters_of, is_head
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, to_items
+from vit_jax.trees import chosen, overlaid
 
 # Parts that are trees of all parameters; others are saved whole.
 _OF_PARAMETERS = (PARAMS, EMA)

@@ -24,13 +24,11 @@ from vit_jax.data.sources.protocol import Source
 from vit_jax.data.suspicious import suspicious_at_start
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer
-from vit_jax.models.adapters import chosen, overlaid
 from vit_jax.models.outputs import EXCLUSIVE, MEANINGS
-from vit_jax.optim.groups import path_name
+from vit_jax.train.adapters_from_config import check_continued
 from vit_jax.train.choices import CHOICES
 from vit_jax.train.continuing import NO_CHANGES, Changes, defaults_of_old_runs
 from vit_jax.train.processes import cluster
-from vit_jax.train.prompts_from_config import check_prompts
 from vit_jax.train.saved_parts import (
     may_leave_out_frozen,
     restored_items,
@@ -39,9 +37,11 @@ from vit_jax.train.saved_parts import (
 )
 from vit_jax.train.setup import Setup
 from vit_jax.train.state import TrainState, from_items
+from vit_jax.trees import chosen, leaves_by_path, overlaid
 from vit_jax.weights.adapt import heads_by_name, new_head_because
-from vit_jax.weights.base import check_adapters, check_same, fitted, record_of
-from vit_jax.weights.loading import Weights, load_weights, split_params
+from vit_jax.weights.base import check_same, fitted, record_of
+from vit_jax.weights.contents import Weights, split_params
+from vit_jax.weights.loading import load_weights
 from vit_jax.words import plain, shortened
 
 logger = logging.getLogger(__name__)
@@ -221,8 +221,7 @@ def read_weights(
             "their place as --config.pretrained"
         ) from error
     about = weights.description
-    check_adapters(about.architecture, config, config.pretrained)
-    check_prompts(about.architecture, config, config.pretrained)
+    check_continued(about.architecture, config, config.pretrained)
     if not earlier and not may_leave_out_frozen(config):
         return weights, {}  # the checksum of a large model takes seconds
     base = record_of(config.pretrained, about, weights.params)
@@ -339,8 +338,7 @@ def _first_params(setup: Setup, params: dict[str, Any] | None, where: Any) -> An
 
 def _placed(params: dict[str, Any], where: Any) -> Any:
     """Moves some of the parameters to their devices."""
-    paths = {path_name(path) for path, _ in jax.tree.leaves_with_path(params)}
-    return jax.device_put(params, chosen(where, paths.__contains__))
+    return jax.device_put(params, chosen(where, leaves_by_path(params).__contains__))
 
 
 def _all_params(setup: Setup, params: dict[str, Any]) -> Any:

@@ -21,10 +21,10 @@ import numpy as np
 from vit_jax.checkpoints.description import Description
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models import abstract_params
 from vit_jax.models.adapters import adapters_of, is_head, lora_of, merged_lora
 from vit_jax.models.outputs import EXCLUSIVE, MEANINGS, readable
-from vit_jax.weights.base import check_same, fitted, record_of
+from vit_jax.weights.base import check_same, fitted_to, record_of
+from vit_jax.weights.contents import Weights, split_params
 from vit_jax.weights.files.directories import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -79,16 +79,6 @@ class Peft(NamedTuple):
 NO_OPTIONS = Peft()
 
 
-def beside_base(record: Mapping[str, str], trained: Mapping[str, Any]) -> Beside:
-    """Makes the record of a checkpoint that holds adapters and what else was trained.
-
-    Args:
-      record: that of the base in the checkpoint's description.
-      trained: the checkpoint's parameters, a nested dict.
-    """
-    return Beside(record["source"], record["checksum"], frozenset(flatten(trained)))
-
-
 def adapter_folder(path: pathlib.Path) -> pathlib.Path | None:
     """Returns the directory of an adapter, given itself or its file; else None."""
     folder = path if path.is_dir() else path.parent
@@ -97,17 +87,16 @@ def adapter_folder(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def read_directory(
-    folder: pathlib.Path, base: str | pathlib.Path | None, load: Callable[[str], Any]
-) -> tuple[Description, Any, Beside]:
+    folder: pathlib.Path,
+    base: str | pathlib.Path | None,
+    load: Callable[[str], Weights],
+) -> Weights:
     """Reads an adapter of PEFT and the model that it belongs to.
 
     Args:
       folder: the directory.
       base: where to read the base from, if not from the place that the directory names.
       load: reads weights, as `load_weights` does.
-
-    Returns:
-      The model's description, its parameters, and what is the adapter's.
 
     Raises:
       UserError: the base is unknown or cannot be read, or the adapter cannot be applied
@@ -123,8 +112,8 @@ def _read(
     config: PeftConfig,
     tensors: Tensors,
     base: str | pathlib.Path | None,
-    load: Callable[[str], Any],
-) -> tuple[Description, Any, Beside]:
+    load: Callable[[str], Weights],
+) -> Weights:
     ours = _own_metadata(tensors)
     recorded = {"checksum": "", "source": ""} | ours.get("base", {})
     source = os.fspath(base or _base_of(config, folder, recorded["source"]))
@@ -136,8 +125,7 @@ def _read(
             f"{folder} is an adapter, and its base cannot be read from {source}: "
             f"{error}{advice}"
         ) from error
-    about: Description = weights.description
-    own, others = _own(weights)
+    about, (own, others) = weights.description, split_params(weights)
     record = record_of(source, about, weights.params)
     if recorded["checksum"]:
         check_same(recorded, record)
@@ -152,10 +140,7 @@ def _read(
         base=record if adapters_of(reading.architecture) else {},
         **_classes(ours, about, reading.architecture.num_classes, reading.new_head),
     )
-    before, now = flatten(own), flatten(reading.params)
-    changed = (path for path, x in now.items() if x is not before.get(path))
-    beside = Beside(record["source"], record["checksum"], frozenset(changed))
-    return description, reading.params | others, beside
+    return Weights(description, reading.params | others)
 
 
 def _adapter_file(folder: pathlib.Path) -> pathlib.Path:
@@ -271,7 +256,10 @@ def directory_content(
 
 
 def compared_with_base(
-    description: Description, params: Any, load: Callable[..., Any]
+    description: Description,
+    params: Any,
+    load: Callable[..., Weights],
+    base: str | pathlib.Path | None = None,
 ) -> Beside | None:
     """Finds what was trained beside a base by comparing with it.
 
@@ -279,6 +267,7 @@ def compared_with_base(
       description: that of a model; without a record of its base, the result is None.
       params: its parameters.
       load: reads weights, as `load_weights` does.
+      base: where to read the base from, if not from the place that is recorded.
 
     Raises:
       UserError: the base cannot be read, or is another now.
@@ -286,34 +275,17 @@ def compared_with_base(
     record = description.base
     if not record:
         return None
+    source = os.fspath(base or record["source"])
     heads = getattr(description.architecture, "num_heads", None)
-    weights = load(record["source"], num_heads=heads)
-    check_same(record, record_of(record["source"], weights.description, weights.params))
-    own, _ = _own(weights)
-    before = flatten(
-        fitted(
-            own,
-            weights.description.architecture,
-            description.architecture,
-            weights.description.preprocessing,
-            keep_head=False,
-            posemb_resize=description.config["posemb_resize"],
-            quiet=True,
-        )
-    )
+    weights = load(source, num_heads=heads)
+    check_same(record, record_of(source, weights.description, weights.params))
+    before = flatten(fitted_to(description, weights))
     trained = (
         path
         for path, x in flatten(params).items()
         if is_head(path) or path not in before or not np.array_equal(x, before[path])
     )
     return Beside(record["source"], record["checksum"], frozenset(trained))
-
-
-def _own(weights: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits weights into the parameters of the model and those beside them."""
-    names = abstract_params(weights.description.architecture)
-    own = {name: x for name, x in weights.params.items() if name in names}
-    return own, {name: x for name, x in weights.params.items() if name not in names}
 
 
 def _lost(description: Description, names: str, base: str, name: str):

@@ -4,19 +4,16 @@ A run with adapters saves only what it trains, and a record of its base: where i
 read from, and a checksum of its parameters. This module makes the model whole again.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.workdir import CHECKPOINTS
-from vit_jax.config import Config, as_flags
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import ViTOrMixer, abstract_params
@@ -24,13 +21,12 @@ from vit_jax.models.adapters import (
     FIELDS,
     adapters_of,
     is_head,
-    lora_of,
     merged_lora,
-    overlaid,
     without_adapters,
 )
-from vit_jax.models.lora import LoraArchitecture, parse_targets
+from vit_jax.trees import leaves_by_path, overlaid
 from vit_jax.weights.adapt import adapt, even_normalization
+from vit_jax.weights.contents import Weights, split_params
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +37,29 @@ def checksum(params: Mapping[str, Any], architecture: ViTOrMixer) -> str:
     It is the same for every format, place and machine that the weights come from.
     """
     own = abstract_params(architecture)
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x
-        for path, x in jax.tree.leaves_with_path(params)
-    }
     digest = hashlib.sha256()
-    for name in sorted(leaves):
-        if name.partition("/")[0] in own and not is_head(name):
-            values = np.ascontiguousarray(leaves[name], "<f4")
-            digest.update(f"{name} {values.shape}".encode())
-            digest.update(values.data)
+    add_to_digest(
+        digest,
+        {
+            path: x
+            for path, x in leaves_by_path(params).items()
+            if path.partition("/")[0] in own and not is_head(path)
+        },
+    )
     return digest.hexdigest()
+
+
+def add_to_digest(digest: Any, arrays: Mapping[str, Any]) -> None:
+    """Adds arrays to a digest of hashlib, as float32 and in the order of their names.
+
+    Args:
+      digest: the digest.
+      arrays: "/"-joined path → array.
+    """
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name], "<f4")
+        digest.update(f"{name} {values.shape}".encode())
+        digest.update(values.data)
 
 
 def record_of(source: str, description: Description, params: Any) -> dict[str, str]:
@@ -85,49 +93,6 @@ def check_same(record: Mapping[str, str], found: Mapping[str, str]) -> None:
             f"the SHA-256 {found['checksum'][:12]}…, but their base, read from "
             f"{record['source']}, had {record['checksum'][:12]}…; pass that base"
         )
-
-
-def check_adapters(architecture: ViTOrMixer, config: Config, source: str) -> None:
-    """Rejects LoRA adapters in pretrained weights that a run's own would not continue.
-
-    Without any in the config, those of the weights are merged.
-
-    Args:
-      architecture: that of the weights.
-      config: the run's.
-      source: where the weights were read from.
-
-    Raises:
-      UserError: the config has other adapters; says how to continue those of the
-        weights, and how to merge them.
-    """
-    theirs = lora_of(architecture)
-    if not config.lora.rank or theirs is None:
-        return
-    ours = theirs
-    with contextlib.suppress(ValueError):  # which is said elsewhere
-        ours = LoraArchitecture(
-            config.lora.rank,
-            float(config.lora.alpha or config.lora.rank),
-            parse_targets(config.lora.targets),
-            config.lora.rank_stabilized,
-        )
-    if ours == theirs:
-        return
-    flags = as_flags(
-        {
-            "lora.rank": theirs.rank,
-            "lora.alpha": theirs.alpha,
-            "lora.targets": ",".join(theirs.targets),
-            "lora.rank_stabilized": theirs.rank_stabilized,
-        }
-    )
-    raise UserError(
-        f"the pretrained weights {source} already have LoRA adapters, with other "
-        f"settings than config.lora. To train these on, pass {flags}; to train new "
-        "ones beside the merged model, merge them first: python -m vit_jax.convert "
-        f"{source} MERGED.safetensors --to=vit_jax --merge"
-    )
 
 
 def fitted(
@@ -164,14 +129,14 @@ def fitted(
 
 
 def completed(
-    description: Description, trained: Mapping[str, Any], base: Any, source: str
+    description: Description, trained: Mapping[str, Any], base: Weights, source: str
 ) -> dict[str, Any]:
     """Adds the frozen parameters to those that a checkpoint holds.
 
     Args:
       description: that of the checkpoint.
       trained: the parameters that it holds.
-      base: weights, as `load_weights` returns them.
+      base: the weights that the others were trained beside.
       source: where these were read from.
 
     Raises:
@@ -180,9 +145,19 @@ def completed(
     about = base.description
     found = record_of(source, about, base.params)
     check_same(description.base, found)
-    names = abstract_params(about.architecture)
-    own = {name: x for name, x in base.params.items() if name in names}
-    frozen = fitted(
+    return overlaid(trained, fitted_to(description, base))
+
+
+def fitted_to(description: Description, base: Weights) -> dict[str, Any]:
+    """Adapts a base to the model that was trained beside it, without its adapters.
+
+    Args:
+      description: that of the model.
+      base: the weights that it was trained beside.
+    """
+    own, _ = split_params(base)
+    about = base.description
+    return fitted(
         own,
         about.architecture,
         description.architecture,
@@ -191,7 +166,6 @@ def completed(
         posemb_resize=description.config["posemb_resize"],
         quiet=True,
     )
-    return overlaid(trained, frozen)
 
 
 def _lasting(source: str, step: int) -> str:

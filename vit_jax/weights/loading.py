@@ -7,23 +7,22 @@ import os
 import pathlib
 import re
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from vit_jax.checkpoints.buckets import in_bucket
 from vit_jax.checkpoints.description import Description
 from vit_jax.checkpoints.workdir import CHECKPOINTS, CONFIG_FILE, locate
 from vit_jax.config import default_config, to_plain
 from vit_jax.errors import UserError
-from vit_jax.models import ViTOrMixer, abstract_params
+from vit_jax.models import ViTOrMixer
 from vit_jax.models.adapters import adapters_of, lora_of, merged_lora
 from vit_jax.models.outputs import MEANINGS
 from vit_jax.weights.adapter_directories import (
-    Beside,
     adapter_folder,
-    beside_base,
     read_directory,
 )
 from vit_jax.weights.base import completed
+from vit_jax.weights.contents import Weights
 from vit_jax.weights.decoders import as_told, with_target
 from vit_jax.weights.files.directories import (
     companion,
@@ -46,37 +45,6 @@ logger = logging.getLogger(__name__)
 _WEIGHT_FILE = re.compile(r"\.(npz|safetensors|bin|pth|pt|pth\.tar|ckpt)(#.*)?$")
 # Names one of several models in a file, at the end of a source.
 _ENTRY = re.compile(r"#entry=([^#]*)")
-
-
-class Weights(NamedTuple):
-    """Parameters, with the description that is needed to use them.
-
-    If the description has a decoder, it is the subtree `DECODER` of the parameters.
-    """
-
-    description: Description
-    params: Any  # nested dict of float32 numpy arrays
-
-
-class AdaptedWeights(Weights):
-    """Weights with adapters, and the record of what these were trained beside."""
-
-    beside: Beside | None = None
-
-
-def _adapted(description: Description, params: Any, beside: Beside) -> AdaptedWeights:
-    weights = AdaptedWeights(description, params)
-    weights.beside = beside
-    return weights
-
-
-def split_params(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits weights into the model's own parameters and those beside them."""
-    names = abstract_params(weights.description.architecture)
-    own, beside = {}, {}
-    for name, value in weights.params.items():
-        (own if name in names else beside)[name] = value
-    return own, beside
 
 
 def load_weights(
@@ -150,17 +118,12 @@ def load_weights(
         names = description.param_shapes
         params = {name: value for name, value in params.items() if name in names}
         _check_told(architecture, path, num_heads, trained_image_size)
-        beside = None
         if description.base:
-            beside = beside_base(description.base, params)
             params = _with_base(description, params, path, base)
         else:
             _check_no_base(base, path)
         told = decoder_heads, normalize_pixels
-        told_of = as_told(description, path, *told)
-        if beside is not None:
-            return _adapted(told_of, params, beside)
-        return Weights(told_of, params)
+        return Weights(as_told(description, path, *told), params)
     if not isinstance(ema, bool):
         raise UserError(
             f"ema={ema}, but {source} is not a work directory, whose averages have "
@@ -172,20 +135,15 @@ def load_weights(
             raise UserError(
                 f"entry={entry!r}, but {folder} holds a single adapter: omit it"
             )
-        return _adapted(
-            *read_directory(
-                folder,
-                base,
-                partial(
-                    load_weights,
-                    num_heads=num_heads,
-                    image_size=image_size,
-                    trained_image_size=trained_image_size,
-                    decoder_heads=decoder_heads,
-                    normalize_pixels=normalize_pixels,
-                ),
-            )
+        load_base = partial(
+            load_weights,
+            num_heads=num_heads,
+            image_size=image_size,
+            trained_image_size=trained_image_size,
+            decoder_heads=decoder_heads,
+            normalize_pixels=normalize_pixels,
         )
+        return read_directory(folder, base, load_base)
     _check_no_base(base, source)
     file = weight_file(resolved.path)
     with open_tensors(file) as tensors:

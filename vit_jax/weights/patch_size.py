@@ -8,7 +8,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.decoder import DECODER
 from vit_jax.models.flexible import fixed
 from vit_jax.weights.adapt import adapt
-from vit_jax.weights.loading import Weights, split_params
+from vit_jax.weights.contents import Weights, split_params
 from vit_jax.words import times
 
 logger = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from vit_jax.checkpoints.compare import compare_trees
 from vit_jax.checkpoints.description import Description
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_write
+from vit_jax.trees import leaves_by_path
 from vit_jax.weights.adapter_directories import NO_OPTIONS, Peft, directory_content
 from vit_jax.weights.files.directories import ADAPTER_FILES
 from vit_jax.weights.formats import huggingface, timm
@@ -154,11 +155,8 @@ def _check_params(description: Description, params: Mapping[str, Any]) -> None:
     """Raises UserError if a reader would reject the parameters."""
     arrays = jax.tree.map(np.asarray, params)
     problems = compare_trees(description.param_shapes, arrays).splitlines()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
     odd = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, array in leaves
-        if not _is_finite(array)
+        path for path, array in leaves_by_path(arrays).items() if not _is_finite(array)
     ]
     if odd:
         problems.append(
