@@ -45,14 +45,14 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
-    "full": Method({}, (3e-5, 1e-4)),
+    "full": Method({}, (1e-4, 3e-4)),
     "last_blocks": Method(
-        {"train_only": r"blocks_(10|11)/.*,norm/.*,head"}, (1e-4, 3e-4)
+        {"train_only": r"blocks_(10|11)/.*,norm/.*,head"}, (3e-4, 1e-3)
     ),
     "lora": Method({"lora.rank": "8", "lora.targets": "attention"}, (1e-3, 3e-3)),
     "prompts": Method({"prompts.count": "10", "prompts.deep": "true"}, (3e-3, 1e-2)),
-    "bitfit": Method({"train_only": "bitfit"}, (1e-3, 3e-3)),
-    "probe": Method({"train_only": "head"}, (1e-3, 1e-2)),
+    "bitfit": Method({"train_only": "bitfit"}, (3e-3, 1e-2)),
+    "probe": Method({"train_only": "head"}, (3e-3, 1e-2)),
 }
 
 
