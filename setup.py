@@ -14,7 +14,6 @@ TEST = [
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     "ipykernel>=7.0",
-    "matplotlib>=3.10",
     "nbclient>=0.10.4",
     "tifffile>=2025.10.16",
 ]
@@ -49,6 +48,10 @@ setup(
         "importlib_resources>=6.5",
         "jax>=0.10.2",
         "jaxtyping>=0.3.5",
+        # Pages that open without a network; it escapes every text.
+        "jinja2>=3.1.6",
+        # Plots and colour maps.
+        "matplotlib>=3.10",
         "ml-collections>=1.1.0",
         "ml_dtypes>=0.5",
         "numpy>=2.0",
@@ -63,6 +66,8 @@ setup(
         "safetensors>=0.6.1",
         # Carries the embedded digits.
         "scikit-learn>=1.7",
+        # Connected regions of maps, eigenvectors.
+        "scipy>=1.14",
         # libjpeg-turbo, without a copy through another image type.
         "simplejpeg>=1.8",
         "tensorboardX>=2.6.5",
@@ -89,7 +94,7 @@ setup(
         "plan": ["libtpu>=0.0.52"],
         # Tables of images as Parquet files.
         "parquet": ["pyarrow>=18.1.0"],
-        "notebook": ["ipykernel>=7.0", "matplotlib>=3.10"],
+        "notebook": ["ipykernel>=7.0"],
         "test": TEST,
         "dev": TEST + LINT,
     },
