@@ -214,35 +214,34 @@ class Model:
           UserError: the model has no such block, or the images have another shape or
             type.
         """
-        depth = self.architecture.depth
-        if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray):
-            raise UserError(f"layers={layers!r}: expected a list of block indices")
-        fits = (_whole(layer) and -depth <= layer < depth for layer in layers)
-        if wrong := [layer for layer, fit in zip(layers, fits, strict=True) if not fit]:
-            raise UserError(
-                f"layers {wrong}: the model has {depth} blocks; expected indices from "
-                f"0 to {depth - 1} or from {-depth} to -1"
-            )
-        chosen = tuple(int(layer) % depth for layer in layers)
+        chosen = self._layers(layers)
         return _features(self.module, self.params, self._checked(images), chosen)
 
     def attention(
-        self, images: Float[Array, "b h w c"]
-    ) -> Float[Array, "b depth heads n n"]:
-        """Computes float32 attention weights of every block and head; rows sum to one.
+        self, images: Float[Array, "b h w c"], layers: Sequence[int] | None = None
+    ) -> Float[Array, "b layers heads n n"]:
+        """Computes float32 attention weights of blocks, by head; rows sum to one.
 
         Row i has the weights by which token i reads the others. Tokens: class token,
         registers, then the patches row by row, as in `architecture`. Prompts are not
         among them: a row sums to one with the weights for these, which are the
         intermediate "prompt_attention" of `module`.
 
+        Args:
+          images: images as in `__call__`.
+          layers: indices of blocks, as in `features`; by default all. The weights of
+            other blocks are not kept.
+
         Raises:
           UserError: the images have another shape or type, or the model has no
-            attention.
+            attention or no such block.
         """
         if not isinstance(self.architecture, Architecture):
             raise UserError("this model is an MLP-Mixer, which has no attention")
-        return _attention(self.module, self.params, self._checked(images))
+        if layers is None:
+            layers = range(self.architecture.depth)
+        chosen = self._layers(layers)
+        return _attention(self.module, self.params, self._checked(images), chosen)
 
     def reconstruct(
         self,
@@ -311,6 +310,23 @@ class Model:
             f"{a.num_classes} {_NOUNS[self.outputs]}"
             f"{f' ({shown})' if shown else ''}, {count:,} parameters, step {self.step})"
         )
+
+    def _layers(self, layers: Any) -> tuple[int, ...]:
+        """Returns indices of blocks, counted from the first.
+
+        Raises:
+          UserError: these are not indices of blocks.
+        """
+        depth = self.architecture.depth
+        if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray):
+            raise UserError(f"layers={layers!r}: expected a list of block indices")
+        fits = (_whole(layer) and -depth <= layer < depth for layer in layers)
+        if wrong := [layer for layer, fit in zip(layers, fits, strict=True) if not fit]:
+            raise UserError(
+                f"layers {wrong}: the model has {depth} blocks; expected indices from "
+                f"0 to {depth - 1} or from {-depth} to -1"
+            )
+        return tuple(int(layer) % depth for layer in layers)
 
     def _checked(self, images: Any) -> Float[Array, "b h w c"]:
         a = self.architecture
@@ -383,19 +399,26 @@ def _logits(module, params, images, preprocessing: Preprocessing | None = None):
 @partial(jax.jit, static_argnums=(0, 3))
 def _features(module, params, images, layers: tuple[int, ...]) -> Features:
     a = module.architecture
-    _, found = module.apply(
-        {"params": params}, images, intermediates=("tokens", "pooled")
-    )
-    tokens = found["tokens"][:, jnp.array(layers, jnp.int32)]
+    found, rows = _at(module, params, images, layers, "tokens", "pooled")
+    tokens = found["tokens"][:, rows]
     prefix, patches = jnp.split(tokens, [a.num_prefix_tokens], axis=2)
     b, count, _, d = patches.shape
     return Features(patches.reshape(b, count, *a.grid, d), prefix, found["pooled"])
 
 
-@partial(jax.jit, static_argnums=0)
-def _attention(module, params, images):
-    _, found = module.apply({"params": params}, images, intermediates=("attention",))
-    return found["attention"]
+@partial(jax.jit, static_argnums=(0, 3))
+def _attention(module, params, images, layers: tuple[int, ...]):
+    found, rows = _at(module, params, images, layers, "attention")
+    return found["attention"][:, rows]
+
+
+def _at(module, params, images, layers: tuple[int, ...], *names: str):
+    """Returns intermediates of some blocks, and where each of these is among them."""
+    chosen = sorted(set(layers)) or [0]
+    _, found = module.apply(
+        *({"params": params}, images), intermediates=names, layers=tuple(chosen)
+    )
+    return found, jnp.array([chosen.index(layer) for layer in layers], jnp.int32)
 
 
 def check_outputs(outputs: str, num_classes: int = 0):

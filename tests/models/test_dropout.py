@@ -98,10 +98,10 @@ def test_a_block_under_stochastic_depth_is_unbiased(tiny, random_params):
     # With the MLP's branch constant, the block is linear in what is dropped.
     params["mlp"]["fc2"]["kernel"] = jnp.zeros((24, 16))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 16)), jnp.float32)
-    expected, _ = block.apply({"params": params}, x)
+    expected = block.apply({"params": params}, x)
     many = jnp.broadcast_to(x, (16_384, 6, 16))
     key, rate = jax.random.key(0), jnp.float32(0.5)
-    found, _ = jax.jit(block.apply)({"params": params}, many, key, rate)
+    found = jax.jit(block.apply)({"params": params}, many, key, rate)
     # A branch b becomes 0 or 2b: a standard deviation of |b| for each of the two.
     noise = 4 * 2**0.5 * jnp.abs(expected - x).max() / 16_384**0.5
     assert jnp.abs(expected - x).max() > 10 * noise

@@ -268,5 +268,5 @@ def test_a_block_in_bfloat16(tiny_mixer):
     block = MixerBlock(tiny_mixer(), make_layers(jnp.bfloat16))
     tokens = jnp.ones((2, 6, 16), jnp.bfloat16)
     params = jax.eval_shape(block.init, jax.random.key(0), tokens)
-    output, _ = jax.eval_shape(block.apply, params, tokens)
+    output = jax.eval_shape(block.apply, params, tokens)
     assert output.dtype == jnp.bfloat16

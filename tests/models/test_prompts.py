@@ -12,6 +12,7 @@ from vit_jax.models import VisionTransformer, abstract_params, blocks, build
 from vit_jax.models.architecture import architecture_from_variant
 from vit_jax.models.blocks import Block
 from vit_jax.models.prompts import Prompts, initial_bound
+from vit_jax.models.taps import Taps
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts.npz"
 DEEP = {"prompts": 3, "prompts_deep": True}
@@ -113,10 +114,11 @@ def test_deep_prompts_are_concatenated_in_every_block(
             # Before all other tokens, and with their own queries.
             x = jnp.concatenate([prompts, x], axis=1)
             own = {"params": without(own)}
-            x, given = block.apply(own, x, wanted=("attention",))
+            taps = Taps(["attention"])
+            x = block.apply(own, x, taps=taps)
             x = x[:, 3:]
             tokens.append(x)
-            weights.append(given["attention"][:, :, 3:])
+            weights.append(taps.found["attention"][:, :, 3:])
         vectors = model.apply({"params": params}, x, method="pool")
         heads = model.apply({"params": params}, vectors, method="head")
         stacks = jnp.stack(tokens, 1), jnp.stack(weights, 1)

@@ -28,6 +28,7 @@ def test_shapes_by_name(scan, tiny, apply):
     assert logits.shape == (2, 5)
     assert {name: array.shape for name, array in found.items()} == {
         "embedding": (2, 9, 16),
+        **dict.fromkeys(("norm1", "queries", "keys", "values"), (2, 2, 9, 16)),
         "tokens": (2, 2, 9, 16),
         "attention": (2, 2, 2, 9, 9),
         "normed": (2, 9, 16),

@@ -20,6 +20,7 @@ from vit_jax.models.dropout import drop
 from vit_jax.models.layers import FLOAT32, GELU, Layers, normal, xavier_uniform
 from vit_jax.models.lora import LoraArchitecture
 from vit_jax.models.prompts import NO_PROMPTS, Prompts
+from vit_jax.models.taps import Taps
 
 # Names attention's result for rematerialisation policies, which recognise matrix
 # products but not kernels.
@@ -82,31 +83,41 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "b n d"],
         source: Float[Array, "b m d"],
-        return_weights: bool = False,
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n m"] | None]:
-        """Attends from `x` to `source`; also returns the weights if asked for."""
+        taps: Taps | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Attends from `x` to `source`.
+
+        The taps may be on "queries" [b, n, d], "keys" and "values" [b, m, d] and
+        "attention", the float32 weights [b, heads, n, m].
+        """
         a, placement = self.architecture, self.layers.placement
+        taps = taps or Taps()
         dense = partial(self.layers.dense, x.shape[-1], kernel_init=xavier_uniform)
 
-        def heads(x, name):
+        def heads(x, name, several):
             b, n, _ = x.shape
-            x = dense(use_bias=a.qkv_bias, name=name)(x)
+            x = taps(several, dense(use_bias=a.qkv_bias, name=name)(x))
             x = x.reshape(b, n, a.num_heads, -1)
             return placement.constrain(x, "batch", None, "heads", None)
 
         core = partial(
             attend,
             implementation=self.implementation,
-            return_weights=return_weights,
+            return_weights="attention" in taps.wanted,
+            added=taps.added.get("attention"),
             placement=placement,
         )
         if self.remat:
             core = jax.checkpoint(core)
         y, weights = core(
-            heads(x, "query"), heads(source, "key"), heads(source, "value")
+            heads(x, "query", "queries"),
+            heads(source, "key", "keys"),
+            heads(source, "value", "values"),
         )
+        if weights is not None:
+            taps.found["attention"] = weights
         y = checkpoint_name(y.reshape(x.shape), ATTENDED)
-        return dense(name="out")(y), weights
+        return dense(name="out")(y)
 
 
 class Mlp(nn.Module):
@@ -172,14 +183,17 @@ class Block(nn.Module):
         x: Float[Array, "b n d"],
         key: Key[Array, ""] | None = None,
         skip_rate: Float[Array | np.ndarray, ""] | np.float32 | None = None,
-        wanted: tuple[str, ...] = (),
+        taps: Taps | None = None,
         read: int | None = None,
-    ) -> tuple[Float[Array, "b r d"], dict[str, Float[Array, "b heads r m"] | None]]:
-        """Computes the first `read` tokens (by default all) and the `wanted` arrays.
+    ) -> Float[Array, "b r d"]:
+        """Computes the first `read` tokens, by default all.
 
-        Without a key, nothing is dropped. The weights of attention have a column for
-        each token, and then for each of the block's prompts.
+        Without a key, nothing is dropped. The taps may be on all of `taps.OF_BLOCKS`
+        but the result, which the encoder taps. "norm1", "keys" and "values" have a row
+        for each token, and then for each of the block's prompts; the weights of
+        attention have such columns.
         """
+        taps = taps or Taps()
         a = self.architecture
         norm = partial(NORMS[a.norm.type], a.norm, self.layers)
         keys: Any = [None] * 4 if key is None else jax.random.split(key, 4)
@@ -187,7 +201,7 @@ class Block(nn.Module):
         if self.prompts.count:
             read = x.shape[1] if read is None else read
             x = self.prompts.join(self, x, key)
-        y = norm(name="norm1")(x)
+        y = taps("norm1", norm(name="norm1")(x))
         attention = Attention(
             a.attention,
             self.layers,
@@ -196,7 +210,7 @@ class Block(nn.Module):
             name="attention",
         )
         x = x[:, :read]
-        y, weights = attention(y[:, :read], y, "attention" in wanted)
+        y = attention(y[:, :read], y, taps)
         y = drop(y, self.dropout_rate, keys[0])
         y = self._scale(y, "layer_scale1")
         x = x + drop(y, skip_rate, keys[1], whole_examples=True)
@@ -205,8 +219,7 @@ class Block(nn.Module):
         mlp = MLPS[a.mlp.type](a.mlp, self.layers, self.dropout_rate, name="mlp")
         y = mlp(y, keys[2])
         y = self._scale(y, "layer_scale2")
-        x = x + drop(y, skip_rate, keys[3], whole_examples=True)
-        return x, {"attention": weights}
+        return x + drop(y, skip_rate, keys[3], whole_examples=True)
 
     def _scale(self, y, name):
         if not self.architecture.layer_scale:

@@ -7,6 +7,7 @@ checkpoints. The price: `capture_intermediates` and `nn.tabulate` see no blocks.
 model for `intermediates=("tokens", "attention")` instead.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from vit_jax.models.blocks import ATTENDED
 from vit_jax.models.dropout import DEPTH_FORMS
 from vit_jax.models.layers import Layers
 from vit_jax.models.patch_model import PatchModel
+from vit_jax.models.taps import OF_BLOCKS, Taps
 
 _policies = jax.checkpoint_policies
 
@@ -61,13 +63,14 @@ def run_blocks(
     wanted: tuple[str, ...] = (),
     read: int | None = None,
     rng: str = "",
+    tapped: tuple[int, ...] | None = None,
+    added: Mapping[str, Array] | None = None,
 ) -> tuple[Float[Array, "b r d"], dict[str, Array]]:
     """Runs the blocks of a model one after the other.
 
     Args:
       model: holds the parameters, and the fields that say how to run the blocks.
-      block: called with tokens, key, skip rate, and `wanted`; returns tokens and a
-        dictionary.
+      block: called with tokens, key, skip rate, and `Taps`; returns tokens.
       layers: the block's layers.
       x: the tokens.
       example: the fewest tokens from which a block can infer its parameters' shapes.
@@ -77,10 +80,17 @@ def run_blocks(
         computes only these, and none of the intermediates; by default all.
       rng: name of a stream of random numbers that the block's layers draw from; it
         starts from the block's key.
+      tapped: indices of the blocks whose intermediates are `wanted`, in ascending
+        order; such a model is not scanned. None: all.
+      added: what is added to intermediates of these blocks, by name, [b, tapped, …];
+        see `Taps`.
 
     Returns:
-      The tokens after the last block, and the `wanted` intermediates of each block,
-      stacked: [b, depth, …].
+      The tokens after the last block, and the `wanted` intermediates of each block that
+      is tapped, stacked: [b, tapped, …].
+
+    Raises:
+      ValueError: a field or an argument is not one of the choices.
     """
     if model.remat not in REMAT:
         raise ValueError(f"remat is {model.remat!r}, expected {', '.join(REMAT)}")
@@ -91,19 +101,20 @@ def run_blocks(
     if model.is_initializing():
         return x, {}  # the rest creates no parameters
     keys = keys[:depth] or (None,) * depth
+    names, additions = _by_block(depth, wanted, tapped, added or {})
     rates: Any = [None] * depth
     if model.stochastic_depth:
         rates = DEPTH_FORMS[model.stochastic_depth_form](model.stochastic_depth, depth)
 
-    def step(x, inputs, **how):
-        params, key, rate = inputs
+    def step(x, inputs, wanted=wanted, **how):
+        params, key, rate, added = inputs
+        taps = Taps(wanted, added)
         params = placement.gather(params, layers.dtype)
         if rng and key is not None:
             how["rngs"] = {rng: key}
-        x, given = run({"params": params}, x, key, rate, wanted, **how)
-        x = placement.constrain(x, "batch", None, None)
-        given = {"tokens": x} | given
-        return x, {name: given[name] for name in given if name in wanted}
+        x = run({"params": params}, x, key, rate, taps, **how)
+        x = taps("tokens", placement.constrain(x, "batch", None, None))
+        return x, taps.found
 
     def sparing(step, **how):
         if placement.gathers or model.remat not in ("none", "attention"):
@@ -111,10 +122,10 @@ def run_blocks(
         return step
 
     x = placement.constrain(x, "batch", None, None)
-    inputs = list(zip(params, keys, rates, strict=True))
+    inputs = list(zip(params, keys, rates, additions, strict=True))
     last = [] if read is None else [inputs.pop()]
-    if model.scan and inputs:
-        given = []
+    given: Any = []
+    if model.scan and inputs and tapped is None:
         for part in (inputs[: model.scan_apart], inputs[model.scan_apart :]):
             if part:
                 # Outside a scan XLA's CSE would undo the recomputation; inside it
@@ -124,14 +135,31 @@ def run_blocks(
                 given.append(of_part)
         given = _concatenate(given)
     else:
-        given = []
-        for block_inputs in inputs:
-            x, of_block = sparing(step)(x, block_inputs)
-            given.append(of_block)
+        for block_inputs, of_block in zip(inputs, names, strict=False):
+            x, found = sparing(partial(step, wanted=of_block))(x, block_inputs)
+            given += [found] if found else []
         given = _stack(given)
     for block_inputs in last:
         x, _ = sparing(partial(step, read=read))(x, block_inputs)
     return x, {name: jnp.moveaxis(value, 0, 1) for name, value in given.items()}
+
+
+def _by_block(
+    depth: int,
+    wanted: tuple[str, ...],
+    tapped: tuple[int, ...] | None,
+    added: Mapping[str, Array],
+) -> tuple[list[tuple[str, ...]], list[dict[str, Array]]]:
+    """Returns what is wanted of each block, and what is added to its intermediates."""
+    chosen = range(depth) if tapped is None else tapped
+    if list(chosen) != sorted({i for i in chosen if 0 <= i < depth}):
+        raise ValueError(f"layers {tapped}, expected ascending ones below {depth}")
+    names: list[tuple[str, ...]] = [()] * depth
+    additions: list[dict[str, Array]] = [{} for _ in range(depth)]
+    for row, layer in enumerate(chosen):
+        names[layer] = tuple(name for name in wanted if name in OF_BLOCKS)
+        additions[layer] = {name: array[:, row] for name, array in added.items()}
+    return names, additions
 
 
 def _concatenate(trees):

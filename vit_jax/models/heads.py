@@ -15,6 +15,9 @@ from vit_jax.models.layers import (
     xavier_uniform,
     zeros,
 )
+from vit_jax.models.taps import Taps
+
+MAP_ATTENTION = "map_attention"
 
 
 class MapHead(nn.Module):
@@ -25,18 +28,35 @@ class MapHead(nn.Module):
     attention: str = "auto"
 
     @nn.compact
-    def __call__(self, patches: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        """Pools the patches of each image into one vector."""
+    def __call__(
+        self, patches: Float[Array, "b n d"], taps: Taps | None = None
+    ) -> Float[Array, "b d"]:
+        """Pools the patches of each image into one vector.
+
+        The taps may be on "map_attention", the weights by which they are read, in
+        float32, [b, heads, n].
+        """
         a, layers = self.architecture, self.layers
         b, _, d = patches.shape
         probe = self.param("probe", xavier_uniform, (1, 1, d)).astype(layers.dtype)
         # Published heads have these biases even if their blocks do not.
         heads = dataclasses.replace(a.attention, qkv_bias=True)
         attention = Attention(heads, layers, self.attention, name="attention")
-        x, _ = attention(jnp.broadcast_to(probe, (b, 1, d)), patches)
+        inner = _on_attention(taps or Taps())
+        x = attention(jnp.broadcast_to(probe, (b, 1, d)), patches, inner)
+        if taps is not None and "attention" in inner.found:
+            taps.found[MAP_ATTENTION] = inner.found["attention"][:, :, 0]
         y = NORMS[a.norm.type](a.norm, make_layers(layers.dtype), name="norm")(x)
         x = x + MLPS[a.mlp.type](a.mlp, layers, name="mlp")(y)
         return x[:, 0]
+
+
+def _on_attention(taps: Taps) -> Taps:
+    """Returns the taps of the head's attention, whose only query is the probe."""
+    added = {}
+    if MAP_ATTENTION in taps.added:
+        added["attention"] = taps.added[MAP_ATTENTION][:, :, None]
+    return Taps(["attention"] if MAP_ATTENTION in taps.wanted else [], added)
 
 
 def apply_head(

@@ -1,6 +1,6 @@
 """The MLP-Mixer (arXiv:2105.01601): MLPs across the patches and across the channels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from vit_jax.models.patch_model import (
     check_intermediates,
     embed_patches,
 )
+from vit_jax.models.taps import Taps
 
 INTERMEDIATES = ("embedding", "tokens", "normed", "pooled", "pre_logits")
 HEADS = ("head",)
@@ -43,6 +44,8 @@ class MlpMixer(PatchModel):
         *,
         train: bool = False,
         intermediates: tuple[str, ...] = (),
+        layers: tuple[int, ...] | None = None,
+        added: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b k"] | tuple[Float[Array, "b k"], dict[str, Array]]:
         """Computes float32 logits of a batch of images.
 
@@ -56,6 +59,10 @@ class MlpMixer(PatchModel):
             "normed", the tokens after the final norm, [b, n, d];
             "pooled" and "pre_logits", their mean, [b, d];
             "head", the logits. Tokens are the patches row by row.
+          layers: indices of the blocks whose arrays are returned or added to, in
+            ascending order; None: all, [depth].
+          added: "tokens", what is added to the tokens after each of these blocks,
+            [b, layers, n, d]: zeros to differentiate with respect to.
 
         Returns:
           The logits, or the head's input if there are no classes; with `intermediates`
@@ -67,11 +74,14 @@ class MlpMixer(PatchModel):
         """
         check_images(images, self.architecture)
         check_intermediates(intermediates, (*INTERMEDIATES, *HEADS))
+        check_intermediates(tuple(added or ()), ("tokens",))
         keys = self.dropout_keys(train)
         found: dict[str, Array] = {}
 
         x = found["embedding"] = self.embed(images, keys)
-        x = self.encode(x, keys, wanted=intermediates, found=found)
+        x = self.encode(
+            *(x, keys), wanted=intermediates, found=found, layers=layers, added=added
+        )
         vectors = self.pool(x, found)
         [x] = self.head(vectors)
         found["head"] = x
@@ -106,6 +116,8 @@ class MlpMixer(PatchModel):
         *,
         wanted: tuple[str, ...] = (),
         found: dict[str, Array] | None = None,
+        layers: tuple[int, ...] | None = None,
+        added: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b n d"]:
         """Computes the tokens after the last block, before the final norm.
 
@@ -114,11 +126,17 @@ class MlpMixer(PatchModel):
           keys: from `dropout_keys`; without any, nothing is dropped.
           wanted: "tokens", to put the tokens after each block into `found`.
           found: receives the intermediates by name.
+          layers: see `__call__`.
+          added: see `__call__`.
         """
-        layers = self._layers
-        block = MixerBlock(self.architecture, layers, self.dropout_rate, parent=None)
+        record, how = self.architecture, self._layers
+        block = MixerBlock(record, how, self.dropout_rate, parent=None)
         # A whole example: the number of tokens is a dimension of the parameters.
-        x, of_blocks = run_blocks(self, block, layers, tokens, tokens[:1], keys, wanted)
+        x, of_blocks = run_blocks(
+            *(self, block, how, tokens, tokens[:1], keys, wanted),
+            tapped=layers,
+            added=added,
+        )
         if found is not None:
             found |= of_blocks
         return x
@@ -174,8 +192,8 @@ class MixerBlock(nn.Module):
         x: Float[Array, "b n d"],
         key: Key[Array, ""] | None = None,
         skip_rate: Float[Array | np.ndarray, ""] | np.float32 | None = None,
-        wanted: tuple[str, ...] = (),  # noqa: ARG002, a block has only tokens
-    ) -> tuple[Float[Array, "b n d"], dict[str, Array]]:
+        taps: Taps | None = None,  # noqa: ARG002, there are only those of the encoder
+    ) -> Float[Array, "b n d"]:
         """Computes the new tokens; without a key, nothing is dropped."""
         a = self.architecture
         norm = partial(self.layers.layer_norm, epsilon=a.layernorm_epsilon)
@@ -198,4 +216,4 @@ class MixerBlock(nn.Module):
 
         y = norm(name="norm2")(x)
         y = mlp(a.mlp_dim, "mlp")(y, keys[2])
-        return x + drop(y, skip_rate, keys[3], whole_examples=True), {}
+        return x + drop(y, skip_rate, keys[3], whole_examples=True)

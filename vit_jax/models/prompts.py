@@ -86,17 +86,17 @@ def without_prompts(found: dict[str, Array], tokens: int) -> dict[str, Array]:
     """Cuts the intermediates of blocks down to the image's tokens.
 
     Args:
-      found: "tokens" [b, depth, n, d] and "attention" [b, depth, heads, n, m], where
-        prompts follow the image's tokens.
+      found: intermediates of blocks: "attention" [b, depth, heads, n, m], the others
+        [b, depth, n, d] or [b, depth, m, d]; prompts follow the image's tokens.
       tokens: number of the image's tokens.
 
     Returns:
-      Both for the image's tokens alone. Where there is attention, also the weights by
+      All for the image's tokens alone. Where there is attention, also the weights by
       which these read the prompts, as `ATTENTION` [b, depth, heads, tokens, prompts].
     """
     found = dict(found)
-    if "tokens" in found:
-        found["tokens"] = found["tokens"][:, :, :tokens]
+    for name in found.keys() - {"attention"}:
+        found[name] = found[name][:, :, :tokens]
     if "attention" in found:
         weights = found["attention"][:, :, :, :tokens]
         found |= {

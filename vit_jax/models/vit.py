@@ -5,7 +5,7 @@ vectors. `Architecture` defines the function; the module's other fields define h
 compute and train it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from vit_jax.models.blocks import NORMS, Block
 from vit_jax.models.dropout import drop
 from vit_jax.models.encoder import run_blocks
 from vit_jax.models.flexible import PatchSize, at_patch_size
-from vit_jax.models.heads import MapHead, apply_head
+from vit_jax.models.heads import MAP_ATTENTION, MapHead, apply_head
 from vit_jax.models.layers import Layers, make_layers, normal, zeros
 from vit_jax.models.lora import RNG
 from vit_jax.models.patch_model import (
@@ -37,8 +37,9 @@ from vit_jax.models.prompts import (
     without_prompts,
 )
 from vit_jax.models.resnet import Trunk
+from vit_jax.models.taps import OF_BLOCKS, Taps
 
-INTERMEDIATES = ("embedding", "tokens", "attention", "normed", "pooled", "pre_logits")
+INTERMEDIATES = ("embedding", *OF_BLOCKS, "normed", "pooled", "pre_logits")
 HEADS = ("head", "head_distillation")
 
 
@@ -74,6 +75,8 @@ class VisionTransformer(PatchModel):
         *,
         train: bool = False,
         intermediates: tuple[str, ...] = (),
+        layers: tuple[int, ...] | None = None,
+        added: Mapping[str, Array] | None = None,
         patch_size: PatchSize | None = None,
     ) -> Float[Array, "b k"] | tuple[Float[Array, "b k"], dict[str, Array]]:
         """Computes float32 logits of a batch of images; two heads are averaged.
@@ -84,17 +87,27 @@ class VisionTransformer(PatchModel):
             `rngs={"dropout": key}`.
           intermediates: names of arrays to return as well, in the model's dtype:
             "embedding", the tokens that enter the first block, [b, n, d];
-            "tokens", the tokens after each block, [b, depth, n, d];
+            "norm1", the tokens that attention reads in each block, [b, depth, n, d];
+            "queries", "keys", "values", their projections, each head's channels
+            adjacent, [b, depth, n, d];
             "attention", the weights in float32, [b, depth, heads, n, n];
+            "tokens", the tokens after each block, [b, depth, n, d];
             "prompt_attention", with prompts, the rest of each row of weights, by which
             a token reads the prompts, [b, depth, heads, n, prompts];
             "normed", the tokens after a final norm that precedes pooling, [b, n, d];
+            "map_attention", with pooling "map", the weights by which the head reads
+            the patches, in float32, [b, heads, n];
             "pooled", the result of pooling, [b, d], or [b, 2d] with pooling "cls_gap";
             "pre_logits", the input of the head, [b, d, 2d or pre_logits];
             "head" and "head_distillation", the logits of each head in float32, [b, k].
             Tokens are in the order class token, distillation token, registers, patches
             row by row; prompts are not among them. If two heads read a token each,
             "pooled" and "pre_logits" are the means over both.
+          layers: indices of the blocks whose arrays are returned or added to, in
+            ascending order: instead of `depth` arrays, as many as there are indices.
+            None: all blocks.
+          added: what is added to some of these arrays of blocks, or to
+            "map_attention", by name: zeros to differentiate with respect to.
           patch_size: side or (height, width) of the patches in pixels, other than the
             architecture's; see `flexible.at_patch_size`.
 
@@ -108,13 +121,23 @@ class VisionTransformer(PatchModel):
         """
         self._check_images(images, patch_size)
         check_intermediates(intermediates, self._choices())
+        added = dict(added or {})
+        check_intermediates(tuple(added), (*OF_BLOCKS, MAP_ATTENTION))
         keys = self.dropout_keys(train)
         found: dict[str, Array] = {}
+        of_head = {n: added.pop(n) for n in (MAP_ATTENTION,) if n in added}
 
         x = found["embedding"] = self.embed(images, keys, patch_size)
-        read = self._read(intermediates)
-        x = self.encode(x, keys, wanted=intermediates, read=read, found=found)
-        vectors = self.pool(x, found)
+        read = self._read((*intermediates, *added))
+        x = self.encode(
+            *(x, keys),
+            wanted=intermediates,
+            read=read,
+            found=found,
+            layers=layers,
+            added=added,
+        )
+        vectors = self.pool(x, found, Taps(intermediates, of_head))
         logits = self.head(vectors)
         found |= dict(zip(HEADS, logits, strict=False))
         x = _mean(logits)
@@ -176,20 +199,23 @@ class VisionTransformer(PatchModel):
         wanted: tuple[str, ...] = (),
         read: int | None = None,
         found: dict[str, Array] | None = None,
+        layers: tuple[int, ...] | None = None,
+        added: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b r d"]:
         """Computes the tokens after the last block, before the final norm.
 
         Args:
           tokens: any number of tokens; prompts join them here, and are not returned.
           keys: from `dropout_keys`; without any, nothing is dropped.
-          wanted: which of "tokens", "attention" and, with prompts, "prompt_attention"
-            to put into `found`.
+          wanted: which intermediates of blocks to put into `found`.
           read: compute only this number of tokens, the first ones, in the last block;
             then `wanted` must be empty. By default all.
           found: receives the intermediates by name.
+          layers: see `__call__`.
+          added: see `__call__`.
         """
         a, record = self.architecture, self.architecture.block
-        layers = make_layers(self.dtype, self.placement, record.lora, self.lora_dropout)
+        how = make_layers(self.dtype, self.placement, record.lora, self.lora_dropout)
         prompts, n = self._prompts, tokens.shape[1]
         if a.prompts and not a.prompts_deep:
             tokens = prompts.join(self, tokens, keys[-1] if keys else None)
@@ -197,7 +223,7 @@ class VisionTransformer(PatchModel):
             read = n if read is None and not wanted else read
         block = Block(
             record,
-            layers,
+            how,
             attention=self.attention,
             dropout_rate=self.dropout_rate,
             layer_scale_init=self.layer_scale_init,
@@ -208,8 +234,8 @@ class VisionTransformer(PatchModel):
         one_token = jnp.zeros((1, 1, a.width), self.dtype)
         rng = RNG if self.lora_dropout else ""
         x, of_blocks = run_blocks(
-            *(self, block, layers, tokens, one_token, keys),
-            *(blocks_wanted(wanted), read, rng),
+            *(self, block, how, tokens, one_token, keys),
+            *(blocks_wanted(wanted), read, rng, layers, added),
         )
         if a.prompts:
             x, of_blocks = x[:, :n], without_prompts(of_blocks, n)
@@ -279,21 +305,27 @@ class VisionTransformer(PatchModel):
 
     @nn.compact
     def pool(
-        self, tokens: Float[Array, "b n d"], found: dict[str, Array] | None = None
+        self,
+        tokens: Float[Array, "b n d"],
+        found: dict[str, Array] | None = None,
+        taps: Taps | None = None,
     ) -> list[Float[Array, "b r"]]:
         """Pools the tokens into the inputs of the heads, one vector for each head.
 
         Args:
           tokens: the result of `encode`.
-          found: receives "normed", "pooled" and "pre_logits".
+          found: receives "normed", "pooled" and "pre_logits", and what the taps found.
+          taps: may be on "map_attention".
         """
         a = self.architecture
         found = {} if found is None else found
+        taps = taps or Taps()
         norm = self._final_norm()
         if a.norm == "before_pool":
             tokens = norm(tokens)
             found["normed"] = tokens
-        vectors = self._pooled(tokens)
+        vectors = self._pooled(tokens, taps)
+        found |= taps.found
         found["pooled"] = _mean(vectors)
         if a.norm == "after_pool":
             vectors = [norm(x) for x in vectors]
@@ -346,11 +378,12 @@ class VisionTransformer(PatchModel):
         a = self.architecture
         names = [n for n in INTERMEDIATES if n != "normed" or a.norm == "before_pool"]
         prompted = [ATTENTION] if a.prompts else []
+        prompted += [MAP_ATTENTION] if a.pooling == "map" else []
         return [*names, *prompted, *HEADS[: a.num_pooled]]
 
     def _read(self, intermediates: tuple[str, ...]) -> int | None:
         """Returns how many tokens of the last block must be computed; None: all."""
-        all_wanted = {"tokens", "attention", ATTENTION, "normed"} & set(intermediates)
+        all_wanted = {*OF_BLOCKS, ATTENTION, "normed"} & set(intermediates)
         a = self.architecture
         return a.num_pooled if a.pooling == "cls" and not all_wanted else None
 
@@ -432,7 +465,9 @@ class VisionTransformer(PatchModel):
         return prefix + jnp.pad(positions, ((0, 0), (before, after), (0, 0)))
 
     @nn.compact
-    def _pooled(self, x: Float[Array, "b n d"]) -> list[Float[Array, "b r"]]:
+    def _pooled(
+        self, x: Float[Array, "b n d"], taps: Taps
+    ) -> list[Float[Array, "b r"]]:
         """Pools a vector per head: special tokens, one made of the patches, or both."""
         a = self.architecture
         if a.pooling == "cls":
@@ -443,7 +478,7 @@ class VisionTransformer(PatchModel):
         if a.pooling == "cls_gap":
             return [jnp.concatenate([x[:, 0], patches.mean(axis=1)], axis=-1)]
         head = MapHead(a.block, self._layers, self.attention, name="map_head")
-        return [head(patches)]
+        return [head(patches, taps)]
 
 
 def _mean(arrays: list[Array]) -> Array:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.models.attention.short_kernels import fits, short_attention
 from vit_jax.models.placement import Placement
+from vit_jax.models.taps import padded
 
 
 def attend(
@@ -19,6 +20,7 @@ def attend(
     *,
     implementation: str = "auto",
     return_weights: bool = False,
+    added: Float[Array, "b h i j"] | None = None,
     placement: Placement = Placement(),  # noqa: B008 (it never changes)
 ) -> tuple[Float[Array, "b n h k"], Float[Array, "b h n m"] | None]:
     """Computes softmax(query keyᵀ / √k) value per head (arXiv:1706.03762, eq. 1).
@@ -33,6 +35,7 @@ def attend(
       placement: where the arrays lie, if there are several devices.
       return_weights: also return the softmax's result, in float32. Only the explicit
         formulation has it, so asking for it chooses that one.
+      added: what is added to this result; see `taps.Taps`. It chooses that one too.
 
     Returns:
       The mixed values in the dtype of `value`, and the weights or None.
@@ -45,13 +48,15 @@ def attend(
             f"attention is {implementation!r}, expected one of "
             f"{', '.join(IMPLEMENTATIONS)}"
         )
-    if return_weights:
-        return _explicit(query, key, value)
+    if return_weights or added is not None:
+        return _explicit(query, key, value, added=added)
     return IMPLEMENTATIONS[implementation](query, key, value, placement)[0], None
 
 
-def _explicit(query, key, value, _placement=None):
+def _explicit(query, key, value, _placement=None, added=None):
     weights = jax.nn.softmax(_scores(query, key) / query.shape[-1] ** 0.5, axis=-1)
+    if added is not None:
+        weights = weights + padded(added, weights)
     return jnp.einsum("bhnm,bmhk->bnhk", weights.astype(value.dtype), value), weights
 
 
