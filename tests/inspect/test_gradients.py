@@ -179,8 +179,9 @@ def test_start_is_the_first_layer(make_model, make_images):
     found = relevance_maps(model, images, 1, start=-1)
     expected = read_map(relevance(*both, start=2), a)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    found = gradient_rollout_maps(model, images, 1, start=1, discard=0.3, residual=0.2)
-    expected = gradient_rollout(*both, start=1, discard=0.3, residual=0.2)
+    how = {"start": 1, "discard": 0.3, "residual": 0.2}
+    found = gradient_rollout_maps(model, images, 1, **how)
+    expected = gradient_rollout(*both, prefix=1, **how)
     np.testing.assert_allclose(found, read_map(expected, a), rtol=1e-4, atol=1e-6)
     with pytest.raises(UserError, match="start=3: there are 3 layers; expected an"):
         relevance_maps(model, images, 1, start=3)

@@ -91,7 +91,7 @@ def test_rows_are_divided_by_their_own_sums():
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
 @pytest.mark.parametrize("discard", [0.0, 0.5, 0.9])
 def test_rows_sum_to_one(fusion, discard):
-    found = rollout(random_weights(), fusion=fusion, discard=discard)
+    found = rollout(random_weights(), fusion=fusion, discard=discard, prefix=1)
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
 
 
@@ -110,9 +110,10 @@ def test_the_smallest_weights_of_each_image_are_discarded():
 @pytest.mark.parametrize("discard", [0.0, 0.6])
 def test_an_image_has_the_same_result_in_any_batch(discard):
     weights = random_weights(b=3)
-    together = rollout(weights, fusion="max", discard=discard)
+    how = {"fusion": "max", "discard": discard, "prefix": 1}
+    together = rollout(weights, **how)
     for i in range(3):
-        alone = rollout(weights[i : i + 1], fusion="max", discard=discard)
+        alone = rollout(weights[i : i + 1], **how)
         np.testing.assert_allclose(together[i], alone[0], rtol=1e-6)
 
 
@@ -127,7 +128,7 @@ def test_weights_of_other_tokens_are_never_discarded(prefix):
 
 def test_equal_weights_at_the_limit_are_kept():
     fused = np.full((1, 5, 5), 0.2, np.float32)
-    np.testing.assert_array_equal(discarded(fused, 0.9), fused)
+    np.testing.assert_array_equal(discarded(fused, 0.9, 1), fused)
 
 
 def test_a_row_without_weights_stays_zero():
@@ -167,8 +168,8 @@ def test_permuting_patches_permutes_the_matrix():
         return np.asarray(x)[..., order, :][..., order]
 
     for function in (
-        lambda w, g: rollout(w, discard=0.5),
-        lambda w, g: gradient_rollout(w, g, discard=0.5),
+        lambda w, g: rollout(w, discard=0.5, prefix=1),
+        lambda w, g: gradient_rollout(w, g, discard=0.5, prefix=1),
         relevance,
     ):
         np.testing.assert_allclose(
@@ -204,7 +205,9 @@ def test_gradients_of_other_layers_give_another_result():
 @pytest.mark.parametrize("name", ["discard", "residual"])
 def test_shares_have_a_range(name):
     with pytest.raises(UserError, match=rf"{name}=1.5: expected a share from 0 to 1"):
-        rollout(TWO_LAYERS, **{name: 1.5})
+        rollout(TWO_LAYERS, prefix=1, **{name: 1.5})
+    with pytest.raises(UserError, match="discard needs prefix=…, the number of tokens"):
+        rollout(TWO_LAYERS, discard=0.5)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def rollout(
     discard: float = 0.0,
     start: int = 0,
     residual: float = 0.5,
-    prefix: int = 1,
+    prefix: int | None = None,
 ) -> Float[Array, "b n n"]:
     """Follows attention through all layers (Abnar & Zuidema, arXiv:2005.00928).
 
@@ -63,7 +63,8 @@ def rollout(
         layer, that is set to zero; see `discarded`.
       start: index of the first layer of the product; −1 for the last layer alone.
       residual: share of the identity, for the residual connection.
-      prefix: number of tokens before the patches.
+      prefix: number of tokens before the patches, `architecture.num_prefix_tokens`;
+        only `discard` needs it.
 
     Raises:
       UserError: an argument is not one of the choices or not in its range.
@@ -82,7 +83,7 @@ def gradient_rollout(
     discard: float = 0.0,
     start: int = 0,
     residual: float = 0.5,
-    prefix: int = 1,
+    prefix: int | None = None,
 ) -> Float[Array, "b n n"]:
     """Follows attention weighted by its gradient through all layers.
 
@@ -171,7 +172,7 @@ def averaged(
     fused: Float[Array | np.ndarray, "b n n"],
     discard: float = 0.0,
     residual: float = 0.5,
-    prefix: int = 1,
+    prefix: int | None = None,
 ) -> Float[Array, "b n n"]:
     """Averages a fused matrix with the identity, and divides rows by their sums.
 
@@ -184,20 +185,25 @@ def averaged(
       prefix: as in `rollout`.
 
     Raises:
-      UserError: a share is not between 0 and 1.
+      UserError: a share is not between 0 and 1, or `discard` lacks a prefix.
     """
     for name, share in (("discard", discard), ("residual", residual)):
         if not 0 <= share <= 1:
             raise UserError(f"{name}={share}: expected a share from 0 to 1")
     fused = jnp.asarray(fused)
     if discard:
+        if prefix is None:
+            raise UserError(
+                "discard needs prefix=…, the number of tokens before the patches: "
+                "architecture.num_prefix_tokens"
+            )
         fused = discarded(fused, discard, prefix)
     return _averaged(fused, residual)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def discarded(
-    fused: Float[Array | np.ndarray, "b n n"], share: float, prefix: int = 1
+    fused: Float[Array | np.ndarray, "b n n"], share: float, prefix: int
 ) -> Float[Array, "b n n"]:
     """Sets the smallest weights between patches to zero, in each image for itself.
 
