@@ -1,0 +1,1 @@
+"""Maps and boxes from inside a trained model: arrays first, pictures second."""
