@@ -209,7 +209,7 @@ def test_centred_keys_ignore_what_all_have_in_common(two_clusters):
 def test_keys_without_a_cut_are_refused():
     with pytest.raises(UserError, match="there is no cut: no pair of patches"):
         tokencut_box(np.eye(6).reshape(2, 3, 6), (2, 3))
-    with pytest.raises(UserError, match="there is no cut: no pair .*: attention$"):
+    with pytest.raises(UserError, match=r"there is no cut: no pair .*: attention$"):
         tokencut_box(np.ones((2, 3, 4)), (2, 3), centred=True)
     with pytest.raises(UserError, match="the input has only 2"):
         tokencut_box(np.ones((1, 2, 4)), (2, 3))

@@ -2,11 +2,11 @@
 
 The whole image is resized to the model's input; nothing is cropped first, because what
 a centre crop loses could not be in a box. Squashing a wide image into a square would
-distort what the model sees, and all patches along a side would be larger. So the grid
-of patches is the rectangle of `ASPECTS` nearest to the image's shape, with about as
-many patches as the model was loaded with, and the positions are resized for it as in
-fine-tuning at another size. The rest, at most an eighth for images up to 2:1, is
-squashed. Only the shapes of a table are used, because each is compiled once.
+distort what the model sees. So the grid of patches is a rectangle of nearly the image's
+shape, with about as many patches as the model was loaded for, and the positions are
+resized for it as in fine-tuning at another size. Each grid is compiled once, so there
+are only those of `ASPECTS`: between them an image is squashed, by less than a sixth up
+to 2:1. Boxes do not need to know, see `boxes.box_of`.
 """
 
 import math
@@ -207,10 +207,15 @@ def nearest_grid(
       patches: the largest number of patches.
       patch_size: (height, width) of a patch in pixels.
     """
-    height, width = image_size
-    shapes = {*ASPECTS, *(1 / aspect for aspect in ASPECTS)}
-    aspect = min(sorted(shapes), key=lambda x: abs(math.log(x * height / width)))
-    rows = math.sqrt(patches * patch_size[1] / (patch_size[0] * aspect))
+    image, patch = (side[1] / side[0] for side in (image_size, patch_size))
+    shapes = sorted({*ASPECTS, *(1 / aspect for aspect in ASPECTS)})
+    grids = [_grid(aspect / patch, patches) for aspect in shapes]
+    return min(grids, key=lambda grid: abs(math.log(grid[1] / grid[0] * patch / image)))
+
+
+def _grid(aspect: float, patches: int) -> tuple[int, int]:
+    """Returns the (height, width) of a grid of about an aspect, counted in patches."""
+    rows = math.sqrt(patches / aspect)
     gh = min(max(round(rows), 1), patches)
     return gh, min(max(round(patches / rows), 1), patches // gh)
 
