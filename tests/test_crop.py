@@ -10,9 +10,10 @@ import pytest
 import vit_jax
 from vit_jax import crop
 from vit_jax.inspect.boxes import attention_box
-from vit_jax.inspect.crop_folder import CropFolder, open_folder, overlay, safe_name
+from vit_jax.inspect.crop_folder import CropFolder, open_folder, overlay
 from vit_jax.inspect.cropping import METHODS, Cropper
 from vit_jax.models import MixerArchitecture
+from vit_jax.prediction.file_names import safe_name
 
 
 @pytest.fixture(scope="module")

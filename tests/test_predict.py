@@ -270,6 +270,7 @@ KILLED = """
 import os, signal, sys
 from vit_jax import command, predict
 from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.prediction.arguments import count
 
 prepare, seen = Preprocessing.prepare, []
 
@@ -395,7 +396,7 @@ def test_a_path_that_may_not_be_looked_at_is_not_called_absent(monkeypatch):
 
     monkeypatch.setattr(os, "stat", stat)
     with pytest.raises(UserError, match=r"^a/b\.png: Permission denied$"):
-        predict.count(["a/b.png"])
+        count(["a/b.png"])
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,8 @@ import contextlib
 import itertools
 import logging
 import math
-import os
 import pathlib
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +115,7 @@ def main(arguments: list[str]) -> None:
         ema=command.average(FLAGS),
         base=FLAGS.base,
     )
-    model.preprocessing = model.preprocessing.for_white(_white_level())
+    model.preprocessing = model.preprocessing.for_white(_white())
     channels = model.architecture.channels
     if out is not None and channels not in CHANNELS:
         raise UserError(
@@ -194,6 +192,7 @@ def _checked(arguments: Sequence[str], out: pathlib.Path | None) -> int:
     """
     from vit_jax.inspect.boxes import check
     from vit_jax.inspect.crop_folder import problem_with
+    from vit_jax.prediction.arguments import count
 
     problems: list[str] = []
     if not FLAGS.checkpoint:
@@ -215,15 +214,25 @@ def _checked(arguments: Sequence[str], out: pathlib.Path | None) -> int:
         problems.append(f"--image_size={FLAGS.image_size}: expected a number of pixels")
     if out is not None:
         problems += [problem] if (problem := problem_with(out)) else []
-    for read in (_aspect, _white_level, _average, _patch_size):
+    for read in (_aspect, _white, _average, _patch_size):
         try:
             read()
         except UserError as error:
             problems += problems_of(error)
-    total, of_paths = _count(arguments)
-    if problems + of_paths:
-        raise Problems(*problems, *of_paths)
+    total = 0
+    try:
+        total = count(arguments)
+    except UserError as error:
+        problems += problems_of(error)
+    if problems:
+        raise Problems(*problems)
     return total
+
+
+def _white() -> float:
+    from vit_jax.prediction.arguments import white_level
+
+    return white_level(FLAGS.data)
 
 
 def _average() -> bool | float:
@@ -243,44 +252,6 @@ def _aspect() -> float | None:
         if 0 < (aspect := width / height) < math.inf:
             return aspect
     raise UserError(f"--aspect={FLAGS.aspect}: expected WIDTH:HEIGHT, such as 4:3")
-
-
-def _white_level() -> float:
-    """Reads --data, of which only the value of white concerns single images."""
-    from vit_jax.data.sources.options import DEFAULT_OPTIONS
-
-    options = DEFAULT_OPTIONS.with_flags(FLAGS.data)
-    if options != DEFAULT_OPTIONS.changed({"white_level": options.white_level}):
-        raise UserError(
-            f"--data={', '.join(FLAGS.data)}: images are taken one by one here, so "
-            "only white_level=VALUE applies"
-        )
-    return options.white_level
-
-
-def _count(arguments: Sequence[str]) -> tuple[int, list[str]]:
-    """Counts the images that the arguments stand for; explains those that are none."""
-    from vit_jax.data.sources.image_files import in_words
-    from vit_jax.prediction.folders import images_in
-    from vit_jax.prediction.inputs import is_address, nothing_at
-
-    total, problems = 0, []
-    left_out: Counter[str] = Counter()
-    for argument in arguments:
-        path = os.path.expanduser(argument)
-        if is_address(argument):
-            total += 1
-        elif not os.path.exists(path):
-            problems.append(nothing_at(argument))
-        elif not os.path.isdir(path):  # such as a pipe
-            total += 1
-        elif within := sum(1 for _ in images_in(path, left_out)):
-            total += within
-        else:
-            problems.append(f"{argument}: the folder contains no images")
-    if left_out and not problems:
-        logger.info("files in the folders that are no images: %s", in_words(left_out))
-    return total, problems
 
 
 if __name__ == "__main__":

@@ -23,14 +23,13 @@ import logging
 import os
 import pathlib
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from vit_jax import command
-from vit_jax.errors import Problems, UserError
+from vit_jax.errors import UserError
 
 if TYPE_CHECKING:
     from vit_jax.prediction.inputs import Input
@@ -84,8 +83,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("no images given; pass image files, or folders of them")
     from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.host_memory import keep_freed_memory
+    from vit_jax.prediction.arguments import count, white_level
 
-    white_level, size = _white_level(FLAGS.data), command.patch_size(FLAGS)
+    white, size = white_level(FLAGS.data), command.patch_size(FLAGS)
     total = count(arguments)
     out = None
     if FLAGS.out is not None:
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
         outputs=FLAGS.outputs,
         base=FLAGS.base,
     )
-    model.preprocessing = model.preprocessing.for_white(white_level)
+    model.preprocessing = model.preprocessing.for_white(white)
     failed = _predict(model, arguments, total, out)
     if out is not None and FLAGS.json:
         report = {"checkpoint": FLAGS.checkpoint, "step": model.step, "out": str(out)}
@@ -177,19 +177,6 @@ def _relative(arguments: Sequence[str]) -> bool:
     return not all(map(os.path.isabs, paths))
 
 
-def _white_level(texts: Sequence[str]) -> float:
-    """Reads --data, of which only the value of white concerns single images."""
-    from vit_jax.data.sources.options import DEFAULT_OPTIONS
-
-    options = DEFAULT_OPTIONS.with_flags(texts)
-    if options != DEFAULT_OPTIONS.changed({"white_level": options.white_level}):
-        raise UserError(
-            f"--data={', '.join(texts)}: predict takes images one by one, so only "
-            "white_level=VALUE applies"
-        )
-    return options.white_level
-
-
 def _layout(model: Any) -> "Layout":
     from vit_jax.models.outputs import is_probability
     from vit_jax.prediction.records import Layout
@@ -210,37 +197,6 @@ def _fingerprint(model: Any) -> str:
         class_names=model.class_names,
         outputs=model.outputs,
     )
-
-
-def count(arguments: Sequence[str]) -> int:
-    """Counts the images that the arguments stand for.
-
-    Raises:
-      UserError: names every path that does not exist, and every folder without images.
-    """
-    from vit_jax.data.sources.image_files import in_words
-    from vit_jax.prediction.folders import images_in
-    from vit_jax.prediction.inputs import is_address, nothing_at
-
-    total, problems = 0, []
-    left_out: Counter[str] = Counter()
-    for argument in arguments:
-        path = os.path.expanduser(argument)
-        if is_address(argument):
-            total += 1
-        elif not os.path.exists(path):
-            problems.append(nothing_at(argument))
-        elif not os.path.isdir(path):  # such as a pipe
-            total += 1
-        elif not (within := sum(1 for _ in images_in(path, left_out))):
-            problems.append(f"{argument}: the folder contains no images")
-        else:
-            total += within
-    if problems:
-        raise Problems(*problems)
-    if left_out:
-        logger.info("files in the folders that are no images: %s", in_words(left_out))
-    return total
 
 
 if __name__ == "__main__":

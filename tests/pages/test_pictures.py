@@ -36,9 +36,9 @@ def test_a_map_lies_over_its_image():
     image = np.full((4, 6, 3), 100, np.uint8)
     values = np.array([[0.0, 1.0]])
     found = pictures.overlaid(image, values, share=0.5, method="nearest")
-    expected = np.round(50 + np.array([[68, 1, 84], [253, 231, 36]]) / 2)
-    np.testing.assert_array_equal(found[0, 0], expected[0])
-    np.testing.assert_array_equal(found[-1, -1], expected[1])
+    low, high = np.array([68, 1, 84]), np.array([253, 231, 36])
+    np.testing.assert_array_equal(found[0, 0], np.round(0.875 * 100 + 0.125 * low))
+    np.testing.assert_array_equal(found[-1, -1], np.round(0.5 * 100 + 0.5 * high))
 
 
 def test_a_box_is_drawn_within_the_image():

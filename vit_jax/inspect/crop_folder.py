@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pathlib
-import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image, ImageDraw
 from vit_jax.errors import UserError
 from vit_jax.files import atomic_write
 from vit_jax.inspect.boxes import Box, Found
-from vit_jax.prediction.inputs import is_address
+from vit_jax.prediction.file_names import FileNames
 
 BOXES, CROPS, OVERLAYS = "boxes.jsonl", "crops", "overlays"
 CHANNELS = (1, 3, 4)  # that a PNG file can have
@@ -24,8 +23,6 @@ _JPEGS = {".jpg", ".jpeg"}
 _OVERLAY_SIDE = 1024  # pixels
 _HEAT = (255, 80, 0)  # colour of the patches that the map singles out
 _OPACITY = 0.6  # of the largest value
-# Characters: file systems limit names to 255 bytes, and one may take four.
-_LONGEST = 50
 
 
 class CropFolder:
@@ -38,7 +35,7 @@ class CropFolder:
     def __init__(self, path: pathlib.Path, lines: io.TextIOBase):
         """Sets the folder and the file of its records."""
         self.path, self._lines = path, lines
-        self._taken: set[str] = set()
+        self._names = FileNames()
 
     def add(
         self, record: dict[str, Any], pixels: UInt8[np.ndarray, "h w c"], found: Found
@@ -49,7 +46,7 @@ class CropFolder:
         names are those of the images, without what not every file system takes; of
         equal names, later ones get a number.
         """
-        stem, suffix = self._name(record["image"])
+        stem, suffix = self._names(record["image"])
         kind = ".jpg" if suffix in _JPEGS and pixels.shape[2] != 4 else ".png"
         crop, painted = f"{CROPS}/{stem}{kind}", f"{OVERLAYS}/{stem}.jpg"
         _save(picture_of(cut(pixels, found.box)), self.path / crop)
@@ -59,16 +56,6 @@ class CropFolder:
     def write(self, record: dict[str, Any]) -> None:
         """Writes a record, such as that of an image that could not be read."""
         print(to_line(record), file=self._lines, flush=True)
-
-    def _name(self, image: str) -> tuple[str, str]:
-        """Returns an unused stem of a file's name, and the ending in small letters."""
-        stem, suffix = safe_name(image)
-        name, number = stem, 1
-        while name.casefold() in self._taken:  # some file systems ignore case
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name.casefold())
-        return name, suffix
 
 
 @contextlib.contextmanager
@@ -106,18 +93,6 @@ def problem_with(path: pathlib.Path) -> str:
 def to_line(record: dict[str, Any]) -> str:
     """Writes a record as a line of JSON, in ASCII: names may be no valid UTF-8."""
     return json.dumps(record, allow_nan=False)
-
-
-def safe_name(image: str) -> tuple[str, str]:
-    """Returns the stem of a file's name and its ending: letters, digits, "-", "_", ".".
-
-    For example, `safe_name("a b/c d.JPG") == ("c_d", ".jpg")`.
-    """
-    if is_address(image):
-        image = urllib.parse.unquote(urllib.parse.urlsplit(image).path)
-    stem, suffix = os.path.splitext(os.path.basename(image))
-    kept = "".join(c if c.isalnum() or c in "-_." else "_" for c in stem[:_LONGEST])
-    return kept.strip(".") or "image", suffix.lower()
 
 
 def cut(pixels: UInt8[np.ndarray, "h w c"], box: Box) -> UInt8[np.ndarray, "y x c"]:

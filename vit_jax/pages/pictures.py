@@ -59,19 +59,23 @@ def overlaid(
     image: Picture,
     values: Float[np.ndarray, "gh gw"],
     *,
-    share: float = 0.55,
+    share: float = 0.8,
     method: str = "bilinear",
 ) -> Picture:
-    """Lays a map of patches over an image.
+    """Lays a map of patches over an image, the more opaque the larger its values.
 
     Args:
       image: the image.
       values: the map; it is scaled to the image's size.
-      share: how much of the result is the map, between 0 and 1.
+      share: how much of the result is the map where it is largest; where it is
+        smallest, a quarter of that.
       method: see `enlarged`.
     """
     over = enlarged(coloured(values), image.shape[:2], method)
-    return np.round((1 - share) * image + share * over).astype(np.uint8)
+    grey = np.round(255 * scaled(values)).astype(np.uint8)
+    opacity = enlarged(np.stack([grey] * 3, axis=-1), image.shape[:2], method)
+    weight = share * (0.25 + 0.75 * opacity / 255)
+    return np.round((1 - weight) * image + weight * over).astype(np.uint8)
 
 
 def with_box(
