@@ -30,7 +30,7 @@ setup(
     # The recipes are in the wheel, so that --config=b16 finds them from anywhere.
     packages=[*find_packages(include=["vit_jax", "vit_jax.*"]), "vit_jax.configs"],
     package_dir={"vit_jax.configs": "configs"},
-    package_data={"vit_jax": ["py.typed"]},
+    package_data={"vit_jax": ["py.typed"], "vit_jax.pages": ["templates/*"]},
     python_requires=">=3.11",
     classifiers=[
         "Programming Language :: Python :: 3.11",

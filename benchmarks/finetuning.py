@@ -44,10 +44,14 @@ class Method(NamedTuple):
     rates: Sequence[float]
 
 
+# A new head of zeros needs a far higher rate than the weights that it reads: with one
+# rate for both, full fine-tuning ends at 66 % where it reaches 87 % with these.
+_HEAD_FASTER = {"groups": "head/.*: lr=100"}
+
 METHODS: dict[str, Method] = {
-    "full": Method({}, (1e-4, 3e-4)),
+    "full": Method(_HEAD_FASTER, (1e-5, 3e-5, 1e-4)),
     "last_blocks": Method(
-        {"train_only": r"blocks_(10|11)/.*,norm/.*,head"}, (3e-4, 1e-3)
+        {"train_only": r"blocks_(10|11)/.*,norm/.*,head", **_HEAD_FASTER}, (3e-5, 1e-4)
     ),
     "lora": Method({"lora.rank": "8", "lora.targets": "attention"}, (1e-3, 3e-3)),
     "prompts": Method({"prompts.count": "10", "prompts.deep": "true"}, (3e-3, 1e-2)),

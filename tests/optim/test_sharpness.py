@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from vit_jax import sharding
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
+from vit_jax.objectives.choosing import OBJECTIVES
 from vit_jax.optim.groups import Group, Groups
 from vit_jax.optim.schedules import make_schedule
 from vit_jax.optim.sharpness import make_gradient_wrap, make_rho_schedule
@@ -189,22 +191,30 @@ def some_params(setup):
     )
 
 
+def some_values(rng, column):
+    """Makes the values of one column: images, weights of examples, or labels."""
+    if column.dtype == np.uint8:
+        return rng.integers(0, 256, column.shape, dtype=np.uint8)
+    if column.dtype == np.float32:
+        return rng.choice([0.0, 0.5, 1.0], column.shape).astype(np.float32)
+    return rng.integers(0, 10, column.shape, dtype=np.int32)
+
+
 def updater(config):
     """Returns a setup, and a function of parameters that makes one step from them."""
     setup = set_up(config)
     step, shapes = setup.train_step(), setup.abstract_batch()
     where = jax.tree.map(lambda x: x.sharding, setup.abstract_state())
     rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, shapes["image"].shape, dtype=np.uint8),
-        "label": rng.integers(0, 10, shapes["label"].shape, dtype=np.int32),
-        "mask": rng.choice([0.0, 0.5, 1.0], shapes["mask"].shape).astype(np.float32),
-        "bad": np.zeros(shapes["bad"].shape, np.int32),
-    }
-    batch = sharding.place(batch, setup.mesh)
+    batch = {name: some_values(rng, x) for name, x in shapes.items()}
+    rest = [sharding.place(batch, setup.mesh), setup.extra()]
+    rest = rest[: len(setup.abstract_arguments()) - 1]
 
-    def update(params):
-        state, metrics = step(jax.device_put(setup.new_state(params), where), batch)
+    def update(params, begun=None):
+        """Makes a step; `begun` are the parameters that a teacher is made of."""
+        state = setup.new_state(params if begun is None else begun)
+        state = jax.device_put(state._replace(params=params), where)
+        state, metrics = step(state, *rest)
         return jax.device_get((state.params, metrics))
 
     return setup, update
@@ -239,6 +249,55 @@ def test_a_step_perturbs_by_the_whole_batch_on_eight_devices(tiny_config):
         np.testing.assert_allclose(their_metrics[name], metrics[name], rtol=1e-6)
     norm = np.linalg.norm(expected)
     np.testing.assert_allclose(their_metrics["grad_norm"], norm, rtol=1e-5)
+
+
+# Keys and options of a small run of each objective; WEIGHTS is a work directory.
+DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+PROJECTION = {
+    "freeze_last_layer": 0,
+    "out_dim": 16,
+    "hidden_dim": 16,
+    "bottleneck_dim": 8,
+}
+SMALL = {
+    "classification": ({"mixing.mixup_alpha": 0.5}, {}),
+    "distillation": ({}, {"teachers": "WEIGHTS", "kind": "soft"}),
+    "linear_probe": ({"pretrained": "WEIGHTS", "model.head_std": 0.01}, {}),
+    "masked_autoencoding": ({"model.posemb": "sincos2d"}, DECODER),
+    "masked_patches": ({}, {"swap_from": "batch"}),
+    "self_distillation": ({}, PROJECTION),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_is_perturbed(objective, tiny_config, make_workdir, tmp_path):
+    """As above, from the objective's own gradients; draws belong to the step."""
+    weights = str(make_workdir(tmp_path / "weights"))
+
+    def filled(values):
+        return {n: weights if x == "WEIGHTS" else x for n, x in values.items()}
+
+    def config(**sam):
+        keys, options = map(filled, SMALL[objective])
+        every = {**PLAIN, "groups": "", "objective": objective, "mesh.data": 2}
+        config = tiny_config(**every, **keys, **sam)
+        config.objective_options = ConfigDict(options)
+        return config
+
+    flat = lambda tree: np.concatenate([*map(np.ravel, jax.tree.leaves(tree))])  # noqa: E731
+    setup, update = updater(config())
+    start = some_params(setup)
+    after, _ = update(start)
+    gradient = jax.tree.map(np.subtract, start, after)
+    scale = np.float32(0.3 / np.linalg.norm(flat(gradient)))
+    there = jax.tree.map(lambda w, g: w + scale * g, start, gradient)
+    expected = flat(there) - flat(update(there, begun=start)[0])
+
+    _, update = updater(config(**{"sam.rho": 0.3}))
+    found = flat(start) - flat(update(start)[0])
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * largest)
+    assert np.abs(expected - flat(gradient)).max() > 1e-3 * largest
 
 
 def test_keys_without_effect_are_named(tiny_config):

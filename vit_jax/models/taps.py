@@ -1,4 +1,4 @@
-"""What is read from inside a model, and what is added to it there.
+"""Taps on a model: arrays that are read inside it, and what is added to them there.
 
 A layer passes each array that has a name through `Taps`. To differentiate with respect
 to such an array, which no caller holds, add zeros to it and differentiate with respect
