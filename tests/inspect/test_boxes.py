@@ -80,8 +80,10 @@ def test_boxes_lie_on_images_of_any_size():
     assert box_of(region, (40, 60)) == (20, 10, 60, 20)
     # Rows of 2.5 pixels: all that the patch touches. Columns of 1/3 of a pixel.
     assert box_of(region, (10, 1)) == (0, 2, 1, 5)
-    # A third of 27 is 9, though 27 · (1 / 3) may not be.
-    assert box_of(region, (400, 27)) == (9, 100, 27, 200)
+    # 1.1 · 50 = 55 and 0.7 · 30 = 21, which floats miss by their rounding.
+    padded = box_of(np.eye(2, dtype=bool)[:1], (100, 100), padding=0.1)
+    assert padded == (0, 0, 55, 100)
+    assert box_of(np.eye(3, dtype=bool)[1:2], (90, 90), padding=0.3) == (21, 0, 69, 90)
 
 
 @pytest.mark.parametrize("seed", range(4))

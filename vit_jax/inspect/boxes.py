@@ -213,7 +213,7 @@ def box_of(
         at = np.flatnonzero(region.any(axis=1 - axis))
         first = max(at[0] - padding, 0.0) * pixels / patches
         last = min(at[-1] + 1 + padding, patches) * pixels / patches
-        # Not a pixel more where a quotient of whole numbers is off by its rounding.
+        # Not a pixel more because a product of fractions is off by its rounding.
         sides.append((math.floor(first + 1e-6), math.ceil(last - 1e-6)))
     (top, bottom), (left, right) = sides
     box = Box(left, top, right, bottom)

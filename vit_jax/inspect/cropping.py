@@ -9,6 +9,7 @@ are only those of `ASPECTS`: between them an image is squashed, by less than a s
 to 2:1. Boxes do not need to know, see `boxes.box_of`.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float, UInt8
 from vit_jax.data.preprocessing import Preprocessing, to_pixels
 from vit_jax.data.transforms.resizing import resize_image
 from vit_jax.errors import UserError
+from vit_jax.inspect.attention import read_map
 from vit_jax.inspect.boxes import (
     MASS,
     PADDING,
@@ -32,6 +34,7 @@ from vit_jax.inspect.boxes import (
 )
 from vit_jax.model import Model
 from vit_jax.models import Architecture, VisionTransformer
+from vit_jax.models.heads import MAP_ATTENTION
 from vit_jax.prediction.inputs import inputs
 from vit_jax.prediction.stream import Prepared, overlapped, prepared
 from vit_jax.words import either
@@ -238,13 +241,19 @@ def _attention(
     images: Float[Array, "1 h w c"],
     grid: tuple[int, int],
 ) -> Float[Array, "gh gw"]:
-    """Computes by how much the pooled tokens read each patch, a mean over heads."""
+    """Computes by how much the pooled vector reads each patch, a mean over heads.
+
+    A head that pools by attention is the last layer that attends: its own weights.
+    """
     a = module.architecture
-    name, rows = _READERS[a.pooling]
-    last = (a.depth - 1,)
-    variables = {"params": params}
+    name = MAP_ATTENTION if a.pooling == "map" else "attention"
+    variables, last = {"params": params}, (a.depth - 1,)
     _, found = module.apply(variables, images, intermediates=(name,), layers=last)
-    return rows(a, found[name][0]).reshape(grid)
+    weights = jnp.asarray(found[name])
+    if a.pooling == "map":
+        return weights[0].mean(axis=0).reshape(grid)
+    here = dataclasses.replace(a, image_size=images.shape[1:3])
+    return read_map(weights[:, 0].mean(axis=1), here)[0]
 
 
 def _keys(
@@ -261,38 +270,6 @@ def _keys(
     return keys.reshape(*grid, -1)
 
 
-def _of_tokens(
-    a: Architecture, attention: Float[Array, "1 heads t t"]
-) -> Float[Array, " n"]:
-    """Averages the rows of the special tokens that heads read."""
-    return attention[0, :, : a.num_pooled, a.num_prefix_tokens :].mean(axis=(0, 1))
-
-
-def _of_patches(
-    a: Architecture, attention: Float[Array, "1 heads t t"]
-) -> Float[Array, " n"]:
-    """Averages the rows of all patches."""
-    p = a.num_prefix_tokens
-    return attention[0, :, p:, p:].mean(axis=(0, 1))
-
-
-def _of_both(
-    a: Architecture, attention: Float[Array, "1 heads t t"]
-) -> Float[Array, " n"]:
-    return (_of_tokens(a, attention) + _of_patches(a, attention)) / 2
-
-
-def _of_head(_: Architecture, attention: Float[Array, "heads n"]) -> Float[Array, " n"]:
-    return attention.mean(axis=0)
-
-
-# Pooling → the intermediate that says what is read, and how a map is made of it.
-_READERS: dict[str, tuple[str, Callable[..., Array]]] = {
-    "cls": ("attention", _of_tokens),
-    "gap": ("attention", _of_patches),
-    "cls_gap": ("attention", _of_both),
-    "map": ("map_attention", _of_head),
-}
 METHODS = {
     "attention": Method(_attention, attention_box, True, "mass"),
     "tokencut": Method(_keys, tokencut_box, False, "eigenvalue"),
