@@ -14,6 +14,7 @@ import pytest
 import vit_jax
 from vit_jax import predict
 from vit_jax.errors import UserError
+from vit_jax.prediction.arguments import count
 
 NAMES = ("bird", "cat", "dog")
 
@@ -270,7 +271,6 @@ KILLED = """
 import os, signal, sys
 from vit_jax import command, predict
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.prediction.arguments import count
 
 prepare, seen = Preprocessing.prepare, []
 
