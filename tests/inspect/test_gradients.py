@@ -228,8 +228,13 @@ def test_targets_of_models_without_classes(make_model, make_images):
 
     _, own = weights_and_gradients(model, images, cosine)
     np.testing.assert_allclose(own, gradients, rtol=1e-4, atol=1e-6)
+    # By default, the length; its gradient is that of the product with itself.
     _, default = weights_and_gradients(model, images)
-    np.testing.assert_array_equal(default, gradients)
+    directions = features / jnp.linalg.norm(features, axis=1, keepdims=True)
+    product = Partial(lambda x, outputs: (x * outputs.pre_logits).sum(1), directions)
+    _, expected = weights_and_gradients(model, images, product)
+    np.testing.assert_allclose(default, expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(default).max() > 1e-3
     with pytest.raises(UserError, match="this model has no classes: as target pass a"):
         weights_and_gradients(model, images, 0)
 

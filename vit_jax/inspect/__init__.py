@@ -22,7 +22,7 @@ from vit_jax.inspect.rollout import (
     relevance,
     rollout,
 )
-from vit_jax.inspect.targets import Outputs, Target, away_from, cosine_to
+from vit_jax.inspect.targets import Outputs, Target, away_from, cosine_to, length
 
 __all__ = [
     "FUSIONS",
@@ -40,6 +40,7 @@ __all__ = [
     "gradient_rollout",
     "gradient_rollout_maps",
     "hires_cam",
+    "length",
     "logit_lens",
     "normalized",
     "patch_lens",

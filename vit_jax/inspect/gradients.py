@@ -29,9 +29,8 @@ def weights_and_gradients(
       model: a Vision Transformer.
       images: images in the model's value range, from `model.prepare`.
       target: y, a number for each image: the logit of a class (its index, or one for
-        each image); None, the class with the largest logit, or, without classes, what
-        sets the image apart from a blank one; or a function of `Outputs` that returns
-        [b].
+        each image); None, the class with the largest logit, or, without classes, the
+        `length` of the features; or a function of `Outputs` that returns [b].
 
     Returns:
       Weights and gradients, float32, on the host.

@@ -36,7 +36,7 @@ def cosine_to(reference: Float[Array | np.ndarray, "*b r"]) -> Partial:
     """Returns a target: the cosine of the head's input to a reference.
 
     Of no use for an image's own vector: there the cosine is at its maximum, and its
-    gradient is zero. `away_from` a blank image's vector says what to take instead.
+    gradient is zero. `length` and `away_from` are for that.
 
     Args:
       reference: the head's input for other images, one of all [r] or one of each
@@ -48,13 +48,22 @@ def cosine_to(reference: Float[Array | np.ndarray, "*b r"]) -> Partial:
 def away_from(reference: Float[Array | np.ndarray, "*b r"]) -> Partial:
     """Returns a target: minus the cosine of the head's input to a reference.
 
-    With the vector of a blank image, this is what sets an image apart from none. It is
-    the target of models without classes unless another one is given.
+    With the vector of a blank image, this is what sets an image apart from none.
 
     Args:
       reference: as in `cosine_to`.
     """
     return Partial(_cosine, jnp.atleast_2d(jnp.asarray(reference, jnp.float32)), -1.0)
+
+
+def length(outputs: Outputs) -> Float[Array, " b"]:
+    """Returns the length of the head's input, a target that needs no class.
+
+    Its gradient is the direction of the vector itself. This is the target of models
+    without classes unless another one is given. It says nothing of a model that ends in
+    a norm with equal factors, which makes all vectors equally long.
+    """
+    return jnp.linalg.norm(outputs.pre_logits.astype(jnp.float32), axis=-1)
 
 
 def resolved(model: Model, count: int, target: Any) -> Partial:
@@ -64,9 +73,9 @@ def resolved(model: Model, count: int, target: Any) -> Partial:
       model: the model.
       count: number of images.
       target: class indices; None for the class with the largest logit of each image,
-        or, without classes, for `away_from` the vector of a blank image (zeros in the
-        model's value range); or a function. Arrays of a `jax.tree_util.Partial` with a
-        row for each image are cut where images are computed a few at a time.
+        or, without classes, for `length`; or a function. Arrays of a
+        `jax.tree_util.Partial` with a row for each image are cut where images are
+        computed a few at a time.
 
     Raises:
       UserError: the model has no such class, or the number of classes is not that of
@@ -83,9 +92,7 @@ def resolved(model: Model, count: int, target: Any) -> Partial:
                 "this model's outputs are plain numbers, so it predicts no class: pass "
                 "target=…, the index of an output or a function"
             )
-        if a.num_classes:
-            return Partial(_largest)
-        return away_from(model(jnp.zeros((1, *a.image_size, a.channels))))
+        return Partial(_largest if a.num_classes else length)
     return Partial(_chosen, _classes(a.num_classes, count, target))
 
 
