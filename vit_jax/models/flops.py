@@ -1,7 +1,7 @@
 """The FLOPs of a model, counted in the traced program: 2 per term of a product."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -53,28 +53,54 @@ def forward_of(
 
 
 def of_program(jaxpr: core.Jaxpr) -> Flops:
-    """Counts all FLOPs, and those of products that have batch dimensions.
+    """Counts all FLOPs, and those of products between activations."""
+    total = attention = 0
+    for product in products_of(jaxpr):
+        total += product.flops
+        attention += product.flops * product.between_activations
+    return Flops(total, attention)
 
-    Products with a parameter have none: the parameter is the same for every image.
+
+class Product(NamedTuple):
+    """A matrix product or a convolution of a traced program, with all its runs.
+
+    A product with a parameter has no batch dimensions, because the parameter is the
+    same for every image; one between activations has.
     """
-    total = batched = 0
+
+    flops: int
+    between_activations: bool
+    scope: str  # the named scopes around it, outermost first, joined by "/"
+
+
+def products_of(jaxpr: core.Jaxpr, scope: str = "", runs: int = 1) -> Iterator[Product]:
+    """Lists the products of a traced program in their order.
+
+    Args:
+      jaxpr: the program; those that it runs are included.
+      scope: the named scopes around it.
+      runs: how often it runs.
+    """
     for equation in jaxpr.eqns:
-        times = equation.params.get("length", 1)  # of a scan
+        inside = "/".join(filter(None, [scope, str(equation.source_info.name_stack)]))
+        times = runs * equation.params.get("length", 1)  # of a scan
         for inner in _inner(equation.params):
-            both = of_program(inner)
-            total, batched = total + times * both[0], batched + times * both[1]
+            yield from products_of(inner, inside, times)
         if equation.primitive.name == "dot_general":
             (contracted, _), (batch, _) = equation.params["dimension_numbers"]
             left = _shape(equation.invars[0])
             terms = math.prod(left[axis] for axis in contracted)
-            flops = 2 * terms * math.prod(_shape(equation.outvars[0]))
-            total, batched = total + flops, batched + flops * bool(batch)
+            yield Product(runs * _flops(terms, equation), bool(batch), inside)
         elif equation.primitive.name == "conv_general_dilated":
             kernel = _shape(equation.invars[1])
             outputs = equation.params["dimension_numbers"].rhs_spec[0]
             terms = math.prod(kernel) // kernel[outputs]
-            total += 2 * terms * math.prod(_shape(equation.outvars[0]))
-    return Flops(total, batched)
+            yield Product(runs * _flops(terms, equation), False, inside)
+
+
+def _flops(terms: int, equation: Any) -> int:
+    """Returns the FLOPs of a product each of whose results has so many terms."""
+    return 2 * terms * math.prod(_shape(equation.outvars[0]))
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
