@@ -104,7 +104,7 @@ def _changed(architecture: ViTOrMixer, given: dict[str, Any]) -> ViTOrMixer:
     if unknown := [name for name in given if name not in names]:
         hints = "".join(did_you_mean(name, names) for name in unknown)
         raise UserError(
-            f"{', '.join(unknown)}: a {type(architecture).__name__} has no such field; "
+            f"{', '.join(unknown)}: {type(architecture).__name__} has no such field; "
             f"it has {', '.join(names)}{hints}"
         )
     try:
