@@ -47,7 +47,8 @@ def _main() -> None:
     flags.DEFINE_multi_string(
         "sweep",
         [],
-        "table over values of keys, as in batch_size=64,128;patch_size=14,16",
+        "patch, size or variant; or a table over values of keys, as in "
+        "batch_size=64,128;patch_size=14,16",
         flag_values=own,
     )
     flags.DEFINE_bool("json", False, "one JSON object on standard output", own)

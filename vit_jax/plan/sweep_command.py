@@ -10,7 +10,6 @@ from absl import flags
 from vit_jax.errors import UserError
 from vit_jax.plan import model_sweeps, report, sweep_files, sweep_flags
 from vit_jax.plan.model_sweeps import AXES, Base
-
 from vit_jax.plan.topologies import Topology
 from vit_jax.train.setup import Setup
 from vit_jax.words import pair, times
