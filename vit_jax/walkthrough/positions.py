@@ -19,8 +19,8 @@ def without_positions(model: Model) -> Model:
 
     Learned positions are zero in the copy, those of tokens before the patches too.
     Sines and cosines are not parameters: in their place, the copy has learned positions
-    that are zero. Such a model cannot tell in what order an image's patches come, unless
-    a ResNet before them sees across their borders.
+    that are zero. Such a model cannot tell in what order an image's patches come,
+    unless a ResNet before them sees across their borders.
 
     Raises:
       UserError: it is an MLP-Mixer, which has no positions.
