@@ -78,7 +78,7 @@ def test_loops_and_inner_functions_are_counted():
         return jax.jit(lambda x: x @ x)(x), None
 
     traced = jax.make_jaxpr(lambda x: jax.lax.scan(step, x, length=5)[0])
-    assert flops._of(traced(jnp.zeros((4, 4))).jaxpr) == (5 * 2 * 4**3, 0)
+    assert flops.of_program(traced(jnp.zeros((4, 4))).jaxpr) == (5 * 2 * 4**3, 0)
 
 
 def test_training_counts_only_the_gradients_that_are_needed(tiny_config):

@@ -3,6 +3,8 @@
   python -m vit_jax.plan --config=configs/b16.py[:ARGUMENT] [--topology=v5e:4x4]
       [--suggest] [--sweep='batch_size=64,128;image_size=224,384;patch_size=14,16']
       [--config.KEY=VALUE ...] [--json]
+  python -m vit_jax.plan --sweep=patch|size|variant [--variant=B/16] [--image_size=224]
+      [--config=… [--topology=…]] [--measure=IMAGES] [--csv=FILE] [--plot=FILE] [--json]
 
 Prints tokens, parameters and arithmetic of the model; the compiler's memory use per
 device, and whether it fits; and an estimate of a step's time on TPUs. Neither weights
@@ -10,6 +12,11 @@ nor a prepared data set is needed. --topology is a slice of TPUs (v3, v4, v5e, v
 v6e), GPUs (h100:8, a100:8) or cpu; the default is the devices of this machine.
 --suggest adds the largest batch that fits, and the effect and cost of each way to save
 memory.
+
+--sweep=patch, size or variant needs no recipe: it prints tokens, parameters, FLOPs and
+memory of attention for patches of 8 to 32 pixels, images of 160 to 512 pixels, or
+variants from Ti to G, and for a recipe with --topology also memory and time of a
+training step. --measure adds a forward pass on this machine.
 """
 
 import functools
@@ -21,6 +28,7 @@ from absl import flags
 
 from vit_jax import command
 from vit_jax.errors import UserError, problems_of
+from vit_jax.plan import sweep_flags
 
 
 def main() -> None:
@@ -39,18 +47,23 @@ def _main() -> None:
     flags.DEFINE_multi_string(
         "sweep",
         [],
-        "table over values of keys, as in batch_size=64,128;patch_size=14,16",
+        "patch, size or variant; or a table over values of keys, as in "
+        "batch_size=64,128;patch_size=14,16",
         flag_values=own,
     )
     flags.DEFINE_bool("json", False, "one JSON object on standard output", own)
+    sweep_flags.define(own)
     rest = command.parse(sys.argv, own, __doc__ or "", known_only=True)
+    argv = [sys.argv[0], *rest]
 
-    from vit_jax.plan import report, suggest, sweep
+    from vit_jax.plan import report, suggest, sweep, sweep_command
     from vit_jax.plan.plans import make_plan
 
-    argv, axes = [sys.argv[0], *rest], sweep.parse(own.sweep)
-    topology = _topology(own.topology)
-    config, prepare = _recipe(argv, topology)
+    if axis := sweep_command.axis_of(own):
+        sweep_command.run(axis, own, argv, _recipe)
+        return
+    axes = sweep.parse(own.sweep)
+    topology, config, prepare = _recipe(argv, own.topology)
     points = sweep.configs(argv, axes)
     setup = prepare(config)
     if not any(key.startswith(("dataset", "data_dir", "data.")) for key in axes):
@@ -80,12 +93,12 @@ def _topology(name: str) -> Any:
     return topology(name)
 
 
-def _recipe(argv: list[str], topology: Any) -> tuple[Any, Any]:
-    """Returns the config of a command line, and a function that sets up such runs."""
+def _recipe(argv: list[str], topology_name: str) -> tuple[Any, Any, Any]:
+    """Returns the topology, a command line's config, and what sets up such runs."""
     from vit_jax.config.recipes import WrongOverrides, load_recipe
     from vit_jax.train.setup import set_up
 
-    problems = []
+    topology, problems = _topology(topology_name), []
     try:
         config, _ = load_recipe(argv)
     except WrongOverrides as error:
@@ -103,7 +116,7 @@ def _recipe(argv: list[str], topology: Any) -> tuple[Any, Any]:
     prepare = functools.partial(set_up, devices=topology.devices, pretrained=pretrained)
     if problems:
         prepare(config, problems=problems)
-    return config, prepare
+    return topology, config, prepare
 
 
 if __name__ == "__main__":

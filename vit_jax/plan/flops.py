@@ -1,38 +1,16 @@
-"""The FLOPs of a model, counted in the traced program: 2 per term of a product."""
+"""The FLOPs of a training step, from those of its model (`vit_jax.models.flops`)."""
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax.extend import core
 
 from vit_jax import models
+from vit_jax.models.flops import Flops as Flops
+from vit_jax.models.flops import count as count
+from vit_jax.models.flops import forward_of, of_program
 from vit_jax.optim.groups import Groups
 from vit_jax.optim.sharpness import gradient_passes
 from vit_jax.train.setup import Setup
-
-
-class Flops(NamedTuple):
-    """FLOPs per image from input to logits; only products count.
-
-    By convention every block counts with all tokens, although the last one computes
-    only those that the head reads.
-    """
-
-    total: int
-    attention: int  # between activations: query with key, weights with value
-
-    @property
-    def training(self) -> int:
-        """Forward and backward: each product needs two more for its gradients."""
-        return 3 * self.total
-
-
-def count(architecture: models.ViTOrMixer) -> Flops:
-    """Counts a model's FLOPs, regardless of formulation, device and precision."""
-    forward, arguments = _forward(architecture)
-    return Flops(*_of(jax.make_jaxpr(forward)(*arguments).jaxpr))
 
 
 def count_training(architecture: models.ViTOrMixer, groups: Groups) -> int:
@@ -43,7 +21,7 @@ def count_training(architecture: models.ViTOrMixer, groups: Groups) -> int:
     """
     if not groups.freezes:
         return count(architecture).training
-    forward, (variables, images) = _forward(architecture)
+    forward, (variables, images) = forward_of(architecture)
 
     def gradient(params: Any, images: jax.Array) -> Any:
         def summed(trained: Any) -> jax.Array:
@@ -52,7 +30,7 @@ def count_training(architecture: models.ViTOrMixer, groups: Groups) -> int:
 
         return jax.value_and_grad(summed)(groups.trained(params))
 
-    return _of(jax.make_jaxpr(gradient)(variables["params"], images).jaxpr)[0]
+    return of_program(jax.make_jaxpr(gradient)(variables["params"], images).jaxpr).total
 
 
 def of_step(setup: Setup) -> int:
@@ -63,58 +41,3 @@ def of_step(setup: Setup) -> int:
     """
     passes = gradient_passes(setup.config)
     return passes * count_training(setup.heaviest, setup.groups)
-
-
-def _forward(
-    architecture: models.ViTOrMixer,
-) -> tuple[Callable[..., Any], tuple[Any, Any]]:
-    """Returns the function whose products are counted, and its abstract arguments."""
-    fields = {"attention": "explicit"} if hasattr(architecture, "num_heads") else {}
-    model = models.build(architecture, **fields)
-    size = (1, *architecture.image_size, architecture.channels)
-    images = jax.ShapeDtypeStruct(size, jax.numpy.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-
-    def forward(variables: Any, images: jax.Array) -> Any:
-        return model.apply(variables, images, intermediates=("tokens",))
-
-    return forward, (shapes, images)
-
-
-def _of(jaxpr: core.Jaxpr) -> tuple[int, int]:
-    """Counts all FLOPs, and those of products that have batch dimensions.
-
-    Products with a parameter have none: the parameter is the same for every image.
-    """
-    total = batched = 0
-    for equation in jaxpr.eqns:
-        times = equation.params.get("length", 1)  # of a scan
-        for inner in _inner(equation.params):
-            both = _of(inner)
-            total, batched = total + times * both[0], batched + times * both[1]
-        if equation.primitive.name == "dot_general":
-            (contracted, _), (batch, _) = equation.params["dimension_numbers"]
-            left = _shape(equation.invars[0])
-            terms = math.prod(left[axis] for axis in contracted)
-            flops = 2 * terms * math.prod(_shape(equation.outvars[0]))
-            total, batched = total + flops, batched + flops * bool(batch)
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = _shape(equation.invars[1])
-            outputs = equation.params["dimension_numbers"].rhs_spec[0]
-            terms = math.prod(kernel) // kernel[outputs]
-            total += 2 * terms * math.prod(_shape(equation.outvars[0]))
-    return total, batched
-
-
-def _shape(variable: Any) -> tuple[int, ...]:
-    return variable.aval.shape
-
-
-def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
-    """Returns the programs that an equation runs."""
-    leaves = jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
-    return [getattr(leaf, "jaxpr", leaf) for leaf in leaves if _is_jaxpr(leaf)]
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)

@@ -31,7 +31,7 @@ class Plan:
     @property
     def params(self) -> int:
         """Number of parameters of the model."""
-        return sum(x.size for x in jax.tree.leaves(self.setup.abstract_state().params))
+        return parameters_of(self.setup)
 
     @property
     def trained_params(self) -> int:
@@ -124,6 +124,11 @@ def make_plan(setup: Setup, topology: Topology) -> Plan:
         optimizer_bytes=sharding.bytes_per_device(state._replace(params=())),
         measurement=measure_step(setup, topology),
     )
+
+
+def parameters_of(setup: Setup) -> int:
+    """Counts the parameters of a run's model."""
+    return sum(x.size for x in jax.tree.leaves(setup.abstract_state().params))
 
 
 def measure_step(setup: Setup, topology: Topology) -> Measurement:

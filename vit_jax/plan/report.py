@@ -18,6 +18,10 @@ _ESTIMATE = (
     "devices. A difference below 5 %, or one that they disagree on, means nothing."
 )
 _NO_ESTIMATE = "Times are estimated for TPUs only, not for this platform."
+_SWEPT = (
+    "FLOPs are those of a forward pass, per image.",
+    "scores: float32 attention weights of an image in a block; kernels may need less.",
+)
 _EXTRAPOLATED = "≈ extrapolated linearly from models of 2 and 4 blocks, not compiled."
 
 
@@ -116,6 +120,64 @@ def show_sweep(rows: list[dict[str, Any]]) -> None:
     console.print()
     console.print(table)
     _notes(rows, lambda row: " ".join(f"{k}={v}" for k, v in row["set"].items()))
+
+
+def show_model_sweep(
+    title: str,
+    rows: list[dict[str, Any]],
+    left_out: dict[str, str],
+    measured: int,
+    topology: str,
+) -> None:
+    """Prints the result of `model_sweeps.run`.
+
+    Args:
+      title: text above the table.
+      rows: a row for each value.
+      left_out: value → why it has no row.
+      measured: number of images of the measured forward pass; 0 = none.
+      topology: name of the devices that a training step was compiled for; "" = none.
+    """
+    [key] = rows[0]["set"]
+    names = ["tokens", "parameters", "FLOPs", "scores"]
+    time, memory = (
+        ("forward_seconds", "forward_peak")
+        if measured
+        else (
+            "hyb_seconds",
+            "peak",
+        )
+    )
+    names += ["ms", "memory"] if measured or topology else []
+    table = _table(key.removeprefix("model."), *names)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        cells = [
+            f"{row['tokens']:,}",
+            f"{row['params']:,}",
+            si(row["flops_per_image"]),
+            f"{row['attention_bytes'] / 2**20:,.2f} MiB",
+        ]
+        if len(names) > len(cells):
+            cells.append(milliseconds(row[time]))
+            cells.append(("≈ " if row["extrapolated"] else "") + byte_size(row[memory]))
+        table.add_row(row["set"][key], *cells)
+    console = _console()
+    console.print(title)
+    console.print(table)
+    for reason in dict.fromkeys(left_out.values()):
+        values = [value for value in left_out if left_out[value] == reason]
+        _note(f"Left out: {', '.join(values)} ({reason}).")
+    for note in _SWEPT:
+        _note(note)
+    if measured:
+        images = f"{measured} image" + "s" * (measured > 1)
+        _note(f"ms, memory: a forward pass of {images}, measured on this machine.")
+    if topology:
+        _note(f"ms (hyb), memory: a training step, per device of {topology}.")
+    if any(row["extrapolated"] for row in rows):
+        _note(_EXTRAPOLATED)
 
 
 def _step(plan: Plan) -> str:

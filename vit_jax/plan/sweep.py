@@ -30,7 +30,8 @@ def parse(texts: Sequence[str]) -> dict[str, list[str]]:
         if not (key and equals and all(values.split(","))) or key in axes:
             raise UserError(
                 f"--sweep={part}: expected every key once, with its values, as in "
-                "--sweep='batch_size=64,128;image_size=224,384x256;patch_size=14,16'"
+                "--sweep='batch_size=64,128;image_size=224,384x256;patch_size=14,16'; "
+                "or patch, size or variant on its own"
             )
         axes[key] = values.split(",")
     return axes
