@@ -1,4 +1,4 @@
-"""What the command shows of each image and of a model, as arrays."""
+"""Findings about an image: all that the command shows of it, as arrays."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ Image = Float[Array, "1 h w c"]
 
 
 class Findings(NamedTuple):
-    """What is found about one image; maps are on the grid of patches.
+    """Arrays that are found for one image; maps are on the grid of patches.
 
     Attributes:
       maps: name of a map → its values, for those that the model has.
