@@ -1,0 +1,1 @@
+"""Looking inside a model: arrays first, pictures second."""
