@@ -6,6 +6,12 @@ segmentation; each docstring has the formula, and says if a class cannot change 
 
 from vit_jax.inspect.attention import attention_maps, read_map
 from vit_jax.inspect.cam import eigen_cam, grad_cam, hires_cam, normalized
+from vit_jax.inspect.distances import (
+    Distances,
+    attention_distance,
+    attention_distances,
+    attention_entropy,
+)
 from vit_jax.inspect.gradients import weights_and_gradients
 from vit_jax.inspect.lens import logit_lens, patch_lens
 from vit_jax.inspect.maps import (
@@ -15,6 +21,7 @@ from vit_jax.inspect.maps import (
     gradient_rollout_maps,
     relevance_maps,
 )
+from vit_jax.inspect.outliers import Outliers, model_outliers, outliers
 from vit_jax.inspect.rollout import (
     FUSIONS,
     fuse_heads,
@@ -22,17 +29,25 @@ from vit_jax.inspect.rollout import (
     relevance,
     rollout,
 )
+from vit_jax.inspect.similarity import LayerSimilarity, cka, layer_similarity
 from vit_jax.inspect.targets import Outputs, Target, away_from, cosine_to, length
 
 __all__ = [
     "FUSIONS",
     "MAPS",
+    "Distances",
+    "LayerSimilarity",
     "Map",
+    "Outliers",
     "Outputs",
     "Target",
+    "attention_distance",
+    "attention_distances",
+    "attention_entropy",
     "attention_maps",
     "attention_rollout",
     "away_from",
+    "cka",
     "cosine_to",
     "eigen_cam",
     "fuse_heads",
@@ -40,9 +55,12 @@ __all__ = [
     "gradient_rollout",
     "gradient_rollout_maps",
     "hires_cam",
+    "layer_similarity",
     "length",
     "logit_lens",
+    "model_outliers",
     "normalized",
+    "outliers",
     "patch_lens",
     "read_map",
     "relevance",

@@ -105,12 +105,13 @@ def _look(
     out: pathlib.Path,
 ) -> int:
     """Writes everything; returns how many images could not be read."""
-    from vit_jax.inspect.looks import add_image, begin_page
+    from vit_jax.inspect.looks import add_image, add_summary, begin_page
     from vit_jax.progress import Progress
 
     labels = [""] if len(models) == 1 else list(FLAGS.checkpoint)
     page = begin_page(list(zip(labels, models, strict=True)))
     folders, failed, on_page = Folders(out), 0, 0
+    found = [(label, []) for label in labels]
     with Progress("inspecting", total) as progress:
         for name, inputs in _inputs(models, arguments):
             progress.advance()
@@ -123,6 +124,8 @@ def _look(
                 for one in zip(labels, models, inputs, targets, strict=True)
             ]
             folders.write(name, looks)
+            for (_, of_model), look in zip(found, looks, strict=True):
+                of_model.append(look.findings.without_maps())
             if on_page < FLAGS.most:
                 add_image(page, name, looks)
                 on_page += 1
@@ -131,6 +134,7 @@ def _look(
             f"The first {on_page:,} of {total - failed:,} images; the files of all are "
             "beside this page."
         )
+    add_summary(page, found)
     folders.finish(page)
     return failed
 

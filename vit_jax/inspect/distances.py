@@ -59,7 +59,8 @@ def attention_entropy(
 ) -> Float[np.ndarray, "*batch"]:
     """Computes the mean entropy of the rows, −Σ_j A_ij ln A_ij, in nats.
 
-    It is 0 where each token reads one token, ln m where it reads m alike.
+    It is 0 where each token reads one token, ln m where it reads m alike. With prompts,
+    rows without their columns sum to less than one; the result is of what is left.
     """
     weights = np.asarray(attention, np.float64)
     logs = np.log(np.where(weights > 0, weights, 1))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from vit_jax.errors import UserError
 from vit_jax.inspect.attention import MAP_HEAD, attention_maps, read_map
 from vit_jax.inspect.blockwise import Blockwise
+from vit_jax.inspect.distances import attention_distance, attention_entropy
 from vit_jax.inspect.lens import logit_lens
 from vit_jax.inspect.maps import MAPS
 from vit_jax.inspect.targets import Target
@@ -27,6 +28,8 @@ class Findings(NamedTuple):
       refused: name of a map → why the model does not have it.
       heads: attention of the last layer by head, or of a MAP head; None without any.
       layers: attention by layer, mean over heads; None without any.
+      distances: mean attention distance in pixels by layer and head; None without any.
+      entropies: mean entropy of attention in nats by layer and head; None without any.
       norms: norms of the patches' tokens after each block.
       lens: outputs of the logit lens after each block; None without classes.
     """
@@ -35,13 +38,23 @@ class Findings(NamedTuple):
     refused: dict[str, str]
     heads: Float[np.ndarray, "heads gh gw"] | None
     layers: Float[np.ndarray, "depth gh gw"] | None
+    distances: Float[np.ndarray, "depth heads"] | None
+    entropies: Float[np.ndarray, "depth heads"] | None
     norms: Float[np.ndarray, "depth gh gw"]
     lens: Float[np.ndarray, "depth k"] | None
+
+    def without_maps(self) -> "Findings":
+        """Returns what is small enough to be kept of any number of images."""
+        none = self.norms[:0]
+        return self._replace(
+            maps={}, refused={}, heads=None, layers=None, norms=none, lens=None
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns all arrays by name, for a file."""
         found = {f"map_{name}": values for name, values in self.maps.items()}
-        rest = {name: getattr(self, name) for name in ("heads", "layers", "lens")}
+        names = ("heads", "layers", "distances", "entropies", "lens")
+        rest = {name: getattr(self, name) for name in names}
         found |= {name: values for name, values in rest.items() if values is not None}
         return found | {"norms": self.norms}
 
@@ -70,34 +83,45 @@ def look_at(
         except UserError as error:
             refused[name] = str(error)
     a = model.architecture
-    heads = layers = None
-    attends = isinstance(a, Architecture)
-    if attends:
+    heads = None
+    if isinstance(a, Architecture):
         of = MAP_HEAD if a.pooling == "map" else -1
         heads = np.asarray(attention_maps(model, image, of)[0])
-    by_layer = [*_by_layer(model, image)]
-    if attends:
-        layers = np.stack([x for x, _ in by_layer if x is not None])
+    norms, attention = zip(*_by_layer(model, image), strict=True)
+    layers = distances = entropies = None
+    if heads is not None:
+        layers, distances, entropies = (
+            np.stack(found) for found in zip(*attention, strict=True)
+        )
     lens = None
     if a.num_classes:
         lens = np.asarray(show(model.outputs, logit_lens(model, image)[0]))
-    norms = np.stack([norms for _, norms in by_layer])
-    return Findings(maps, refused, heads, layers, norms, lens)
+    norms = np.stack(norms)
+    return Findings(
+        maps, refused, heads, layers, distances, entropies, norms, lens
+    )
 
 
 def _by_layer(
     model: Model, image: Image
-) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
-    """Yields attention, mean over heads, and norms of the patches' tokens by layer."""
+) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+    """Yields norms of the patches' tokens by layer, and what is known of attention.
+
+    That is its map, the mean over heads, and distance and entropy of each head.
+    """
     a, run = model.architecture, Blockwise(model)
     attends = isinstance(a, Architecture)
+    prefix, count = a.num_prefix_tokens, a.grid[0] * a.grid[1]
     for x, found in run.forward(run.embed(image), ("attention",) if attends else ()):
-        n = a.num_prefix_tokens + a.grid[0] * a.grid[1]
-        patches = np.asarray(x[0, a.num_prefix_tokens : n], np.float64)
+        patches = np.asarray(x[0, prefix : prefix + count], np.float64)
         norms = np.linalg.norm(patches, axis=-1).reshape(a.grid)
-        attention = None
+        of_attention: tuple[np.ndarray, ...] = ()
         if attends:
-            shares = np.full((1, a.grid[0] * a.grid[1]), 1 / (a.grid[0] * a.grid[1]))
-            weights = found["attention"].mean(axis=1)
-            attention = np.asarray(read_map(weights, a, shares)[0])
-        yield attention, norms
+            weights = np.asarray(found["attention"])
+            equal = np.full((1, count), 1 / count)
+            of_attention = (
+                np.asarray(read_map(weights.mean(axis=1), a, equal)[0]),
+                attention_distance(weights[0], a.grid, a.patch_size),
+                attention_entropy(weights[0]),
+            )
+        yield norms, of_attention

@@ -10,8 +10,9 @@ from vit_jax.inspect.findings import Findings
 from vit_jax.inspect.maps import MAPS
 from vit_jax.model import Model
 from vit_jax.models.outputs import is_probability
-from vit_jax.pages.page import Figure, Page, Section, picture
+from vit_jax.pages.page import Figure, Page, Section, picture, plot
 from vit_jax.pages.pictures import coloured, enlarged, overlaid, side_by_side
+from vit_jax.pages.plots import heads
 from vit_jax.words import times
 
 Pixels = UInt8[np.ndarray, "h w c"]
@@ -51,6 +52,37 @@ def begin_page(models: Sequence[tuple[str, Model]]) -> Page:
         "None of the maps is an explanation of an output."
     )
     return page
+
+
+def add_summary(page: Page, findings: Sequence[tuple[str, Sequence[Findings]]]) -> None:
+    """Puts a section about attention over all images before those about each.
+
+    Args:
+      page: the page.
+      findings: for each model its label and what was found in all images.
+    """
+    section = Section("Over all images")
+    for label, found in findings:
+        distances = [x.distances for x in found if x.distances is not None]
+        entropies = [x.entropies for x in found if x.entropies is not None]
+        if not distances:
+            continue
+        if label:
+            section.text(f"{label}:")
+        reach, spread = np.mean(distances, axis=0), np.mean(entropies, axis=0)
+        section.figures(
+            plot(
+                heads(reach, title="Attention distance", y="pixels"),
+                "How far patches look (arXiv:2010.11929, figure 7): a dot for each "
+                "head, mean over images and patches.",
+            ),
+            plot(
+                heads(spread, title="Attention entropy", y="nats"),
+                "How evenly attention is spread: 0 where a token reads one other.",
+            ),
+        )
+    if section.blocks:
+        page.sections.insert(0, section)
 
 
 def add_image(page: Page, name: str, looks: Sequence[Looked]) -> None:

@@ -14,7 +14,7 @@ def cka(
     Rotations and isotropic scaling of either change nothing. NaN if one is constant.
     """
     k, line = (_centred_gram(values) for values in (x, y))
-    return _ratio((k * line).sum(), (k * k).sum(), (line * line).sum())
+    return float(_ratio((k * line).sum(), (k * k).sum(), (line * line).sum()))
 
 
 def unbiased_hsic(
@@ -112,9 +112,8 @@ def _centred_gram(values) -> np.ndarray:
     return _gram(x - x.mean(axis=0))
 
 
-def _ratio(both, left, right):
+def _ratio(both, left, right) -> np.ndarray:
     product = np.asarray(left * right)
     valid = product > 0
     ratio = both / np.sqrt(np.where(valid, product, 1))
-    result = np.where(valid, ratio, np.nan)
-    return float(result) if result.ndim == 0 else result
+    return np.where(valid, ratio, np.nan)
