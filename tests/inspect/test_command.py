@@ -10,6 +10,7 @@ import pytest
 
 import vit_jax
 from vit_jax.inspect import __main__ as inspecting
+from vit_jax.inspect.distances import attention_statistics
 from vit_jax.inspect.findings import look_at
 from vit_jax.inspect.maps import MAPS
 
@@ -65,7 +66,7 @@ def test_a_folder_of_images(run, images, make_workdir, tmp_path):
     page = Elements((out / "index.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
     assert all(a.startswith(("data:image/", "#")) for a in page.addresses)
-    assert page.tags.count("section") == 2
+    assert page.tags.count("section") == 3  # one of all images
     assert f"{images / '<img onerror=x>.png'}" in page.text
     for row in MAPS.values():
         assert page.text.count(row.title) >= 2
@@ -83,6 +84,10 @@ def test_a_folder_of_images(run, images, make_workdir, tmp_path):
             )
         assert arrays["heads"].shape == (2, 2, 2)
         assert arrays["layers"].shape == arrays["norms"].shape == (2, 2, 2)
+        statistics = attention_statistics(model, image)
+        for ours, theirs in (("distances", "distance"), ("entropies", "entropy")):
+            expected = getattr(statistics, theirs)
+            np.testing.assert_allclose(arrays[ours], expected, rtol=1e-5)
         probabilities = np.exp(model(image)[0])
         probabilities /= probabilities.sum()
         np.testing.assert_allclose(arrays["lens"][-1], probabilities, rtol=1e-5)
@@ -144,7 +149,7 @@ def test_an_image_that_cannot_be_read_costs_no_other(
     assert "1 of 3 images could not be read" in printed.err
     assert len([path for path in out.iterdir() if path.is_dir()]) == 2
     page = Elements((out / "index.html").read_text(encoding="utf-8"))
-    assert page.tags.count("section") == 1
+    assert page.tags.count("section") == 2
     assert "The first 1 of 2 images" in page.text
 
 

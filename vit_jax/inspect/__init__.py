@@ -7,11 +7,12 @@ segmentation; each docstring has the formula, and says if a class cannot change 
 from vit_jax.inspect.attention import attention_maps, read_map
 from vit_jax.inspect.cam import eigen_cam, grad_cam, hires_cam, normalized
 from vit_jax.inspect.distances import (
-    Distances,
+    AttentionStatistics,
     attention_distance,
-    attention_distances,
     attention_entropy,
+    attention_statistics,
 )
+from vit_jax.inspect.filters import Filters, filter_components, patch_filters
 from vit_jax.inspect.gradients import weights_and_gradients
 from vit_jax.inspect.lens import logit_lens, patch_lens
 from vit_jax.inspect.maps import (
@@ -22,6 +23,7 @@ from vit_jax.inspect.maps import (
     relevance_maps,
 )
 from vit_jax.inspect.outliers import Outliers, model_outliers, outliers
+from vit_jax.inspect.positions import patch_positions, position_similarity
 from vit_jax.inspect.rollout import (
     FUSIONS,
     fuse_heads,
@@ -35,21 +37,23 @@ from vit_jax.inspect.targets import Outputs, Target, away_from, cosine_to, lengt
 __all__ = [
     "FUSIONS",
     "MAPS",
-    "Distances",
+    "AttentionStatistics",
+    "Filters",
     "LayerSimilarity",
     "Map",
     "Outliers",
     "Outputs",
     "Target",
     "attention_distance",
-    "attention_distances",
     "attention_entropy",
     "attention_maps",
     "attention_rollout",
+    "attention_statistics",
     "away_from",
     "cka",
     "cosine_to",
     "eigen_cam",
+    "filter_components",
     "fuse_heads",
     "grad_cam",
     "gradient_rollout",
@@ -61,7 +65,10 @@ __all__ = [
     "model_outliers",
     "normalized",
     "outliers",
+    "patch_filters",
     "patch_lens",
+    "patch_positions",
+    "position_similarity",
     "read_map",
     "relevance",
     "relevance_maps",

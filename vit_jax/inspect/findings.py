@@ -97,9 +97,7 @@ def look_at(
     if a.num_classes:
         lens = np.asarray(show(model.outputs, logit_lens(model, image)[0]))
     norms = np.stack(norms)
-    return Findings(
-        maps, refused, heads, layers, distances, entropies, norms, lens
-    )
+    return Findings(maps, refused, heads, layers, distances, entropies, norms, lens)
 
 
 def _by_layer(
