@@ -56,7 +56,7 @@ def main():
     blank = np.asarray(model(np.zeros_like(images[:1])))
     score, grid = score_of(model, images), model.architecture.grid
     passes = 2 * len(images) * cost(grid, len(args.maps) + args.orders, args.steps)
-    print(f"{passes} forward passes", flush=True)
+    print(f"{passes} images to score", flush=True)
     start = time.monotonic()
     orders = {
         name: ranks(np.asarray(MAPS[name].compute(model, images, away_from(blank))))

@@ -1,7 +1,7 @@
 """Deletion and insertion: does a map order the patches as the model's score does?
 
 A curve is the score of an image while its patches are replaced one after another, in
-the order of a map (arXiv:1806.07421, section 3.2). It says how the score reacts to
+the order of a map (arXiv:1806.07421). It says how the score reacts to
 images unlike those of training, which is not all that can be asked of a map.
 """
 

@@ -45,8 +45,7 @@ def sanity_check(
 ) -> Sanity:
     """Compares maps of a model with those after its weights are drawn anew.
 
-    Cumulative randomisation from the outputs to the first block (arXiv:1810.03292,
-    section 3.1). A map whose correlation stays near 1 shows the image or the
+    Cumulative randomisation from the outputs to the first block (arXiv:1810.03292). A map whose correlation stays near 1 shows the image or the
     architecture rather than what was learned. A class-agnostic map that reads no head
     stays at 1 after the first stage by construction.
 
