@@ -12,6 +12,7 @@ import argparse
 import pathlib
 import time
 
+import jax.numpy as jnp
 import numpy as np
 
 import vit_jax
@@ -50,10 +51,8 @@ def main():
     )
     args = parser.parse_args()
     model = vit_jax.load(args.checkpoint, image_size=args.image_size, num_classes=0)
-    images = np.asarray(
-        model.prepare([args.images / file for file in PHOTOGRAPHS.values()])
-    )
-    blank = np.asarray(model(np.zeros_like(images[:1])))
+    images = model.prepare([args.images / file for file in PHOTOGRAPHS.values()])
+    blank = model(jnp.zeros_like(images[:1]))
     score, grid = score_of(model, images), model.architecture.grid
     passes = 2 * len(images) * cost(grid, len(args.maps) + args.orders, args.steps)
     print(f"{passes} images to score", flush=True)

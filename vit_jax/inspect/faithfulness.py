@@ -116,9 +116,11 @@ def random_ranks(count: int, grid: tuple[int, int], seed: int) -> Ranks:
 def blurred(
     images: Images, size: int = _BLUR[0], sigma: float = _BLUR[1]
 ) -> Float[np.ndarray, "b h w c"]:
-    """Blurs images by a Gaussian of `size` × `size` pixels (arXiv:1806.07421, code).
+    """Blurs images by a Gaussian that is cut to `size` × `size` pixels.
 
-    Pixels beyond the border count as the nearest one.
+    The sizes are those of RISE's code (eclique/RISE, evaluation.py), whose kernel is
+    flatter, since it folds what lies outside its square into it, and which pads images
+    by zeros. Here pixels beyond the border count as the nearest one.
 
     Args:
       images: images in any value range.
@@ -140,11 +142,10 @@ def blurred(
         pad = [(0, 0)] * 4
         pad[axis] = (size // 2, size // 2)
         x, length = np.pad(found, pad, mode="edge"), found.shape[axis]
-        found = sum(
-            np.float32(w) * np.take(x, np.arange(i, i + length), axis)
-            for i, w in enumerate(weights)
-        )
-    return np.asarray(found, np.float32)
+        found = np.zeros_like(found)
+        for i, weight in enumerate(weights):
+            found += np.float32(weight) * np.take(x, np.arange(i, i + length), axis)
+    return found
 
 
 def deletion(

@@ -28,8 +28,8 @@ def pointing(
 ) -> Pointing:
     """Asks of each map whether it points into a box (arXiv:1608.00507).
 
-    There is no margin around the box. A patch that is partly in it counts with that part
-    of its mass.
+    There is no margin around the box. A patch that is partly in it counts with that
+    part of its mass.
 
     Args:
       maps: values on the grid of patches.

@@ -45,9 +45,10 @@ def sanity_check(
 ) -> Sanity:
     """Compares maps of a model with those after its weights are drawn anew.
 
-    Cumulative randomisation from the outputs to the first block (arXiv:1810.03292). A map whose correlation stays near 1 shows the image or the
-    architecture rather than what was learned. A class-agnostic map that reads no head
-    stays at 1 after the first stage by construction.
+    Cumulative randomisation from the outputs to the first block (arXiv:1810.03292). A
+    map whose correlation stays near 1 shows the image or the architecture rather than
+    what was learned. A class-agnostic map that reads no head stays at 1 after the first
+    stage by construction.
 
     Args:
       compute: function of a model, images and a target that returns maps [b, gh, gw],
