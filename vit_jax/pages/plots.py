@@ -67,6 +67,7 @@ def heads(values: Any, *, title: str, y: str) -> str:
             axes.plot(layers, head, ".", color="C0", alpha=0.5)
         axes.plot(layers, values.mean(axis=1), color="C1", label="mean")
         axes.set(title=title, xlabel="layer", ylabel=y)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
 
